@@ -1,0 +1,3 @@
+//! culvert-control
+
+fn main() {}

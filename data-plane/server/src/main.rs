@@ -1,0 +1,3 @@
+//! culvert-proxy
+
+fn main() {}

@@ -1,0 +1,128 @@
+//! Generates the wire types.
+//!
+//! Envoy's API is not copied into this repository: the registry package `envoy-types` ships all its .proto files and a
+//! descriptor set. That set, plus our own .proto files compiled against it, becomes (a) the descriptor set embedded in
+//! the binaries (JSON, reflection, validation rules, config dumps) and (b) Rust types for the files that we handle in
+//! typed form: the closure of [`ROOTS`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use prost::Message;
+use prost_types::{FileDescriptorProto, FileDescriptorSet};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Files that get Rust types, with everything they import.
+const ROOTS: &[&str] = &[
+    "culvert/tunnel/v1/tunnel_agent.proto",
+    "envoy/config/bootstrap/v3/bootstrap.proto",
+    "envoy/config/cluster/v3/cluster.proto",
+    "envoy/config/endpoint/v3/endpoint.proto",
+    "envoy/config/listener/v3/listener.proto",
+    "envoy/config/route/v3/route.proto",
+    "envoy/admin/v3/certs.proto",
+    "envoy/admin/v3/clusters.proto",
+    "envoy/admin/v3/config_dump.proto",
+    "envoy/admin/v3/listeners.proto",
+    "envoy/admin/v3/server_info.proto",
+    "envoy/extensions/access_loggers/file/v3/file.proto",
+    "envoy/extensions/access_loggers/stream/v3/stream.proto",
+    "envoy/extensions/filters/http/router/v3/router.proto",
+    "envoy/extensions/filters/listener/tls_inspector/v3/tls_inspector.proto",
+    "envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.proto",
+    "envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto",
+    "envoy/extensions/transport_sockets/raw_buffer/v3/raw_buffer.proto",
+    "envoy/extensions/transport_sockets/tls/v3/tls.proto",
+    "envoy/extensions/upstreams/http/v3/http_protocol_options.proto",
+    "envoy/service/cluster/v3/cds.proto",
+    "envoy/service/discovery/v3/ads.proto",
+    "envoy/service/endpoint/v3/eds.proto",
+    "envoy/service/listener/v3/lds.proto",
+    "envoy/service/route/v3/rds.proto",
+    "envoy/service/secret/v3/sds.proto",
+    "envoy/service/status/v3/csds.proto",
+];
+
+fn main() -> Result<()> {
+    let package = envoy_types()?;
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=../culvert");
+
+    let mut set = FileDescriptorSet::decode(std::fs::read(package.join("src/generated/types.bin"))?.as_slice())?;
+    set.file.extend(own_files(&package, &set)?);
+
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("descriptors.bin"), set.encode_to_vec())?;
+
+    let typed = closure(&set, ROOTS)?;
+    let mut config = prost_build::Config::new();
+    config.bytes(["."]).enable_type_names().type_name_domain(["."], "type.googleapis.com");
+    config.include_file("all.rs");
+    tonic_prost_build::configure().compile_well_known_types(false).compile_fds_with_config(typed, config)?;
+    Ok(())
+}
+
+/// The folder of the `envoy-types` package, which Cargo fetched because it is a (never compiled) dependency.
+fn envoy_types() -> Result<PathBuf> {
+    let output = Command::new(std::env::var("CARGO")?)
+        .args(["metadata", "--format-version=1", "--manifest-path"])
+        .arg(Path::new(&std::env::var("CARGO_MANIFEST_DIR")?).join("Cargo.toml"))
+        .output()?;
+    if !output.status.success() {
+        return Err(format!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr)).into());
+    }
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let packages = metadata["packages"].as_array().ok_or("cargo metadata lists no packages")?;
+    let manifest = packages
+        .iter()
+        .find(|package| package["name"] == "envoy-types")
+        .and_then(|package| package["manifest_path"].as_str())
+        .ok_or("cargo metadata does not list envoy-types")?;
+    Ok(Path::new(manifest).parent().ok_or("envoy-types has no folder")?.to_owned())
+}
+
+/// Our own .proto files, compiled against the API's.
+fn own_files(package: &Path, api: &FileDescriptorSet) -> Result<Vec<FileDescriptorProto>> {
+    let own = Path::new("..");
+    let mut files = Vec::new();
+    let mut folders = vec![own.join("culvert")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "proto") {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    let mut includes = vec![own.to_owned()];
+    for root in ["data-plane-api", "xds", "protoc-gen-validate", "googleapis", "opentelemetry-proto", "client_model", "cel-spec/proto", "ratelimit"] {
+        includes.push(package.join("proto").join(root));
+    }
+    let mut compiler = protox::Compiler::new(includes)?;
+    compiler.include_imports(false).include_source_info(false).open_files(files)?;
+    // Keeps extension options (the validation rules), which `file_descriptor_set` would drop.
+    let own = FileDescriptorSet::decode(compiler.encode_file_descriptor_set().as_slice())?;
+    let known: BTreeSet<&str> = api.file.iter().map(FileDescriptorProto::name).collect();
+    Ok(own.file.into_iter().filter(|file| !known.contains(file.name())).collect())
+}
+
+/// The files named and everything that they import, in the set's order.
+fn closure(set: &FileDescriptorSet, roots: &[&str]) -> Result<FileDescriptorSet> {
+    let by_name: BTreeMap<&str, &FileDescriptorProto> = set.file.iter().map(|file| (file.name(), file)).collect();
+    let mut wanted = BTreeSet::new();
+    let mut todo: Vec<&str> = roots.to_vec();
+    while let Some(name) = todo.pop() {
+        let file = by_name.get(name).ok_or_else(|| format!("{name}: not in the descriptor set"))?;
+        if wanted.insert(name) {
+            todo.extend(file.dependency.iter().map(String::as_str));
+        }
+    }
+    let file = set.file.iter().filter(|file| wanted.contains(file.name())).cloned().collect();
+    Ok(FileDescriptorSet { file })
+}
