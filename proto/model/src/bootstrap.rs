@@ -1,0 +1,48 @@
+//! `envoy.config.bootstrap.v3.Bootstrap`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::Name;
+use crate::agent::TunnelAgent;
+use crate::cluster::Cluster;
+use crate::listener::Listener;
+use crate::secret::Secret;
+use crate::source::{ConfigSource, GrpcSource};
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bootstrap {
+    pub node: Node,
+    pub admin: Option<Admin>,
+    pub listeners: Vec<Arc<Listener>>,
+    pub clusters: Vec<Arc<Cluster>>,
+    pub secrets: Vec<Arc<Secret>>,
+    pub dynamic: Dynamic,
+    /// Agents of the extension `culvert.tunnel_agents`.
+    pub agents: Vec<Arc<TunnelAgent>>,
+    pub agents_config: Option<ConfigSource>,
+    /// Header prefix for internal headers. Default `x-envoy`.
+    pub header_prefix: Arc<str>,
+}
+
+/// Who we are towards the control plane.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Node {
+    pub id: Name,
+    pub cluster: Name,
+    /// The whole message as it was given, encoded: metadata and locality go to the control plane unchanged.
+    pub encoded: bytes::Bytes,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Admin {
+    pub address: SocketAddr,
+    pub access_log: Vec<Arc<crate::access_log::AccessLog>>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Dynamic {
+    pub ads: Option<GrpcSource>,
+    pub cds: Option<ConfigSource>,
+    pub lds: Option<ConfigSource>,
+}

@@ -1,0 +1,159 @@
+//! `HttpConnectionManager` and the protocol options of both sides.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::Name;
+use crate::access_log::AccessLog;
+use crate::route::RouteConfiguration;
+use crate::source::ConfigSource;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct HttpConnectionManager {
+    pub stat_prefix: Name,
+    pub codec: Codec,
+    pub routes: RouteSource,
+    pub http1: Http1Options,
+    pub http2: Http2Options,
+    /// `server` header of responses. Default `envoy` per Envoy; ours is `culvert` unless `server_name` says otherwise.
+    pub server_name: Arc<str>,
+    pub server_header: ServerHeader,
+    /// `via`: appended to requests and responses when not empty.
+    pub via: Arc<str>,
+    pub generate_request_id: bool,
+    pub preserve_external_request_id: bool,
+    pub always_set_request_id_in_response: bool,
+    pub use_remote_address: bool,
+    pub xff_num_trusted_hops: u32,
+    pub skip_xff_append: bool,
+    pub forward_client_cert: ForwardClientCert,
+    pub normalize_path: bool,
+    pub merge_slashes: bool,
+    pub escaped_slashes: EscapedSlashes,
+    /// Default 60 KiB.
+    pub max_request_headers_bytes: u32,
+    /// Default 100.
+    pub max_headers_count: u32,
+    pub headers_with_underscores: UnderscoreAction,
+    /// Connection without streams. Default 1 h.
+    pub idle_timeout: Option<Duration>,
+    pub max_connection_duration: Option<Duration>,
+    pub max_requests_per_connection: Option<u32>,
+    /// Stream without activity. Default 5 min.
+    pub stream_idle_timeout: Option<Duration>,
+    /// The whole request received. Default: none.
+    pub request_timeout: Option<Duration>,
+    /// Request headers received. Default 10 s (safer than Envoy's none).
+    pub request_headers_timeout: Option<Duration>,
+    pub drain_timeout: Duration,
+    pub delayed_close_timeout: Duration,
+    /// Upgrade types allowed by default, lower-case (`websocket`, `connect`).
+    pub upgrades: Vec<UpgradeConfig>,
+    pub access_log: Vec<Arc<AccessLog>>,
+    pub strip_port: StripPort,
+    pub strip_trailing_host_dot: bool,
+    /// `stream_error_on_invalid_http_message`.
+    pub stream_error_on_invalid: bool,
+    pub scheme_override: Option<Arc<str>>,
+    /// Options of the router filter, which must be the last HTTP filter.
+    pub router: RouterOptions,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RouterOptions {
+    pub suppress_envoy_headers: bool,
+    pub respect_expected_rq_timeout: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// HTTP/2 by ALPN or by its preface, else HTTP/1.
+    Auto,
+    Http1,
+    Http2,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum RouteSource {
+    Inline(Arc<RouteConfiguration>),
+    Rds { name: Name, config: ConfigSource },
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Http1Options {
+    pub allow_absolute_url: Option<bool>,
+    /// HTTP/1.0 is answered 426 unless this is set.
+    pub accept_http_10: bool,
+    pub default_host_for_http_10: Arc<str>,
+    pub allow_chunked_length: bool,
+    pub allow_custom_methods: bool,
+}
+
+/// `Http2ProtocolOptions`; defaults are those of Envoy's edge guide.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http2Options {
+    pub max_concurrent_streams: u32,
+    pub initial_stream_window: u32,
+    pub initial_connection_window: u32,
+    pub keepalive_interval: Option<Duration>,
+    pub keepalive_timeout: Duration,
+    pub allow_connect: bool,
+}
+
+impl Default for Http2Options {
+    fn default() -> Self {
+        Self {
+            max_concurrent_streams: 100,
+            initial_stream_window: 64 * 1024,
+            initial_connection_window: 1024 * 1024,
+            keepalive_interval: None,
+            keepalive_timeout: Duration::from_secs(10),
+            allow_connect: false,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerHeader {
+    Overwrite,
+    AppendIfAbsent,
+    PassThrough,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForwardClientCert {
+    Sanitize,
+    ForwardOnly,
+    AppendForward,
+    SanitizeSet,
+    AlwaysForwardOnly,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EscapedSlashes {
+    Keep,
+    Reject,
+    UnescapeAndRedirect,
+    UnescapeAndForward,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnderscoreAction {
+    Allow,
+    Reject,
+    Drop,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StripPort {
+    Keep,
+    Matching,
+    Any,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpgradeConfig {
+    /// Lower-case.
+    pub kind: Arc<str>,
+    pub enabled: bool,
+}

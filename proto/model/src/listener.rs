@@ -1,0 +1,98 @@
+//! `envoy.config.listener.v3.Listener`: addresses, filter chains and which of them a connection gets.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::Name;
+use crate::access_log::AccessLog;
+use crate::http::HttpConnectionManager;
+use crate::tls::DownstreamTls;
+use crate::tunnel::TunnelServer;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listener {
+    pub name: Name,
+    /// `None`: `bind_to_port: false`, a listener that only hosts what tunnels bring.
+    pub address: Option<SocketAddr>,
+    pub filter_chains: Vec<Arc<FilterChain>>,
+    pub default_filter_chain: Option<Arc<FilterChain>>,
+    /// `envoy.filters.listener.tls_inspector` is listed, or a chain matches on SNI, ALPN or transport protocol.
+    pub inspect_tls: bool,
+    /// Until a filter chain is chosen. Default 15 s; zero: no limit.
+    pub listener_filters_timeout: Duration,
+    pub buffer_limit: u32,
+    pub access_log: Vec<Arc<AccessLog>>,
+    pub tcp_backlog: u32,
+    /// `max_connections_to_accept_per_socket_event` and friends are warned about; this is `connection_limit`-like.
+    pub max_connections: Option<u64>,
+    pub drain_modify_only: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct FilterChain {
+    pub name: Name,
+    pub matches: FilterChainMatch,
+    pub tls: Option<Arc<DownstreamTls>>,
+    /// `transport_socket_connect_timeout`: the TLS handshake. Default 10 s.
+    pub transport_timeout: Duration,
+    /// The terminal filter; non-terminal network filters are refused or warned about while parsing.
+    pub filter: NetworkFilter,
+}
+
+/// `FilterChainMatch`. Criteria are tried in Envoy's order: destination port, destination address, server name,
+/// transport protocol, application protocol, directly connected source, source type, source address, source port;
+/// at each step the most specific that matches wins.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FilterChainMatch {
+    pub destination_port: Option<u16>,
+    pub prefix_ranges: Vec<Cidr>,
+    /// Lower-case; `*.example.com` is a suffix.
+    pub server_names: Vec<Arc<str>>,
+    pub transport_protocol: Option<TransportProtocol>,
+    pub application_protocols: Vec<Arc<[u8]>>,
+    pub source_type: SourceType,
+    pub direct_source_prefix_ranges: Vec<Cidr>,
+    pub source_prefix_ranges: Vec<Cidr>,
+    pub source_ports: Vec<u16>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransportProtocol {
+    RawBuffer,
+    Tls,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SourceType {
+    #[default]
+    Any,
+    SameIpOrLoopback,
+    External,
+}
+
+/// An address prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Cidr {
+    pub address: std::net::IpAddr,
+    pub length: u8,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum NetworkFilter {
+    Http(Arc<HttpConnectionManager>),
+    Tcp(Arc<TcpProxy>),
+    Tunnel(Arc<TunnelServer>),
+}
+
+/// `TcpProxy`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TcpProxy {
+    pub stat_prefix: Name,
+    pub clusters: crate::route::ClusterChoice,
+    /// Neither side sent anything. Default 1 h; `None`: no limit.
+    pub idle_timeout: Option<Duration>,
+    pub max_connect_attempts: u32,
+    pub max_downstream_connection_duration: Option<Duration>,
+    pub access_log: Vec<Arc<AccessLog>>,
+}
