@@ -51,15 +51,20 @@ fn main() -> Result<()> {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=../culvert");
 
-    let mut set = FileDescriptorSet::decode(std::fs::read(package.join("src/generated/types.bin"))?.as_slice())?;
-    set.file.extend(own_files(&package, &set)?);
+    // Two encoded sets one after the other are the encoding of both together. They are never encoded anew: prost's
+    // descriptor types would drop the extension options, among them the validation rules.
+    let mut encoded = std::fs::read(package.join("src/generated/types.bin"))?;
+    encoded.extend(own_files(&package)?);
+    let set = FileDescriptorSet::decode(encoded.as_slice())?;
 
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(out.join("descriptors.bin"), set.encode_to_vec())?;
+    std::fs::write(out.join("descriptors.bin"), encoded)?;
 
     let typed = closure(&set, ROOTS)?;
     let mut config = prost_build::Config::new();
     config.bytes(["."]).enable_type_names().type_name_domain(["."], "type.googleapis.com");
+    // An `Any` whose bytes are shared, not copied, between all the streams that carry it.
+    config.extern_path(".google.protobuf.Any", "crate::Any");
     config.include_file("all.rs");
     tonic_prost_build::configure().compile_well_known_types(false).compile_fds_with_config(typed, config)?;
     Ok(())
@@ -84,8 +89,8 @@ fn envoy_types() -> Result<PathBuf> {
     Ok(Path::new(manifest).parent().ok_or("envoy-types has no folder")?.to_owned())
 }
 
-/// Our own .proto files, compiled against the API's.
-fn own_files(package: &Path, api: &FileDescriptorSet) -> Result<Vec<FileDescriptorProto>> {
+/// The encoded descriptor set of our own .proto files (without what they import), compiled against the API's.
+fn own_files(package: &Path) -> Result<Vec<u8>> {
     let own = Path::new("..");
     let mut files = Vec::new();
     let mut folders = vec![own.join("culvert")];
@@ -107,9 +112,7 @@ fn own_files(package: &Path, api: &FileDescriptorSet) -> Result<Vec<FileDescript
     let mut compiler = protox::Compiler::new(includes)?;
     compiler.include_imports(false).include_source_info(false).open_files(files)?;
     // Keeps extension options (the validation rules), which `file_descriptor_set` would drop.
-    let own = FileDescriptorSet::decode(compiler.encode_file_descriptor_set().as_slice())?;
-    let known: BTreeSet<&str> = api.file.iter().map(FileDescriptorProto::name).collect();
-    Ok(own.file.into_iter().filter(|file| !known.contains(file.name())).collect())
+    Ok(compiler.encode_file_descriptor_set())
 }
 
 /// The files named and everything that they import, in the set's order.

@@ -1,6 +1,11 @@
 //! Wire vocabulary: Envoy's xDS v3 API and our own messages as prost types, the descriptor set behind them, and
 //! proto3 JSON and YAML.
 
+pub mod any;
+pub mod type_url;
+
+pub use any::Any;
+
 /// The descriptor set of Envoy's API and of our own messages, encoded.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
