@@ -1,1 +1,16 @@
-//! culvert-tests
+//! What the suites and `scripts/quickstart` share: daemons that end with their handle, backends, a steady load that
+//! counts failures, a development CA, and the site of configs/ with its ports and certificates substituted.
+//!
+//! Everything listens on loopback on a port that the kernel picked, and nothing sleeps to wait for something: see
+//! [`wait::eventually`].
+
+pub mod backend;
+pub mod ca;
+pub mod client;
+pub mod load;
+pub mod peer;
+pub mod process;
+pub mod wait;
+
+/// Errors of the harness; each says what was expected and what was seen.
+pub type Result<T = ()> = anyhow::Result<T>;

@@ -1,0 +1,126 @@
+//! A small HTTP server (HTTP/1 and HTTP/2 with prior knowledge) that says who it is and does what the path asks.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::Result;
+
+/// A running backend; ends when dropped.
+///
+/// | path | answer |
+/// |---|---|
+/// | `/status/N` | status N |
+/// | `/delay/MS` | after so many milliseconds |
+/// | `/bytes/N` | N bytes |
+/// | `/echo` | the request's body, streamed |
+/// | `/headers` | the request's headers, a line each |
+/// | anything else | `NAME` and a line end |
+///
+/// Every answer has `x-backend: NAME`.
+#[derive(Debug)]
+pub struct Backend {
+    pub address: SocketAddr,
+    requests: Arc<AtomicU64>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Backend {
+    /// Starts on a free port of loopback.
+    pub async fn start(name: &str) -> Result<Self> {
+        Self::listen(name, "127.0.0.1:0".parse()?).await
+    }
+
+    /// Starts on an address of choice.
+    pub async fn listen(name: &str, address: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        let requests = Arc::new(AtomicU64::new(0));
+        let task = tokio::spawn(accept(listener, name.into(), Arc::clone(&requests)));
+        Ok(Self { address, requests, task })
+    }
+
+    /// Requests seen so far.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+}
+
+async fn accept(listener: TcpListener, name: Arc<str>, requests: Arc<AtomicU64>) {
+    let mut connections = tokio::task::JoinSet::new();
+    while let Ok((socket, _)) = listener.accept().await {
+        let (name, requests) = (Arc::clone(&name), Arc::clone(&requests));
+        while connections.try_join_next().is_some() {}
+        connections.spawn(async move {
+            let service = service_fn(move |request| {
+                requests.fetch_add(1, Ordering::Relaxed);
+                answer(Arc::clone(&name), request)
+            });
+            let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+            if let Err(error) = server.serve_connection_with_upgrades(TokioIo::new(socket), service).await {
+                eprintln!("backend: {error}");
+            }
+        });
+    }
+}
+
+type Body = BoxBody<Bytes, hyper::Error>;
+
+fn full(text: impl Into<Bytes>) -> Body {
+    Full::new(text.into()).map_err(|never| match never {}).boxed()
+}
+
+async fn answer(name: Arc<str>, request: Request<Incoming>) -> std::result::Result<Response<Body>, Infallible> {
+    let path = request.uri().path().to_owned();
+    let mut parts = path.trim_start_matches('/').split('/');
+    let (verb, number) = (parts.next().unwrap_or(""), parts.next().and_then(|text| text.parse::<u64>().ok()));
+    let mut status = StatusCode::OK;
+    let body = match (verb, number) {
+        ("status", Some(code)) => {
+            status = u16::try_from(code)
+                .ok()
+                .and_then(|code| StatusCode::from_u16(code).ok())
+                .unwrap_or(StatusCode::BAD_REQUEST);
+            full(format!("{name}\n"))
+        }
+        ("delay", Some(milliseconds)) => {
+            tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+            full(format!("{name}\n"))
+        }
+        ("bytes", Some(count)) => full(vec![b'x'; usize::try_from(count).unwrap_or(0)]),
+        ("echo", _) => request.into_body().boxed(),
+        ("headers", _) => {
+            let mut lines = format!("{} {}\n", request.method(), request.uri());
+            for (key, value) in request.headers() {
+                lines += &format!("{key}: {}\n", String::from_utf8_lossy(value.as_bytes()));
+            }
+            full(lines)
+        }
+        _ => full(format!("{name}\n")),
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    if let Ok(value) = name.parse() {
+        response.headers_mut().insert("x-backend", value);
+    }
+    Ok(response)
+}

@@ -1,0 +1,90 @@
+//! One request, one answer, read whole.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+
+use crate::Result;
+
+/// A response, whole.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Answer {
+    /// The body as text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// A header as text; empty when absent.
+    #[must_use]
+    pub fn header(&self, name: &str) -> String {
+        self.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).unwrap_or_default()
+    }
+
+    /// The body as JSON.
+    pub fn json(&self) -> Result<serde_json::Value> {
+        serde_json::from_slice(&self.body).with_context(|| format!("not JSON: {}", self.text()))
+    }
+}
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// GET over a new HTTP/1 connection.
+pub async fn get(address: SocketAddr, path: &str) -> Result<Answer> {
+    send(address, Request::get(path).header("host", "culvert.test").body(Full::default())?).await
+}
+
+/// POST over a new HTTP/1 connection.
+pub async fn post(address: SocketAddr, path: &str, body: impl Into<Bytes>) -> Result<Answer> {
+    send(address, Request::post(path).header("host", "culvert.test").body(Full::new(body.into()))?).await
+}
+
+/// Any request over a new HTTP/1 connection.
+pub async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Result<Answer> {
+    let exchange = async {
+        let socket = TcpStream::connect(address).await.with_context(|| format!("cannot connect to {address}"))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await?;
+        let driver = tokio::spawn(connection);
+        let answer = whole(sender.send_request(request).await?).await;
+        driver.abort();
+        answer
+    };
+    tokio::time::timeout(DEADLINE, exchange)
+        .await
+        .with_context(|| format!("{address} did not answer within {DEADLINE:?}"))?
+}
+
+/// Any request over a new HTTP/2 connection with prior knowledge.
+pub async fn send_h2(address: SocketAddr, request: Request<Full<Bytes>>) -> Result<Answer> {
+    let exchange = async {
+        let socket = TcpStream::connect(address).await.with_context(|| format!("cannot connect to {address}"))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await?;
+        let driver = tokio::spawn(connection);
+        let answer = whole(sender.send_request(request).await?).await;
+        driver.abort();
+        answer
+    };
+    tokio::time::timeout(DEADLINE, exchange)
+        .await
+        .with_context(|| format!("{address} did not answer within {DEADLINE:?}"))?
+}
+
+/// Reads a response to its end.
+pub async fn whole(response: http::Response<hyper::body::Incoming>) -> Result<Answer> {
+    let (head, body) = response.into_parts();
+    let body = body.collect().await.context("the body ended early")?.to_bytes();
+    Ok(Answer { status: head.status, headers: head.headers, body })
+}
