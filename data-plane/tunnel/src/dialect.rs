@@ -1,0 +1,34 @@
+//! Which protocol a peer speaks on a tunnel port, told from its first bytes.
+
+use crate::wire;
+
+/// The closed set of tunnel protocols. Each has its own handshake; what follows the handshake is the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dialect {
+    /// MOSN's frames (magic `20 88`), which our own agents begin as too.
+    Mosn,
+}
+
+/// What the first bytes say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sniff {
+    /// So far they fit; more are needed.
+    NeedMore,
+    Is(Dialect),
+    /// They fit no dialect: the connection is closed without an answer.
+    Unknown,
+}
+
+impl Dialect {
+    /// Decides as early as the bytes allow: a first byte that no dialect begins with is enough to refuse.
+    #[must_use]
+    pub fn sniff(first: &[u8]) -> Sniff {
+        match first {
+            [] => Sniff::NeedMore,
+            [a] if *a == wire::MAGIC[0] => Sniff::NeedMore,
+            [a, b, ..] if [*a, *b] == wire::MAGIC => Sniff::Is(Self::Mosn),
+            _ => Sniff::Unknown,
+        }
+    }
+}
