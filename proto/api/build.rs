@@ -65,6 +65,8 @@ fn main() -> Result<()> {
     config.bytes(["."]).enable_type_names().type_name_domain(["."], "type.googleapis.com");
     // An `Any` whose bytes are shared, not copied, between all the streams that carry it.
     config.extern_path(".google.protobuf.Any", "crate::Any");
+    // Maps in key order: equal messages have equal bytes, so that content hashes are stable.
+    config.btree_map(["."]);
     config.include_file("all.rs");
     tonic_prost_build::configure().compile_well_known_types(false).compile_fds_with_config(typed, config)?;
     Ok(())
@@ -106,7 +108,16 @@ fn own_files(package: &Path) -> Result<Vec<u8>> {
     }
     files.sort();
     let mut includes = vec![own.to_owned()];
-    for root in ["data-plane-api", "xds", "protoc-gen-validate", "googleapis", "opentelemetry-proto", "client_model", "cel-spec/proto", "ratelimit"] {
+    for root in [
+        "data-plane-api",
+        "xds",
+        "protoc-gen-validate",
+        "googleapis",
+        "opentelemetry-proto",
+        "client_model",
+        "cel-spec/proto",
+        "ratelimit",
+    ] {
         includes.push(package.join("proto").join(root));
     }
     let mut compiler = protox::Compiler::new(includes)?;

@@ -2,7 +2,11 @@
 //! proto3 JSON and YAML.
 
 pub mod any;
+pub mod document;
+pub mod json;
+pub mod pool;
 pub mod type_url;
+pub mod validate;
 
 pub use any::Any;
 
@@ -22,4 +26,4 @@ pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/desc
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/all.rs"));
 }
-pub use generated::{culvert, envoy, google, udpa, xds};
+pub use generated::{culvert, envoy, google, udpa, validate as rules, xds};

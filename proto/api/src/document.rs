@@ -1,0 +1,135 @@
+//! YAML and JSON text to messages, with the position of everything.
+//!
+//! Text becomes a tree of [`Node`]s that know line and column; the tree becomes a message by the descriptor
+//! ([`crate::json`]). Every mistake of a file is found in one run. **Nothing here trusts its input**: size, depth, the number of
+//! nodes and what aliases may expand to are bounded, and a key that stands twice is refused.
+
+pub mod node;
+
+use std::fmt;
+use std::path::Path;
+
+use prost::Name;
+
+use crate::Any;
+pub use node::{Node, Position, Value};
+
+/// How a text is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Syntax {
+    /// YAML 1.2, which JSON (nearly) is a subset of; may hold several documents.
+    Yaml,
+    /// JSON: one value.
+    Json,
+}
+
+impl Syntax {
+    /// By the file's extension: `.yaml`, `.yml`, `.json`.
+    #[must_use]
+    pub fn of(path: &Path) -> Option<Self> {
+        match path.extension()?.to_str()? {
+            "yaml" | "yml" => Some(Self::Yaml),
+            "json" => Some(Self::Json),
+            _ => None,
+        }
+    }
+}
+
+/// What one text may cost.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of text.
+    pub max_bytes: usize,
+    /// Sequences and mappings inside each other.
+    pub max_depth: usize,
+    /// Values, aliases expanded.
+    pub max_nodes: usize,
+    /// Values that come out of aliases.
+    pub max_alias_nodes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_bytes: 64 << 20, max_depth: 100, max_nodes: 8_000_000, max_alias_nodes: 100_000 }
+    }
+}
+
+/// One mistake in a text, or in the message that it holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Where in the text.
+    pub at: Position,
+    /// Where in the message, proto field names: `filter_chains[0].filters[1].typed_config`. Empty: the whole.
+    pub path: String,
+    /// What is wrong, with the offending value, and what to do: a lower-case fragment.
+    pub reason: String,
+}
+
+impl Problem {
+    /// `FILE:LINE:COLUMN: PATH: REASON`.
+    #[must_use]
+    pub fn in_file(&self, file: &Path) -> String {
+        format!("{}:{self}", file.display())
+    }
+}
+
+impl fmt::Display for Problem {
+    /// `LINE:COLUMN: PATH: REASON`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.at)?;
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.reason)
+    }
+}
+
+/// A message that was read from a text, and the text's tree: findings that later checks make by field path can still
+/// be given a position.
+#[derive(Debug, Clone)]
+pub struct Loaded<M> {
+    pub message: M,
+    pub tree: Node,
+}
+
+impl<M> Loaded<M> {
+    /// The position of a field by its path; of the nearest enclosing one that stands in the text if it does not.
+    #[must_use]
+    pub fn locate(&self, path: &str) -> Position {
+        self.tree.locate(path)
+    }
+
+    /// A finding of a later check, with its position.
+    #[must_use]
+    pub fn problem(&self, path: &str, reason: impl Into<String>) -> Problem {
+        Problem { at: self.locate(path), path: path.to_owned(), reason: reason.into() }
+    }
+}
+
+/// Parses a text into its documents; a JSON text has exactly one.
+///
+/// # Errors
+/// Everything that is wrong with the text itself: encoding, syntax, limits, keys that stand twice.
+pub fn parse(text: &[u8], syntax: Syntax, limits: &Limits) -> Result<Vec<Node>, Vec<Problem>> {
+    let _ = (text, syntax, limits);
+    todo!()
+}
+
+/// Reads one message of a known type (no `@type` needed) out of a text with exactly one document, and checks the
+/// API's validation rules.
+///
+/// # Errors
+/// Every mistake in the text, in field names and values, and every violated rule, in one run.
+pub fn load<M: Name + Default>(text: &[u8], syntax: Syntax) -> Result<Loaded<M>, Vec<Problem>> {
+    let _ = (text, syntax);
+    todo!()
+}
+
+/// Reads an `Any` (a mapping with `@type`) out of a tree, and checks the API's validation rules.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_any(node: &Node) -> Result<Any, Vec<Problem>> {
+    let _ = node;
+    todo!()
+}
