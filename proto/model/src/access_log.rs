@@ -80,9 +80,18 @@ pub enum Operator {
     ResponseDuration,
     ResponseTxDuration,
     /// Header or, when absent, the alternative.
-    RequestHeader { name: Arc<str>, alternative: Option<Arc<str>> },
-    ResponseHeader { name: Arc<str>, alternative: Option<Arc<str>> },
-    ResponseTrailer { name: Arc<str>, alternative: Option<Arc<str>> },
+    RequestHeader {
+        name: Arc<str>,
+        alternative: Option<Arc<str>>,
+    },
+    ResponseHeader {
+        name: Arc<str>,
+        alternative: Option<Arc<str>>,
+    },
+    ResponseTrailer {
+        name: Arc<str>,
+        alternative: Option<Arc<str>>,
+    },
     UpstreamHost,
     UpstreamHostName,
     UpstreamCluster,
@@ -116,8 +125,14 @@ pub enum Operator {
 /// Which requests are logged.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Filter {
-    StatusCode { op: Comparison, value: u32 },
-    Duration { op: Comparison, milliseconds: u64 },
+    StatusCode {
+        op: Comparison,
+        value: u32,
+    },
+    Duration {
+        op: Comparison,
+        milliseconds: u64,
+    },
     Header(crate::matcher::HeaderMatcher),
     ResponseFlags(Vec<Arc<str>>),
     /// Of 1,000,000.

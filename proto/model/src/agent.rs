@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_api::culvert::tunnel::v1 as api;
+
 use crate::Name;
 use crate::endpoint::Address;
+use crate::report::Parsed;
 use crate::source::{ConfigSource, DataSource};
 use crate::tls::UpstreamTls;
 
@@ -39,4 +42,11 @@ pub enum ServerSource {
 pub struct Credential {
     pub policy: Name,
     pub value: DataSource,
+}
+
+/// Parses a `TunnelAgent`.
+#[must_use]
+pub fn parse(message: &api::TunnelAgent) -> Parsed<TunnelAgent> {
+    let _ = message;
+    todo!()
 }

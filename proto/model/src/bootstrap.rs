@@ -3,10 +3,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use culvert_api::envoy::config::bootstrap::v3 as api;
+
 use crate::Name;
 use crate::agent::TunnelAgent;
 use crate::cluster::Cluster;
 use crate::listener::Listener;
+use crate::report::Parsed;
 use crate::secret::Secret;
 use crate::source::{ConfigSource, GrpcSource};
 
@@ -45,4 +48,11 @@ pub struct Dynamic {
     pub ads: Option<GrpcSource>,
     pub cds: Option<ConfigSource>,
     pub lds: Option<ConfigSource>,
+}
+
+/// Parses a bootstrap; every finding of everything in it is reported in one run.
+#[must_use]
+pub fn parse(message: &api::Bootstrap) -> Parsed<Bootstrap> {
+    let _ = message;
+    todo!()
 }

@@ -4,9 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_api::envoy::config::cluster::v3 as api;
+
 use crate::Name;
 use crate::endpoint::Endpoints;
 use crate::http::{Http1Options, Http2Options};
+use crate::report::Parsed;
 use crate::source::ConfigSource;
 use crate::tls::UpstreamTls;
 
@@ -45,10 +48,19 @@ pub enum Discovery {
     /// Addresses only.
     Static(Arc<Endpoints>),
     /// Every address of every name is a host.
-    StrictDns { endpoints: Arc<Endpoints>, dns: DnsOptions },
+    StrictDns {
+        endpoints: Arc<Endpoints>,
+        dns: DnsOptions,
+    },
     /// One name; the first address of the moment is used for new connections.
-    LogicalDns { endpoints: Arc<Endpoints>, dns: DnsOptions },
-    Eds { service_name: Name, config: ConfigSource },
+    LogicalDns {
+        endpoints: Arc<Endpoints>,
+        dns: DnsOptions,
+    },
+    Eds {
+        service_name: Name,
+        config: ConfigSource,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +84,9 @@ pub enum DnsFamily {
 pub enum Balancer {
     RoundRobin,
     /// Power of `choices` (default 2).
-    LeastRequest { choices: u32 },
+    LeastRequest {
+        choices: u32,
+    },
     Random,
 }
 
@@ -111,4 +125,11 @@ pub struct TcpKeepalive {
     pub probes: Option<u32>,
     pub time: Option<Duration>,
     pub interval: Option<Duration>,
+}
+
+/// Parses a `Cluster`.
+#[must_use]
+pub fn parse(message: &api::Cluster) -> Parsed<Cluster> {
+    let _ = message;
+    todo!()
 }

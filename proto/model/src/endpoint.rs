@@ -3,7 +3,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use culvert_api::envoy::config::endpoint::v3 as api;
+
 use crate::Name;
+use crate::report::Parsed;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Endpoints {
@@ -43,7 +46,10 @@ pub struct Endpoint {
 pub enum Address {
     Ip(SocketAddr),
     /// To be resolved (STRICT_DNS, LOGICAL_DNS).
-    Name { host: Arc<str>, port: u16 },
+    Name {
+        host: Arc<str>,
+        port: u16,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,4 +60,11 @@ pub enum Health {
     Unhealthy,
     /// Keeps its connections, gets no new ones.
     Draining,
+}
+
+/// Parses a `ClusterLoadAssignment`.
+#[must_use]
+pub fn parse(message: &api::ClusterLoadAssignment) -> Parsed<Endpoints> {
+    let _ = message;
+    todo!()
 }

@@ -15,7 +15,7 @@ pub struct HttpConnectionManager {
     pub routes: RouteSource,
     pub http1: Http1Options,
     pub http2: Http2Options,
-    /// `server` header of responses. Default `envoy` per Envoy; ours is `culvert` unless `server_name` says otherwise.
+    /// `server` header of responses. Default [`DEFAULT_SERVER_NAME`].
     pub server_name: Arc<str>,
     pub server_header: ServerHeader,
     /// `via`: appended to requests and responses when not empty.
@@ -27,6 +27,8 @@ pub struct HttpConnectionManager {
     pub xff_num_trusted_hops: u32,
     pub skip_xff_append: bool,
     pub forward_client_cert: ForwardClientCert,
+    /// What `x-forwarded-client-cert` says about the client, besides the certificate's hash.
+    pub client_cert_details: ClientCertDetails,
     pub normalize_path: bool,
     pub merge_slashes: bool,
     pub escaped_slashes: EscapedSlashes,
@@ -57,6 +59,19 @@ pub struct HttpConnectionManager {
     pub scheme_override: Option<Arc<str>>,
     /// Options of the router filter, which must be the last HTTP filter.
     pub router: RouterOptions,
+}
+
+/// Envoy's default, kept so that dashboards and tests that look for it need no change.
+pub const DEFAULT_SERVER_NAME: &str = "envoy";
+
+/// `SetCurrentClientCertDetails`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ClientCertDetails {
+    pub subject: bool,
+    pub cert: bool,
+    pub chain: bool,
+    pub dns: bool,
+    pub uri: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -156,4 +171,6 @@ pub struct UpgradeConfig {
     /// Lower-case.
     pub kind: Arc<str>,
     pub enabled: bool,
+    /// `connect_config` is set: a CONNECT ends here and its payload goes upstream as it is. Else it is forwarded.
+    pub terminate_connect: bool,
 }

@@ -15,6 +15,7 @@ pub mod http;
 pub mod listener;
 pub mod matcher;
 pub mod report;
+pub mod resource;
 pub mod route;
 pub mod secret;
 pub mod source;
@@ -22,6 +23,8 @@ pub mod tls;
 pub mod tunnel;
 
 use std::sync::Arc;
+
+pub use resource::{Resource, parse_any};
 
 /// The name of a resource: cheap to clone, compared by content.
 pub type Name = Arc<str>;

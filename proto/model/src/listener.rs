@@ -4,9 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_api::envoy::config::listener::v3 as api;
+
 use crate::Name;
 use crate::access_log::AccessLog;
 use crate::http::HttpConnectionManager;
+use crate::report::Parsed;
 use crate::tls::DownstreamTls;
 use crate::tunnel::TunnelServer;
 
@@ -95,4 +98,11 @@ pub struct TcpProxy {
     pub max_connect_attempts: u32,
     pub max_downstream_connection_duration: Option<Duration>,
     pub access_log: Vec<Arc<AccessLog>>,
+}
+
+/// Parses a `Listener`.
+#[must_use]
+pub fn parse(message: &api::Listener) -> Parsed<Listener> {
+    let _ = message;
+    todo!()
 }

@@ -59,7 +59,10 @@ pub enum HeaderValueMatcher {
     Present(bool),
     String(StringMatcher),
     /// `range_match`: start ≤ value < end.
-    Range { start: i64, end: i64 },
+    Range {
+        start: i64,
+        end: i64,
+    },
 }
 
 /// `QueryParameterMatcher`.

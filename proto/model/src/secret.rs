@@ -1,6 +1,9 @@
 //! `envoy.extensions.transport_sockets.tls.v3.Secret`.
 
+use culvert_api::envoy::extensions::transport_sockets::tls::v3 as api;
+
 use crate::Name;
+use crate::report::Parsed;
 use crate::source::DataSource;
 use crate::tls::{TlsCertificate, ValidationContext};
 
@@ -16,4 +19,11 @@ pub enum SecretKind {
     Certificate(TlsCertificate),
     Validation(ValidationContext),
     Generic(DataSource),
+}
+
+/// Parses a `Secret`.
+#[must_use]
+pub fn parse(message: &api::Secret) -> Parsed<Secret> {
+    let _ = message;
+    todo!()
 }

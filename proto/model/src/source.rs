@@ -31,6 +31,10 @@ pub struct GrpcSource {
     /// Names of static clusters, in order of preference.
     pub clusters: Vec<Name>,
     pub set_node_on_first_message_only: bool,
+    /// `:authority` of the stream; `None`: the cluster's name.
+    pub authority: Option<Arc<str>>,
+    /// `initial_metadata`: sent with the request, names in lower case.
+    pub metadata: Vec<(Arc<str>, Arc<str>)>,
 }
 
 /// `DataSource`; read when it is used, never while parsing.

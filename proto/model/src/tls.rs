@@ -44,7 +44,10 @@ pub enum SanKind {
 pub enum SecretRef<T> {
     Inline(T),
     /// `config: None` names a static secret of the bootstrap.
-    Sds { name: Name, config: Option<ConfigSource> },
+    Sds {
+        name: Name,
+        config: Option<ConfigSource>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
