@@ -1,0 +1,170 @@
+//! What a cluster counts, under Envoy's names (`cluster.<name>.` is prefixed by who prints them).
+
+use culvert_runtime::telemetry::{Metric, MetricKind, Metrics};
+
+/// A cluster's metrics; each worker keeps a block of them. What is known without counting (membership, breaker
+/// gauges) is computed by [`crate::ClusterSlot::gauges`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum ClusterMetric {
+    CxTotal,
+    CxActive,
+    CxHttp1Total,
+    CxHttp2Total,
+    CxConnectFail,
+    CxConnectTimeout,
+    CxOverflow,
+    CxDestroy,
+    CxDestroyLocal,
+    CxDestroyRemote,
+    CxDestroyWithActiveRq,
+    CxIdleTimeout,
+    CxMaxDurationReached,
+    CxMaxRequests,
+    CxPoolOverflow,
+    CxProtocolError,
+    CxRxBytesTotal,
+    CxTxBytesTotal,
+    RqTotal,
+    RqActive,
+    RqPendingTotal,
+    RqPendingActive,
+    RqPendingOverflow,
+    RqPendingFailureEject,
+    RqCancelled,
+    RqCompleted,
+    RqTimeout,
+    RqPerTryTimeout,
+    RqPerTryIdleTimeout,
+    RqMaxDurationReached,
+    RqRxReset,
+    RqTxReset,
+    RqRetry,
+    RqRetrySuccess,
+    RqRetryOverflow,
+    RqRetryLimitExceeded,
+    RqRetryBackoffExponential,
+    RqDropOverload,
+    Rq1xx,
+    Rq2xx,
+    Rq3xx,
+    Rq4xx,
+    Rq5xx,
+    RqNoneHealthy,
+    LbHealthyPanic,
+    TunnelBorrowed,
+    TunnelQueued,
+    TunnelQueueOverflow,
+    TunnelQueueTimeout,
+    SslHandshake,
+    SslConnectionError,
+}
+
+impl ClusterMetric {
+    /// The class counter of a response's status.
+    #[must_use]
+    pub const fn of_status(status: u16) -> Self {
+        match status {
+            100..=199 => Self::Rq1xx,
+            200..=299 => Self::Rq2xx,
+            300..=399 => Self::Rq3xx,
+            400..=499 => Self::Rq4xx,
+            _ => Self::Rq5xx,
+        }
+    }
+}
+
+impl Metrics for ClusterMetric {
+    const ALL: &'static [Metric] = &[
+        counter("upstream_cx_total"),
+        gauge("upstream_cx_active"),
+        counter("upstream_cx_http1_total"),
+        counter("upstream_cx_http2_total"),
+        counter("upstream_cx_connect_fail"),
+        counter("upstream_cx_connect_timeout"),
+        counter("upstream_cx_overflow"),
+        counter("upstream_cx_destroy"),
+        counter("upstream_cx_destroy_local"),
+        counter("upstream_cx_destroy_remote"),
+        counter("upstream_cx_destroy_with_active_rq"),
+        counter("upstream_cx_idle_timeout"),
+        counter("upstream_cx_max_duration_reached"),
+        counter("upstream_cx_max_requests"),
+        counter("upstream_cx_pool_overflow"),
+        counter("upstream_cx_protocol_error"),
+        counter("upstream_cx_rx_bytes_total"),
+        counter("upstream_cx_tx_bytes_total"),
+        counter("upstream_rq_total"),
+        gauge("upstream_rq_active"),
+        counter("upstream_rq_pending_total"),
+        gauge("upstream_rq_pending_active"),
+        counter("upstream_rq_pending_overflow"),
+        counter("upstream_rq_pending_failure_eject"),
+        counter("upstream_rq_cancelled"),
+        counter("upstream_rq_completed"),
+        counter("upstream_rq_timeout"),
+        counter("upstream_rq_per_try_timeout"),
+        counter("upstream_rq_per_try_idle_timeout"),
+        counter("upstream_rq_max_duration_reached"),
+        counter("upstream_rq_rx_reset"),
+        counter("upstream_rq_tx_reset"),
+        counter("upstream_rq_retry"),
+        counter("upstream_rq_retry_success"),
+        counter("upstream_rq_retry_overflow"),
+        counter("upstream_rq_retry_limit_exceeded"),
+        counter("upstream_rq_retry_backoff_exponential"),
+        counter("upstream_rq_drop_overload"),
+        counter("upstream_rq_1xx"),
+        counter("upstream_rq_2xx"),
+        counter("upstream_rq_3xx"),
+        counter("upstream_rq_4xx"),
+        counter("upstream_rq_5xx"),
+        counter("upstream_cx_none_healthy"),
+        counter("lb_healthy_panic"),
+        counter("tunnel.borrowed"),
+        counter("tunnel.queued"),
+        counter("tunnel.queue_overflow"),
+        counter("tunnel.queue_timeout"),
+        counter("ssl.handshake"),
+        counter("ssl.connection_error"),
+    ];
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+const fn counter(name: &'static str) -> Metric {
+    Metric { name, kind: MetricKind::Counter }
+}
+
+const fn gauge(name: &'static str) -> Metric {
+    Metric { name, kind: MetricKind::Gauge }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_member_stands_at_its_name() {
+        let pinned = [
+            (ClusterMetric::CxTotal, "upstream_cx_total"),
+            (ClusterMetric::CxPoolOverflow, "upstream_cx_pool_overflow"),
+            (ClusterMetric::RqTotal, "upstream_rq_total"),
+            (ClusterMetric::RqPendingFailureEject, "upstream_rq_pending_failure_eject"),
+            (ClusterMetric::RqRetry, "upstream_rq_retry"),
+            (ClusterMetric::RqDropOverload, "upstream_rq_drop_overload"),
+            (ClusterMetric::Rq5xx, "upstream_rq_5xx"),
+            (ClusterMetric::LbHealthyPanic, "lb_healthy_panic"),
+            (ClusterMetric::SslConnectionError, "ssl.connection_error"),
+        ];
+        for (metric, name) in pinned {
+            assert_eq!(ClusterMetric::ALL[metric.index()].name, name, "name of {metric:?}");
+        }
+        assert_eq!(
+            ClusterMetric::ALL.len(),
+            ClusterMetric::SslConnectionError.index() + 1,
+            "one name per member, no more"
+        );
+    }
+}
