@@ -10,6 +10,7 @@ pub mod client;
 pub mod load;
 pub mod peer;
 pub mod process;
+pub mod site;
 pub mod wait;
 
 /// Errors of the harness; each says what was expected and what was seen.

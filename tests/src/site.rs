@@ -1,0 +1,220 @@
+//! The site of configs/: control plane, cloud and edge, with free ports and a development CA put in.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use tempfile::TempDir;
+
+use crate::Result;
+use crate::backend::Backend;
+use crate::ca::Authority;
+use crate::client::{Answer, get};
+use crate::process::{Daemon, ours, repository};
+use crate::wait::eventually;
+
+/// The ports that the files in configs/ name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Port {
+    Control,
+    ControlAdmin,
+    CloudAdmin,
+    EdgeAdmin,
+    Gateway,
+    Tunnel,
+    Backend1,
+    Backend2,
+}
+
+const PORTS: [(Port, u16); 8] = [
+    (Port::Control, 18000),
+    (Port::ControlAdmin, 18001),
+    (Port::CloudAdmin, 19000),
+    (Port::EdgeAdmin, 19001),
+    (Port::Gateway, 10000),
+    (Port::Tunnel, 10443),
+    (Port::Backend1, 10081),
+    (Port::Backend2, 10082),
+];
+
+/// A folder laid out like configs/, ready to be run.
+#[derive(Debug)]
+pub struct Site {
+    folder: TempDir,
+    ports: BTreeMap<Port, u16>,
+}
+
+impl Site {
+    /// Copies configs/ to a folder of its own, puts free ports in, makes the CA, the certificates and the token.
+    pub fn lay_out() -> Result<Self> {
+        let site = Self { folder: TempDir::with_prefix("culvert-")?, ports: free_ports()? };
+        copy(&repository().join("configs"), site.folder(), &|text| site.substitute(text))?;
+        let certs = site.folder().join("certs");
+        std::fs::create_dir_all(&certs)?;
+        let authority = Authority::new("Culvert development CA")?;
+        authority.write(&certs)?;
+        authority.issue(&certs, "cloud", &["cloud.culvert.test", "localhost", "127.0.0.1"])?;
+        authority.issue(&certs, "edge", &["spiffe://culvert.test/agent/site/edge-1"])?;
+        std::fs::write(certs.join("site.token"), "a development token, not for production")?;
+        Ok(site)
+    }
+
+    /// The folder in which everything runs.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A loopback address of the site.
+    #[must_use]
+    pub fn address(&self, port: Port) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.ports.get(&port).copied().unwrap_or_default()))
+    }
+
+    fn substitute(&self, text: &str) -> String {
+        PORTS.iter().fold(text.to_owned(), |text, (port, default)| {
+            text.replace(&format!("port_value: {default}"), &format!("port_value: {}", self.address(*port).port()))
+        })
+    }
+
+    /// Starts the control plane on the site's directory.
+    pub fn start_control(&self) -> Result<Daemon> {
+        let (listen, admin) = (self.address(Port::Control).to_string(), self.address(Port::ControlAdmin).to_string());
+        let args = ["--config", "control", "--listen", &listen, "--admin", &admin];
+        Daemon::start("control", &ours("culvert-control")?, &args, self.folder())
+    }
+
+    /// Starts a proxy: `cloud` or `edge`.
+    pub fn start_proxy(&self, name: &str) -> Result<Daemon> {
+        let state = format!("state-{name}");
+        std::fs::create_dir_all(self.folder().join(&state))?;
+        let args = ["-c", &format!("{name}.yaml"), "--concurrency", "2", "--state-dir", &state];
+        Daemon::start(name, &ours("culvert-proxy")?, &args, self.folder())
+    }
+
+    /// Waits until a daemon's admin interface says that it is ready.
+    pub async fn ready(&self, daemon: &mut Daemon, admin: Port) -> Result {
+        eventually("the daemon says that it is ready", async || {
+            daemon.check_alive()?;
+            let answer = get(self.address(admin), "/ready").await?;
+            ensure!(answer.status == 200, "/ready says {}: {}", answer.status, answer.text());
+            Ok(())
+        })
+        .await
+        .with_context(|| daemon.output())
+    }
+
+    /// A backend of the edge, by its number.
+    pub async fn start_backend(&self, number: u8) -> Result<Backend> {
+        let port = if number == 1 { Port::Backend1 } else { Port::Backend2 };
+        Backend::listen(&format!("backend-{number}"), self.address(port)).await
+    }
+
+    /// Waits until a request through the cloud is answered by `backend`.
+    pub async fn answered_by(&self, backend: &str) -> Result<Answer> {
+        eventually(&format!("{backend} answers through the cloud"), async || {
+            let answer = get(self.address(Port::Gateway), "/").await?;
+            ensure!(
+                answer.status == 200 && answer.text().trim() == backend,
+                "expected 200 from {backend}, saw {} {:?}",
+                answer.status,
+                answer.text()
+            );
+            Ok(answer)
+        })
+        .await
+    }
+
+    /// Points the edge's routes at a backend by an atomic replacement of the file, as editors do.
+    pub fn route_to(&self, backend: &str) -> Result {
+        let path = self.folder().join("control/edge/routes.yaml");
+        let text = std::fs::read_to_string(&path)?;
+        let edited = text.replace("backend-1", backend).replace("backend-2", backend);
+        ensure!(edited != text || text.contains(backend), "{} names no backend", path.display());
+        let new = path.with_extension("yaml.new");
+        std::fs::write(&new, edited)?;
+        std::fs::rename(new, path)?;
+        Ok(())
+    }
+}
+
+/// The whole site, running.
+#[derive(Debug)]
+pub struct Running {
+    pub site: Site,
+    pub backends: [Backend; 2],
+    pub control: Daemon,
+    pub cloud: Daemon,
+    pub edge: Daemon,
+}
+
+impl Running {
+    /// Starts everything and waits until the first request came back through the tunnel.
+    pub async fn start() -> Result<Self> {
+        let site = Site::lay_out()?;
+        let backends = [site.start_backend(1).await?, site.start_backend(2).await?];
+        let mut control = site.start_control()?;
+        site.ready(&mut control, Port::ControlAdmin).await?;
+        let mut cloud = site.start_proxy("cloud")?;
+        let mut edge = site.start_proxy("edge")?;
+        site.ready(&mut cloud, Port::CloudAdmin).await?;
+        site.ready(&mut edge, Port::EdgeAdmin).await?;
+        let running = Self { site, backends, control, cloud, edge };
+        running.site.answered_by("backend-1").await.with_context(|| running.logs())?;
+        Ok(running)
+    }
+
+    /// What all daemons have printed.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        format!("control:\n{}\ncloud:\n{}\nedge:\n{}", self.control.output(), self.cloud.output(), self.edge.output())
+    }
+
+    /// Ends everything in order, each with exit code 0.
+    pub async fn stop(mut self) -> Result {
+        for daemon in [&mut self.edge, &mut self.cloud, &mut self.control] {
+            daemon.terminate(Duration::from_secs(20)).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Ports outside the range from which the kernel gives ports to outgoing connections, so that nobody takes one between
+/// now and the daemon's bind.
+fn free_ports() -> Result<BTreeMap<Port, u16>> {
+    let mut candidates = std::iter::from_fn(|| Some(random_port()));
+    let mut held = Vec::new();
+    let mut ports = BTreeMap::new();
+    for (port, _) in PORTS {
+        let listener = candidates
+            .by_ref()
+            .take(1000)
+            .find_map(|candidate| TcpListener::bind(("127.0.0.1", candidate)).ok())
+            .context("no free port between 20000 and 32000")?;
+        ports.insert(port, listener.local_addr()?.port());
+        held.push(listener);
+    }
+    Ok(ports)
+}
+
+fn random_port() -> u16 {
+    use std::hash::{BuildHasher, Hasher};
+    let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
+    20000 + u16::try_from(random % 12000).unwrap_or(0)
+}
+
+fn copy(from: &Path, to: &Path, edit: &dyn Fn(&str) -> String) -> Result {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let (source, name): (PathBuf, _) = entry.map(|entry| (entry.path(), entry.file_name()))?;
+        let target = to.join(name);
+        if source.is_dir() {
+            copy(&source, &target, edit)?;
+        } else {
+            std::fs::write(target, edit(&std::fs::read_to_string(source)?))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! The real grpcurl against culvert-control: what an operator types to inspect state.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use culvert_tests::Result;
+use culvert_tests::peer::Peer;
+use culvert_tests::process::{Daemon, run};
+use culvert_tests::site::{Port, Running, Site};
+
+struct Bench {
+    grpcurl: PathBuf,
+    site: Site,
+    control: Daemon,
+}
+
+impl Bench {
+    async fn start() -> Result<Option<Self>> {
+        let Some(grpcurl) = Peer::Grpcurl.find()? else { return Ok(None) };
+        let site = Site::lay_out()?;
+        let mut control = site.start_control()?;
+        site.ready(&mut control, Port::ControlAdmin).await?;
+        Ok(Some(Self { grpcurl, site, control }))
+    }
+
+    async fn call(&self, flags: &[&str], words: &[&str], stdin: &str) -> Result<String> {
+        let address = self.site.address(Port::Control).to_string();
+        let args = [&["-plaintext", "-max-time", "20"], flags, &[&address], words].concat();
+        run(&self.grpcurl, &args, stdin, Duration::from_secs(30)).await.with_context(|| self.control.output())
+    }
+}
+
+fn contains(text: &str, wanted: &[&str]) -> Result {
+    for word in wanted {
+        ensure!(text.contains(word), "expected {word:?} in:\n{text}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn list_and_describe() -> Result {
+    let Some(bench) = Bench::start().await? else { return Ok(()) };
+    let services = bench.call(&[], &["list"], "").await?;
+    contains(
+        &services,
+        &[
+            "envoy.service.discovery.v3.AggregatedDiscoveryService",
+            "envoy.service.cluster.v3.ClusterDiscoveryService",
+            "envoy.service.endpoint.v3.EndpointDiscoveryService",
+            "envoy.service.listener.v3.ListenerDiscoveryService",
+            "envoy.service.route.v3.RouteDiscoveryService",
+            "envoy.service.secret.v3.SecretDiscoveryService",
+            "envoy.service.status.v3.ClientStatusDiscoveryService",
+            "grpc.health.v1.Health",
+        ],
+    )?;
+    let service = "envoy.service.status.v3.ClientStatusDiscoveryService";
+    contains(&bench.call(&[], &["describe", service], "").await?, &["FetchClientStatus", "StreamClientStatus"])?;
+    let agent = bench.call(&[], &["describe", "culvert.tunnel.v1.TunnelAgent"], "").await?;
+    contains(&agent, &["hosting_listener", "connection_num"])
+}
+
+#[tokio::test]
+async fn health() -> Result {
+    let Some(bench) = Bench::start().await? else { return Ok(()) };
+    contains(&bench.call(&[], &["grpc.health.v1.Health/Check"], "").await?, &["SERVING"])
+}
+
+#[tokio::test]
+async fn fetch_clusters_of_a_node() -> Result {
+    let Some(bench) = Bench::start().await? else { return Ok(()) };
+    let method = "envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters";
+    let text = bench.call(&["-d", r#"{"node":{"id":"edge-7","cluster":"edge"}}"#], &[method], "").await?;
+    contains(&text, &["backend-1", "backend-2", "versionInfo"])?;
+    ensure!(!text.contains("\"name\": \"edge\""), "an edge node got a resource of the cloud:\n{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_delta_stream_shows_resources_and_what_does_not_exist() -> Result {
+    let Some(bench) = Bench::start().await? else { return Ok(()) };
+    let method = "envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+    let request = r#"{"node":{"id":"edge-7","cluster":"edge"},
+        "type_url":"type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+        "resource_names_subscribe":["from-cloud","no-such-routes"]}"#;
+    let text = bench.call(&["-d", "@"], &[method], request).await?;
+    contains(&text, &["from-cloud", "removedResources", "no-such-routes", "backend-1"])
+}
+
+#[tokio::test]
+async fn client_status_tells_what_every_node_has() -> Result {
+    let Some(grpcurl) = Peer::Grpcurl.find()? else { return Ok(()) };
+    let running = Running::start().await?;
+    let address = running.site.address(Port::Control).to_string();
+    let method = "envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus";
+    let text = run(&grpcurl, &["-plaintext", "-d", "{}", &address, method], "", Duration::from_secs(30)).await?;
+    contains(&text, &["cloud-1", "edge-1", "gateway", "from-cloud", "SYNCED"])?;
+    running.stop().await
+}
