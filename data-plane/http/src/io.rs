@@ -1,17 +1,20 @@
 //! The one connection type of the data plane: a socket, TLS over it, or memory; with bytes that were read ahead.
 
+use std::io::{IoSlice, Result};
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 
 /// A byte stream towards a peer.
 #[derive(Debug)]
 pub struct Io {
     /// Read before anything else: what an inspector or a handshake read ahead.
-    prefix: bytes::Bytes,
+    prefix: Bytes,
     kind: IoKind,
 }
 
@@ -26,66 +29,151 @@ enum IoKind {
 impl Io {
     #[must_use]
     pub fn tcp(stream: TcpStream) -> Self {
-        Self { prefix: bytes::Bytes::new(), kind: IoKind::Tcp(stream) }
+        Self { prefix: Bytes::new(), kind: IoKind::Tcp(stream) }
     }
 
     #[must_use]
     pub fn memory(stream: DuplexStream) -> Self {
-        Self { prefix: bytes::Bytes::new(), kind: IoKind::Memory(stream) }
+        Self { prefix: Bytes::new(), kind: IoKind::Memory(stream) }
     }
 
     #[must_use]
     pub fn tls_server(stream: tokio_rustls::server::TlsStream<Box<Self>>) -> Self {
-        Self { prefix: bytes::Bytes::new(), kind: IoKind::TlsServer(Box::new(stream)) }
+        Self { prefix: Bytes::new(), kind: IoKind::TlsServer(Box::new(stream)) }
     }
 
     #[must_use]
     pub fn tls_client(stream: tokio_rustls::client::TlsStream<Box<Self>>) -> Self {
-        Self { prefix: bytes::Bytes::new(), kind: IoKind::TlsClient(Box::new(stream)) }
+        Self { prefix: Bytes::new(), kind: IoKind::TlsClient(Box::new(stream)) }
     }
 
     /// Puts bytes back in front.
     #[must_use]
-    pub fn with_prefix(mut self, prefix: bytes::Bytes) -> Self {
+    pub fn with_prefix(mut self, prefix: Bytes) -> Self {
         debug_assert!(self.prefix.is_empty(), "bytes are put back once");
         self.prefix = prefix;
         self
     }
 
     /// Waits until a read would make progress, holding no buffer. May wake spuriously.
-    pub async fn readable(&mut self) -> std::io::Result<()> {
-        todo!()
+    ///
+    /// # Errors
+    /// The socket is gone.
+    pub async fn readable(&mut self) -> Result<()> {
+        if !self.prefix.is_empty() {
+            return Ok(());
+        }
+        match &mut self.kind {
+            IoKind::Tcp(stream) => stream.readable().await,
+            // Plaintext that rustls holds already wakes nobody.
+            IoKind::TlsServer(stream) if !stream.get_ref().1.wants_read() => Ok(()),
+            IoKind::TlsClient(stream) if !stream.get_ref().1.wants_read() => Ok(()),
+            IoKind::TlsServer(stream) => Box::pin(stream.get_mut().0.readable()).await,
+            IoKind::TlsClient(stream) => Box::pin(stream.get_mut().0.readable()).await,
+            // A pipe cannot be asked: one byte is read ahead. At its end later reads say so again.
+            IoKind::Memory(stream) => {
+                let mut byte = [0];
+                if stream.read(&mut byte).await? == 1 {
+                    self.prefix = Bytes::copy_from_slice(&byte);
+                }
+                Ok(())
+            }
+        }
     }
 
+    /// The other end; `None` in memory, or when the socket is gone.
     #[must_use]
     pub fn peer_addr(&self) -> Option<SocketAddr> {
-        todo!()
+        self.tcp_stream().and_then(|stream| stream.peer_addr().ok())
     }
 
+    /// Our end; `None` in memory, or when the socket is gone.
     #[must_use]
     pub fn local_addr(&self) -> Option<SocketAddr> {
-        todo!()
+        self.tcp_stream().and_then(|stream| stream.local_addr().ok())
+    }
+
+    /// The socket under all layers, for its options; `None` in memory.
+    #[must_use]
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.tcp_stream().map(AsFd::as_fd)
+    }
+
+    fn tcp_stream(&self) -> Option<&TcpStream> {
+        match &self.kind {
+            IoKind::Tcp(stream) => Some(stream),
+            IoKind::TlsServer(stream) => stream.get_ref().0.tcp_stream(),
+            IoKind::TlsClient(stream) => stream.get_ref().0.tcp_stream(),
+            IoKind::Memory(_) => None,
+        }
     }
 }
 
 impl AsyncRead for Io {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
-        let _ = (cx, buf);
-        todo!()
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+        let this = self.get_mut();
+        if !this.prefix.is_empty() {
+            let taken = this.prefix.len().min(buf.remaining());
+            buf.put_slice(&this.prefix[..taken]);
+            this.prefix.advance(taken);
+            if this.prefix.is_empty() {
+                // Lets go of the buffer that it was cut from.
+                this.prefix = Bytes::new();
+            }
+            return Poll::Ready(Ok(()));
+        }
+        match &mut this.kind {
+            IoKind::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            IoKind::TlsServer(stream) => Pin::new(stream).poll_read(cx, buf),
+            IoKind::TlsClient(stream) => Pin::new(stream).poll_read(cx, buf),
+            IoKind::Memory(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
     }
 }
 
 impl AsyncWrite for Io {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
-        let _ = (cx, buf);
-        todo!()
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<Result<usize>> {
+        match &mut self.get_mut().kind {
+            IoKind::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            IoKind::TlsServer(stream) => Pin::new(stream).poll_write(cx, buf),
+            IoKind::TlsClient(stream) => Pin::new(stream).poll_write(cx, buf),
+            IoKind::Memory(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
     }
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        let _ = cx;
-        todo!()
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<Result<usize>> {
+        match &mut self.get_mut().kind {
+            IoKind::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            IoKind::TlsServer(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            IoKind::TlsClient(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            IoKind::Memory(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
     }
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        let _ = cx;
-        todo!()
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.kind {
+            IoKind::Tcp(stream) => stream.is_write_vectored(),
+            IoKind::TlsServer(stream) => stream.is_write_vectored(),
+            IoKind::TlsClient(stream) => stream.is_write_vectored(),
+            IoKind::Memory(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        match &mut self.get_mut().kind {
+            IoKind::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            IoKind::TlsServer(stream) => Pin::new(stream).poll_flush(cx),
+            IoKind::TlsClient(stream) => Pin::new(stream).poll_flush(cx),
+            IoKind::Memory(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        match &mut self.get_mut().kind {
+            IoKind::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            IoKind::TlsServer(stream) => Pin::new(stream).poll_shutdown(cx),
+            IoKind::TlsClient(stream) => Pin::new(stream).poll_shutdown(cx),
+            IoKind::Memory(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 }
