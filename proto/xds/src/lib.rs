@@ -1,1 +1,32 @@
-//! culvert-xds
+//! The xDS subscription protocol, both halves, state of the world and delta.
+//!
+//! [`server::Session`] is what a control plane keeps for one node, [`client::Client`] is what a data plane keeps for
+//! one control plane. Both are plain state machines: messages go in, messages come out, and **this crate opens no
+//! socket, knows no clock, starts no task and holds no lock**. Time is passed in as a [`std::time::Duration`] since
+//! whatever moment the caller counts from.
+//!
+//! A resource is a name, a type and bytes ([`resource::Resource`]); what the bytes mean is none of this crate's
+//! business, but for one thing: which `ClusterLoadAssignment`s a `Cluster` refers to ([`snapshot::Snapshot`]).
+
+pub mod client;
+pub mod resource;
+pub mod server;
+pub mod snapshot;
+mod wire;
+
+pub use client::{Client, ClientConfig, Rejection, Update};
+pub use resource::{Resource, TypeUrl, Version};
+pub use server::{NodeIdentity, RequestError, Response, Session, StreamId};
+pub use snapshot::{Snapshot, SnapshotBuilder, TypeSet};
+
+/// The name of a resource: cheap to clone, compared by content.
+pub type Name = std::sync::Arc<str>;
+
+/// Which of the protocol's two variants a stream speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Variant {
+    /// State of the world: `DiscoveryRequest`, `DiscoveryResponse`.
+    Sotw,
+    /// Incremental: `DeltaDiscoveryRequest`, `DeltaDiscoveryResponse`.
+    Delta,
+}

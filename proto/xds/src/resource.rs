@@ -1,0 +1,192 @@
+//! One named resource, packed once and shared by every response that carries it.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use culvert_api::Any;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use crate::Name;
+
+/// A type URL, shared.
+pub type TypeUrl = Arc<str>;
+
+/// A version that follows from content alone: equal on every replica and after every restart, so that a failover
+/// sends nothing twice. Shown as 16 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version(u64);
+
+impl Version {
+    /// The version of these bytes.
+    #[must_use]
+    pub fn of(content: &[u8]) -> Self {
+        Self::never_zero(xxh3_64(content))
+    }
+
+    /// The version of a set of resources, which depends on names and versions and not on what came before.
+    pub(crate) fn of_set<'a>(resources: impl Iterator<Item = &'a Resource>) -> Self {
+        let mut hash = Xxh3::new();
+        for resource in resources {
+            hash.update(&(resource.name.len() as u64).to_le_bytes());
+            hash.update(resource.name.as_bytes());
+            hash.update(&resource.version.0.to_le_bytes());
+        }
+        Self::never_zero(hash.digest())
+    }
+
+    /// Reads what [`fmt::Display`] writes; [`Version::FOREIGN`] for anything else.
+    pub(crate) fn parse(text: &str) -> Self {
+        if text.len() == 16 { u64::from_str_radix(text, 16).map_or(Self::FOREIGN, Self) } else { Self::FOREIGN }
+    }
+
+    fn never_zero(hash: u64) -> Self {
+        Self(hash.max(1))
+    }
+
+    /// A version that no content has: a client holds something that is not ours.
+    pub(crate) const FOREIGN: Self = Self(0);
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// One named resource, immutable. Holds its own encoding, both as `discovery.v3.Resource` (what a delta response
+/// carries) and, inside it, as `Any` (what a state-of-the-world response carries): a response copies bytes and encodes
+/// nothing.
+#[derive(Clone)]
+pub struct Resource {
+    name: Name,
+    type_url: TypeUrl,
+    version: Version,
+    /// `envoy.service.discovery.v3.Resource`, encoded.
+    wire: Bytes,
+    /// Where in `wire` the encoded `Any` stands.
+    any: Range<usize>,
+    /// Where in `wire` the message itself stands.
+    value: Range<usize>,
+}
+
+impl Resource {
+    /// Packs an encoded message of type `type_url`.
+    #[must_use]
+    pub fn new(type_url: &TypeUrl, name: impl Into<Name>, value: &[u8]) -> Self {
+        let name = name.into();
+        let version = Version::of(value);
+        let text = version.to_string();
+        let any_len = field_len(1, type_url.len()) + if value.is_empty() { 0 } else { field_len(2, value.len()) };
+        let mut wire =
+            BytesMut::with_capacity(field_len(1, text.len()) + field_len(2, any_len) + field_len(3, name.len()));
+        put_field(&mut wire, 1, text.as_bytes());
+        encode_key(2, WireType::LengthDelimited, &mut wire);
+        encode_varint(any_len as u64, &mut wire);
+        let any_start = wire.len();
+        put_field(&mut wire, 1, type_url.as_bytes());
+        if !value.is_empty() {
+            put_field(&mut wire, 2, value);
+        }
+        let any = any_start..wire.len();
+        let value = any.end - value.len()..any.end;
+        put_field(&mut wire, 3, name.as_bytes());
+        Self { name, type_url: Arc::clone(type_url), version, wire: wire.freeze(), any, value }
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    #[must_use]
+    pub fn type_url(&self) -> &TypeUrl {
+        &self.type_url
+    }
+
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// The message, encoded.
+    #[must_use]
+    pub fn value(&self) -> Bytes {
+        self.wire.slice(self.value.clone())
+    }
+
+    /// The message as an `Any` that shares its bytes.
+    #[must_use]
+    pub fn any(&self) -> Any {
+        Any { type_url: self.type_url.to_string(), value: self.value() }
+    }
+
+    /// The encoded `Any`.
+    pub(crate) fn any_wire(&self) -> &[u8] {
+        self.wire.get(self.any.clone()).unwrap_or_default()
+    }
+
+    /// The encoded `discovery.v3.Resource`.
+    pub(crate) fn wire(&self) -> &[u8] {
+        &self.wire
+    }
+}
+
+impl fmt::Debug for Resource {
+    /// Never the content: it may be a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.name, self.version)
+    }
+}
+
+/// How many bytes a length-delimited field with a payload of `len` bytes takes.
+pub(crate) fn field_len(tag: u32, len: usize) -> usize {
+    prost::encoding::key_len(tag) + encoded_len_varint(len as u64) + len
+}
+
+/// Writes a length-delimited field.
+pub(crate) fn put_field(buf: &mut impl BufMut, tag: u32, payload: &[u8]) {
+    encode_key(tag, WireType::LengthDelimited, buf);
+    encode_varint(payload.len() as u64, buf);
+    buf.put_slice(payload);
+}
+
+#[cfg(test)]
+mod tests {
+    use culvert_api::envoy::service::discovery::v3 as discovery;
+    use culvert_api::type_url;
+    use prost::Message;
+
+    use super::*;
+
+    #[test]
+    fn packed_bytes_decode_as_resource_and_as_any() {
+        for value in [&b""[..], &b"\x0a\x01a"[..], &[7u8; 300][..]] {
+            let resource = Resource::new(&type_url::CLUSTER.into(), "a", value);
+            let decoded = discovery::Resource::decode(resource.wire()).unwrap();
+            assert_eq!(decoded.name, "a");
+            assert_eq!(decoded.version, resource.version().to_string());
+            let any = decoded.resource.unwrap();
+            assert_eq!(any, resource.any());
+            assert_eq!(Any::decode(resource.any_wire()).unwrap(), any);
+            assert_eq!(&any.value[..], value);
+        }
+    }
+
+    #[test]
+    fn a_version_is_read_back_and_anything_else_is_foreign() {
+        let version = Version::of(b"content");
+        assert_eq!(Version::parse(&version.to_string()), version);
+        for text in ["", "1", "v1", "zzzzzzzzzzzzzzzz", "00000000000000000"] {
+            assert_eq!(Version::parse(text), Version::FOREIGN, "{text:?}");
+        }
+    }
+}

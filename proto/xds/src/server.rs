@@ -1,0 +1,28 @@
+//! The control plane's half: what one node is subscribed to, what it holds, what it refused, and what it gets next.
+
+mod node;
+mod request;
+mod response;
+mod session;
+mod status;
+
+pub use node::{NodeIdentity, NodeRefused};
+pub use request::RequestError;
+pub use response::Response;
+pub use session::{Occupied, Session, SessionConfig};
+pub use status::{ResourceState, ResourceStatus, TypeStatus};
+
+use crate::Variant;
+use crate::resource::TypeUrl;
+
+/// A stream of one node, as its driver counts them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamId(pub u64);
+
+/// What a stream speaks, and what about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamKind {
+    pub variant: Variant,
+    /// `None`: ADS, every type on one stream. Else the one type of a per-type service.
+    pub type_url: Option<TypeUrl>,
+}

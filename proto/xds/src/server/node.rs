@@ -1,0 +1,75 @@
+//! Who a client says it is.
+
+use culvert_api::envoy::config::core::v3::{Locality, Node};
+use prost::Message;
+
+/// What is kept of `envoy.config.core.v3.Node`. Envoy's is 61 KB, nearly all of it `extensions`, which are dropped.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct NodeIdentity {
+    pub id: String,
+    pub cluster: String,
+    /// As given; for selectors.
+    pub metadata: Option<prost_types::Struct>,
+    pub locality: Option<Locality>,
+    /// `user_agent_name` and version, for people.
+    pub user_agent: String,
+    pub client_features: Vec<String>,
+}
+
+/// Why a node is not served.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NodeRefused {
+    #[error("the first request of a stream must carry a node")]
+    Missing,
+    #[error("node.metadata is {found} bytes long, more than the {limit} allowed")]
+    MetadataTooLarge { found: usize, limit: usize },
+    #[error("node.id is {found} bytes long, more than the {limit} allowed")]
+    IdTooLong { found: usize, limit: usize },
+}
+
+impl NodeIdentity {
+    /// The feature by which a client says that it applies the good resources of a response that it refuses, and names
+    /// the refused ones line by line as `Type/name: reason`. Such a refusal blames only the resources it names.
+    pub const PARTIAL_ACK: &str = "culvert.xds.partial_ack";
+
+    /// Longest `node.id` and `node.cluster`, in bytes.
+    pub const MAX_ID: usize = 1024;
+
+    /// Longest `node.metadata`, encoded, in bytes.
+    pub const MAX_METADATA: usize = 64 * 1024;
+
+    /// Keeps what is needed of the node of a first request.
+    ///
+    /// # Errors
+    /// No node, or one that is larger than what is kept per stream.
+    pub fn new(node: Option<Node>) -> Result<Self, NodeRefused> {
+        let node = node.ok_or(NodeRefused::Missing)?;
+        let found = node.id.len().max(node.cluster.len());
+        if found > Self::MAX_ID {
+            return Err(NodeRefused::IdTooLong { found, limit: Self::MAX_ID });
+        }
+        let found = node.metadata.as_ref().map_or(0, Message::encoded_len);
+        if found > Self::MAX_METADATA {
+            return Err(NodeRefused::MetadataTooLarge { found, limit: Self::MAX_METADATA });
+        }
+        Ok(Self {
+            id: node.id,
+            cluster: node.cluster,
+            metadata: node.metadata,
+            locality: node.locality,
+            user_agent: clip(node.user_agent_name),
+            client_features: node.client_features.into_iter().take(64).map(clip).collect(),
+        })
+    }
+
+    pub(crate) fn acknowledges_in_part(&self) -> bool {
+        self.client_features.iter().any(|feature| feature == Self::PARTIAL_ACK)
+    }
+}
+
+/// At most 256 bytes of a text that only people read.
+fn clip(mut text: String) -> String {
+    let end = (0..=text.len().min(256)).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+    text.truncate(end);
+    text
+}

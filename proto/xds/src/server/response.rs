@@ -1,0 +1,214 @@
+//! What is sent: shared resources and a little of its own.
+
+use std::sync::Arc;
+
+use bytes::BufMut;
+use culvert_api::envoy::config::core::v3::ControlPlane;
+use culvert_api::envoy::service::discovery::v3 as discovery;
+use prost::Message;
+
+use crate::resource::{Resource, TypeUrl, field_len, put_field};
+use crate::snapshot::TypeSet;
+use crate::{Name, Variant};
+
+/// A response to one stream. Holds the resources themselves only by reference: [`Response::encode`] copies their bytes
+/// straight into the stream's buffer.
+#[derive(Debug, Clone)]
+pub struct Response {
+    pub(crate) variant: Variant,
+    pub(crate) type_url: TypeUrl,
+    pub(crate) version: String,
+    pub(crate) nonce: String,
+    pub(crate) control_plane: Arc<str>,
+    pub(crate) body: Body,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Body {
+    /// State of the world: everything of a set.
+    Whole(Arc<TypeSet>),
+    /// State of the world: these.
+    Sotw(Vec<Arc<Resource>>),
+    Delta {
+        resources: Vec<Arc<Resource>>,
+        removed: Vec<Name>,
+        /// Names that exist for nobody, answered with a resource without a body (on-demand VHDS waits for one).
+        hollow: Vec<Name>,
+    },
+}
+
+impl Response {
+    #[must_use]
+    pub fn variant(&self) -> Variant {
+        self.variant
+    }
+
+    #[must_use]
+    pub fn type_url(&self) -> &TypeUrl {
+        &self.type_url
+    }
+
+    /// `version_info`, `system_version_info`.
+    #[must_use]
+    pub fn version_info(&self) -> &str {
+        &self.version
+    }
+
+    /// Unique on the stream.
+    #[must_use]
+    pub fn nonce(&self) -> &str {
+        &self.nonce
+    }
+
+    /// The resources carried, without removals.
+    #[must_use]
+    pub fn resources(&self) -> Vec<&Arc<Resource>> {
+        match &self.body {
+            Body::Whole(set) => set.resources().collect(),
+            Body::Sotw(resources) | Body::Delta { resources, .. } => resources.iter().collect(),
+        }
+    }
+
+    /// `removed_resources`; always empty in the state-of-the-world variant.
+    #[must_use]
+    pub fn removed(&self) -> &[Name] {
+        match &self.body {
+            Body::Delta { removed, .. } => removed,
+            Body::Whole(_) | Body::Sotw(_) => &[],
+        }
+    }
+
+    /// The encoded length.
+    #[must_use]
+    pub fn encoded_len(&self) -> usize {
+        let body: usize = match &self.body {
+            Body::Whole(set) => set.encoded().len(),
+            Body::Sotw(resources) => resources.iter().map(|resource| field_len(2, resource.any_wire().len())).sum(),
+            Body::Delta { resources, removed, hollow } => {
+                let resources: usize = resources.iter().map(|resource| field_len(2, resource.wire().len())).sum();
+                let removed: usize = removed.iter().map(|name| field_len(6, name.len())).sum();
+                let hollow: usize = hollow.iter().map(|name| field_len(2, hollow_resource(name).encoded_len())).sum();
+                resources + removed + hollow
+            }
+        };
+        body + self.head().encoded_len()
+    }
+
+    /// Appends the encoded `DiscoveryResponse` or `DeltaDiscoveryResponse`: copies of bytes that are shared by every
+    /// response with the same resources, and this response's own version, nonce and type.
+    pub fn encode(&self, buf: &mut impl BufMut) {
+        match &self.body {
+            Body::Whole(set) => buf.put_slice(set.encoded()),
+            Body::Sotw(resources) => {
+                for resource in resources {
+                    put_field(buf, 2, resource.any_wire());
+                }
+            }
+            Body::Delta { resources, removed, hollow } => {
+                for resource in resources {
+                    put_field(buf, 2, resource.wire());
+                }
+                for name in hollow {
+                    put_field(buf, 2, &hollow_resource(name).encode_to_vec());
+                }
+                for name in removed {
+                    put_field(buf, 6, name.as_bytes());
+                }
+            }
+        }
+        buf.put_slice(&self.head().encode());
+    }
+
+    /// As a typed message. Resources share their bytes.
+    #[must_use]
+    pub fn to_sotw(&self) -> discovery::DiscoveryResponse {
+        discovery::DiscoveryResponse {
+            version_info: self.version.clone(),
+            nonce: self.nonce.clone(),
+            type_url: self.type_url.to_string(),
+            resources: self.resources().into_iter().map(|resource| resource.any()).collect(),
+            control_plane: Some(self.control_plane()),
+            ..discovery::DiscoveryResponse::default()
+        }
+    }
+
+    /// As a typed message. Resources share their bytes.
+    #[must_use]
+    pub fn to_delta(&self) -> discovery::DeltaDiscoveryResponse {
+        let mut resources: Vec<_> = self.resources().into_iter().map(|resource| delta_resource(resource)).collect();
+        if let Body::Delta { hollow, .. } = &self.body {
+            resources.extend(hollow.iter().map(|name| hollow_resource(name)));
+        }
+        discovery::DeltaDiscoveryResponse {
+            system_version_info: self.version.clone(),
+            nonce: self.nonce.clone(),
+            type_url: self.type_url.to_string(),
+            resources,
+            removed_resources: self.removed().iter().map(ToString::to_string).collect(),
+            control_plane: Some(self.control_plane()),
+            ..discovery::DeltaDiscoveryResponse::default()
+        }
+    }
+
+    fn control_plane(&self) -> ControlPlane {
+        ControlPlane { identifier: self.control_plane.to_string() }
+    }
+
+    /// Everything but resources and removals.
+    fn head(&self) -> Head {
+        let version_info = self.version.clone();
+        let type_url = self.type_url.to_string();
+        let nonce = self.nonce.clone();
+        let control_plane = Some(self.control_plane());
+        match self.variant {
+            Variant::Sotw => Head::Sotw(discovery::DiscoveryResponse {
+                version_info,
+                type_url,
+                nonce,
+                control_plane,
+                ..discovery::DiscoveryResponse::default()
+            }),
+            Variant::Delta => Head::Delta(discovery::DeltaDiscoveryResponse {
+                system_version_info: version_info,
+                type_url,
+                nonce,
+                control_plane,
+                ..discovery::DeltaDiscoveryResponse::default()
+            }),
+        }
+    }
+}
+
+enum Head {
+    Sotw(discovery::DiscoveryResponse),
+    Delta(discovery::DeltaDiscoveryResponse),
+}
+
+impl Head {
+    fn encoded_len(&self) -> usize {
+        match self {
+            Self::Sotw(head) => head.encoded_len(),
+            Self::Delta(head) => head.encoded_len(),
+        }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Sotw(head) => head.encode_to_vec(),
+            Self::Delta(head) => head.encode_to_vec(),
+        }
+    }
+}
+
+fn delta_resource(resource: &Resource) -> discovery::Resource {
+    discovery::Resource {
+        name: resource.name().to_string(),
+        version: resource.version().to_string(),
+        resource: Some(resource.any()),
+        ..discovery::Resource::default()
+    }
+}
+
+fn hollow_resource(name: &Name) -> discovery::Resource {
+    discovery::Resource { name: name.to_string(), aliases: vec![name.to_string()], ..discovery::Resource::default() }
+}

@@ -1,0 +1,232 @@
+//! What a node (or many nodes with equal sets) should hold: immutable, shared, and knowing what changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, OnceLock};
+
+use bytes::{Bytes, BytesMut};
+use culvert_api::envoy::config::cluster::v3::{Cluster, cluster};
+use culvert_api::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use culvert_api::type_url;
+use prost::Message;
+
+use crate::Name;
+use crate::resource::{Resource, TypeUrl, Version, put_field};
+
+/// Everything that is served to a node, by type. Immutable; nodes with equal sets share one.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    types: BTreeMap<TypeUrl, Arc<TypeSet>>,
+}
+
+impl Snapshot {
+    /// Starts a snapshot without a predecessor.
+    #[must_use]
+    pub fn builder() -> SnapshotBuilder {
+        SnapshotBuilder::default()
+    }
+
+    /// Starts the successor of this snapshot: types whose content stays equal keep their identity, and the others
+    /// know what changed, so that a push costs what changed and not what there is.
+    #[must_use]
+    pub fn successor(&self) -> SnapshotBuilder {
+        SnapshotBuilder { previous: self.clone(), ..SnapshotBuilder::default() }
+    }
+
+    /// The resources of a type; `None` where there never was one.
+    #[must_use]
+    pub fn of_type(&self, type_url: &str) -> Option<&Arc<TypeSet>> {
+        self.types.get(type_url)
+    }
+
+    /// Every type that has, or had, resources.
+    pub fn types(&self) -> impl Iterator<Item = (&TypeUrl, &Arc<TypeSet>)> {
+        self.types.iter()
+    }
+
+    /// A version of the whole, for people and for comparing replicas.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        Version::of_set(self.types.values().flat_map(|set| set.resources.values().map(|resource| &**resource)))
+    }
+}
+
+/// The resources of one type.
+#[derive(Debug, Default)]
+pub struct TypeSet {
+    resources: BTreeMap<Name, Arc<Resource>>,
+    /// Served to who asks by name, never to a wildcard: the empty assignments of clusters that have none.
+    stand_ins: BTreeMap<Name, Arc<Resource>>,
+    version: Option<Version>,
+    /// What changed since each of the latest predecessors, newest first.
+    history: Vec<Changes>,
+    /// `resources` as the repeated field of a `DiscoveryResponse`, encoded when first needed.
+    encoded: OnceLock<Bytes>,
+}
+
+/// Names whose content differs between the set that holds this and an earlier one.
+#[derive(Debug, Clone)]
+struct Changes {
+    since: Identity,
+    names: Arc<BTreeSet<Name>>,
+}
+
+/// What a set holds, stand-ins included.
+type Identity = (Option<Version>, Version);
+
+impl TypeSet {
+    /// How many predecessors' changes a set knows. A stream that is further behind compares whole sets.
+    const HISTORY: usize = 8;
+
+    /// What a wildcard subscription gets, in name order.
+    pub fn resources(&self) -> impl ExactSizeIterator<Item = &Arc<Resource>> {
+        self.resources.values()
+    }
+
+    /// What a subscription by name gets.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Arc<Resource>> {
+        self.resources.get(name).or_else(|| self.stand_ins.get(name))
+    }
+
+    /// What a wildcard subscription gets under this name.
+    #[must_use]
+    pub fn get_listed(&self, name: &str) -> Option<&Arc<Resource>> {
+        self.resources.get(name)
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.resources.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.resources.is_empty()
+    }
+
+    /// The hash over all names and versions.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.version.unwrap_or_else(|| Version::of_set(std::iter::empty()))
+    }
+
+    /// The names whose content may differ from `earlier`; `None`: not known, look at all of them.
+    pub(crate) fn changed_since(&self, earlier: &Self) -> Option<&BTreeSet<Name>> {
+        let since = earlier.identity();
+        self.history.iter().find(|changes| changes.since == since).map(|changes| &*changes.names)
+    }
+
+    /// All of `resources` as field 2 of a `DiscoveryResponse`.
+    pub(crate) fn encoded(&self) -> &Bytes {
+        self.encoded.get_or_init(|| {
+            let mut buf = BytesMut::new();
+            for resource in self.resources.values() {
+                put_field(&mut buf, 2, resource.any_wire());
+            }
+            buf.freeze()
+        })
+    }
+
+    fn identity(&self) -> Identity {
+        (self.version, Version::of_set(self.stand_ins.values().map(|resource| &**resource)))
+    }
+
+    /// The same content, but with the changes since `previous` and since its predecessors.
+    fn follow(mut self, previous: &Self) -> Self {
+        let mut names = BTreeSet::new();
+        for name in previous.names().chain(self.names()) {
+            if self.versions_of(name) != previous.versions_of(name) {
+                names.insert(Arc::clone(name));
+            }
+        }
+        let older = previous.history.iter().take(Self::HISTORY - 1).map(|changes| Changes {
+            since: changes.since,
+            names: Arc::new(changes.names.union(&names).cloned().collect()),
+        });
+        let newest = Changes { since: previous.identity(), names: Arc::new(names.clone()) };
+        self.history = std::iter::once(newest).chain(older).collect();
+        self
+    }
+
+    /// What a wildcard subscription and what a subscription by name sees.
+    fn versions_of(&self, name: &str) -> (Option<Version>, Option<Version>) {
+        (self.get_listed(name).map(|resource| resource.version()), self.get(name).map(|resource| resource.version()))
+    }
+
+    fn names(&self) -> impl Iterator<Item = &Name> {
+        self.resources.keys().chain(self.stand_ins.keys())
+    }
+}
+
+/// Collects the resources of a [`Snapshot`].
+#[derive(Debug, Default)]
+pub struct SnapshotBuilder {
+    previous: Snapshot,
+    types: BTreeMap<TypeUrl, BTreeMap<Name, Arc<Resource>>>,
+}
+
+impl SnapshotBuilder {
+    /// Adds a resource; the one that had its type and name before is returned.
+    pub fn insert(&mut self, resource: Arc<Resource>) -> Option<Arc<Resource>> {
+        let of_type = self.types.entry(Arc::clone(resource.type_url())).or_default();
+        of_type.insert(Arc::clone(resource.name()), resource)
+    }
+
+    /// The finished snapshot. A type whose content equals the predecessor's is the predecessor's, by pointer.
+    #[must_use]
+    pub fn build(mut self) -> Snapshot {
+        for type_url in self.previous.types.keys() {
+            self.types.entry(Arc::clone(type_url)).or_default();
+        }
+        let mut stand_ins = self.stand_ins();
+        if !stand_ins.is_empty() {
+            self.types.entry(type_url::CLUSTER_LOAD_ASSIGNMENT.into()).or_default();
+        }
+        let mut types = BTreeMap::new();
+        for (type_url, resources) in self.types {
+            let stand_ins = if &*type_url == type_url::CLUSTER_LOAD_ASSIGNMENT {
+                std::mem::take(&mut stand_ins)
+            } else {
+                BTreeMap::new()
+            };
+            let version = Some(Version::of_set(resources.values().map(|resource| &**resource)));
+            let set = TypeSet { resources, stand_ins, version, ..TypeSet::default() };
+            let set = match self.previous.types.get(&type_url) {
+                Some(previous) if previous.identity() == set.identity() => Arc::clone(previous),
+                Some(previous) => Arc::new(set.follow(previous)),
+                None => Arc::new(set),
+            };
+            types.insert(type_url, set);
+        }
+        Snapshot { types }
+    }
+
+    /// An empty assignment for every EDS name of a cluster that has none: Envoy withholds its acknowledgement of the
+    /// clusters until every new one got an assignment, for `initial_fetch_timeout` (15 s) if one stays unanswered.
+    fn stand_ins(&self) -> BTreeMap<Name, Arc<Resource>> {
+        let type_url: TypeUrl = type_url::CLUSTER_LOAD_ASSIGNMENT.into();
+        let assigned = self.types.get(&type_url);
+        let clusters = self.types.get(type_url::CLUSTER).into_iter().flat_map(BTreeMap::values);
+        let mut stand_ins = BTreeMap::new();
+        for name in clusters.filter_map(|resource| assignment_name(resource)) {
+            if !assigned.is_some_and(|assigned| assigned.contains_key(name.as_str())) {
+                let empty = ClusterLoadAssignment { cluster_name: name.clone(), ..ClusterLoadAssignment::default() };
+                let resource = Arc::new(Resource::new(&type_url, name, &empty.encode_to_vec()));
+                stand_ins.insert(Arc::clone(resource.name()), resource);
+            }
+        }
+        stand_ins
+    }
+}
+
+/// The assignment that a cluster of type EDS refers to.
+fn assignment_name(resource: &Resource) -> Option<String> {
+    // A cluster that does not decode refers to nothing; whoever validates resources has said so before.
+    let cluster = Cluster::decode(resource.value()).ok()?;
+    let eds = cluster::DiscoveryType::Eds as i32;
+    if cluster.cluster_discovery_type != Some(cluster::ClusterDiscoveryType::Type(eds)) {
+        return None;
+    }
+    let service = cluster.eds_cluster_config.map(|config| config.service_name).unwrap_or_default();
+    Some(if service.is_empty() { cluster.name } else { service })
+}

@@ -1,0 +1,1 @@
+//! The little of protobuf's wire format that is read here without knowing the message.
