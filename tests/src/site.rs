@@ -26,9 +26,11 @@ pub enum Port {
     Tunnel,
     Backend1,
     Backend2,
+    EnvoyAdmin,
+    EnvoyGateway,
 }
 
-const PORTS: [(Port, u16); 8] = [
+const PORTS: [(Port, u16); 10] = [
     (Port::Control, 18000),
     (Port::ControlAdmin, 18001),
     (Port::CloudAdmin, 19000),
@@ -37,6 +39,8 @@ const PORTS: [(Port, u16); 8] = [
     (Port::Tunnel, 10443),
     (Port::Backend1, 10081),
     (Port::Backend2, 10082),
+    (Port::EnvoyAdmin, 19002),
+    (Port::EnvoyGateway, 10100),
 ];
 
 /// A folder laid out like configs/, ready to be run.
@@ -112,10 +116,10 @@ impl Site {
         Backend::listen(&format!("backend-{number}"), self.address(port)).await
     }
 
-    /// Waits until a request through the cloud is answered by `backend`.
-    pub async fn answered_by(&self, backend: &str) -> Result<Answer> {
-        eventually(&format!("{backend} answers through the cloud"), async || {
-            let answer = get(self.address(Port::Gateway), "/").await?;
+    /// Waits until a request through a gateway is answered by `backend`.
+    pub async fn answered_by(&self, gateway: Port, backend: &str) -> Result<Answer> {
+        eventually(&format!("{backend} answers through {gateway:?}"), async || {
+            let answer = get(self.address(gateway), "/").await?;
             ensure!(
                 answer.status == 200 && answer.text().trim() == backend,
                 "expected 200 from {backend}, saw {} {:?}",
@@ -127,16 +131,19 @@ impl Site {
         .await
     }
 
-    /// Points the edge's routes at a backend by an atomic replacement of the file, as editors do.
-    pub fn route_to(&self, backend: &str) -> Result {
-        let path = self.folder().join("control/edge/routes.yaml");
+    /// Edits a file of the control plane's directory and replaces it atomically, as editors do.
+    pub fn edit(&self, file: &str, edit: impl FnOnce(&str) -> String) -> Result {
+        let path = self.folder().join("control").join(file);
         let text = std::fs::read_to_string(&path)?;
-        let edited = text.replace("backend-1", backend).replace("backend-2", backend);
-        ensure!(edited != text || text.contains(backend), "{} names no backend", path.display());
         let new = path.with_extension("yaml.new");
-        std::fs::write(&new, edited)?;
+        std::fs::write(&new, edit(&text))?;
         std::fs::rename(new, path)?;
         Ok(())
+    }
+
+    /// Points the edge's routes at a backend.
+    pub fn route_to(&self, backend: &str) -> Result {
+        self.edit("edge/routes.yaml", |text| text.replace("backend-1", backend).replace("backend-2", backend))
     }
 }
 
@@ -162,7 +169,7 @@ impl Running {
         site.ready(&mut cloud, Port::CloudAdmin).await?;
         site.ready(&mut edge, Port::EdgeAdmin).await?;
         let running = Self { site, backends, control, cloud, edge };
-        running.site.answered_by("backend-1").await.with_context(|| running.logs())?;
+        running.site.answered_by(Port::Gateway, "backend-1").await.with_context(|| running.logs())?;
         Ok(running)
     }
 

@@ -56,9 +56,9 @@ async fn a_refused_directory_changes_nothing_and_is_visible() -> Result {
             Ok(())
         })
         .await?;
-        running.site.answered_by("backend-1").await?;
+        running.site.answered_by(Port::Gateway, "backend-1").await?;
         std::fs::write(&routes, good.replace("backend-1", "backend-2"))?;
-        running.site.answered_by("backend-2").await?;
+        running.site.answered_by(Port::Gateway, "backend-2").await?;
         Ok(())
     })
     .await
@@ -89,10 +89,10 @@ async fn a_cold_start_without_control_plane_serves_the_last_accepted_configurati
         running.cloud.terminate(Duration::from_secs(20)).await?;
         running.cloud = running.site.start_proxy("cloud")?;
         running.edge = running.site.start_proxy("edge")?;
-        running.site.answered_by("backend-1").await?;
+        running.site.answered_by(Port::Gateway, "backend-1").await?;
         running.control = running.site.start_control()?;
         running.site.route_to("backend-2")?;
-        running.site.answered_by("backend-2").await?;
+        running.site.answered_by(Port::Gateway, "backend-2").await?;
         Ok(())
     })
     .await
@@ -154,7 +154,7 @@ async fn in_flight_survive(name: &str) -> Result {
             ensure!(answer.status == 200, "expected 200, saw {} {}", answer.status, answer.text());
         }
         *daemon = running.site.start_proxy(name)?;
-        running.site.answered_by("backend-1").await?;
+        running.site.answered_by(Port::Gateway, "backend-1").await?;
         Ok(())
     })
     .await
@@ -208,6 +208,6 @@ async fn without_a_control_plane_at_start_the_static_resources_serve_at_once() -
     let with_fallback = fallback(site.address(Port::Gateway).port(), backend.address.port());
     std::fs::write(&path, std::fs::read_to_string(&path)?.replace("  clusters:\n", &with_fallback))?;
     let mut cloud = site.start_proxy("cloud")?;
-    site.answered_by("backend-1").await.with_context(|| cloud.output())?;
+    site.answered_by(Port::Gateway, "backend-1").await.with_context(|| cloud.output())?;
     cloud.terminate(Duration::from_secs(20)).await
 }

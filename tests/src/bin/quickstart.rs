@@ -105,7 +105,7 @@ async fn restart_edge(running: &mut Running) -> Result {
     let gone = get(running.site.address(Port::Gateway), "/").await?;
     ensure!(gone.status == 503, "without an edge 503 was expected, saw {}: {}", gone.status, gone.text());
     running.edge = running.site.start_proxy("edge")?;
-    running.site.answered_by("backend-2").await.context("the edge did not reconnect")?;
+    running.site.answered_by(Port::Gateway, "backend-2").await.context("the edge did not reconnect")?;
     done(&began);
     println!("    503 while it was away; it dialled out again and backend-2 answers");
     Ok(())

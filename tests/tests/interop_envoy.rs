@@ -1,0 +1,101 @@
+//! The real Envoy as a client of culvert-control: it gets clusters, endpoints, listeners and routes, carries traffic,
+//! and follows changes.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use culvert_tests::Result;
+use culvert_tests::client::get;
+use culvert_tests::load::Load;
+use culvert_tests::peer::Peer;
+use culvert_tests::process::Daemon;
+use culvert_tests::site::{Port, Site};
+use culvert_tests::wait::eventually;
+
+fn start_envoy(site: &Site, envoy: &Path) -> Result<Daemon> {
+    let args = ["-c", "envoy.yaml", "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"];
+    Daemon::start("envoy", envoy, &args, site.folder())
+}
+
+/// Traffic flows; a route change moves it, an endpoint change moves it back; no request fails; nothing is NACKed.
+async fn follows(site: &Site, name: &str) -> Result {
+    site.answered_by(Port::EnvoyGateway, "backend-1").await?;
+    let load = Load::new(site.address(Port::EnvoyGateway), "/").start();
+    site.edit("envoy/routes.yaml", |text| text.replace("cluster: blue", "cluster: green"))?;
+    site.answered_by(Port::EnvoyGateway, "backend-2").await?;
+    let (one, two) = (site.address(Port::Backend1).port(), site.address(Port::Backend2).port());
+    site.edit("envoy/endpoints.yaml", |text| text.replace(&two.to_string(), &one.to_string()))?;
+    site.answered_by(Port::EnvoyGateway, "backend-1").await?;
+    load.finish(100).await?;
+    let nodes = get(site.address(Port::ControlAdmin), "/nodes").await?.text();
+    ensure!(nodes.contains(name), "expected node {name} in /nodes, saw {nodes}");
+    Ok(())
+}
+
+async fn on_envoy(edit: impl FnOnce(String) -> String, check: impl AsyncFnOnce(&Site) -> Result) -> Result {
+    let Some(envoy) = Peer::Envoy.find()? else { return Ok(()) };
+    let site = Site::lay_out()?;
+    let bootstrap = site.folder().join("envoy.yaml");
+    std::fs::write(&bootstrap, edit(std::fs::read_to_string(&bootstrap)?))?;
+    let _backends = (site.start_backend(1).await?, site.start_backend(2).await?);
+    let mut control = site.start_control()?;
+    site.ready(&mut control, Port::ControlAdmin).await?;
+    let envoy = start_envoy(&site, &envoy)?;
+    check(&site).await.with_context(|| format!("control:\n{}\nenvoy:\n{}", control.output(), envoy.output()))?;
+    control.terminate(Duration::from_secs(20)).await
+}
+
+#[tokio::test]
+async fn ads_delta() -> Result {
+    on_envoy(|text| text, async |site| follows(site, "envoy-1").await).await
+}
+
+#[tokio::test]
+async fn ads_state_of_the_world() -> Result {
+    on_envoy(|text| text.replace("DELTA_GRPC", "GRPC"), async |site| follows(site, "envoy-1").await).await
+}
+
+#[tokio::test]
+async fn what_envoy_refuses_is_visible_and_is_not_sent_again() -> Result {
+    on_envoy(
+        |text| text.replace("DELTA_GRPC", "GRPC"),
+        async |site| {
+            site.answered_by(Port::EnvoyGateway, "backend-1").await?;
+            // Valid by the API's rules, but this Envoy knows no such DNS resolver.
+            site.edit("envoy/gateway.yaml", |text| {
+                text.replace(
+                    "name: green\n  type: EDS\n",
+                    "name: green\n  type: EDS\n  transport_socket: {name: nope, typed_config: {\"@type\": type.googleapis.com/no.such.Socket, value: \"\"}}\n",
+                )
+            })?;
+            let admin = site.address(Port::ControlAdmin);
+            eventually("the NACK's text is in /nodes", async || {
+                let text = get(admin, "/nodes").await?.text();
+                ensure!(text.contains("no.such.Socket"), "saw {text}");
+                Ok(())
+            })
+            .await?;
+            let stats = get(site.address(Port::EnvoyAdmin), "/stats?filter=cluster_manager.cds.update_rejected").await?.text();
+            let again = async || {
+                let now = get(site.address(Port::EnvoyAdmin), "/stats?filter=cluster_manager.cds.update_").await?.text();
+                Ok::<_, anyhow::Error>(now)
+            };
+            // A later, unrelated change reaches Envoy; the refused content was not repeated meanwhile.
+            site.edit("envoy/routes.yaml", |text| text.replace("domains: [\"*\"]", "domains: [\"*\", \"a.test\"]"))?;
+            let rds = format!("/stats?filter=http.gateway.rds.gateway.update_success");
+            eventually("Envoy accepts the route change", async || {
+                let text = get(site.address(Port::EnvoyAdmin), &rds).await?.text();
+                ensure!(text.trim().ends_with(": 2"), "saw {text}");
+                Ok(())
+            })
+            .await?;
+            let now = again().await?;
+            ensure!(now.contains(stats.trim()), "expected still {stats}, saw {now}");
+            ensure!(stats.trim().ends_with(": 1"), "expected one refused update, saw {stats}");
+            site.answered_by(Port::EnvoyGateway, "backend-1").await?;
+            Ok(())
+        },
+    )
+    .await
+}
