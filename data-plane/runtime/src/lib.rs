@@ -2,4 +2,14 @@
 //!
 //! **Knows no proxy word**: nothing here has heard of listeners, routes, clusters or tunnels.
 
+pub mod access_log;
+pub mod backoff;
+pub mod drain;
+pub mod files;
+pub mod log;
+pub mod process;
+pub mod readiness;
+pub mod sockets;
 pub mod telemetry;
+pub mod tls;
+pub mod workers;

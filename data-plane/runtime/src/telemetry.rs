@@ -1,7 +1,13 @@
 //! Metrics that cost a plain store per event.
 //!
 //! Every worker owns a [`Block`] of a [`Scope`] and is its only writer, so an increment is a relaxed load and store on
-//! a cache line that no other core writes. Readers add the blocks up when an operator asks.
+//! a cache line that no other core writes. Readers add the blocks up when an operator asks (see [`Registry`]).
+
+mod registry;
+mod render;
+
+pub use registry::{Registry, Sample, ScopePath, Tag, Value};
+pub use render::{Filter, json, prometheus, text};
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -30,46 +36,79 @@ pub struct Metric {
 pub enum MetricKind {
     Counter,
     Gauge,
+    /// Of milliseconds, in Envoy's default buckets (see [`BUCKETS`]); written by [`Block::record`].
+    Histogram,
 }
 
-/// All blocks of one thing that is measured (a cluster, a listener), whichever worker they belong to.
-#[derive(Debug)]
+/// Upper bounds of a histogram's buckets in milliseconds, Envoy's defaults; one more bucket has no bound.
+pub const BUCKETS: [f64; 19] = [
+    0.5,
+    1.0,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    500.0,
+    1000.0,
+    2500.0,
+    5000.0,
+    10_000.0,
+    30_000.0,
+    60_000.0,
+    300_000.0,
+    600_000.0,
+    1_800_000.0,
+    3_600_000.0,
+];
+
+/// All blocks of one thing that is measured (a cluster, a listener), whichever worker they belong to. A clone is the
+/// same scope.
 pub struct Scope<M> {
-    blocks: Mutex<Vec<Arc<Cells>>>,
-    metrics: PhantomData<M>,
+    shared: Arc<Shared>,
+    metrics: PhantomData<fn() -> M>,
+}
+
+impl<M> Clone for Scope<M> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), metrics: PhantomData }
+    }
 }
 
 impl<M: Metrics> Default for Scope<M> {
     fn default() -> Self {
-        Self { blocks: Mutex::new(Vec::new()), metrics: PhantomData }
+        Self { shared: Arc::new(Shared::new(M::ALL)), metrics: PhantomData }
     }
 }
 
 impl<M: Metrics> Scope<M> {
-    /// A block for one worker. It stays counted after the worker has dropped its handle.
+    /// A block for one worker. What it counted stays counted after the worker has dropped it.
     #[must_use]
     pub fn block(&self) -> Block<M> {
-        let cells: Arc<Cells> = M::ALL.iter().map(|_| AtomicU64::new(0)).collect();
-        self.blocks.lock().push(Arc::clone(&cells));
-        Block { cells, metrics: PhantomData, single_writer: PhantomData }
+        let cells = self.shared.cells();
+        self.shared.blocks.lock().live.push(Arc::clone(&cells));
+        Block { cells, shared: Arc::clone(&self.shared), metrics: PhantomData, single_writer: PhantomData }
     }
 
-    /// The metric's value over all workers.
+    /// The metric's value over all workers; of a histogram, how many values it holds.
     #[must_use]
     pub fn read(&self, metric: M) -> u64 {
-        let index = metric.index();
-        self.blocks.lock().iter().fold(0, |sum: u64, cells| {
-            sum.wrapping_add(cells.get(index).map_or(0, |cell| cell.load(Ordering::Relaxed)))
-        })
+        self.shared.read(metric.index())
     }
 }
 
-type Cells = [AtomicU64];
+impl<M> fmt::Debug for Scope<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scope").field("metrics", &self.shared.all.len()).finish()
+    }
+}
 
 /// One worker's share of a [`Scope`]. Not `Sync`, and not `Clone`: one writer is what makes the plain store right.
 pub struct Block<M> {
     cells: Arc<Cells>,
-    metrics: PhantomData<M>,
+    shared: Arc<Shared>,
+    metrics: PhantomData<fn() -> M>,
     single_writer: PhantomData<std::cell::Cell<()>>,
 }
 
@@ -86,14 +125,113 @@ impl<M: Metrics> Block<M> {
 
     /// Counts `n`.
     pub fn add(&self, metric: M, n: u64) {
+        self.cell(metric.index(), n);
+    }
+
+    /// Gives a gauge its value. Only where one block of the scope writes it: the values of several are added up.
+    pub fn set(&self, metric: M, value: u64) {
         if let Some(cell) = self.cells.get(metric.index()) {
+            cell.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Puts a value, in milliseconds, into a histogram.
+    pub fn record(&self, metric: M, milliseconds: f64) {
+        let index = metric.index();
+        let Some(place) = self.shared.layout.get(index).copied().filter(|place| *place != 0) else {
+            debug_assert!(false, "metric {index} is not a histogram");
+            return;
+        };
+        let bucket = BUCKETS.iter().position(|bound| milliseconds <= *bound).unwrap_or(BUCKETS.len());
+        // The cell of the metric itself counts the values; then come the buckets and the sum in microseconds.
+        self.cell(index, 1);
+        self.cell(place + bucket, 1);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "saturates; a duration is never negative"
+        )]
+        self.cell(place + BUCKETS.len() + 1, (milliseconds * 1000.0) as u64);
+    }
+
+    fn cell(&self, index: usize, n: u64) {
+        if let Some(cell) = self.cells.get(index) {
             cell.store(cell.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
         }
     }
 }
 
-impl<M> fmt::Debug for Block<M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Block").field("metrics", &self.cells.len()).finish()
+impl<M> Drop for Block<M> {
+    fn drop(&mut self) {
+        self.shared.retire(&self.cells);
     }
 }
+
+impl<M> fmt::Debug for Block<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Block").field("cells", &self.cells.len()).finish()
+    }
+}
+
+type Cells = [AtomicU64];
+
+/// What a scope, its blocks and the registry share.
+#[derive(Debug)]
+struct Shared {
+    all: &'static [Metric],
+    /// Of a histogram: where its buckets begin among the cells; else 0.
+    layout: Box<[usize]>,
+    size: usize,
+    blocks: Mutex<Blocks>,
+}
+
+#[derive(Debug, Default)]
+struct Blocks {
+    live: Vec<Arc<Cells>>,
+    /// What dropped blocks have counted.
+    retired: Vec<u64>,
+}
+
+impl Shared {
+    fn new(all: &'static [Metric]) -> Self {
+        let mut size = all.len();
+        let layout = all
+            .iter()
+            .map(|metric| {
+                let place = size;
+                let histogram = metric.kind == MetricKind::Histogram;
+                size += if histogram { HISTOGRAM_CELLS } else { 0 };
+                if histogram { place } else { 0 }
+            })
+            .collect();
+        Self { all, layout, size, blocks: Mutex::default() }
+    }
+
+    fn cells(&self) -> Arc<Cells> {
+        (0..self.size).map(|_| AtomicU64::new(0)).collect()
+    }
+
+    fn read(&self, cell: usize) -> u64 {
+        let blocks = self.blocks.lock();
+        let retired = blocks.retired.get(cell).copied().unwrap_or(0);
+        blocks.live.iter().fold(retired, |sum, cells| {
+            sum.wrapping_add(cells.get(cell).map_or(0, |cell| cell.load(Ordering::Relaxed)))
+        })
+    }
+
+    fn retire(&self, cells: &Arc<Cells>) {
+        let mut blocks = self.blocks.lock();
+        let Some(place) = blocks.live.iter().position(|live| Arc::ptr_eq(live, cells)) else { return };
+        blocks.live.swap_remove(place);
+        blocks.retired.resize(self.size, 0);
+        for (sum, cell) in blocks.retired.iter_mut().zip(cells.iter()) {
+            *sum = sum.wrapping_add(cell.load(Ordering::Relaxed));
+        }
+    }
+}
+
+/// The buckets, the one without a bound, and the sum.
+const HISTOGRAM_CELLS: usize = BUCKETS.len() + 2;
+
+#[cfg(test)]
+mod tests;

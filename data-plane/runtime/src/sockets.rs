@@ -1,0 +1,160 @@
+//! Listening sockets for N workers, and the options of TCP connections.
+//!
+//! Every worker accepts from a socket of its own; the kernel spreads connections over them (SO_REUSEPORT). **A socket
+//! that closes resets what waits in its accept queue**, so [`drain_accept_queue`] comes first.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+/// How to listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListenOptions {
+    /// Connections that may wait to be accepted, per socket; the kernel caps it at `net.core.somaxconn`.
+    pub backlog: u32,
+}
+
+impl Default for ListenOptions {
+    fn default() -> Self {
+        Self { backlog: 4096 }
+    }
+}
+
+/// Why an address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    #[error("address {0} is in use by another socket; stop its owner or choose another port")]
+    InUse(SocketAddr),
+    #[error("address {0} needs a privilege to bind; use a port from 1024 up or grant CAP_NET_BIND_SERVICE")]
+    Denied(SocketAddr),
+    #[error("address {0} belongs to no interface of this machine")]
+    NotOurs(SocketAddr),
+    #[error("address {address} cannot be listened on: {source}")]
+    Other { address: SocketAddr, source: std::io::Error },
+}
+
+/// Binds `count` non-blocking listening sockets to one address; with port 0 they share the port that the first gets.
+///
+/// # Errors
+/// The address is in use, also when sockets of another process hold it that would share it, or cannot be bound.
+pub fn bind(address: SocketAddr, count: usize, options: ListenOptions) -> Result<Vec<TcpListener>, BindError> {
+    let fail = |source| BindError::new(address, source);
+    if address.port() != 0 {
+        // A socket that does not share: fails if anybody listens there, and is closed again without ever listening.
+        socket(address, Share::No).map_err(fail)?;
+    }
+    let first = socket(address, Share::Yes).map_err(fail)?;
+    let bound = first.local_addr().map_err(fail)?.as_socket().unwrap_or(address);
+    let mut sockets = vec![first];
+    for _ in 1..count {
+        sockets.push(socket(bound, Share::Yes).map_err(fail)?);
+    }
+    let backlog = i32::try_from(options.backlog).unwrap_or(i32::MAX);
+    for socket in &sockets {
+        socket.listen(backlog).map_err(fail)?;
+    }
+    Ok(sockets.into_iter().map(TcpListener::from).collect())
+}
+
+impl BindError {
+    fn new(address: SocketAddr, source: std::io::Error) -> Self {
+        match source.kind() {
+            std::io::ErrorKind::AddrInUse => Self::InUse(address),
+            std::io::ErrorKind::PermissionDenied => Self::Denied(address),
+            std::io::ErrorKind::AddrNotAvailable => Self::NotOurs(address),
+            _ => Self::Other { address, source },
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Share {
+    Yes,
+    No,
+}
+
+fn socket(address: SocketAddr, share: Share) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    // A port whose connections are in TIME_WAIT can be bound; one that is listened on cannot.
+    socket.set_reuse_address(true)?;
+    if share == Share::Yes {
+        socket.set_reuse_port(true)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// Takes what waits in the accept queue of a listening socket (std's or tokio's), up to `limit` connections. They are
+/// non-blocking. To be called before the socket closes.
+pub fn drain_accept_queue(listener: &impl AsFd, limit: usize) -> Vec<(TcpStream, SocketAddr)> {
+    let listener = SockRef::from(listener);
+    let mut accepted = Vec::new();
+    while accepted.len() < limit {
+        match listener.accept() {
+            Ok((socket, peer)) => {
+                if let Some(peer) = peer.as_socket()
+                    && socket.set_nonblocking(true).is_ok()
+                {
+                    accepted.push((TcpStream::from(socket), peer));
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+            // Of one connection that is gone already.
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept what waits before a listening socket closes");
+                break;
+            }
+        }
+    }
+    accepted
+}
+
+/// Keep-alive probes; `None` leaves the kernel's setting.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KeepAlive {
+    /// Idle time before the first probe.
+    pub time: Option<Duration>,
+    pub interval: Option<Duration>,
+    /// Unanswered probes until the connection is given up.
+    pub probes: Option<u32>,
+}
+
+/// No waiting for more bytes before a segment is sent.
+///
+/// # Errors
+/// The socket is gone.
+pub fn set_nodelay(stream: &impl AsFd) -> std::io::Result<()> {
+    SockRef::from(stream).set_tcp_nodelay(true)
+}
+
+/// Turns keep-alive probes on.
+///
+/// # Errors
+/// The kernel refuses a value or the socket is gone.
+pub fn set_keepalive(stream: &impl AsFd, keepalive: KeepAlive) -> std::io::Result<()> {
+    let mut options = TcpKeepalive::new();
+    if let Some(time) = keepalive.time {
+        options = options.with_time(time);
+    }
+    if let Some(interval) = keepalive.interval {
+        options = options.with_interval(interval);
+    }
+    if let Some(probes) = keepalive.probes {
+        options = options.with_retries(probes);
+    }
+    SockRef::from(stream).set_tcp_keepalive(&options)
+}
+
+/// How long sent bytes may stay unacknowledged before the connection is given up (TCP_USER_TIMEOUT).
+///
+/// # Errors
+/// The socket is gone.
+pub fn set_user_timeout(stream: &impl AsFd, timeout: Duration) -> std::io::Result<()> {
+    SockRef::from(stream).set_tcp_user_timeout(Some(timeout))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,66 @@
+use std::io::Read;
+
+use super::*;
+
+fn loopback() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+#[test]
+fn with_port_zero_all_sockets_share_the_port_of_the_first() {
+    let listeners = bind(loopback(), 4, ListenOptions::default()).unwrap();
+    let ports: Vec<u16> = listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
+    assert_eq!(ports.len(), 4, "one socket for each worker");
+    assert!(ports[0] != 0 && ports.iter().all(|port| *port == ports[0]), "one port for all, got {ports:?}");
+}
+
+#[test]
+fn an_address_that_shared_sockets_hold_is_refused() {
+    let held = bind(loopback(), 2, ListenOptions::default()).unwrap();
+    let address = held[0].local_addr().unwrap();
+    let refused = bind(address, 2, ListenOptions::default());
+    assert!(matches!(refused, Err(BindError::InUse(of)) if of == address), "{address} is held, got {refused:?}");
+    drop(held);
+    let again = bind(address, 2, ListenOptions::default());
+    assert!(again.is_ok(), "{address} is free again, got {again:?}");
+}
+
+#[test]
+fn foreign_and_privileged_addresses_are_named() {
+    let foreign = SocketAddr::from(([192, 0, 2, 1], 18000));
+    let refused = bind(foreign, 1, ListenOptions::default());
+    assert!(matches!(refused, Err(BindError::NotOurs(of)) if of == foreign), "not our address, got {refused:?}");
+}
+
+#[test]
+fn what_waits_to_be_accepted_is_handed_over() {
+    let mut listeners = bind(loopback(), 1, ListenOptions::default()).unwrap();
+    let listener = listeners.remove(0);
+    let address = listener.local_addr().unwrap();
+    let mut clients: Vec<TcpStream> = (0..5).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let accepted = drain_accept_queue(&listener, 100);
+    drop(listener);
+    assert_eq!(accepted.len(), 5, "every connection that waited is taken");
+    for (stream, peer) in accepted {
+        let client = clients.iter_mut().find(|client| client.local_addr().unwrap() == peer).unwrap();
+        drop(stream);
+        let read = client.read(&mut [0; 1]);
+        assert!(matches!(read, Ok(0)), "{peer} sees a clean close and no reset, got {read:?}");
+    }
+}
+
+#[test]
+fn options_are_set() {
+    let listener = bind(loopback(), 1, ListenOptions::default()).unwrap().remove(0);
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    set_nodelay(&stream).unwrap();
+    set_user_timeout(&stream, Duration::from_secs(5)).unwrap();
+    let keepalive =
+        KeepAlive { time: Some(Duration::from_secs(7)), interval: Some(Duration::from_secs(3)), probes: Some(4) };
+    set_keepalive(&stream, keepalive).unwrap();
+    let socket = SockRef::from(&stream);
+    assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap(), "both are on");
+    assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(5)), "user timeout");
+    assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(7), "time to the first probe");
+    assert_eq!(socket.tcp_keepalive_retries().unwrap(), 4, "probes");
+}

@@ -1,0 +1,175 @@
+//! What a client presents and believes.
+
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use super::trust::accepts_sans;
+use super::{Identity, SanCheck, TlsError, Trust, Version, provider, versions};
+
+/// A client's side of TLS.
+#[derive(Debug, Clone)]
+pub struct ClientTls {
+    /// Shown when the server asks for a certificate.
+    pub identity: Option<Identity>,
+    /// `None`: any server is believed, whoever it is. Without [`Trust::sans`] a server must own the DNS name that it was
+    /// addressed by; one addressed by IP need only be under the roots.
+    pub trust: Option<Trust>,
+    /// The server must own the DNS name it was addressed by even if `trust.sans` says something else too.
+    pub verify_server_name: bool,
+    /// Whether the server name is sent at all.
+    pub send_server_name: bool,
+    pub alpn: Vec<Vec<u8>>,
+    pub min: Version,
+    pub max: Version,
+}
+
+/// Builds a configuration.
+///
+/// # Errors
+/// See [`TlsError`].
+pub fn client_config(tls: ClientTls) -> Result<Arc<ClientConfig>, TlsError> {
+    let verifier: Arc<dyn ServerCertVerifier> = match &tls.trust {
+        Some(trust) => {
+            let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(trust.root_store()?), provider())
+                .with_crls(trust.crls()?)
+                .build()
+                .map_err(|error| TlsError::Verifier(error.to_string()))?;
+            let name = if tls.verify_server_name {
+                NameCheck::Always
+            } else if trust.sans.is_empty() {
+                NameCheck::DnsOnly
+            } else {
+                NameCheck::Never
+            };
+            Arc::new(ChainVerifier { chain, sans: trust.sans.clone(), name })
+        }
+        None => Arc::new(AnyServer),
+    };
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(versions(tls.min, tls.max)?)
+        .map_err(|error| TlsError::Certificate(error.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match &tls.identity {
+        Some(identity) => {
+            let key = Arc::clone(identity.certified_key());
+            builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key)))
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = tls.alpn;
+    config.enable_sni = tls.send_server_name;
+    Ok(Arc::new(config))
+}
+
+/// When the certificate must be for the name that the server was addressed by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NameCheck {
+    Always,
+    DnsOnly,
+    Never,
+}
+
+/// The chain, then the names.
+#[derive(Debug)]
+struct ChainVerifier {
+    chain: Arc<WebPkiServerVerifier>,
+    sans: Vec<SanCheck>,
+    name: NameCheck,
+}
+
+impl ServerCertVerifier for ChainVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let name_counts = match self.name {
+            NameCheck::Always => true,
+            NameCheck::DnsOnly => matches!(server_name, ServerName::DnsName(_)),
+            NameCheck::Never => false,
+        };
+        match self.chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+            Ok(_) => {}
+            // The name is looked at after the chain was found good.
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if !name_counts => {}
+            Err(error) => return Err(error),
+        }
+        if !self.sans.is_empty() {
+            accepts_sans(&self.sans, end_entity)?;
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}
+
+/// Believes everybody who owns the key of the certificate he shows.
+#[derive(Debug)]
+struct AnyServer;
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
