@@ -1,0 +1,410 @@
+//! The messages of the frames, read as Go's `encoding/json` reads them: keys match whatever their case, unknown ones are
+//! ignored, of duplicates the last wins, `null` leaves a field at its zero value, numbers must be integers.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+
+use super::DecodeError;
+
+/// Announced in `extra.caps` of an init frame and in `caps` of the answer to it: bytes may follow the answer at once,
+/// the answer names the connection, a graceful close names ids and is acknowledged. MOSN ignores both places.
+pub const CAPABILITY: &str = "culvert/1";
+
+/// Objects and arrays within each other; ours need 3.
+pub(super) const MAX_DEPTH: usize = 32;
+
+/// `ConnectionInitInfo`: an agent asks to join a cluster.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Init {
+    pub cluster_name: String,
+    /// As sent; see [`Self::clamped_weight`].
+    pub weight: i64,
+    pub host_name: String,
+    pub credential_policy: String,
+    pub credential: Secret,
+    /// `extra.caps`: what the sender can do beyond MOSN. Empty: `extra` is sent as `null`, as MOSN does.
+    pub caps: Vec<String>,
+}
+
+/// A string that `Debug` does not show.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Secret({} bytes)", self.0.len())
+    }
+}
+
+impl Init {
+    /// The weight as a balancer takes it: 1 to 128 (MOSN's balancer clamps to the same).
+    #[must_use]
+    pub fn clamped_weight(&self) -> u32 {
+        u32::try_from(self.weight.clamp(1, 128)).unwrap_or(1)
+    }
+
+    /// Whether the sender announced a capability.
+    #[must_use]
+    pub fn can(&self, capability: &str) -> bool {
+        self.caps.iter().any(|cap| cap == capability)
+    }
+}
+
+/// `ConnectionInitResponse`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Response {
+    pub status: Status,
+    /// What the server can do beyond MOSN. Sent only to agents that announced something themselves.
+    pub caps: Vec<String>,
+    /// The server's name for the connection; as `caps`.
+    pub connection_id: Option<String>,
+}
+
+/// The server's verdict. Any integer is accepted, as MOSN's agent does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Status {
+    /// 0, which is also what `{}` says.
+    #[default]
+    Unknown,
+    /// 1: the connection is a tunnel now.
+    Success,
+    /// 2
+    AuthFailed,
+    /// 3: the server has no policy of the name.
+    PolicyNotFound,
+    /// 4
+    ClusterNotFound,
+    Other(i64),
+}
+
+impl Status {
+    /// The number on the wire.
+    #[must_use]
+    pub fn code(self) -> i64 {
+        match self {
+            Self::Unknown => 0,
+            Self::Success => 1,
+            Self::AuthFailed => 2,
+            Self::PolicyNotFound => 3,
+            Self::ClusterNotFound => 4,
+            Self::Other(code) => code,
+        }
+    }
+
+    fn from_code(code: i64) -> Self {
+        match code {
+            0 => Self::Unknown,
+            1 => Self::Success,
+            2 => Self::AuthFailed,
+            3 => Self::PolicyNotFound,
+            4 => Self::ClusterNotFound,
+            code => Self::Other(code),
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let meaning = match self {
+            Self::Unknown => "not accepted",
+            Self::Success => "accepted",
+            Self::AuthFailed => "credential or cluster not allowed",
+            Self::PolicyNotFound => "credential policy unknown to the server",
+            Self::ClusterNotFound => "cluster unknown to the server",
+            Self::Other(_) => "unknown status",
+        };
+        write!(f, "{} ({meaning})", self.code())
+    }
+}
+
+/// `GracefulCloseOnewayRequest`: these connections of mine will close, send nothing new.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GracefulClose {
+    /// The agent's own addresses, `ip:port`. `None` and empty differ on the wire only (`null`, `[]`).
+    pub addresses: Option<Vec<String>>,
+    pub cluster_name: String,
+    /// Ours: the ids that the server gave. Left out when empty.
+    pub connection_ids: Vec<String>,
+}
+
+/// Ours: a graceful close took effect.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GracefulCloseAck {
+    /// Connections that get nothing new from now on.
+    pub closed: i64,
+}
+
+impl Serialize for Init {
+    /// In Go's order of fields.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(6))?;
+        map.serialize_entry("cluster_name", &self.cluster_name)?;
+        map.serialize_entry("weight", &self.weight)?;
+        map.serialize_entry("host_name", &self.host_name)?;
+        map.serialize_entry("credential_policy", &self.credential_policy)?;
+        map.serialize_entry("credential", &self.credential.0)?;
+        map.serialize_entry("extra", &(!self.caps.is_empty()).then_some(Extra(&self.caps)))?;
+        map.end()
+    }
+}
+
+struct Extra<'a>(&'a [String]);
+
+impl Serialize for Extra<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(1))?;
+        map.serialize_entry("caps", self.0)?;
+        map.end()
+    }
+}
+
+impl Serialize for Response {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("status", &self.status.code())?;
+        if !self.caps.is_empty() {
+            map.serialize_entry("caps", &self.caps)?;
+        }
+        if let Some(id) = &self.connection_id {
+            map.serialize_entry("connection_id", id)?;
+        }
+        map.end()
+    }
+}
+
+impl Serialize for GracefulClose {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("addresses", &self.addresses)?;
+        map.serialize_entry("cluster_name", &self.cluster_name)?;
+        if !self.connection_ids.is_empty() {
+            map.serialize_entry("connection_ids", &self.connection_ids)?;
+        }
+        map.end()
+    }
+}
+
+impl Serialize for GracefulCloseAck {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(1))?;
+        map.serialize_entry("closed", &self.closed)?;
+        map.end()
+    }
+}
+
+/// A message that is read field by field.
+trait Fields: Default {
+    /// Takes the value of the field `key` (in lower case) or leaves `map` to skip it.
+    fn take<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error>;
+}
+
+impl Fields for Init {
+    fn take<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        match key {
+            "cluster_name" => set(&mut self.cluster_name, map),
+            "weight" => set(&mut self.weight, map),
+            "host_name" => set(&mut self.host_name, map),
+            "credential_policy" => set(&mut self.credential_policy, map),
+            "credential" => set(&mut self.credential.0, map),
+            "extra" => {
+                // Go's type is a map: an object or null. What we do not know in it is of any type.
+                self.caps = map.next_value::<Option<ObjectOf<Caps>>>()?.map(|extra| extra.0.0).unwrap_or_default();
+                Ok(())
+            }
+            _ => skip(map),
+        }
+    }
+}
+
+impl Fields for Response {
+    fn take<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        match key {
+            "status" => {
+                if let Some(code) = map.next_value::<Option<i64>>()? {
+                    self.status = Status::from_code(code);
+                }
+                Ok(())
+            }
+            "caps" => {
+                self.caps = map.next_value::<Strings>()?.0;
+                Ok(())
+            }
+            "connection_id" => {
+                self.connection_id = map.next_value::<Lenient>()?.0;
+                Ok(())
+            }
+            _ => skip(map),
+        }
+    }
+}
+
+impl Fields for GracefulClose {
+    fn take<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        match key {
+            "addresses" => {
+                // A null element is Go's empty string.
+                let addresses = map.next_value::<Option<Vec<Option<String>>>>()?;
+                self.addresses = addresses.map(|list| list.into_iter().map(Option::unwrap_or_default).collect());
+                Ok(())
+            }
+            "cluster_name" => set(&mut self.cluster_name, map),
+            "connection_ids" => {
+                self.connection_ids = map.next_value::<Strings>()?.0;
+                Ok(())
+            }
+            _ => skip(map),
+        }
+    }
+}
+
+impl Fields for GracefulCloseAck {
+    fn take<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        match key {
+            "closed" => set(&mut self.closed, map),
+            _ => skip(map),
+        }
+    }
+}
+
+/// The part of `extra` that we know.
+#[derive(Default)]
+struct Caps(Vec<String>);
+
+impl Fields for Caps {
+    fn take<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        if key == "caps" {
+            self.0 = map.next_value::<Strings>()?.0;
+            Ok(())
+        } else {
+            skip(map)
+        }
+    }
+}
+
+/// `null` has no effect, as in Go.
+fn set<'de, T: Deserialize<'de>, A: MapAccess<'de>>(field: &mut T, map: &mut A) -> Result<(), A::Error> {
+    if let Some(value) = map.next_value()? {
+        *field = value;
+    }
+    Ok(())
+}
+
+fn skip<'de, A: MapAccess<'de>>(map: &mut A) -> Result<(), A::Error> {
+    map.next_value::<IgnoredAny>().map(|_| ())
+}
+
+/// A field of ours in a place that others may use otherwise: whatever is no list of strings counts as empty.
+struct Strings(Vec<String>);
+
+impl<'de> Deserialize<'de> for Strings {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let strings = match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::Array(items) => items
+                .into_iter()
+                .filter_map(|item| match item {
+                    serde_json::Value::String(string) => Some(string),
+                    _ => None,
+                })
+                .collect(),
+            _ => Vec::new(),
+        };
+        Ok(Self(strings))
+    }
+}
+
+/// As [`Strings`], for one string.
+struct Lenient(Option<String>);
+
+impl<'de> Deserialize<'de> for Lenient {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::String(string) => Some(string),
+            _ => None,
+        }))
+    }
+}
+
+struct ObjectOf<T>(T);
+
+impl<'de, T: Fields> Deserialize<'de> for ObjectOf<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Fields> Visitor<'de> for Object<T> {
+            type Value = T;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<T, A::Error> {
+                let mut message = T::default();
+                while let Some(key) = map.next_key::<String>()? {
+                    message.take(&fold(&key), &mut map)?;
+                }
+                Ok(message)
+            }
+        }
+        deserializer.deserialize_map(Object(std::marker::PhantomData)).map(Self)
+    }
+}
+
+/// `null` as a whole message leaves every field at its zero value.
+fn message<'de, T: Fields, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Option::<ObjectOf<T>>::deserialize(deserializer).map(|message| message.map(|object| object.0).unwrap_or_default())
+}
+
+impl<'de> Deserialize<'de> for Init {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        message(deserializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Response {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        message(deserializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for GracefulClose {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        message(deserializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for GracefulCloseAck {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        message(deserializer)
+    }
+}
+
+/// A key as Go compares it: two letters outside ASCII fold to ones inside.
+fn fold(key: &str) -> String {
+    key.chars()
+        .map(|c| match c {
+            '\u{17f}' => 's',
+            '\u{212a}' => 'k',
+            c => c.to_ascii_lowercase(),
+        })
+        .collect()
+}
+
+/// Refuses deep nesting before the recursive parser sees it; a look at each byte.
+pub(super) fn check_depth(payload: &[u8]) -> Result<(), DecodeError> {
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in payload {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return Err(DecodeError::TooDeep);
+                }
+            }
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    Ok(())
+}
