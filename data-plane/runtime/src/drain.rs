@@ -92,7 +92,6 @@ impl Watch {
     }
 
     /// Resolves when the drain starts, to its deadline at that moment.
-    #[must_use]
     pub fn draining(&self) -> Draining {
         Draining { node: Arc::clone(&self.node), waiting: None }
     }
@@ -178,7 +177,7 @@ impl Future for Draining {
 impl Drop for Draining {
     fn drop(&mut self) {
         if let Some((key, _)) = self.waiting.take() {
-            let _: Option<Waker> = self.node.wakers.lock().try_remove(key);
+            drop(self.node.wakers.lock().try_remove(key));
         }
     }
 }

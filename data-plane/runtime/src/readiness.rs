@@ -49,7 +49,7 @@ impl Readiness {
     pub async fn ready(&self) {
         let mut count = self.shared.count.subscribe();
         // Cannot fail: `self` holds the sender.
-        let _ = count.wait_for(|count| *count == 0).await;
+        drop(count.wait_for(|count| *count == 0).await);
     }
 }
 

@@ -82,7 +82,7 @@ impl<S: 'static> Workers<S> {
         let (answer, answered) = oneshot::channel();
         let command: Command<S> = Box::new(move |state| {
             // Nobody may wait any more; the command was still carried out.
-            let _ = answer.send(command(state));
+            drop(answer.send(command(state)));
         });
         worker.commands.send(command).await.map_err(|_| WorkerError::Ended(index))?;
         answered.await.map_err(|_| WorkerError::Panicked(index))
@@ -101,7 +101,7 @@ impl<S: 'static> Workers<S> {
             let (answer, answered) = oneshot::channel();
             let command = command.clone();
             let boxed: Command<S> = Box::new(move |state| {
-                let _ = answer.send(command(index, state));
+                drop(answer.send(command(index, state)));
             });
             worker.commands.send(boxed).await.map_err(|_| WorkerError::Ended(index))?;
             answers.push(answered);
@@ -141,7 +141,7 @@ async fn serve<S>(mut queue: mpsc::Receiver<Command<S>>, index: usize, init: imp
     let state = Rc::new(init(index));
     while let Some(command) = queue.recv().await {
         // The panic hook has logged and counted it; the worker goes on.
-        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| command(&state)));
+        drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| command(&state))));
     }
 }
 
