@@ -23,11 +23,18 @@ impl Http1Client {
         Self { io }
     }
 
-    /// Resolves when the idle connection is closed by the peer or sends bytes that nobody asked for: either way it is
-    /// of no more use. Holds no buffer.
-    pub async fn closed(&mut self) {
-        let _ = &self.io;
+    /// Ready when the idle connection is closed by the peer or holds bytes that nobody asked for: either way it is of
+    /// no more use. Holds no buffer, and makes no system call while the reactor knows of no event. The waker stays
+    /// registered with the socket (`poll_read_ready`) until the next read or poll, so that whoever gives a borrowed
+    /// connection back can register its watcher's waker without waking it.
+    pub fn poll_closed(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<()> {
+        let _ = (&self.io, cx);
         todo!()
+    }
+
+    /// Resolves when [`Self::poll_closed`] is ready.
+    pub async fn closed(&mut self) {
+        std::future::poll_fn(|cx| self.poll_closed(cx)).await;
     }
 
     /// Begins an exchange.
