@@ -1,1 +1,41 @@
-//! culvert-proxy
+//! Listeners to routes: accept, inspect, filter chains, HTTP, TCP and tunnel filters, route tables, the router.
+//!
+//! The composition root builds one [`Process`], one [`Worker`] per thread, and for every listener a [`ListenerSlot`]:
+//!
+//! - [`FilterChains::compile`] turns a validated listener into what connections are matched against;
+//!   [`ListenerSlot::publish`] puts it in force. Chains that did not change keep their connections, the others drain.
+//! - [`RouteTable::compile`] turns a route configuration into a table; [`RouteSlot::publish`] puts it in force.
+//! - [`serve_listener`] runs a socket's accept loop on a worker; [`TunnelHosting`] serves what tunnels bring.
+//!
+//! Both `compile`s read files and take time: they run on the control runtime, never on a worker.
+//!
+//! **The request path holds names of nothing**: routes hold cluster slots, connections hold their filter chain. It
+//! writes nothing shared, and it does not allocate while requests are small.
+//!
+//! Where to begin reading: [`router`], the one function that takes a request through its steps.
+
+pub mod access_log;
+pub mod flags;
+mod format;
+mod forwarding;
+mod http_manager;
+pub mod listener;
+mod local_reply;
+mod record;
+pub mod router;
+pub mod routes;
+pub mod source;
+pub mod stats;
+mod tcp_proxy;
+mod timer;
+mod tunnel;
+mod worker;
+
+pub use access_log::LogSinks;
+pub use flags::{ResponseFlag, ResponseFlags};
+pub use listener::{ChainInputs, CompileError, FilterChains, ListenerSlot, Listeners, TlsSlot, serve_listener};
+pub use routes::{RouteSlot, RouteSlots, RouteTable};
+pub use source::{SourceError, read_source};
+pub use stats::{HttpMetric, ListenerMetric, TcpMetric};
+pub use tunnel::TunnelHosting;
+pub use worker::{Process, Worker};

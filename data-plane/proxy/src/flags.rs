@@ -1,0 +1,162 @@
+//! Envoy's response flags as a closed set: why a response is what it is.
+
+/// One reason. The order is Envoy's, and so is the order in which several are logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ResponseFlag {
+    NoHealthyUpstream,
+    UpstreamRequestTimeout,
+    LocalReset,
+    UpstreamRemoteReset,
+    UpstreamConnectionFailure,
+    UpstreamConnectionTermination,
+    UpstreamOverflow,
+    NoRouteFound,
+    RateLimited,
+    DownstreamConnectionTermination,
+    UpstreamRetryLimitExceeded,
+    StreamIdleTimeout,
+    DownstreamProtocolError,
+    UpstreamMaxStreamDurationReached,
+    DurationTimeout,
+    UpstreamProtocolError,
+    NoClusterFound,
+    OverloadManager,
+    DnsResolutionFailed,
+    DropOverload,
+    DownstreamRemoteReset,
+}
+
+impl ResponseFlag {
+    /// All flags, in Envoy's order.
+    pub const ALL: [Self; 21] = [
+        Self::NoHealthyUpstream,
+        Self::UpstreamRequestTimeout,
+        Self::LocalReset,
+        Self::UpstreamRemoteReset,
+        Self::UpstreamConnectionFailure,
+        Self::UpstreamConnectionTermination,
+        Self::UpstreamOverflow,
+        Self::NoRouteFound,
+        Self::RateLimited,
+        Self::DownstreamConnectionTermination,
+        Self::UpstreamRetryLimitExceeded,
+        Self::StreamIdleTimeout,
+        Self::DownstreamProtocolError,
+        Self::UpstreamMaxStreamDurationReached,
+        Self::DurationTimeout,
+        Self::UpstreamProtocolError,
+        Self::NoClusterFound,
+        Self::OverloadManager,
+        Self::DnsResolutionFailed,
+        Self::DropOverload,
+        Self::DownstreamRemoteReset,
+    ];
+
+    /// As `%RESPONSE_FLAGS%` prints it.
+    #[must_use]
+    pub const fn short(self) -> &'static str {
+        match self {
+            Self::NoHealthyUpstream => "UH",
+            Self::UpstreamRequestTimeout => "UT",
+            Self::LocalReset => "LR",
+            Self::UpstreamRemoteReset => "UR",
+            Self::UpstreamConnectionFailure => "UF",
+            Self::UpstreamConnectionTermination => "UC",
+            Self::UpstreamOverflow => "UO",
+            Self::NoRouteFound => "NR",
+            Self::RateLimited => "RL",
+            Self::DownstreamConnectionTermination => "DC",
+            Self::UpstreamRetryLimitExceeded => "URX",
+            Self::StreamIdleTimeout => "SI",
+            Self::DownstreamProtocolError => "DPE",
+            Self::UpstreamMaxStreamDurationReached => "UMSDR",
+            Self::DurationTimeout => "DT",
+            Self::UpstreamProtocolError => "UPE",
+            Self::NoClusterFound => "NC",
+            Self::OverloadManager => "OM",
+            Self::DnsResolutionFailed => "DF",
+            Self::DropOverload => "DO",
+            Self::DownstreamRemoteReset => "DR",
+        }
+    }
+
+    /// As `%RESPONSE_FLAGS_LONG%` prints it.
+    #[must_use]
+    pub const fn long(self) -> &'static str {
+        match self {
+            Self::NoHealthyUpstream => "NoHealthyUpstream",
+            Self::UpstreamRequestTimeout => "UpstreamRequestTimeout",
+            Self::LocalReset => "LocalReset",
+            Self::UpstreamRemoteReset => "UpstreamRemoteReset",
+            Self::UpstreamConnectionFailure => "UpstreamConnectionFailure",
+            Self::UpstreamConnectionTermination => "UpstreamConnectionTermination",
+            Self::UpstreamOverflow => "UpstreamOverflow",
+            Self::NoRouteFound => "NoRouteFound",
+            Self::RateLimited => "RateLimited",
+            Self::DownstreamConnectionTermination => "DownstreamConnectionTermination",
+            Self::UpstreamRetryLimitExceeded => "UpstreamRetryLimitExceeded",
+            Self::StreamIdleTimeout => "StreamIdleTimeout",
+            Self::DownstreamProtocolError => "DownstreamProtocolError",
+            Self::UpstreamMaxStreamDurationReached => "UpstreamMaxStreamDurationReached",
+            Self::DurationTimeout => "DurationTimeout",
+            Self::UpstreamProtocolError => "UpstreamProtocolError",
+            Self::NoClusterFound => "NoClusterFound",
+            Self::OverloadManager => "OverloadManagerTerminated",
+            Self::DnsResolutionFailed => "DnsResolutionFailed",
+            Self::DropOverload => "DropOverLoad",
+            Self::DownstreamRemoteReset => "DownstreamRemoteReset",
+        }
+    }
+
+    const fn bit(self) -> u32 {
+        1 << self as u8
+    }
+}
+
+/// A set of flags.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ResponseFlags(u32);
+
+impl ResponseFlags {
+    pub fn set(&mut self, flag: ResponseFlag) {
+        self.0 |= flag.bit();
+    }
+
+    #[must_use]
+    pub const fn contains(self, flag: ResponseFlag) -> bool {
+        self.0 & flag.bit() != 0
+    }
+
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The flags that are set, in Envoy's order.
+    pub fn iter(self) -> impl Iterator<Item = ResponseFlag> {
+        ResponseFlag::ALL.into_iter().filter(move |flag| self.contains(*flag))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_print_in_envoys_order() {
+        let mut flags = ResponseFlags::default();
+        assert!(flags.is_empty(), "a fresh set is empty");
+        flags.set(ResponseFlag::UpstreamRetryLimitExceeded);
+        flags.set(ResponseFlag::UpstreamConnectionFailure);
+        let short: Vec<&str> = flags.iter().map(ResponseFlag::short).collect();
+        assert_eq!(short, ["UF", "URX"], "UF comes before URX in Envoy's enumeration");
+    }
+
+    #[test]
+    fn every_flag_has_a_bit_of_its_own() {
+        for (index, flag) in ResponseFlag::ALL.into_iter().enumerate() {
+            assert_eq!(flag as usize, index, "{flag:?} stands at its discriminant");
+        }
+    }
+}

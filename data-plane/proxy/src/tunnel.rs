@@ -1,0 +1,101 @@
+//! Where tunnels meet listeners and clusters: the tunnel network filter, and hosting for agents.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use culvert_http::Io;
+use culvert_model::tunnel::TunnelServer;
+use culvert_runtime::telemetry::{Scope, ScopePath};
+use culvert_tunnel::agent::{Hosted, Hosting};
+use culvert_tunnel::metrics::ServerMetric;
+use culvert_tunnel::server::{Acceptor, Claim, HostLease, HostRegistry, Refusal};
+use culvert_upstream::{Clusters, RegisterError, TunnelClaim, TunnelLease};
+
+use crate::listener::serve_hosted;
+use crate::worker::{Process, Worker};
+
+/// The tunnel network filter of one chain.
+#[derive(Debug)]
+pub(crate) struct TunnelFilter {
+    pub(crate) acceptor: Arc<Acceptor>,
+    pub(crate) stats: Scope<ServerMetric>,
+}
+
+impl TunnelFilter {
+    pub(crate) fn new(config: Arc<TunnelServer>, acceptor: Arc<Acceptor>, process: &Process) -> Arc<Self> {
+        let path = ScopePath::named("tunnel_server", "culvert_tunnel_server_prefix", Arc::clone(&config.stat_prefix));
+        Arc::new(Self { acceptor, stats: process.registry.scope(path) })
+    }
+}
+
+/// Admitted agents become hosts of clusters.
+#[derive(Debug)]
+pub(crate) struct ClusterHosts<'a>(pub(crate) &'a Clusters);
+
+impl HostRegistry for ClusterHosts<'_> {
+    type Lease = Lease;
+
+    async fn register(&self, claim: Claim) -> Result<Lease, Refusal> {
+        let claim = TunnelClaim {
+            cluster: claim.cluster,
+            agent: claim.host_name,
+            weight: claim.weight,
+            peer: claim.peer.address,
+            protocol: claim.protocol,
+            queue_timeout: claim.queue_timeout,
+            max_queued_requests: claim.max_queued_requests,
+            // The acceptor counts them before it asks.
+            max_connections_per_agent: usize::MAX,
+        };
+        match self.0.register(claim).await {
+            Ok(lease) => Ok(Lease(lease)),
+            Err(RegisterError::ClusterUnknown(cluster)) => {
+                tracing::info!(%cluster, "an agent wants to join a cluster that is not there");
+                Err(Refusal::ClusterUnknown)
+            }
+            Err(error @ RegisterError::TooManyConnections { .. }) => {
+                tracing::info!(%error, "a tunnel is refused");
+                Err(Refusal::Unavailable)
+            }
+        }
+    }
+}
+
+/// A tunnel's place among the hosts of its cluster.
+#[derive(Debug)]
+pub(crate) struct Lease(TunnelLease);
+
+impl HostLease for Lease {
+    async fn attach(&self, io: Io) {
+        let end = self.0.attach(io).await;
+        tracing::debug!(?end, "a tunnel has ended");
+    }
+
+    fn drain(&self) {
+        self.0.drain();
+    }
+}
+
+/// Serves what tunnels bring as accepted connections of this worker's listeners.
+#[derive(Debug, Clone)]
+pub struct TunnelHosting {
+    worker: Rc<Worker>,
+}
+
+impl TunnelHosting {
+    #[must_use]
+    pub fn new(worker: Rc<Worker>) -> Self {
+        Self { worker }
+    }
+}
+
+impl Hosting for TunnelHosting {
+    async fn hosted(&self, listener: &str) {
+        self.worker.process.listeners.active(listener).await;
+    }
+
+    async fn serve(&self, io: Io, hosted: Hosted) {
+        let slot = self.worker.process.listeners.active(&hosted.listener).await;
+        serve_hosted(&self.worker, &slot, io, hosted.peer, hosted.local).await;
+    }
+}

@@ -1,0 +1,130 @@
+//! What the process has once and what every worker thread has for itself.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use culvert_runtime::drain::Watch;
+use culvert_runtime::telemetry::{Block, Metrics, Registry, Scope};
+use culvert_upstream::{Clusters, WorkerPools};
+use foldhash::fast::RandomState;
+
+use crate::access_log::LogSinks;
+use crate::listener::Listeners;
+use crate::routes::{RouteSlot, RouteSlots, RouteTable};
+use crate::timer::Timers;
+
+/// What all workers share. Built once by the composition root.
+#[derive(Debug)]
+pub struct Process {
+    pub clusters: Arc<Clusters>,
+    /// Every listener by name, hosting ones included.
+    pub listeners: Listeners,
+    /// Route configurations that come by name.
+    pub routes: RouteSlots,
+    pub registry: Registry,
+    /// Where access logs go.
+    pub logs: LogSinks,
+    /// `%HOSTNAME%`.
+    pub hostname: Arc<str>,
+    /// The process's drain: every listener's is a child of it.
+    pub drain: Watch,
+}
+
+/// One worker's state; never leaves its thread. Must be made inside the worker's `LocalSet`.
+#[derive(Debug)]
+pub struct Worker {
+    pub process: Arc<Process>,
+    pub pools: Rc<WorkerPools>,
+    pub(crate) timers: Timers,
+    tables: RefCell<HashMap<usize, Rc<WorkerRoutes>, RandomState>>,
+    next_connection: Cell<u64>,
+}
+
+impl Worker {
+    #[must_use]
+    pub fn new(process: Arc<Process>, pools: Rc<WorkerPools>) -> Rc<Self> {
+        Rc::new(Self {
+            process,
+            pools,
+            timers: Timers::default(),
+            tables: RefCell::default(),
+            next_connection: Cell::new(fastrand::u64(..1 << 48)),
+        })
+    }
+
+    /// A number for a connection, unlikely to be used twice in the process.
+    pub(crate) fn connection_id(&self) -> u64 {
+        let id = self.next_connection.get();
+        self.next_connection.set(id.wrapping_add(1));
+        id
+    }
+
+    /// This worker's view of a route slot.
+    pub(crate) fn routes(&self, slot: &Arc<RouteSlot>) -> Rc<WorkerRoutes> {
+        let key = Arc::as_ptr(slot).addr();
+        let mut tables = self.tables.borrow_mut();
+        if let Some(routes) = tables.get(&key) {
+            return Rc::clone(routes);
+        }
+        // A slot that only this map still holds will be asked for by nobody again.
+        tables.retain(|_, routes| Rc::strong_count(routes) > 1 || Arc::strong_count(&routes.slot) > 1);
+        let routes = Rc::new(WorkerRoutes::new(Arc::clone(slot)));
+        tables.insert(key, Rc::clone(&routes));
+        routes
+    }
+}
+
+type Table = Option<Arc<RouteTable>>;
+
+/// A route slot as one worker sees it: an unchanged table costs a pointer comparison per request, and a request pins
+/// its table by a count that no other worker writes.
+#[derive(Debug)]
+pub(crate) struct WorkerRoutes {
+    slot: Arc<RouteSlot>,
+    cache: RefCell<arc_swap::Cache<Arc<ArcSwapOption<RouteTable>>, Table>>,
+    pinned: RefCell<Option<Rc<Arc<RouteTable>>>>,
+}
+
+impl WorkerRoutes {
+    fn new(slot: Arc<RouteSlot>) -> Self {
+        let cache = RefCell::new(arc_swap::Cache::new(Arc::clone(&slot.table)));
+        Self { slot, cache, pinned: RefCell::default() }
+    }
+
+    /// The table of the moment.
+    pub(crate) fn table(&self) -> Option<Rc<Arc<RouteTable>>> {
+        let mut cache = self.cache.borrow_mut();
+        let current = cache.load().as_ref()?;
+        let mut pinned = self.pinned.borrow_mut();
+        match &*pinned {
+            Some(table) if Arc::ptr_eq(table, current) => Some(Rc::clone(table)),
+            _ => Some(Rc::clone(pinned.insert(Rc::new(Arc::clone(current))))),
+        }
+    }
+}
+
+/// One worker's blocks of the scopes that a filter chain counts in.
+#[derive(Debug)]
+pub(crate) struct Counters<M>(Rc<Block<M>>);
+
+impl<M> Clone for Counters<M> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+impl<M: Metrics> Counters<M> {
+    pub(crate) fn new(scope: &Scope<M>) -> Self {
+        Self(Rc::new(scope.block()))
+    }
+}
+
+impl<M> std::ops::Deref for Counters<M> {
+    type Target = Block<M>;
+    fn deref(&self) -> &Block<M> {
+        &self.0
+    }
+}
