@@ -230,7 +230,7 @@ async fn a_client_is_judged_as_the_server_demands() {
             let details = met.client.unwrap();
             assert_eq!(details.uri_sans, ["spiffe://td/edge"], "{what}: the peer's URI");
             assert_eq!(details.subject, "CN=edge-7,O=Example\\, Inc", "{what}: the peer's subject");
-            assert_eq!(details.serial, format!("{:02x}", leaf.serial.to_bytes()[0]), "{what}: the peer's serial");
+            assert_eq!(details.serial, format!("{:02x}", leaf.serial.to_bytes()[7]), "{what}: the peer's serial");
             assert_eq!(details.sha256.len(), 64, "{what}: the peer's fingerprint");
         }
     }
