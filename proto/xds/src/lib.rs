@@ -16,7 +16,7 @@ mod wire;
 
 pub use client::{Client, ClientConfig, Rejection, Update};
 pub use resource::{Resource, TypeUrl, Version};
-pub use server::{NodeIdentity, RequestError, Response, Session, StreamId};
+pub use server::{Heard, NodeIdentity, Occupied, RequestError, Response, Session, SessionConfig, StreamId, StreamKind};
 pub use snapshot::{Snapshot, SnapshotBuilder, TypeSet};
 
 /// The name of a resource: cheap to clone, compared by content.

@@ -1,10 +1,16 @@
 //! The control plane's half: what one node is subscribed to, what it holds, what it refused, and what it gets next.
 
+mod interest;
+mod memory;
 mod node;
 mod request;
 mod response;
 mod session;
 mod status;
+mod subscription;
+
+#[cfg(test)]
+mod tests;
 
 pub use node::{NodeIdentity, NodeRefused};
 pub use request::RequestError;
@@ -25,4 +31,17 @@ pub struct StreamKind {
     pub variant: Variant,
     /// `None`: ADS, every type on one stream. Else the one type of a per-type service.
     pub type_url: Option<TypeUrl>,
+}
+
+/// What a request said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// What is asked for, maybe as it was before.
+    Subscription,
+    /// The outstanding response is accepted.
+    Ack,
+    /// The outstanding response is refused.
+    Nack,
+    /// It crossed a response on the wire and says nothing.
+    Stale,
 }

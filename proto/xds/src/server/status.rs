@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::resource::{TypeUrl, Version};
+use super::memory::{Memory, Refusal};
+use super::subscription::Subscription;
+use crate::resource::{Resource, TypeUrl, Version};
+use crate::snapshot::TypeSet;
 use crate::{Name, Variant};
 
 /// `envoy.service.status.v3.ConfigStatus`, per resource.
@@ -51,4 +54,96 @@ pub struct TypeStatus {
     /// What the node said at its latest refusal, until it accepts a response.
     pub error: Option<Arc<str>>,
     pub resources: Vec<ResourceStatus>,
+}
+
+/// What a subscription and the set behind it amount to.
+pub(crate) fn of_subscription(subscription: &Subscription, set: &TypeSet) -> TypeStatus {
+    let mut resources = Vec::new();
+    let stand_ins = subscription.interest.names.iter().filter(|name| set.get_listed(name).is_none());
+    let stand_ins = stand_ins.filter_map(|name| set.get(name));
+    for resource in set.resources().chain(stand_ins) {
+        resources.push(of_resource(subscription, resource));
+    }
+    for name in subscription.sent.keys().filter(|name| subscription.lookup(set, name).is_none()) {
+        let accepted = subscription.memory.accepted(name).map(|accepted| accepted.version());
+        resources.push(ResourceStatus {
+            name: Arc::clone(name),
+            state: ResourceState::Stale,
+            version: None,
+            accepted,
+            error: None,
+        });
+    }
+    TypeStatus {
+        type_url: Arc::clone(&subscription.type_url),
+        variant: Some(subscription.variant),
+        wildcard: subscription.interest.wildcard,
+        names: subscription.interest.names.len(),
+        sent: subscription.counts.sent,
+        acked: subscription.counts.acked,
+        nacked: subscription.counts.nacked,
+        outstanding: subscription.outstanding.is_some(),
+        accepted_version: subscription.accepted_version.clone(),
+        error: subscription.error.clone(),
+        resources,
+    }
+}
+
+/// A type that no stream asks for.
+pub(crate) fn of_parked(type_url: &TypeUrl, set: &TypeSet, memory: Option<&Memory>) -> TypeStatus {
+    let resources = set.resources().map(|resource| {
+        let accepted = memory.and_then(|memory| memory.accepted(resource.name()));
+        let refusal = memory.and_then(|memory| memory.refusal(resource));
+        let state = if refusal.is_some() { ResourceState::Error } else { ResourceState::NotSent };
+        status(resource, state, accepted, refusal)
+    });
+    TypeStatus {
+        type_url: Arc::clone(type_url),
+        variant: None,
+        wildcard: false,
+        names: 0,
+        sent: 0,
+        acked: 0,
+        nacked: 0,
+        outstanding: false,
+        accepted_version: None,
+        error: None,
+        resources: resources.collect(),
+    }
+}
+
+fn of_resource(subscription: &Subscription, resource: &Arc<Resource>) -> ResourceStatus {
+    let name = resource.name();
+    let accepted = subscription.memory.accepted(name);
+    let refusal = subscription.memory.refusal(resource);
+    let waits = subscription
+        .outstanding
+        .as_ref()
+        .is_some_and(|outstanding| outstanding.items.binary_search_by(|(item, _)| item.cmp(name)).is_ok());
+    let sent = subscription.sent.get(name) == Some(&resource.version());
+    let state = if !subscription.interest.covers(name) {
+        ResourceState::NotSent
+    } else if refusal.is_some() {
+        ResourceState::Error
+    } else if sent && !waits && accepted.is_some_and(|accepted| accepted.version() == resource.version()) {
+        ResourceState::Synced
+    } else {
+        ResourceState::Stale
+    };
+    status(resource, state, accepted, refusal)
+}
+
+fn status(
+    resource: &Resource,
+    state: ResourceState,
+    accepted: Option<&Arc<Resource>>,
+    refusal: Option<&Refusal>,
+) -> ResourceStatus {
+    ResourceStatus {
+        name: Arc::clone(resource.name()),
+        state,
+        version: Some(resource.version()),
+        accepted: accepted.map(|accepted| accepted.version()),
+        error: refusal.map(|refusal| Arc::clone(&refusal.reason)),
+    }
 }

@@ -1,0 +1,159 @@
+//! What one subscription covers: everything, some names, or both.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use culvert_api::type_url;
+
+use super::RequestError;
+use crate::Name;
+
+/// The subscription of one stream to one type.
+#[derive(Debug, Default)]
+pub(crate) struct Interest {
+    pub(crate) wildcard: bool,
+    pub(crate) names: BTreeSet<Name>,
+    /// Names (or `*`) were given on this stream: an empty list no longer means everything.
+    named: bool,
+}
+
+/// What a request changed.
+#[derive(Debug, Default)]
+pub(crate) struct InterestChange {
+    /// Newly asked for by name, or asked for again: answered even when known.
+    pub(crate) added: Vec<Name>,
+    /// No longer asked for by name.
+    pub(crate) dropped: Vec<Name>,
+    /// The wildcard is new.
+    pub(crate) wildcard_on: bool,
+    /// The wildcard is gone.
+    pub(crate) wildcard_off: bool,
+}
+
+impl Interest {
+    /// Most names that one subscription may hold.
+    pub(crate) const MAX_NAMES: usize = 100_000;
+
+    /// Longest name, in bytes.
+    const MAX_NAME: usize = 16 * 1024;
+
+    pub(crate) fn covers(&self, name: &str) -> bool {
+        self.wildcard || self.names.contains(name)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.wildcard && self.names.is_empty()
+    }
+
+    /// Everything, and nothing by name.
+    pub(crate) fn is_pure_wildcard(&self) -> bool {
+        self.wildcard && self.names.is_empty()
+    }
+
+    /// Takes the list of a state-of-the-world request.
+    ///
+    /// xDS, "How the client specifies what resources to return": an empty list is a wildcard only as long as no name
+    /// was given on the stream (for types that may be asked for so); later it unsubscribes from everything. A list
+    /// that no longer has `*` drops the wildcard.
+    pub(crate) fn replace(
+        &mut self,
+        type_url: &str,
+        list: &[String],
+        legacy: bool,
+    ) -> Result<InterestChange, RequestError> {
+        let wildcard = if list.is_empty() {
+            !self.named && legacy && may_be_asked_for_without_names(type_url)
+        } else {
+            list.iter().any(|name| name == "*")
+        };
+        let mut names = BTreeSet::new();
+        for name in list.iter().filter(|name| *name != "*") {
+            check_name(name)?;
+            if !names.contains(name.as_str()) {
+                names.insert(self.names.get(name.as_str()).map_or_else(|| Name::from(name.as_str()), Arc::clone));
+                check_count(type_url, names.len())?;
+            }
+        }
+        let change = InterestChange {
+            added: names.difference(&self.names).cloned().collect(),
+            dropped: self.names.difference(&names).cloned().collect(),
+            wildcard_on: wildcard && !self.wildcard,
+            wildcard_off: !wildcard && self.wildcard,
+        };
+        self.named |= !list.is_empty();
+        self.wildcard = wildcard;
+        self.names = names;
+        Ok(change)
+    }
+
+    /// Takes the lists of a delta request. `first` is the first request of the type on the stream.
+    ///
+    /// xDS, "Unsubscribing from resources": a name in both lists ends unsubscribed (ztunnel opens with `*` in both:
+    /// nothing yet).
+    pub(crate) fn update(
+        &mut self,
+        type_url: &str,
+        lists: (&[String], &[String]),
+        first: bool,
+        legacy: bool,
+    ) -> Result<InterestChange, RequestError> {
+        let (subscribe, unsubscribe) = lists;
+        let had_wildcard = self.wildcard;
+        let mut change = InterestChange::default();
+        if first && subscribe.is_empty() && unsubscribe.is_empty() {
+            self.wildcard = legacy && may_be_asked_for_without_names(type_url);
+        }
+        let mut added = BTreeSet::new();
+        for name in subscribe {
+            if name == "*" {
+                self.wildcard = true;
+                continue;
+            }
+            check_name(name)?;
+            let name = self.names.get(name.as_str()).map_or_else(|| Name::from(name.as_str()), Arc::clone);
+            self.names.insert(Arc::clone(&name));
+            check_count(type_url, self.names.len())?;
+            added.insert(name);
+        }
+        for name in unsubscribe {
+            if name == "*" {
+                self.wildcard = false;
+            } else if let Some(name) = self.names.take(name.as_str()) {
+                added.remove(&name);
+                change.dropped.push(name);
+            }
+        }
+        change.added = added.into_iter().collect();
+        change.wildcard_on = self.wildcard && !had_wildcard;
+        change.wildcard_off = !self.wildcard && had_wildcard;
+        Ok(change)
+    }
+}
+
+/// Whether an empty first request asks for all resources of the type. Not so for types that are always referred to by
+/// name.
+fn may_be_asked_for_without_names(type_url: &str) -> bool {
+    !matches!(
+        type_url,
+        type_url::CLUSTER_LOAD_ASSIGNMENT
+            | type_url::LOCALITY_ENDPOINT
+            | type_url::ROUTE_CONFIGURATION
+            | type_url::SECRET
+            | type_url::EXTENSION_CONFIG
+            | type_url::RUNTIME
+    )
+}
+
+fn check_name(name: &str) -> Result<(), RequestError> {
+    if name.len() > Interest::MAX_NAME {
+        return Err(RequestError::NameTooLong { found: name.len(), limit: Interest::MAX_NAME });
+    }
+    Ok(())
+}
+
+pub(crate) fn check_count(type_url: &str, count: usize) -> Result<(), RequestError> {
+    if count > Interest::MAX_NAMES {
+        return Err(RequestError::TooManyNames { type_url: type_url.to_owned(), limit: Interest::MAX_NAMES });
+    }
+    Ok(())
+}

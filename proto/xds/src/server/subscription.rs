@@ -1,0 +1,294 @@
+//! One stream's subscription to one type: what is asked for, what was sent, what waits for its answer.
+
+mod build;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use culvert_api::google::rpc;
+use culvert_api::type_url;
+
+use super::interest::{Interest, InterestChange, check_count};
+use super::memory::{Item, Memory, blamed};
+use super::{Heard, RequestError};
+use crate::resource::{Resource, TypeUrl, Version};
+use crate::snapshot::TypeSet;
+use crate::{Name, Variant};
+
+/// **Invariants:** at most one response is unanswered; what the node holds (`memory`) moves only when it answers; a
+/// name is in `due` only if its content may have to be sent.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    pub(crate) variant: Variant,
+    pub(crate) type_url: TypeUrl,
+    pub(crate) interest: Interest,
+    pub(crate) memory: Memory,
+    /// The content last put on this stream, accepted or not. Absent: nothing, or a removal.
+    pub(crate) sent: BTreeMap<Name, Version>,
+    /// The set that `due` was brought up to.
+    seen: Option<Arc<TypeSet>>,
+    /// Names to look at when the next response is built.
+    due: BTreeSet<Name>,
+    /// Those of `due` that are answered whatever was sent before.
+    forced: BTreeSet<Name>,
+    /// A response is owed even if it is empty.
+    owed: bool,
+    pub(crate) outstanding: Option<Outstanding>,
+    /// Nonce of the latest response; empty before the first one.
+    nonce: String,
+    /// The node came with a state that we cannot know: what it refuses is not left out of a full state.
+    holds_unknown: bool,
+    started: bool,
+    pub(crate) counts: Counts,
+    pub(crate) accepted_version: Option<String>,
+    pub(crate) error: Option<Arc<str>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Outstanding {
+    nonce: String,
+    version: String,
+    /// What differs from what the node had accepted, sorted by name.
+    pub(crate) items: Vec<Item>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Counts {
+    pub(crate) sent: u64,
+    pub(crate) acked: u64,
+    pub(crate) nacked: u64,
+}
+
+impl Subscription {
+    pub(crate) fn new(variant: Variant, type_url: TypeUrl, memory: Memory) -> Self {
+        Self {
+            variant,
+            type_url,
+            interest: Interest::default(),
+            memory,
+            sent: BTreeMap::new(),
+            seen: None,
+            due: BTreeSet::new(),
+            forced: BTreeSet::new(),
+            owed: false,
+            outstanding: None,
+            nonce: String::new(),
+            holds_unknown: false,
+            started: false,
+            counts: Counts::default(),
+            accepted_version: None,
+            error: None,
+        }
+    }
+
+    /// xDS: every response of LDS and CDS holds all resources subscribed to; those absent are removed. All other
+    /// types may be answered in part.
+    fn is_full_state(&self) -> bool {
+        self.variant == Variant::Sotw && matches!(&*self.type_url, type_url::LISTENER | type_url::CLUSTER)
+    }
+
+    /// What the subscription is served under this name.
+    pub(crate) fn lookup<'s>(&self, set: &'s TypeSet, name: &str) -> Option<&'s Arc<Resource>> {
+        if self.interest.names.contains(name) {
+            set.get(name)
+        } else if self.interest.wildcard {
+            set.get_listed(name)
+        } else {
+            None
+        }
+    }
+
+    pub(crate) fn on_request(
+        &mut self,
+        request: &DiscoveryRequest,
+        set: &Arc<TypeSet>,
+        settings: RequestSettings,
+    ) -> Result<Heard, RequestError> {
+        // xDS: the first request of a type on a stream is new, whatever nonce it carries (MOSN keeps the old one).
+        let first = !self.started;
+        // xDS: a request that does not carry the nonce of the latest response crossed it on the wire; the client
+        // answers that response too, with its full list.
+        if !self.nonce.is_empty() && request.response_nonce != self.nonce {
+            tracing::trace!(type_url = %self.type_url, "request with a stale nonce ignored");
+            return Ok(Heard::Stale);
+        }
+        let change = self.interest.replace(&self.type_url, &request.resource_names, settings.legacy_wildcard)?;
+        self.started = true;
+        if first {
+            if self.start_sotw(&request.version_info, set) {
+                return Ok(Heard::Subscription);
+            }
+            self.apply(change);
+            return Ok(Heard::Subscription);
+        }
+        let heard = self.answer(&request.response_nonce, request.error_detail.as_ref(), settings);
+        self.apply(change);
+        Ok(heard)
+    }
+
+    pub(crate) fn on_delta_request(
+        &mut self,
+        request: &DeltaDiscoveryRequest,
+        set: &Arc<TypeSet>,
+        settings: RequestSettings,
+    ) -> Result<Heard, RequestError> {
+        let first = !self.started;
+        check_count(&self.type_url, request.initial_resource_versions.len())?;
+        let lists = (request.resource_names_subscribe.as_slice(), request.resource_names_unsubscribe.as_slice());
+        let mut change = self.interest.update(&self.type_url, lists, first, settings.legacy_wildcard)?;
+        self.started = true;
+        if first {
+            self.start_delta(request, set, &mut change);
+            self.apply(change);
+            self.owed = true;
+            return Ok(Heard::Subscription);
+        }
+        // xDS: in delta a nonce only says what is answered; changes of the subscription count on any nonce.
+        let heard = self.answer(&request.response_nonce, request.error_detail.as_ref(), settings);
+        self.apply(change);
+        Ok(heard)
+    }
+
+    /// Takes what a node that opens a stream says that it holds. True: it holds all that there is.
+    fn start_sotw(&mut self, version: &str, set: &Arc<TypeSet>) -> bool {
+        if version.is_empty() {
+            // It starts from nothing, maybe as another build: what it refused before deserves another look.
+            self.memory.forget_refusals();
+        } else if self.interest.is_pure_wildcard() && version == set.version().to_string() {
+            self.memory.forget_refusals();
+            for resource in set.resources() {
+                self.sent.insert(Arc::clone(resource.name()), resource.version());
+                self.memory.accept((Arc::clone(resource.name()), Some(Arc::clone(resource))));
+            }
+            self.accepted_version = Some(version.to_owned());
+            self.seen = Some(Arc::clone(set));
+            return true;
+        } else {
+            self.holds_unknown = true;
+        }
+        false
+    }
+
+    /// Takes `initial_resource_versions`: equal contents are held, others are replaced, vanished ones removed.
+    fn start_delta(&mut self, request: &DeltaDiscoveryRequest, set: &TypeSet, change: &mut InterestChange) {
+        let held = &request.initial_resource_versions;
+        if held.is_empty() {
+            self.memory.forget_refusals();
+        }
+        change.added.retain(|name| !held.contains_key(&**name));
+        for (name, version) in held {
+            if !self.interest.covers(name) {
+                continue;
+            }
+            let version = Version::parse(version);
+            let name = Name::from(name.as_str());
+            self.sent.insert(Arc::clone(&name), version);
+            if let Some(resource) = self.lookup(set, &name).filter(|resource| resource.version() == version) {
+                self.memory.accept((name, Some(Arc::clone(resource))));
+            }
+        }
+    }
+
+    /// Puts a changed subscription into what is due.
+    fn apply(&mut self, change: InterestChange) {
+        if change.wildcard_off {
+            let interest = &self.interest;
+            self.sent.retain(|name, _| interest.covers(name));
+            self.memory.retain(|name| interest.covers(name));
+            self.due.retain(|name| interest.covers(name));
+            self.forced.retain(|name| interest.covers(name));
+        }
+        for name in change.dropped {
+            if self.interest.wildcard {
+                // xDS: who gives up a name under a wildcard is told what the wildcard has under it.
+                if self.variant == Variant::Delta {
+                    self.forced.insert(Arc::clone(&name));
+                }
+                self.due.insert(name);
+                continue;
+            }
+            self.sent.remove(&name);
+            self.memory.forget(&name);
+            self.due.remove(&name);
+            self.forced.remove(&name);
+        }
+        for name in change.added {
+            self.forced.insert(Arc::clone(&name));
+            self.due.insert(name);
+        }
+        if change.wildcard_on {
+            // Everything is looked at again, and answered even if there is nothing.
+            self.seen = None;
+            self.owed = true;
+        }
+    }
+
+    /// Takes the answer to the outstanding response, if the request is one.
+    fn answer(&mut self, nonce: &str, error: Option<&rpc::Status>, settings: RequestSettings) -> Heard {
+        let Some(outstanding) = self.outstanding.take_if(|outstanding| outstanding.nonce == nonce) else {
+            if error.is_some() {
+                tracing::debug!(type_url = %self.type_url, nonce, "refusal of a response that is not outstanding");
+            }
+            return Heard::Subscription;
+        };
+        let Some(error) = error else {
+            self.counts.acked += 1;
+            self.error = None;
+            self.accepted_version = Some(outstanding.version);
+            for item in outstanding.items {
+                self.accept(item);
+            }
+            return Heard::Ack;
+        };
+        self.counts.nacked += 1;
+        let reason = shorten(&error.message);
+        self.refuse(outstanding.items, &reason, settings);
+        self.error = Some(reason);
+        Heard::Nack
+    }
+
+    fn accept(&mut self, item: Item) {
+        if self.interest.covers(&item.0) {
+            self.memory.accept(item);
+        }
+    }
+
+    fn refuse(&mut self, items: Vec<Item>, reason: &Arc<str>, settings: RequestSettings) {
+        let blamed = if settings.partial_ack {
+            blamed(reason, &self.type_url, |name| self.sent.get_key_value(name).map(|(name, _)| name))
+        } else {
+            None
+        };
+        let Some(blamed) = blamed else {
+            for item in items {
+                self.memory.refuse(item, reason);
+            }
+            return;
+        };
+        for item in items {
+            if !blamed.contains_key(&item.0) {
+                self.accept(item);
+            }
+        }
+        for (name, reason) in blamed {
+            if let Some(version) = self.sent.get(&name) {
+                self.memory.blame(name, *version, &reason);
+            }
+        }
+    }
+}
+
+/// What of the session matters to a request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RequestSettings {
+    pub(crate) legacy_wildcard: bool,
+    pub(crate) partial_ack: bool,
+}
+
+/// At most 64 KiB of what a node said.
+fn shorten(message: &str) -> Arc<str> {
+    const LIMIT: usize = 64 * 1024;
+    let end = (0..=message.len().min(LIMIT)).rev().find(|&end| message.is_char_boundary(end)).unwrap_or(0);
+    Arc::from(message.get(..end).unwrap_or_default())
+}

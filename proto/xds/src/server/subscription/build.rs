@@ -1,0 +1,197 @@
+//! Builds the next response of a subscription.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use culvert_api::type_url;
+
+use super::super::memory::Item;
+use super::super::response::{Body, Response};
+use super::{Outstanding, Subscription};
+use crate::resource::{Resource, Version};
+use crate::snapshot::TypeSet;
+use crate::{Name, Variant};
+
+impl Subscription {
+    /// The next response, if one may be sent and there is something to say.
+    pub(crate) fn next(
+        &mut self,
+        set: &Arc<TypeSet>,
+        nonce: impl FnOnce() -> String,
+        control_plane: &Arc<str>,
+    ) -> Option<Response> {
+        if !self.started {
+            return None;
+        }
+        self.observe(set);
+        if self.outstanding.is_some() || (self.due.is_empty() && !self.owed) {
+            return None;
+        }
+        let due = std::mem::take(&mut self.due);
+        let forced = std::mem::take(&mut self.forced);
+        let (version, body, items) = match self.variant {
+            Variant::Delta => self.build_delta(set, due, &forced),
+            Variant::Sotw if self.is_full_state() => self.build_full(set, due, &forced),
+            Variant::Sotw => self.build_partial(set, due, &forced),
+        }?;
+        self.owed = false;
+        self.counts.sent += 1;
+        let version = version.to_string();
+        self.nonce = nonce();
+        self.outstanding = Some(Outstanding { nonce: self.nonce.clone(), version: version.clone(), items });
+        Some(Response {
+            variant: self.variant,
+            type_url: Arc::clone(&self.type_url),
+            version,
+            nonce: self.nonce.clone(),
+            control_plane: Arc::clone(control_plane),
+            body,
+        })
+    }
+
+    /// Brings `due` up to `set`: costs what changed where the set knows it, else what there is.
+    fn observe(&mut self, set: &Arc<TypeSet>) {
+        if self.seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, set)) {
+            return;
+        }
+        let changed = self.seen.as_ref().and_then(|seen| set.changed_since(seen));
+        if let Some(changed) = changed {
+            self.due.extend(changed.iter().filter(|name| self.interest.covers(name)).cloned());
+        } else {
+            if self.interest.wildcard {
+                self.due.extend(set.resources().map(|resource| Arc::clone(resource.name())));
+            }
+            self.due.extend(self.interest.names.iter().cloned());
+            self.due.extend(self.sent.keys().cloned());
+        }
+        self.seen = Some(Arc::clone(set));
+    }
+
+    /// Whether this content is news to the stream and not known to be refused.
+    fn wants(&self, resource: &Resource) -> bool {
+        self.memory.refusal(resource).is_none() && self.sent.get(resource.name()) != Some(&resource.version())
+    }
+
+    fn build_delta(
+        &mut self,
+        set: &TypeSet,
+        due: BTreeSet<Name>,
+        forced: &BTreeSet<Name>,
+    ) -> Option<(Version, Body, Vec<Item>)> {
+        let mut resources = Vec::new();
+        let mut removed = Vec::new();
+        let mut hollow = Vec::new();
+        let mut items = Vec::new();
+        for name in due {
+            let forced = forced.contains(&name);
+            match self.lookup(set, &name) {
+                Some(resource) if forced || self.wants(resource) => {
+                    self.sent.insert(Arc::clone(&name), resource.version());
+                    resources.push(Arc::clone(resource));
+                    items.push((name, Some(Arc::clone(resource))));
+                }
+                Some(_) => {}
+                None => {
+                    let known = self.sent.remove(&name).is_some();
+                    if !self.interest.covers(&name) || !(known || forced) {
+                        continue;
+                    }
+                    // An on-demand virtual host that is merely removed leaves Envoy's request hanging.
+                    let list = if &*self.type_url == type_url::VIRTUAL_HOST { &mut hollow } else { &mut removed };
+                    list.push(Arc::clone(&name));
+                    items.push((name, None));
+                }
+            }
+        }
+        if resources.is_empty() && removed.is_empty() && hollow.is_empty() && !self.owed {
+            return None;
+        }
+        Some((set.version(), Body::Delta { resources, removed, hollow }, items))
+    }
+
+    fn build_partial(
+        &mut self,
+        set: &TypeSet,
+        due: BTreeSet<Name>,
+        forced: &BTreeSet<Name>,
+    ) -> Option<(Version, Body, Vec<Item>)> {
+        let mut resources = Vec::new();
+        let mut items = Vec::new();
+        for name in due {
+            let Some(resource) = self.lookup(set, &name) else {
+                // There is no way to say that it is gone; should it come back, it is sent again.
+                self.sent.remove(&name);
+                continue;
+            };
+            let refused = self.memory.refusal(resource).is_some();
+            let resource = if self.wants(resource) || (forced.contains(&name) && !refused) {
+                resource
+            } else if refused && !self.sent.contains_key(&name) {
+                // A new stream of a node that refused the present content: it gets what it accepted.
+                let Some(accepted) = self.memory.accepted(&name) else { continue };
+                accepted
+            } else {
+                continue;
+            };
+            let resource = Arc::clone(resource);
+            self.sent.insert(Arc::clone(&name), resource.version());
+            items.push((name, Some(Arc::clone(&resource))));
+            resources.push(resource);
+        }
+        if resources.is_empty() && !self.owed {
+            return None;
+        }
+        Some((set.version(), Body::Sotw(resources), items))
+    }
+
+    fn build_full(
+        &mut self,
+        set: &Arc<TypeSet>,
+        due: BTreeSet<Name>,
+        forced: &BTreeSet<Name>,
+    ) -> Option<(Version, Body, Vec<Item>)> {
+        let news = |name: &Name| match self.lookup(set, name) {
+            Some(resource) => forced.contains(name) || self.wants(resource),
+            None => forced.contains(name) || self.sent.contains_key(name),
+        };
+        if !self.owed && !due.iter().any(news) {
+            return None;
+        }
+        let nothing_refused = self.memory.refused_names().len() == 0;
+        let mut items = Vec::new();
+        let mut due = due;
+        due.extend(self.memory.refused_names().cloned());
+        for name in due {
+            let content = self.lookup(set, &name).and_then(|resource| self.content(resource)).cloned();
+            match &content {
+                Some(content) => self.sent.insert(Arc::clone(&name), content.version()),
+                None => self.sent.remove(&name),
+            };
+            let accepted = self.memory.accepted(&name).map(|accepted| accepted.version());
+            if accepted != content.as_ref().map(|content| content.version()) {
+                items.push((name, content));
+            }
+        }
+        if self.interest.wildcard && nothing_refused {
+            return Some((set.version(), Body::Whole(Arc::clone(set)), items));
+        }
+        let served: Vec<&Arc<Resource>> = if self.interest.wildcard {
+            set.resources().collect()
+        } else {
+            self.interest.names.iter().filter_map(|name| set.get(name)).collect()
+        };
+        let resources: Vec<_> = served.into_iter().filter_map(|resource| self.content(resource)).cloned().collect();
+        let version = Version::of_set(resources.iter().map(|resource| &**resource));
+        Some((version, Body::Sotw(resources), items))
+    }
+
+    /// What a full state carries for a resource: its content, but in place of a refused one the content that was
+    /// accepted last, and nothing if there is none (unless the node came with a state that we do not know: leaving
+    /// the resource out would remove what it holds).
+    fn content<'a>(&'a self, resource: &'a Arc<Resource>) -> Option<&'a Arc<Resource>> {
+        if self.memory.refusal(resource).is_none() {
+            return Some(resource);
+        }
+        self.memory.accepted(resource.name()).or(if self.holds_unknown { Some(resource) } else { None })
+    }
+}
