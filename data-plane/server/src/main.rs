@@ -1,3 +1,7 @@
-//! culvert-proxy
+//! culvert-proxy: the data plane's binary.
+
+mod apply;
+mod inventory;
+mod tls;
 
 fn main() {}

@@ -1,0 +1,109 @@
+//! Apply: the last step of a push. Validated resources, in the order in which they are to take effect, become clusters,
+//! route tables, listeners and agents.
+//!
+//! One task on the control runtime owns all that is in force ([`Applier`]); everybody else sends it [`Change`]s through an
+//! [`ApplyHandle`]. Parsing, staging, warming and precedence of sources happened before; **what arrives here replaces
+//! what has its name**, and a change that fails leaves everything as it was.
+
+use std::sync::Arc;
+
+use culvert_model::Name;
+use culvert_model::resource::Resource;
+use tokio::sync::{mpsc, oneshot};
+
+/// One step of a push.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// Adds a resource or replaces the one of its name. Endpoints go by their service name.
+    Set(Resource),
+    /// Removes a resource. One that is not there is no error.
+    Remove { kind: Kind, name: Name },
+}
+
+/// Kinds of resources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    Secret,
+    Cluster,
+    Endpoints,
+    Routes,
+    Listener,
+    Agent,
+}
+
+/// What became of a change that did not fail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Applied {
+    Active,
+    /// Taken, and takes effect by itself when what is named here is there (`secret edge-cert`).
+    Warming(Vec<String>),
+}
+
+/// Why a change was refused. What had the name before stays in force.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    #[error("{0}")]
+    Bind(#[from] culvert_runtime::sockets::BindError),
+    #[error("{0}")]
+    Compile(#[from] culvert_proxy::listener::CompileError),
+    #[error("{0}")]
+    Routes(#[from] culvert_proxy::routes::CompileError),
+    #[error("{0}")]
+    Tls(#[from] crate::tls::MaterialError),
+    #[error("the process is ending")]
+    Ending,
+}
+
+/// Sends changes to the one who applies them. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ApplyHandle {
+    queue: mpsc::Sender<Command>,
+}
+
+/// What the applier is asked to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Apply { changes: Vec<Change>, answer: oneshot::Sender<Vec<Result<Applied, ApplyError>>> },
+}
+
+impl ApplyHandle {
+    pub(crate) fn new(queue: mpsc::Sender<Command>) -> Self {
+        Self { queue }
+    }
+
+    /// Applies changes in their order; one answer for each, in the same order. A listener may take over the address of
+    /// one that is removed in the same call: connections that wait to be accepted are not lost.
+    pub async fn apply(&self, changes: Vec<Change>) -> Vec<Result<Applied, ApplyError>> {
+        let count = changes.len();
+        let (answer, answered) = oneshot::channel();
+        let ending = || (0..count).map(|_| Err(ApplyError::Ending)).collect();
+        if self.queue.send(Command::Apply { changes, answer }).await.is_err() {
+            return ending();
+        }
+        answered.await.unwrap_or_else(|_| ending())
+    }
+
+    /// One change.
+    ///
+    /// # Errors
+    /// See [`ApplyError`].
+    pub async fn set(&self, resource: Resource) -> Result<Applied, ApplyError> {
+        self.apply(vec![Change::Set(resource)]).await.pop().unwrap_or(Err(ApplyError::Ending))
+    }
+}
+
+impl Change {
+    /// What is changed: its kind and name.
+    #[must_use]
+    pub fn target(&self) -> (Kind, Name) {
+        match self {
+            Self::Set(Resource::Secret(secret)) => (Kind::Secret, Arc::clone(&secret.name)),
+            Self::Set(Resource::Cluster(cluster)) => (Kind::Cluster, Arc::clone(&cluster.name)),
+            Self::Set(Resource::Endpoints(endpoints)) => (Kind::Endpoints, Arc::clone(&endpoints.cluster)),
+            Self::Set(Resource::Routes(routes)) => (Kind::Routes, Arc::clone(&routes.name)),
+            Self::Set(Resource::Listener(listener)) => (Kind::Listener, Arc::clone(&listener.name)),
+            Self::Set(Resource::Agent(agent)) => (Kind::Agent, Arc::clone(&agent.name)),
+            Self::Remove { kind, name } => (*kind, Arc::clone(name)),
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What the process was given, as it was given: for `/config_dump` and for those who ask why something is not in force.
+//!
+//! Written by whoever receives configuration; **nothing is decided here**.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use culvert_api::Any;
+use culvert_model::Name;
+use parking_lot::Mutex;
+
+/// Every dynamic resource that was received, by type URL and name. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Inventory {
+    types: Arc<Mutex<BTreeMap<String, BTreeMap<Name, Entry>>>>,
+}
+
+/// One resource.
+#[derive(Debug, Clone, Default)]
+pub struct Entry {
+    /// In force.
+    pub active: Option<Given>,
+    /// Accepted, and waits for something.
+    pub warming: Option<Given>,
+    /// The last one that was refused, while it is refused.
+    pub refused: Option<(Given, String)>,
+}
+
+/// A resource as it came.
+#[derive(Debug, Clone)]
+pub struct Given {
+    pub version: Arc<str>,
+    pub resource: Any,
+    pub at: SystemTime,
+}
+
+impl Given {
+    /// A resource that came just now.
+    #[must_use]
+    pub fn now(version: impl Into<Arc<str>>, resource: Any) -> Self {
+        Self { version: version.into(), resource, at: SystemTime::now() }
+    }
+}
+
+impl Inventory {
+    /// The resource is in force.
+    pub fn active(&self, type_url: &str, name: &Name, given: Given) {
+        self.change(type_url, name, |entry| *entry = Entry { active: Some(given), ..Entry::default() });
+    }
+
+    /// The resource was accepted and waits for something; what was in force stays.
+    pub fn warming(&self, type_url: &str, name: &Name, given: Given) {
+        self.change(type_url, name, |entry| {
+            entry.warming = Some(given);
+            entry.refused = None;
+        });
+    }
+
+    /// The resource was refused; what was in force stays.
+    pub fn refused(&self, type_url: &str, name: &Name, given: Given, reason: impl Into<String>) {
+        let reason = reason.into();
+        self.change(type_url, name, |entry| entry.refused = Some((given, reason)));
+    }
+
+    /// The resource is gone.
+    pub fn removed(&self, type_url: &str, name: &str) {
+        if let Some(entries) = self.types.lock().get_mut(type_url) {
+            entries.remove(name);
+        }
+    }
+
+    /// All resources of a type, by name.
+    #[must_use]
+    pub fn entries(&self, type_url: &str) -> Vec<(Name, Entry)> {
+        let types = self.types.lock();
+        let entries = types.get(type_url).into_iter().flatten();
+        entries.map(|(name, entry)| (Arc::clone(name), entry.clone())).collect()
+    }
+
+    fn change(&self, type_url: &str, name: &Name, change: impl FnOnce(&mut Entry)) {
+        let mut types = self.types.lock();
+        let entries = match types.get_mut(type_url) {
+            Some(entries) => entries,
+            None => types.entry(type_url.to_owned()).or_default(),
+        };
+        change(entries.entry(Arc::clone(name)).or_default());
+    }
+}
