@@ -47,11 +47,14 @@ impl Io {
         Self { prefix: Bytes::new(), kind: IoKind::TlsClient(Box::new(stream)) }
     }
 
-    /// Puts bytes back in front.
+    /// Puts bytes back in front of what is still to be read.
     #[must_use]
     pub fn with_prefix(mut self, prefix: Bytes) -> Self {
-        debug_assert!(self.prefix.is_empty(), "bytes are put back once");
-        self.prefix = prefix;
+        if self.prefix.is_empty() {
+            self.prefix = prefix;
+        } else if !prefix.is_empty() {
+            self.prefix = [prefix, self.prefix].concat().into();
+        }
         self
     }
 

@@ -8,9 +8,9 @@ use culvert_http::Io;
 use culvert_model::Name;
 use culvert_model::agent::TunnelAgent;
 use culvert_model::endpoint::Endpoints;
+use culvert_runtime::drain::Watch;
 use culvert_runtime::telemetry::Block;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use crate::metrics::AgentMetric;
 use crate::status::AgentStatus;
@@ -21,7 +21,7 @@ pub trait Hosting: Clone + 'static {
     fn hosted(&self, listener: &str) -> impl Future<Output = ()>;
 
     /// Serves the connection until it ends. The agent is the server of the application protocol on it. Once
-    /// `hosted.drain` is cancelled the connection is drained as by a listener that goes away: what is in flight is
+    /// `hosted.drain` starts the connection is drained as by a listener that goes away: what is in flight is
     /// finished, then the connection is closed.
     fn serve(&self, io: Io, hosted: Hosted) -> impl Future<Output = ()>;
 }
@@ -35,7 +35,7 @@ pub struct Hosted {
     pub peer: SocketAddr,
     /// Our end.
     pub local: SocketAddr,
-    pub drain: CancellationToken,
+    pub drain: Watch,
 }
 
 /// What an agent needs besides its configuration.

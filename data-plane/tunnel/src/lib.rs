@@ -10,6 +10,7 @@
 
 pub mod agent;
 pub mod dialect;
+mod keepalive;
 pub mod metrics;
 pub mod server;
 pub mod status;

@@ -1,24 +1,41 @@
 //! The tunnel server: from an accepted connection to a registered host.
+//!
+//! ```text
+//! Accepting --init frame--> Claimed --policy--> Admitted --registry--> Registered --reply acknowledged--> attached
+//! ```
+//! **Success means routable, and nothing shares a segment with the reply**: the host is published before the reply is
+//! written, and the first byte towards the agent waits until TCP reports the reply as acknowledged, unless the agent
+//! announced that it can take both at once.
 
+use std::fmt;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_http::Io;
-use culvert_model::tunnel::{TunnelProtocol, TunnelServer};
-use culvert_runtime::telemetry::Block;
+use culvert_model::tunnel::TunnelProtocol;
 
 use crate::dialect::Dialect;
-use crate::metrics::ServerMetric;
-use crate::status::TunnelStatus;
+use crate::wire::Status;
+
+mod acceptor;
+mod acknowledged;
+mod handshake;
+mod policy;
+mod tunnels;
+
+pub use acceptor::{Acceptor, Ended};
+pub use policy::Tokens;
+pub use tunnels::Tunnels;
 
 /// Where admitted agents become hosts. Implemented by the proxy over its clusters; one per worker.
 pub trait HostRegistry {
     type Lease: HostLease;
 
     /// Publishes the connection as a host of `claim.cluster`; returns once every worker can choose it. A request that
-    /// chooses it before [`HostLease::attach`] waits for that.
+    /// chooses it before [`HostLease::attach`] waits for that. When the future is dropped instead, the deadline has
+    /// passed and no host may stay.
     ///
     /// # Errors
     /// When the cluster does not take the host.
@@ -47,11 +64,15 @@ pub struct Claim {
     /// 1 to 128.
     pub weight: u32,
     pub peer: Peer,
+    /// The credential policy that let the agent in.
+    pub policy: Option<Arc<str>>,
     /// What the connection carries.
     pub protocol: TunnelProtocol,
     /// How long a request may wait for its turn on a plain connection.
     pub queue_timeout: Duration,
     pub max_queued_requests: usize,
+    /// Connections that one agent may have; checked here over all clusters too.
+    pub max_connections_per_agent: usize,
 }
 
 /// Who is at the other end of an accepted connection.
@@ -63,79 +84,79 @@ pub struct Peer {
     pub identity: Option<Arc<str>>,
 }
 
-/// A registration's name: 128 random bits, told only to the agent (and to operators).
+impl Peer {
+    /// What two connections of one agent have in common before any of them has said a word: the certificate's name,
+    /// else the address without port.
+    pub(crate) fn origin(&self) -> Origin {
+        match (&self.identity, self.address) {
+            (Some(identity), _) => Origin::Certificate(Arc::clone(identity)),
+            (None, Some(address)) => Origin::Ip(address.ip().to_canonical()),
+            (None, None) => Origin::Memory,
+        }
+    }
+}
+
+/// See [`Peer::origin`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Origin {
+    Certificate(Arc<str>),
+    Ip(IpAddr),
+    Memory,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Certificate(name) => f.write_str(name),
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Memory => f.write_str("memory"),
+        }
+    }
+}
+
+/// A registration's name: 128 random bits, told only to the agent and to operators. An agent's graceful close names
+/// its connections by it: unlike an address it passes through NAT, and cannot be guessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(u128);
+
+impl ConnectionId {
+    /// From the TLS library's generator; `None` when the system gives no randomness.
+    pub(crate) fn random() -> Option<Self> {
+        let mut bytes = [0; 16];
+        culvert_runtime::tls::provider().secure_random.fill(&mut bytes).ok()?;
+        Some(Self(u128::from_be_bytes(bytes)))
+    }
+
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        digits.then(|| u128::from_str_radix(text, 16).ok().map(Self)).flatten()
+    }
+}
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
 
 /// Why a registry takes no host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error("no such cluster")]
     ClusterUnknown,
-    /// The cluster takes no hosts now: it drains, or has as many as it may.
-    #[error("the cluster takes no further hosts")]
+    #[error("the agent has as many connections as it may have")]
+    TooManyConnections,
+    /// The cluster takes no hosts now, for instance because it is being removed.
+    #[error("the cluster takes no further hosts now")]
     Unavailable,
 }
 
-/// Admits agents on one tunnel listener: policy, limits, live connections. Shared by the workers.
-#[derive(Debug)]
-pub struct Acceptor {}
-
-/// The credentials of each policy, in the order of [`TunnelServer::policies`].
-pub type Tokens = Vec<Vec<Arc<[u8]>>>;
-
-/// Live connections of every tunnel listener of the process. Outlives configuration changes.
-#[derive(Debug, Default)]
-pub struct Tunnels {}
-
-/// How an accepted connection ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
-    /// It was a tunnel and has ended.
-    Tunnel,
-    /// It was an aside connection and has ended.
-    Aside,
-    /// It was refused.
-    Refused,
-}
-
-impl Acceptor {
-    /// `tokens`: what the policies' data sources held; see [`Self::replace_tokens`].
-    #[must_use]
-    pub fn new(config: Arc<TunnelServer>, tokens: Tokens, tunnels: Arc<Tunnels>) -> Arc<Self> {
-        let _ = (config, tokens, tunnels);
-        todo!()
-    }
-
-    /// Takes rotated credentials; counts from the next handshake.
-    pub fn replace_tokens(&self, tokens: Tokens) {
-        let _ = tokens;
-        todo!()
-    }
-
-    /// Runs one accepted connection (after TLS) to its end; never fails, what goes wrong is counted and logged.
-    pub async fn serve<R: HostRegistry>(
-        &self,
-        io: Io,
-        peer: Peer,
-        registry: &R,
-        metrics: &Block<ServerMetric>,
-    ) -> Ended {
-        let _ = (io, peer, registry, metrics);
-        todo!()
-    }
-
-    /// Refuses further agents and drains the connections that are registered; each [`Self::serve`] ends once nothing
-    /// is in flight on its connection.
-    pub fn drain(&self) {
-        todo!()
-    }
-}
-
-impl Tunnels {
-    /// Every registered connection, oldest first.
-    #[must_use]
-    pub fn status(&self) -> Vec<TunnelStatus> {
-        todo!()
+impl Refusal {
+    /// What the agent is told. MOSN has no word for the last two.
+    pub(crate) fn status(self) -> Status {
+        match self {
+            Self::ClusterUnknown => Status::ClusterNotFound,
+            Self::TooManyConnections | Self::Unavailable => Status::Unknown,
+        }
     }
 }

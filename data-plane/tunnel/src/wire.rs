@@ -198,10 +198,15 @@ impl Decoder {
         Frame::decode(kind, &payload).map(Some)
     }
 
-    /// Whether a frame has begun and is not whole yet.
+    /// Where received bytes may be appended without a copy; as [`Self::push`].
+    pub fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.buffer
+    }
+
+    /// What is no whole frame yet.
     #[must_use]
-    pub fn is_mid_frame(&self) -> bool {
-        !self.buffer.is_empty()
+    pub fn buffered(&self) -> &[u8] {
+        &self.buffer
     }
 
     /// What came behind the last frame: it belongs to the application protocol.

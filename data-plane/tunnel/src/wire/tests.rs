@@ -394,7 +394,7 @@ fn every_split_into_two_and_byte_by_byte() {
         decoder.push(&[*byte]);
     }
     assert_eq!(decoder.next_frame(), Ok(Some(Frame::Init(init_edge()))), "after the last byte");
-    assert!(!decoder.is_mid_frame(), "nothing is left");
+    assert_eq!(decoder.buffered(), b"", "nothing is left");
 }
 
 #[test]

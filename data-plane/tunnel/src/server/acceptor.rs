@@ -1,0 +1,386 @@
+//! Takes connections of one tunnel listener from their first byte to their end.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use culvert_http::Io;
+use culvert_model::tunnel::TunnelServer;
+use culvert_runtime::drain::Watch;
+use culvert_runtime::telemetry::Block;
+use tokio::time::{Instant, timeout_at};
+
+use super::handshake::{Accepting, Claimed, Opening, OpeningError};
+use super::policy::{self, PolicyError, Tokens};
+use super::tunnels::{AsidePlace, Place, Tunnels};
+use super::{Claim, ConnectionId, HostLease, HostRegistry, Peer, Refusal, acknowledged};
+use crate::keepalive;
+use crate::metrics::ServerMetric;
+use crate::wire::{CAPABILITY, Frame, GracefulClose, GracefulCloseAck, Response, Status};
+
+/// Admits agents on one tunnel listener: policy, limits, live connections. Shared by the workers.
+#[derive(Debug)]
+pub struct Acceptor {
+    config: Arc<TunnelServer>,
+    tokens: ArcSwap<Tokens>,
+    tunnels: Arc<Tunnels>,
+    pending: AtomicUsize,
+}
+
+/// How an accepted connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was a tunnel.
+    Tunnel,
+    /// It was an aside connection.
+    Aside,
+    /// It never was a tunnel.
+    Refused,
+}
+
+impl Acceptor {
+    /// `tokens`: what the policies' data sources held; see [`Self::replace_tokens`].
+    #[must_use]
+    pub fn new(config: Arc<TunnelServer>, tokens: Tokens, tunnels: Arc<Tunnels>) -> Arc<Self> {
+        let tokens = ArcSwap::from_pointee(tokens);
+        Arc::new(Self { config, tokens, tunnels, pending: AtomicUsize::new(0) })
+    }
+
+    /// Takes rotated credentials; they count from the next handshake.
+    pub fn replace_tokens(&self, tokens: Tokens) {
+        self.tokens.store(Arc::new(tokens));
+    }
+
+    #[must_use]
+    pub fn config(&self) -> &TunnelServer {
+        &self.config
+    }
+
+    /// Runs one accepted connection (after TLS) to its end; what goes wrong is counted and logged here.
+    ///
+    /// When `drain` starts, handshakes are broken off and a registered connection is drained: it ends once nothing is
+    /// in flight on it, or with the drain's deadline.
+    pub async fn serve<R: HostRegistry>(
+        &self,
+        io: Io,
+        peer: Peer,
+        registry: &R,
+        metrics: &Block<ServerMetric>,
+        drain: &Watch,
+    ) -> Ended {
+        let accepted = Accepted { acceptor: self, registry, metrics, drain };
+        let address = peer.address;
+        match Box::pin(accepted.run(io, peer)).await {
+            Ok(ended) => ended,
+            Err(failure) => {
+                metrics.inc(failure.metric());
+                tracing::debug!(listener = %self.config.stat_prefix, peer = ?address, reason = %failure, "no tunnel");
+                Ended::Refused
+            }
+        }
+    }
+}
+
+/// Why a connection came to be no tunnel, where no answer is due any more.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("{0}")]
+    Opening(#[from] OpeningError),
+    #[error("too many handshakes are under way")]
+    PendingOverflow,
+    #[error("the listener drains")]
+    Draining,
+    #[error("refused: {0}")]
+    Policy(#[from] PolicyError),
+    #[error("refused: {0}")]
+    Registry(#[from] Refusal),
+    #[error("no randomness for a connection id")]
+    Random,
+    #[error("an agent's aside connection, silent for {} s or one too many", ASIDE_IDLE.as_secs())]
+    Aside,
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::Opening(error.into())
+    }
+}
+
+impl Failure {
+    fn metric(&self) -> ServerMetric {
+        match self {
+            Self::Opening(OpeningError::Timeout) => ServerMetric::Timeout,
+            Self::Opening(OpeningError::Left | OpeningError::Io(_)) | Self::Random => ServerMetric::Aborted,
+            Self::Opening(OpeningError::UnknownDialect | OpeningError::Decode(_) | OpeningError::Unexpected(_)) => {
+                ServerMetric::Malformed
+            }
+            Self::PendingOverflow => ServerMetric::PendingOverflow,
+            Self::Draining | Self::Registry(Refusal::Unavailable) => ServerMetric::RefusedDraining,
+            Self::Policy(PolicyError::PolicyUnknown) => ServerMetric::RefusedPolicy,
+            Self::Policy(PolicyError::CredentialMissing | PolicyError::CredentialWrong) => ServerMetric::RefusedAuth,
+            Self::Policy(PolicyError::ClusterNotAllowed) | Self::Registry(Refusal::ClusterUnknown) => {
+                ServerMetric::RefusedCluster
+            }
+            Self::Registry(Refusal::TooManyConnections) => ServerMetric::RefusedLimit,
+            Self::Aside => ServerMetric::AsideClosed,
+        }
+    }
+}
+
+/// One connection on its way.
+struct Accepted<'a, R> {
+    acceptor: &'a Acceptor,
+    registry: &'a R,
+    metrics: &'a Block<ServerMetric>,
+    drain: &'a Watch,
+}
+
+impl<R: HostRegistry> Accepted<'_, R> {
+    async fn run(&self, io: Io, peer: Peer) -> Result<Ended, Failure> {
+        keepalive::enable(&io);
+        let pending = Pending::enter(self.acceptor, self.metrics).ok_or(Failure::PendingOverflow)?;
+        self.metrics.inc(ServerMetric::Handshakes);
+        let config = &self.acceptor.config;
+        let deadline = Instant::now() + config.handshake_timeout;
+        let accepting = Accepting::new(io, peer, config.max_handshake_bytes);
+        let opening = tokio::select! {
+            biased;
+            () = self.drain.draining() => return Err(Failure::Draining),
+            opening = self.open(accepting, deadline) => opening?,
+        };
+        match opening {
+            Opened::Claimed(claimed) => self.join(claimed, deadline, pending).await,
+            Opened::Aside(accepting, place) => {
+                drop(pending);
+                self.aside(accepting, place).await
+            }
+        }
+    }
+
+    /// To the init frame, or until the connection shows itself as an aside one: **a connection from an agent that has
+    /// a registered connection here may stay silent**, as MOSN's aside connections do until the agent stops.
+    async fn open(&self, mut accepting: Accepting, deadline: Instant) -> Result<Opened, Failure> {
+        loop {
+            accepting = match accepting.next(deadline).await? {
+                Opening::Claimed(claimed) => return Ok(Opened::Claimed(claimed)),
+                Opening::Close(mut accepting, request) => {
+                    self.close(&mut accepting, &request, deadline).await?;
+                    accepting
+                }
+                Opening::Silent(accepting) => {
+                    let place = self.acceptor.tunnels.aside(&accepting.origin);
+                    let place = place.ok_or(Failure::Opening(OpeningError::Timeout))?;
+                    return Ok(Opened::Aside(accepting, place));
+                }
+            };
+        }
+    }
+
+    /// An aside connection: graceful closes come in on it, until it ends or has been silent for [`ASIDE_IDLE`].
+    /// (MOSN's agents open another one then.)
+    async fn aside(&self, mut accepting: Accepting, place: AsidePlace) -> Result<Ended, Failure> {
+        let _counted = Gauge::enter(self.metrics, ServerMetric::Asides);
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = self.drain.draining() => return Ok(Ended::Aside),
+                next = accepting.next(Instant::now() + ASIDE_IDLE) => next,
+            };
+            accepting = match next {
+                Err(OpeningError::Left | OpeningError::Io(_)) => return Ok(Ended::Aside),
+                Err(error) => return Err(error.into()),
+                Ok(Opening::Silent(_)) => return Err(Failure::Aside),
+                Ok(Opening::Close(mut accepting, request)) => {
+                    let deadline = Instant::now() + self.acceptor.config.handshake_timeout;
+                    self.close(&mut accepting, &request, deadline).await?;
+                    accepting
+                }
+                Ok(Opening::Claimed(claimed)) => {
+                    drop(place);
+                    let pending = Pending::enter(self.acceptor, self.metrics).ok_or(Failure::PendingOverflow)?;
+                    let deadline = Instant::now() + self.acceptor.config.handshake_timeout;
+                    return self.join(claimed, deadline, pending).await;
+                }
+            };
+        }
+    }
+
+    /// Does what a graceful close asks for. Only a close that names ids is acknowledged: MOSN's has no answer.
+    async fn close(
+        &self,
+        accepting: &mut Accepting,
+        request: &GracefulClose,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        let done = self.acceptor.tunnels.close(&accepting.origin, request);
+        self.metrics.add(ServerMetric::GracefulClose, done.closed);
+        self.metrics.add(ServerMetric::GracefulCloseIgnored, done.ignored);
+        tracing::info!(
+            origin = %accepting.origin, cluster = %request.cluster_name, closed = done.closed, ignored = done.ignored,
+            "graceful close of tunnels"
+        );
+        if request.connection_ids.is_empty() {
+            return Ok(());
+        }
+        let ack = GracefulCloseAck { closed: i64::try_from(done.closed).unwrap_or(i64::MAX) };
+        let frame = Frame::GracefulCloseAck(ack).encode().map_err(std::io::Error::other)?;
+        timeout_at(deadline, accepting.write(&frame)).await.map_err(|_| OpeningError::Timeout)??;
+        Ok(())
+    }
+
+    /// From the init frame to the end of the tunnel.
+    async fn join(&self, claimed: Claimed, deadline: Instant, pending: Pending<'_>) -> Result<Ended, Failure> {
+        let knows_id = claimed.init.can(CAPABILITY);
+        let registered = timeout_at(deadline, self.register(&claimed, knows_id)).await;
+        let (claim, lease, place, watch) = match registered.map_err(|_| OpeningError::Timeout)? {
+            Ok(registered) => registered,
+            Err(failure) => {
+                self.refuse(claimed, &failure, deadline).await;
+                return Err(failure);
+            }
+        };
+        let response = Response {
+            status: Status::Success,
+            caps: if knows_id { vec![CAPABILITY.to_owned()] } else { Vec::new() },
+            connection_id: knows_id.then(|| claim.id.to_string()),
+        };
+        let io = timeout_at(deadline, claimed.accept(response)).await.map_err(|_| OpeningError::Timeout)??;
+        drop(pending);
+        self.metrics.inc(ServerMetric::Accepted);
+        let _counted = Gauge::enter(self.metrics, ServerMetric::Active);
+        tracing::info!(
+            id = %claim.id, cluster = %claim.cluster, host_name = %claim.host_name, origin = %claim.peer.origin(),
+            weight = claim.weight, "tunnel registered"
+        );
+        if !knows_id {
+            acknowledged::reply_read(&io).await;
+        }
+        run(&lease, io, &watch).await;
+        tracing::info!(id = %claim.id, cluster = %claim.cluster, host_name = %claim.host_name, "tunnel ended");
+        drop(place);
+        Ok(Ended::Tunnel)
+    }
+
+    /// Policy, limits, then the registry. What it yields goes back when dropped.
+    async fn register(&self, claimed: &Claimed, knows_id: bool) -> Result<(Claim, R::Lease, Place, Watch), Failure> {
+        let acceptor = self.acceptor;
+        let policy = policy::check(&acceptor.config, &acceptor.tokens.load_full(), &claimed.init)?;
+        let claim = self.claim(claimed, policy)?;
+        let (trigger, watch) = self.drain.child();
+        let place = acceptor.tunnels.place(&claim, knows_id, Arc::new(trigger)).ok_or(Refusal::TooManyConnections)?;
+        let lease = self.registry.register(claim.clone()).await?;
+        Ok((claim, lease, place, watch))
+    }
+
+    fn claim(&self, claimed: &Claimed, policy: Option<Arc<str>>) -> Result<Claim, Failure> {
+        let config = &self.acceptor.config;
+        let weight = claimed.init.clamped_weight();
+        if i64::from(weight) != claimed.init.weight {
+            tracing::debug!(peer = ?claimed.peer.address, sent = claimed.init.weight, used = weight, "weight clamped");
+        }
+        Ok(Claim {
+            id: ConnectionId::random().ok_or(Failure::Random)?,
+            dialect: claimed.dialect,
+            cluster: Arc::from(&*claimed.init.cluster_name),
+            host_name: Arc::from(&*claimed.init.host_name),
+            weight,
+            peer: claimed.peer.clone(),
+            policy,
+            protocol: config.protocol,
+            queue_timeout: config.queue_timeout,
+            max_queued_requests: config.max_queued_requests,
+            max_connections_per_agent: config.max_connections_per_agent,
+        })
+    }
+
+    /// Answers a refusal. What MOSN has no status for is not answered to its agents: any status but 1 ends them for
+    /// good, while after a plain close they try again.
+    async fn refuse(&self, claimed: Claimed, failure: &Failure, deadline: Instant) {
+        let status = match failure {
+            Failure::Policy(error) => error.status(),
+            Failure::Registry(refusal) => refusal.status(),
+            _ => Status::Unknown,
+        };
+        if status == Status::Unknown && !claimed.init.can(CAPABILITY) {
+            return;
+        }
+        tracing::info!(
+            peer = ?claimed.peer.address, identity = ?claimed.peer.identity, cluster = %claimed.init.cluster_name,
+            host_name = %claimed.init.host_name, policy = %claimed.init.credential_policy, reason = %failure,
+            "agent refused"
+        );
+        let response = Response { status, ..Response::default() };
+        match timeout_at(deadline, claimed.refuse(response)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the refusal was not written"),
+            Err(_) => tracing::debug!("the refusal was not taken within the deadline"),
+        }
+    }
+}
+
+/// Runs a registered connection to its end.
+async fn run<L: HostLease>(lease: &L, io: Io, drain: &Watch) {
+    let mut attached = pin!(lease.attach(io));
+    tokio::select! {
+        biased;
+        () = &mut attached => return,
+        () = drain.draining() => lease.drain(),
+    }
+    tokio::select! {
+        biased;
+        () = &mut attached => {}
+        () = drain.expired() => tracing::info!("a tunnel was cut off at the drain's deadline"),
+    }
+}
+
+enum Opened {
+    Claimed(Claimed),
+    Aside(Accepting, AsidePlace),
+}
+
+/// A handshake under way.
+struct Pending<'a> {
+    acceptor: &'a Acceptor,
+    _counted: Gauge<'a>,
+}
+
+impl<'a> Pending<'a> {
+    fn enter(acceptor: &'a Acceptor, metrics: &'a Block<ServerMetric>) -> Option<Self> {
+        let limit = acceptor.config.max_pending_handshakes;
+        let entered = acceptor
+            .pending
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |pending| (pending < limit).then(|| pending + 1));
+        entered.ok()?;
+        Some(Self { acceptor, _counted: Gauge::enter(metrics, ServerMetric::Pending) })
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.acceptor.pending.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts in a gauge as long as it lives.
+struct Gauge<'a> {
+    metrics: &'a Block<ServerMetric>,
+    metric: ServerMetric,
+}
+
+impl<'a> Gauge<'a> {
+    fn enter(metrics: &'a Block<ServerMetric>, metric: ServerMetric) -> Self {
+        metrics.inc(metric);
+        Self { metrics, metric }
+    }
+}
+
+impl Drop for Gauge<'_> {
+    fn drop(&mut self) {
+        self.metrics.dec(self.metric);
+    }
+}
+
+/// How long an aside connection may say nothing.
+const ASIDE_IDLE: Duration = Duration::from_secs(60);

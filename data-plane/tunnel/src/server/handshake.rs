@@ -1,0 +1,141 @@
+//! The stages of an accepted connection before it is a tunnel. Each consumes the one before: what was not admitted
+//! cannot be registered.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use culvert_http::Io;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, timeout_at};
+
+use super::{Origin, Peer};
+use crate::dialect::{Dialect, Sniff};
+use crate::wire::{DecodeError, Decoder, Frame, GracefulClose, Init, Kind, Response};
+
+/// Nothing is known of the connection yet.
+#[derive(Debug)]
+pub(super) struct Accepting {
+    io: Io,
+    decoder: Decoder,
+    pub(super) peer: Peer,
+    pub(super) origin: Origin,
+}
+
+/// What an accepted connection turned out to be.
+#[derive(Debug)]
+pub(super) enum Opening {
+    /// An agent asks to join.
+    Claimed(Claimed),
+    /// A graceful close was read; more may follow.
+    Close(Accepting, GracefulClose),
+    /// The deadline passed, and not a byte of a frame was there: perhaps an aside connection.
+    Silent(Accepting),
+}
+
+/// Why an accepted connection is closed without an answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OpeningError {
+    #[error("no whole handshake within the deadline")]
+    Timeout,
+    #[error("the peer left")]
+    Left,
+    #[error("the first bytes fit no tunnel protocol")]
+    UnknownDialect,
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    #[error("an agent does not send {0} frames")]
+    Unexpected(Kind),
+    #[error("connection: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl Accepting {
+    pub(super) fn new(io: Io, peer: Peer, max_payload: usize) -> Self {
+        let origin = peer.origin();
+        Self { io, decoder: Decoder::new(max_payload), peer, origin }
+    }
+
+    /// Reads to the next frame.
+    pub(super) async fn next(mut self, deadline: Instant) -> Result<Opening, OpeningError> {
+        loop {
+            // Which dialect it is decides who reads on.
+            let frame = match Dialect::sniff(self.decoder.buffered()) {
+                Sniff::NeedMore => None,
+                Sniff::Unknown => return Err(OpeningError::UnknownDialect),
+                Sniff::Is(Dialect::Mosn) => self.decoder.next_frame()?,
+            };
+            match frame {
+                Some(Frame::Init(init)) => {
+                    let surplus = self.decoder.into_surplus();
+                    let Self { io, peer, .. } = self;
+                    return Ok(Opening::Claimed(Claimed { io, peer, surplus, init, dialect: Dialect::Mosn }));
+                }
+                Some(Frame::GracefulClose(request)) => return Ok(Opening::Close(self, request)),
+                Some(frame) => return Err(OpeningError::Unexpected(frame.kind())),
+                None => {}
+            }
+            let buffer = self.decoder.buffer();
+            buffer.reserve(READ);
+            let Ok(read) = timeout_at(deadline, self.io.read_buf(buffer)).await else {
+                let silent = self.decoder.buffered().is_empty();
+                return if silent { Ok(Opening::Silent(self)) } else { Err(OpeningError::Timeout) };
+            };
+            if read? == 0 {
+                return Err(OpeningError::Left);
+            }
+        }
+    }
+
+    pub(super) async fn write(&mut self, frame: &[u8]) -> std::io::Result<()> {
+        self.io.write_all(frame).await?;
+        self.io.flush().await
+    }
+}
+
+/// An agent asks to join; nothing has been checked.
+#[derive(Debug)]
+pub(super) struct Claimed {
+    io: Io,
+    pub(super) peer: Peer,
+    pub(super) init: Init,
+    pub(super) dialect: Dialect,
+    /// Behind the init frame: belongs to the application protocol.
+    surplus: Bytes,
+}
+
+impl Claimed {
+    /// Answers, flushes, closes; takes back what the peer still sends for a moment, for a reset would overtake the
+    /// answer.
+    pub(super) async fn refuse(mut self, response: Response) -> Result<(), OpeningError> {
+        write_response(&mut self.io, response).await?;
+        self.io.shutdown().await?;
+        let deadline = Instant::now() + LINGER;
+        let (mut rest, mut taken) = (BytesMut::with_capacity(READ), 0);
+        while taken < LINGER_BYTES {
+            rest.clear();
+            match timeout_at(deadline, self.io.read_buf(&mut rest)).await {
+                Ok(Ok(read)) if read > 0 => taken += read,
+                _ => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the reply of success, alone. To be called when the host is published.
+    pub(super) async fn accept(mut self, response: Response) -> Result<Io, OpeningError> {
+        write_response(&mut self.io, response).await?;
+        Ok(self.io.with_prefix(self.surplus))
+    }
+}
+
+async fn write_response(io: &mut Io, response: Response) -> std::io::Result<()> {
+    let frame = Frame::Response(response).encode().map_err(std::io::Error::other)?;
+    io.write_all(&frame).await?;
+    io.flush().await
+}
+
+/// Bytes that are asked for at once.
+const READ: usize = 1024;
+/// How long, and how much, is still read from a refused peer.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 16_384;

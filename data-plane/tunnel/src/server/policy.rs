@@ -1,0 +1,77 @@
+//! Who may join which cluster: the server's to demand. **A listener with policies admits nobody who names none.**
+
+use std::sync::Arc;
+
+use culvert_model::tunnel::{NamePattern, TunnelServer};
+use subtle::{Choice, ConstantTimeEq};
+
+use crate::wire::{Init, Status};
+
+/// The credentials of each policy, in the order of [`TunnelServer::policies`]: what its data sources held. One line
+/// break at an end is taken off (files end in one), and an empty credential admits nobody.
+pub type Tokens = Vec<Vec<Arc<[u8]>>>;
+
+/// Why an agent is not admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum PolicyError {
+    #[error("names no credential policy where one is demanded")]
+    CredentialMissing,
+    #[error("names a credential policy that the listener does not have")]
+    PolicyUnknown,
+    #[error("its credential is wrong")]
+    CredentialWrong,
+    #[error("may not join that cluster")]
+    ClusterNotAllowed,
+}
+
+impl PolicyError {
+    pub(super) fn status(self) -> Status {
+        match self {
+            Self::CredentialMissing | Self::CredentialWrong | Self::ClusterNotAllowed => Status::AuthFailed,
+            Self::PolicyUnknown => Status::PolicyNotFound,
+        }
+    }
+}
+
+/// Checks an agent's claim; the name of the policy that admitted it, if the listener has any.
+pub(super) fn check(config: &TunnelServer, tokens: &Tokens, init: &Init) -> Result<Option<Arc<str>>, PolicyError> {
+    let named = &init.credential_policy;
+    if named.is_empty() {
+        if !config.policies.is_empty() {
+            return Err(PolicyError::CredentialMissing);
+        }
+        return allowed(&config.allowed_clusters, init).map(|()| None);
+    }
+    let Some(index) = config.policies.iter().position(|policy| *policy.name == **named) else {
+        return Err(PolicyError::PolicyUnknown);
+    };
+    let accepted = tokens.get(index).map(Vec::as_slice).unwrap_or_default();
+    if !any_matches(accepted, init.credential.0.as_bytes()) {
+        return Err(PolicyError::CredentialWrong);
+    }
+    let policy = &config.policies[index];
+    let clusters = if policy.clusters.is_empty() { &config.allowed_clusters } else { &policy.clusters };
+    allowed(clusters, init).map(|()| Some(Arc::from(&**named)))
+}
+
+fn allowed(clusters: &[NamePattern], init: &Init) -> Result<(), PolicyError> {
+    if clusters.is_empty() || clusters.iter().any(|pattern| pattern.matches(&init.cluster_name)) {
+        Ok(())
+    } else {
+        Err(PolicyError::ClusterNotAllowed)
+    }
+}
+
+/// Looks at every token whatever the others said, so that time tells neither which one matched nor how much of it.
+fn any_matches(accepted: &[Arc<[u8]>], offered: &[u8]) -> bool {
+    let matched = accepted.iter().fold(Choice::from(0), |matched, token| {
+        let token = without_line_break(token);
+        matched | (token.ct_eq(offered) & Choice::from(u8::from(!token.is_empty())))
+    });
+    matched.into()
+}
+
+fn without_line_break(token: &[u8]) -> &[u8] {
+    let token = token.strip_suffix(b"\n").unwrap_or(token);
+    token.strip_suffix(b"\r").unwrap_or(token)
+}

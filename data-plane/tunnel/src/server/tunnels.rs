@@ -1,0 +1,220 @@
+//! The live connections of a process: how many each agent has, and which of them a graceful close may name.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::Hash;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_runtime::drain::Trigger;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::{Claim, ConnectionId, Origin};
+use crate::status::TunnelStatus;
+use crate::wire::GracefulClose;
+
+/// Live connections of every tunnel listener of the process; outlives configuration changes. Registration, removal
+/// and look-up take constant time.
+#[derive(Debug, Default)]
+pub struct Tunnels {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    live: HashMap<ConnectionId, Live>,
+    by_address: HashMap<SocketAddr, ConnectionId>,
+    /// Connections of each agent.
+    agents: HashMap<AgentKey, usize>,
+    /// Registered connections from each origin: who has one may keep aside connections.
+    origins: HashMap<Origin, usize>,
+    asides: HashMap<Origin, usize>,
+}
+
+#[derive(Debug)]
+struct Live {
+    claim: Claim,
+    since: Instant,
+    /// Its graceful close must name it by id.
+    knows_id: bool,
+    drain: Arc<Trigger>,
+}
+
+/// What connections are counted by: the certificate's name, else the host name, else the address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum AgentKey {
+    Named(Arc<str>),
+    Unnamed(Origin),
+}
+
+impl AgentKey {
+    fn of(claim: &Claim) -> Self {
+        match claim.peer.origin() {
+            Origin::Certificate(name) => Self::Unnamed(Origin::Certificate(name)),
+            origin if claim.host_name.is_empty() => Self::Unnamed(origin),
+            _ => Self::Named(Arc::clone(&claim.host_name)),
+        }
+    }
+}
+
+/// A place among the live connections; dropping it gives it up.
+#[derive(Debug)]
+#[must_use = "the connection is live as long as this value"]
+pub(super) struct Place {
+    tunnels: Arc<Tunnels>,
+    id: ConnectionId,
+}
+
+/// A place among the aside connections of an origin.
+#[derive(Debug)]
+#[must_use = "the aside connection counts as long as this value"]
+pub(super) struct AsidePlace {
+    tunnels: Arc<Tunnels>,
+    origin: Origin,
+}
+
+/// What a graceful close did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Closed {
+    pub(super) closed: u64,
+    pub(super) ignored: u64,
+}
+
+impl Tunnels {
+    /// Every registered connection, oldest first.
+    #[must_use]
+    pub fn status(&self) -> Vec<TunnelStatus> {
+        let now = Instant::now();
+        let mut all: Vec<(Instant, TunnelStatus)> = {
+            let inner = self.inner.lock();
+            inner.live.iter().map(|(id, live)| (live.since, live.status(*id, now))).collect()
+        };
+        all.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| a.1.id.cmp(&b.1.id)));
+        all.into_iter().map(|(_, status)| status).collect()
+    }
+
+    /// A place for the claim's connection; `None`: the agent has as many as it may. Starting `drain` drains it.
+    pub(super) fn place(self: &Arc<Self>, claim: &Claim, knows_id: bool, drain: Arc<Trigger>) -> Option<Place> {
+        let mut inner = self.inner.lock();
+        let key = AgentKey::of(claim);
+        if inner.agents.get(&key).is_some_and(|count| *count >= claim.max_connections_per_agent) {
+            return None;
+        }
+        *inner.agents.entry(key).or_default() += 1;
+        *inner.origins.entry(claim.peer.origin()).or_default() += 1;
+        if let Some(address) = claim.peer.address {
+            inner.by_address.insert(canonical(address), claim.id);
+        }
+        let live = Live { claim: claim.clone(), since: Instant::now(), knows_id, drain };
+        inner.live.insert(claim.id, live);
+        Some(Place { tunnels: Arc::clone(self), id: claim.id })
+    }
+
+    /// A place for an aside connection: for an origin that has a registered connection, at most [`MAX_ASIDES`].
+    pub(super) fn aside(self: &Arc<Self>, origin: &Origin) -> Option<AsidePlace> {
+        let mut inner = self.inner.lock();
+        if !inner.origins.contains_key(origin) {
+            return None;
+        }
+        let count = inner.asides.entry(origin.clone()).or_default();
+        if *count >= MAX_ASIDES {
+            return None;
+        }
+        *count += 1;
+        Some(AsidePlace { tunnels: Arc::clone(self), origin: origin.clone() })
+    }
+
+    /// Drains what an agent's graceful close names: **only connections from the same origin**, to the cluster that it
+    /// names; by id, and by address those that were given no id that their agent can know.
+    pub(super) fn close(&self, origin: &Origin, request: &GracefulClose) -> Closed {
+        let mut closed = Closed::default();
+        let inner = self.inner.lock();
+        let by_id = request.connection_ids.iter().map(|id| {
+            let live = ConnectionId::parse(id).and_then(|id| inner.live.get(&id));
+            live.filter(|live| live.knows_id)
+        });
+        let by_address = request.addresses.iter().flatten().map(|address| {
+            let id = address.parse().ok().and_then(|address: SocketAddr| inner.by_address.get(&canonical(address)));
+            id.and_then(|id| inner.live.get(id)).filter(|live| !live.knows_id)
+        });
+        for named in by_id.chain(by_address) {
+            match named {
+                Some(live) if live.claim.peer.origin() == *origin && *live.claim.cluster == *request.cluster_name => {
+                    live.drain.start(NO_DEADLINE);
+                    closed.closed += 1;
+                }
+                _ => closed.ignored += 1,
+            }
+        }
+        closed
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.live.is_empty()
+            && inner.by_address.is_empty()
+            && inner.agents.is_empty()
+            && inner.origins.is_empty()
+            && inner.asides.is_empty()
+    }
+}
+
+impl Live {
+    fn status(&self, id: ConnectionId, now: Instant) -> TunnelStatus {
+        TunnelStatus {
+            id: id.to_string(),
+            dialect: self.claim.dialect,
+            cluster: self.claim.cluster.to_string(),
+            host_name: self.claim.host_name.to_string(),
+            weight: self.claim.weight,
+            peer: self.claim.peer.address,
+            identity: self.claim.peer.identity.as_deref().map(str::to_owned),
+            policy: self.claim.policy.as_deref().map(str::to_owned),
+            draining: self.drain.watch().is_draining(),
+            age_seconds: now.duration_since(self.since).as_secs(),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut inner = self.tunnels.inner.lock();
+        let Some(live) = inner.live.remove(&self.id) else { return };
+        take_one(&mut inner.agents, AgentKey::of(&live.claim));
+        take_one(&mut inner.origins, live.claim.peer.origin());
+        if let Some(address) = live.claim.peer.address.map(canonical)
+            // A later connection may have come from the same address already.
+            && inner.by_address.get(&address) == Some(&self.id)
+        {
+            inner.by_address.remove(&address);
+        }
+    }
+}
+
+impl Drop for AsidePlace {
+    fn drop(&mut self) {
+        take_one(&mut self.tunnels.inner.lock().asides, self.origin.clone());
+    }
+}
+
+fn take_one<K: Hash + Eq>(counts: &mut HashMap<K, usize>, key: K) {
+    if let Entry::Occupied(mut count) = counts.entry(key) {
+        *count.get_mut() = count.get().saturating_sub(1);
+        if *count.get() == 0 {
+            count.remove();
+        }
+    }
+}
+
+/// Agents name IPv4 addresses as such; a dual-stack socket shows them mapped.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Aside connections of one agent.
+const MAX_ASIDES: usize = 2;
+/// A graceful close sets none: the agent ends what takes too long. (Far, and no overflow of the clock.)
+const NO_DEADLINE: Duration = Duration::from_secs(365 * 24 * 3600);
