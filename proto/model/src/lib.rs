@@ -10,6 +10,7 @@ pub mod access_log;
 pub mod agent;
 pub mod bootstrap;
 pub mod cluster;
+mod coverage;
 pub mod endpoint;
 pub mod http;
 pub mod listener;

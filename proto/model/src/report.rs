@@ -2,6 +2,11 @@
 
 use std::fmt;
 
+use culvert_api::Any;
+use prost::{Message, Name};
+
+use crate::coverage;
+
 /// One finding about one field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
@@ -20,40 +25,119 @@ impl fmt::Display for Finding {
 /// Collects findings while a message is parsed; knows the path of the field under the parser's hands.
 #[derive(Debug, Default)]
 pub struct Report {
-    path: Vec<String>,
+    path: Vec<Segment>,
     /// The value cannot be used.
     pub errors: Vec<Finding>,
     /// Set, and not honoured by culvert-proxy; the value can be used without it.
     pub warnings: Vec<Finding>,
 }
 
+/// One step of a path.
+#[derive(Debug)]
+enum Segment {
+    Field(&'static str),
+    Item(&'static str, usize),
+    Entry(&'static str, String),
+}
+
 impl Report {
     /// Runs `f` with `field` appended to the path.
-    pub fn field<T>(&mut self, field: &str, f: impl FnOnce(&mut Self) -> T) -> T {
-        self.path.push(field.to_owned());
-        let value = f(self);
-        self.path.pop();
-        value
+    pub fn field<T>(&mut self, field: &'static str, f: impl FnOnce(&mut Self) -> T) -> T {
+        self.within(Segment::Field(field), f)
     }
 
     /// Runs `f` with `field[index]` appended to the path.
-    pub fn item<T>(&mut self, field: &str, index: usize, f: impl FnOnce(&mut Self) -> T) -> T {
-        self.path.push(format!("{field}[{index}]"));
-        let value = f(self);
-        self.path.pop();
-        value
+    pub fn item<T>(&mut self, field: &'static str, index: usize, f: impl FnOnce(&mut Self) -> T) -> T {
+        self.within(Segment::Item(field, index), f)
+    }
+
+    /// Runs `f` with `field["key"]` appended to the path.
+    pub fn entry<T>(&mut self, field: &'static str, key: &str, f: impl FnOnce(&mut Self) -> T) -> T {
+        self.within(Segment::Entry(field, clip(key).to_owned()), f)
     }
 
     /// Refuses the field at hand.
     pub fn error(&mut self, reason: impl Into<String>) {
-        let path = self.path.join(".");
-        self.errors.push(Finding { path, reason: reason.into() });
+        let finding = Finding { path: self.path(), reason: reason.into() };
+        push_bounded(&mut self.errors, finding);
+    }
+
+    /// Refuses `field` of the message at hand.
+    pub fn error_at(&mut self, field: &'static str, reason: impl Into<String>) {
+        self.field(field, |report| report.error(reason));
     }
 
     /// Says that the field at hand is set and not honoured.
     pub fn warn(&mut self, reason: impl Into<String>) {
-        let path = self.path.join(".");
-        self.warnings.push(Finding { path, reason: reason.into() });
+        let finding = Finding { path: self.path(), reason: reason.into() };
+        push_bounded(&mut self.warnings, finding);
+    }
+
+    /// Says that `field` of the message at hand is set and not honoured.
+    pub fn warn_at(&mut self, field: &'static str, reason: impl Into<String>) {
+        self.field(field, |report| report.warn(reason));
+    }
+
+    /// Parses every item of a repeated field; an item that yields nothing has been reported.
+    pub fn items<'m, M, T>(
+        &mut self,
+        field: &'static str,
+        items: impl IntoIterator<Item = &'m M>,
+        mut f: impl FnMut(&mut Self, &'m M) -> Option<T>,
+    ) -> Vec<T>
+    where
+        M: 'm + ?Sized,
+    {
+        let parse = |(index, item)| self.item(field, index, |report| f(report, item));
+        items.into_iter().enumerate().filter_map(parse).collect()
+    }
+
+    /// Decodes the `Any` at hand, which must be a `M`, and reports what of it is not honoured.
+    pub(crate) fn unpack<M: Message + Name + Default>(&mut self, any: &Any) -> Option<M> {
+        match any.unpack::<M>() {
+            Ok(message) => {
+                coverage::walk(self, &M::full_name(), &any.value);
+                Some(message)
+            }
+            Err(error) => {
+                self.error(error.to_string());
+                None
+            }
+        }
+    }
+
+    /// Ends the parse: `value` counts only when nothing was refused.
+    pub(crate) fn finish<T>(mut self, value: Option<T>) -> Parsed<T> {
+        if value.is_none() && self.errors.is_empty() {
+            self.error("cannot be used");
+        }
+        let value = match value {
+            Some(value) if self.errors.is_empty() => Ok(value),
+            _ => Err(self.errors),
+        };
+        Parsed { value, warnings: self.warnings }
+    }
+
+    fn within<T>(&mut self, segment: Segment, f: impl FnOnce(&mut Self) -> T) -> T {
+        self.path.push(segment);
+        let value = f(self);
+        self.path.pop();
+        value
+    }
+
+    fn path(&self) -> String {
+        let mut path = String::new();
+        for segment in &self.path {
+            if !path.is_empty() {
+                path.push('.');
+            }
+            match segment {
+                Segment::Field(field) => path.push_str(field),
+                Segment::Item(field, index) => path.push_str(&format!("{field}[{index}]")),
+                Segment::Entry(field, key) => path.push_str(&format!("{field}[{key:?}]")),
+            }
+        }
+        path
     }
 }
 
@@ -65,3 +149,36 @@ pub struct Parsed<T> {
     /// Fields that are set and not honoured.
     pub warnings: Vec<Finding>,
 }
+
+impl<T> Parsed<T> {
+    /// The same with another value.
+    pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Parsed<U> {
+        Parsed { value: self.value.map(f), warnings: self.warnings }
+    }
+}
+
+/// `text` cut so that a hostile value cannot fill a log line.
+#[must_use]
+pub(crate) fn clip(text: &str) -> &str {
+    match text.char_indices().nth(MAX_QUOTED) {
+        Some((end, _)) => text.get(..end).unwrap_or(text),
+        None => text,
+    }
+}
+
+/// Keeps the first [`MAX_FINDINGS`]; the last of them says that there are more.
+fn push_bounded(findings: &mut Vec<Finding>, finding: Finding) {
+    match findings.len() {
+        0..MAX_FINDINGS => findings.push(finding),
+        MAX_FINDINGS => findings.push(Finding {
+            path: String::new(),
+            reason: format!("more than {MAX_FINDINGS} findings of this kind; the rest is left out"),
+        }),
+        _ => {}
+    }
+}
+
+/// Findings of one kind that one resource may yield.
+const MAX_FINDINGS: usize = 1000;
+/// Characters of a value that a finding quotes.
+const MAX_QUOTED: usize = 200;
