@@ -18,6 +18,7 @@ pub mod matcher;
 pub mod report;
 pub mod resource;
 pub mod route;
+mod scalar;
 pub mod secret;
 pub mod source;
 pub mod tls;

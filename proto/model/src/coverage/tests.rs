@@ -6,8 +6,8 @@ use prost_reflect::Kind;
 
 use super::{Covered, TABLES, Verdict};
 
-/// Messages that are values: read as a whole or not at all.
-const VALUES: &[&str] = &["google.protobuf."];
+/// Messages that are values: read as a whole or not at all. (`config_discovery` is judged with `is_optional`.)
+const VALUES: &[&str] = &["google.protobuf.", "envoy.config.core.v3.ExtensionConfigSource"];
 
 fn tables() -> impl Iterator<Item = &'static Covered> {
     TABLES.iter().copied().flatten()
