@@ -4,14 +4,19 @@
 //! ([`crate::json`]). Every mistake of a file is found in one run. **Nothing here trusts its input**: size, depth, the number of
 //! nodes and what aliases may expand to are bounded, and a key that stands twice is refused.
 
+mod json_text;
 pub mod node;
+mod yaml;
+
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::path::Path;
 
 use prost::Name;
 
-use crate::Any;
+use crate::{Any, json, pool};
 pub use node::{Node, Position, Value};
 
 /// How a text is written.
@@ -111,8 +116,11 @@ impl<M> Loaded<M> {
 /// # Errors
 /// Everything that is wrong with the text itself: encoding, syntax, limits, keys that stand twice.
 pub fn parse(text: &[u8], syntax: Syntax, limits: &Limits) -> Result<Vec<Node>, Vec<Problem>> {
-    let _ = (text, syntax, limits);
-    todo!()
+    let text = decode(text, limits)?;
+    match syntax {
+        Syntax::Yaml => yaml::parse(text, limits),
+        Syntax::Json => json_text::parse(text, limits).map(|node| vec![node]),
+    }
 }
 
 /// Reads one message of a known type (no `@type` needed) out of a text with exactly one document, and checks the
@@ -121,8 +129,20 @@ pub fn parse(text: &[u8], syntax: Syntax, limits: &Limits) -> Result<Vec<Node>, 
 /// # Errors
 /// Every mistake in the text, in field names and values, and every violated rule, in one run.
 pub fn load<M: Name + Default>(text: &[u8], syntax: Syntax) -> Result<Loaded<M>, Vec<Problem>> {
-    let _ = (text, syntax);
-    todo!()
+    let mut documents = parse(text, syntax, &Limits::default())?.into_iter();
+    let tree = match (documents.next(), documents.next()) {
+        (Some(tree), None) => tree,
+        (Some(_), Some(second)) => return Err(whole(second.at, "a second document begins here; one is expected")),
+        (None, _) => return Err(whole(Position { line: 1, column: 1 }, "the file holds nothing")),
+    };
+    let Some(descriptor) = pool::message(&M::type_url()) else {
+        return Err(whole(tree.at, &format!("type {} is not in the descriptor set", M::full_name())));
+    };
+    let bytes = json::read::message(&tree, &descriptor)?;
+    match M::decode(bytes.as_slice()) {
+        Ok(message) => Ok(Loaded { message, tree }),
+        Err(error) => Err(whole(tree.at, &format!("{} does not decode: {error}", M::full_name()))),
+    }
 }
 
 /// Reads an `Any` (a mapping with `@type`) out of a tree, and checks the API's validation rules.
@@ -130,6 +150,33 @@ pub fn load<M: Name + Default>(text: &[u8], syntax: Syntax) -> Result<Loaded<M>,
 /// # Errors
 /// As [`load`].
 pub fn load_any(node: &Node) -> Result<Any, Vec<Problem>> {
-    let _ = node;
-    todo!()
+    json::read::any(node)
+}
+
+fn decode<'a>(text: &'a [u8], limits: &Limits) -> Result<&'a str, Vec<Problem>> {
+    let start = Position { line: 1, column: 1 };
+    if text.len() > limits.max_bytes {
+        return Err(whole(start, &format!("{} bytes; at most {} are read", text.len(), limits.max_bytes)));
+    }
+    if text.starts_with(b"\xef\xbb\xbf") {
+        return Err(whole(start, "the file begins with a byte order mark; save it as UTF-8 without one"));
+    }
+    let (valid, reason) = match std::str::from_utf8(text) {
+        // A NUL would be the end of the text to the YAML scanner.
+        Ok(valid) => match valid.split_once('\0') {
+            None => return Ok(valid),
+            Some((before, _)) => (before, "a NUL character; only text is read"),
+        },
+        Err(error) => {
+            let valid = text.get(..error.valid_up_to()).unwrap_or_default();
+            (std::str::from_utf8(valid).unwrap_or_default(), "not UTF-8; save the file as UTF-8")
+        }
+    };
+    let last = valid.rsplit('\n').next().unwrap_or_default();
+    let bounded = |number: usize| u32::try_from(number + 1).unwrap_or(u32::MAX);
+    Err(whole(Position { line: bounded(valid.matches('\n').count()), column: bounded(last.chars().count()) }, reason))
+}
+
+fn whole(at: Position, reason: &str) -> Vec<Problem> {
+    vec![Problem { at, path: String::new(), reason: reason.to_owned() }]
 }
