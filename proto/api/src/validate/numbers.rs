@@ -10,40 +10,40 @@ use crate::rules::field_rules::Type;
 pub(super) fn check(rules: &Type, value: &Value) -> Option<String> {
     match (rules, value) {
         (Type::Float(r), Value::F32(v)) => {
-            rules_of(*v, r.ignore_empty, (r.r#const, r.lt, r.lte, r.gt, r.gte), (&r.r#in, &r.not_in))
+            rules_of(*v, r.ignore_empty, [r.r#const, r.lt, r.lte, r.gt, r.gte], (&r.r#in, &r.not_in))
         }
         (Type::Double(r), Value::F64(v)) => {
-            rules_of(*v, r.ignore_empty, (r.r#const, r.lt, r.lte, r.gt, r.gte), (&r.r#in, &r.not_in))
+            rules_of(*v, r.ignore_empty, [r.r#const, r.lt, r.lte, r.gt, r.gte], (&r.r#in, &r.not_in))
         }
         (Type::Int32(r), Value::I32(v)) => {
-            rules_of(*v, r.ignore_empty, (r.r#const, r.lt, r.lte, r.gt, r.gte), (&r.r#in, &r.not_in))
+            rules_of(*v, r.ignore_empty, [r.r#const, r.lt, r.lte, r.gt, r.gte], (&r.r#in, &r.not_in))
         }
         (Type::Int64(r), Value::I64(v)) => {
-            rules_of(*v, r.ignore_empty, (r.r#const, r.lt, r.lte, r.gt, r.gte), (&r.r#in, &r.not_in))
+            rules_of(*v, r.ignore_empty, [r.r#const, r.lt, r.lte, r.gt, r.gte], (&r.r#in, &r.not_in))
         }
         (Type::Uint32(r), Value::U32(v)) => {
-            rules_of(*v, r.ignore_empty, (r.r#const, r.lt, r.lte, r.gt, r.gte), (&r.r#in, &r.not_in))
+            rules_of(*v, r.ignore_empty, [r.r#const, r.lt, r.lte, r.gt, r.gte], (&r.r#in, &r.not_in))
         }
         (Type::Uint64(r), Value::U64(v)) => {
-            rules_of(*v, r.ignore_empty, (r.r#const, r.lt, r.lte, r.gt, r.gte), (&r.r#in, &r.not_in))
+            rules_of(*v, r.ignore_empty, [r.r#const, r.lt, r.lte, r.gt, r.gte], (&r.r#in, &r.not_in))
         }
         (Type::Sint32(r), Value::I32(v)) => {
-            rules_of(*v, r.ignore_empty, (r.r#const, r.lt, r.lte, r.gt, r.gte), (&r.r#in, &r.not_in))
+            rules_of(*v, r.ignore_empty, [r.r#const, r.lt, r.lte, r.gt, r.gte], (&r.r#in, &r.not_in))
         }
         (Type::Sint64(r), Value::I64(v)) => {
-            rules_of(*v, r.ignore_empty, (r.r#const, r.lt, r.lte, r.gt, r.gte), (&r.r#in, &r.not_in))
+            rules_of(*v, r.ignore_empty, [r.r#const, r.lt, r.lte, r.gt, r.gte], (&r.r#in, &r.not_in))
         }
         (Type::Fixed32(r), Value::U32(v)) => {
-            rules_of(*v, r.ignore_empty, (r.r#const, r.lt, r.lte, r.gt, r.gte), (&r.r#in, &r.not_in))
+            rules_of(*v, r.ignore_empty, [r.r#const, r.lt, r.lte, r.gt, r.gte], (&r.r#in, &r.not_in))
         }
         (Type::Fixed64(r), Value::U64(v)) => {
-            rules_of(*v, r.ignore_empty, (r.r#const, r.lt, r.lte, r.gt, r.gte), (&r.r#in, &r.not_in))
+            rules_of(*v, r.ignore_empty, [r.r#const, r.lt, r.lte, r.gt, r.gte], (&r.r#in, &r.not_in))
         }
         (Type::Sfixed32(r), Value::I32(v)) => {
-            rules_of(*v, r.ignore_empty, (r.r#const, r.lt, r.lte, r.gt, r.gte), (&r.r#in, &r.not_in))
+            rules_of(*v, r.ignore_empty, [r.r#const, r.lt, r.lte, r.gt, r.gte], (&r.r#in, &r.not_in))
         }
         (Type::Sfixed64(r), Value::I64(v)) => {
-            rules_of(*v, r.ignore_empty, (r.r#const, r.lt, r.lte, r.gt, r.gte), (&r.r#in, &r.not_in))
+            rules_of(*v, r.ignore_empty, [r.r#const, r.lt, r.lte, r.gt, r.gte], (&r.r#in, &r.not_in))
         }
         _ => None,
     }
@@ -63,7 +63,7 @@ pub(super) struct Bounds<'a, T> {
 fn rules_of<T: PartialOrd + Display + Copy + Default>(
     value: T,
     ignore_empty: Option<bool>,
-    (equal, lt, lte, gt, gte): (Option<T>, Option<T>, Option<T>, Option<T>, Option<T>),
+    [equal, lt, lte, gt, gte]: [Option<T>; 5],
     (within, without): (&[T], &[T]),
 ) -> Option<String> {
     if ignore_empty == Some(true) && value == T::default() {
