@@ -1,16 +1,25 @@
 //! The data plane's half: what it wants, what it holds, and the next thing to say about it.
 
+mod receive;
+mod subscription;
+#[cfg(test)]
+mod tests;
+mod update;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use culvert_api::Any;
 use culvert_api::envoy::config::core::v3::Node;
 use culvert_api::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
+use culvert_api::type_url;
 
+use self::receive::Content;
+use self::subscription::Subscription;
+pub use self::update::{Received, Rejection, Update};
 use crate::resource::TypeUrl;
-use crate::{Name, Variant};
+use crate::{Name, PARTIAL_ACK, Variant};
 
 /// Settings of a [`Client`].
 #[derive(Debug, Clone)]
@@ -31,29 +40,35 @@ pub struct Interest {
     pub names: BTreeSet<Name>,
 }
 
+impl Interest {
+    /// Everything there is.
+    #[must_use]
+    pub fn everything() -> Self {
+        Self { wildcard: true, names: BTreeSet::new() }
+    }
+
+    /// These and no others.
+    #[must_use]
+    pub fn named(names: impl IntoIterator<Item = Name>) -> Self {
+        Self { wildcard: false, names: names.into_iter().collect() }
+    }
+
+    #[must_use]
+    pub fn covers(&self, name: &str) -> bool {
+        self.wildcard || self.names.contains(name)
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.wildcard && self.names.is_empty()
+    }
+}
+
 /// A request to send.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Request {
     Sotw(DiscoveryRequest),
     Delta(DeltaDiscoveryRequest),
-}
-
-/// One resource of a response.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Received {
-    pub name: Name,
-    /// Delta: the resource's version. State of the world: the response's.
-    pub version: String,
-    pub body: Any,
-}
-
-/// A refused resource.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rejection {
-    /// Empty: the resource did not even yield a name.
-    pub name: String,
-    /// `path: reason`, or several of them separated by `; `.
-    pub reason: String,
 }
 
 /// A named resource that the control plane did not deliver in time.
@@ -63,60 +78,89 @@ pub struct Missing {
     pub name: Name,
 }
 
-/// Subscriptions to one control plane over one stream at a time.
-#[derive(Debug)]
-pub struct Client {
-    config: ClientConfig,
-}
-
-/// A response that waits for its answer. Only [`Update::ack`] and [`Update::nack`] answer it; until then nothing of it
-/// counts as held.
-#[must_use = "a response that is neither accepted nor refused stops its type"]
-#[derive(Debug)]
-pub struct Update<'c> {
-    client: &'c mut Client,
-}
-
 /// Why a response cannot be answered at all. The stream is to be closed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResponseError {
     #[error("a response of type {type_url:?}, which was never asked for on this stream")]
     NeverRequested { type_url: String },
-    #[error("a response without a nonce")]
-    NoNonce,
+    #[error("a response of type {type_url:?} without a nonce")]
+    NoNonce { type_url: String },
     #[error("a response of the other variant of the protocol, or on no stream")]
     NoStream,
 }
 
+/// Subscriptions to one control plane over one stream at a time.
+///
+/// **Invariant:** a resource counts as held only when it was accepted, and what a cache brought is never said to be
+/// held: the control plane would not send it.
+#[derive(Debug)]
+pub struct Client {
+    config: ClientConfig,
+    /// In push order.
+    subscriptions: Vec<Subscription>,
+    connected: bool,
+    node_sent: bool,
+}
+
 impl Client {
+    /// A client without a stream and without subscriptions. It announces [`PARTIAL_ACK`], since it does so.
     #[must_use]
-    pub fn new(config: ClientConfig) -> Self {
-        Self { config }
+    pub fn new(mut config: ClientConfig) -> Self {
+        if !config.node.client_features.iter().any(|feature| feature == PARTIAL_ACK) {
+            config.node.client_features.push(PARTIAL_ACK.to_owned());
+        }
+        Self { config, subscriptions: Vec::new(), connected: false, node_sent: false }
     }
 
-    /// Says what is wanted of a type from now on. Names no longer wanted are forgotten at once.
+    /// Says what is wanted of a type from now on. Names no longer wanted are forgotten at once: should they be wanted
+    /// again, they are asked for anew.
     pub fn watch(&mut self, type_url: &str, interest: Interest) {
-        todo!()
+        if let Some(subscription) = self.find(type_url) {
+            subscription.want(interest);
+        } else if !interest.is_empty() {
+            let order = type_url::push_order(type_url);
+            let at = self.subscriptions.partition_point(|other| type_url::push_order(&other.type_url) <= order);
+            self.subscriptions.insert(at, Subscription::new(type_url.into(), interest));
+        }
     }
 
     /// Names that a cache has: no timer runs for them. They do not count as held.
     pub fn expect_cached(&mut self, type_url: &str, names: impl IntoIterator<Item = Name>) {
-        todo!()
+        if self.find(type_url).is_none() {
+            let at = self
+                .subscriptions
+                .partition_point(|other| type_url::push_order(&other.type_url) <= type_url::push_order(type_url));
+            self.subscriptions.insert(at, Subscription::new(type_url.into(), Interest::default()));
+        }
+        if let Some(subscription) = self.find(type_url) {
+            subscription.cached.extend(names);
+        }
     }
 
-    /// A stream is open: [`Client::poll_request`] yields the first request of every type, in order.
+    /// A stream is open: [`Client::poll_request`] yields the first request of every type, in push order.
     pub fn on_connected(&mut self) {
-        todo!()
+        self.on_disconnected();
+        self.connected = true;
     }
 
-    /// The stream is gone. Everything held stays held.
+    /// The stream is gone. Everything held stays held; no timer runs.
     pub fn on_disconnected(&mut self) {
-        todo!()
+        self.connected = false;
+        self.node_sent = false;
+        for subscription in &mut self.subscriptions {
+            subscription.disconnect();
+        }
     }
 
     /// The next request to send, `now` being when it is sent.
     pub fn poll_request(&mut self, now: Duration) -> Option<Request> {
-        todo!()
+        if !self.connected {
+            return None;
+        }
+        let variant = self.config.variant;
+        let deadline = now + self.config.resource_timeout;
+        let request = self.subscriptions.iter_mut().find_map(|subscription| subscription.next(variant, deadline))?;
+        Some(self.with_node(request))
     }
 
     /// Takes a state-of-the-world response.
@@ -124,7 +168,9 @@ impl Client {
     /// # Errors
     /// It cannot be answered; the stream is to be closed.
     pub fn on_response(&mut self, response: DiscoveryResponse) -> Result<Update<'_>, ResponseError> {
-        todo!()
+        let index = self.check(Variant::Sotw, &response.type_url, &response.nonce)?;
+        let content = Content::of_sotw(&response.type_url, &response.version_info, response.resources);
+        Ok(self.update(index, response.version_info, response.nonce, content))
     }
 
     /// Takes a delta response.
@@ -132,57 +178,83 @@ impl Client {
     /// # Errors
     /// It cannot be answered; the stream is to be closed.
     pub fn on_delta_response(&mut self, response: DeltaDiscoveryResponse) -> Result<Update<'_>, ResponseError> {
-        todo!()
+        let index = self.check(Variant::Delta, &response.type_url, &response.nonce)?;
+        let content = Content::of_delta(&response.type_url, response.resources, response.removed_resources);
+        Ok(self.update(index, response.system_version_info, response.nonce, content))
     }
 
-    /// When [`Client::poll_timeout`] has something to say.
+    /// When [`Client::poll_timeout`] has something to say next.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Duration> {
-        todo!()
+        self.subscriptions.iter().flat_map(|subscription| subscription.timers.values()).min().copied()
     }
 
     /// The next named resource whose time is up: it does not exist until it is delivered.
     pub fn poll_timeout(&mut self, now: Duration) -> Option<Missing> {
-        todo!()
+        self.subscriptions.iter_mut().find_map(|subscription| {
+            let name = subscription.timers.iter().find(|(_, deadline)| **deadline <= now)?.0;
+            let name = Name::clone(name);
+            subscription.timers.remove(&name);
+            Some(Missing { type_url: subscription.type_url.clone(), name })
+        })
     }
-}
 
-impl Update<'_> {
+    /// What is wanted of a type; `None`: it was never wanted.
     #[must_use]
-    pub fn type_url(&self) -> &TypeUrl {
-        todo!()
+    pub fn interest(&self, type_url: &str) -> Option<&Interest> {
+        let subscription = self.subscriptions.iter().find(|subscription| &*subscription.type_url == type_url)?;
+        Some(&subscription.wanted)
     }
 
+    /// `version_info` of the response of this type that was accepted last; `None` before there was one.
     #[must_use]
-    pub fn version_info(&self) -> &str {
-        todo!()
+    pub fn accepted_version(&self, type_url: &str) -> Option<&str> {
+        let subscription = self.subscriptions.iter().find(|subscription| &*subscription.type_url == type_url)?;
+        (!subscription.accepted_version.is_empty()).then_some(&*subscription.accepted_version)
     }
 
-    /// Resources to judge, each of a name that was asked for and that occurs once.
-    #[must_use]
-    pub fn resources(&self) -> &[Received] {
-        todo!()
+    /// The resources of this type that were accepted and still exist, with the version of each.
+    pub fn held<'a>(&'a self, type_url: &'a str) -> impl Iterator<Item = (&'a Name, &'a str)> {
+        self.subscriptions
+            .iter()
+            .filter(move |subscription| &*subscription.type_url == type_url)
+            .flat_map(|subscription| subscription.held.iter().map(|(name, version)| (name, version.as_str())))
     }
 
-    /// Names that no longer exist, or that never did and were asked for.
-    #[must_use]
-    pub fn removed(&self) -> &[Name] {
-        todo!()
+    fn find(&mut self, type_url: &str) -> Option<&mut Subscription> {
+        self.subscriptions.iter_mut().find(|subscription| &*subscription.type_url == type_url)
     }
 
-    /// Says what is wanted of another type because of this response, before it is answered.
-    pub fn watch(&mut self, type_url: &str, interest: Interest) {
-        self.client.watch(type_url, interest);
+    /// The subscription that a response belongs to.
+    fn check(&self, variant: Variant, type_url: &str, nonce: &str) -> Result<usize, ResponseError> {
+        if !self.connected || variant != self.config.variant {
+            return Err(ResponseError::NoStream);
+        }
+        if nonce.is_empty() {
+            return Err(ResponseError::NoNonce { type_url: type_url.to_owned() });
+        }
+        self.subscriptions
+            .iter()
+            .position(|subscription| &*subscription.type_url == type_url && subscription.is_announced())
+            .ok_or_else(|| ResponseError::NeverRequested { type_url: type_url.to_owned() })
     }
 
-    /// Every resource is accepted: the request that says so. (It refuses all the same what the response itself got
-    /// wrong: duplicates, other types, bytes without a name.)
-    pub fn ack(self) -> Request {
-        todo!()
+    fn update(&mut self, index: usize, version: String, nonce: String, content: Content) -> Update<'_> {
+        Update::new(self, index, version, nonce, content)
     }
 
-    /// The named resources are refused, the others accepted: the request that says so.
-    pub fn nack(self, rejections: Vec<Rejection>) -> Request {
-        todo!()
+    /// xDS: only the first message of a stream must carry the node; some servers want it on every one.
+    fn with_node(&mut self, mut request: Request) -> Request {
+        let wanted =
+            !self.node_sent || (self.config.variant == Variant::Sotw && !self.config.node_on_first_message_only);
+        self.node_sent = true;
+        if wanted {
+            let node = Some(self.config.node.clone());
+            match &mut request {
+                Request::Sotw(request) => request.node = node,
+                Request::Delta(request) => request.node = node,
+            }
+        }
+        request
     }
 }

@@ -14,7 +14,7 @@ pub mod server;
 pub mod snapshot;
 mod wire;
 
-pub use client::{Client, ClientConfig, Rejection, Update};
+pub use client::{Client, ClientConfig, Interest, Missing, Received, Rejection, Request, ResponseError, Update};
 pub use resource::{Resource, TypeUrl, Version};
 pub use server::{Heard, NodeIdentity, Occupied, RequestError, Response, Session, SessionConfig, StreamId, StreamKind};
 pub use snapshot::{Snapshot, SnapshotBuilder, TypeSet};
@@ -30,3 +30,8 @@ pub enum Variant {
     /// Incremental: `DeltaDiscoveryRequest`, `DeltaDiscoveryResponse`.
     Delta,
 }
+
+/// The client feature (`Node.client_features`) by which a client says that it applies the good resources of a response
+/// that it refuses, and names the refused ones line by line as `Type/name: reason`. Such a refusal blames only the
+/// resources that it names.
+pub const PARTIAL_ACK: &str = "culvert.xds.partial_ack";

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use culvert_api::Any;
+use culvert_api::{Any, type_url};
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -159,10 +159,23 @@ pub(crate) fn put_field(buf: &mut impl BufMut, tag: u32, payload: &[u8]) {
     buf.put_slice(payload);
 }
 
+/// Whether an empty first request asks for all resources of the type. Not so for types that are always referred to by
+/// name.
+pub(crate) fn may_be_asked_for_without_names(type_url: &str) -> bool {
+    !matches!(
+        type_url,
+        type_url::CLUSTER_LOAD_ASSIGNMENT
+            | type_url::LOCALITY_ENDPOINT
+            | type_url::ROUTE_CONFIGURATION
+            | type_url::SECRET
+            | type_url::EXTENSION_CONFIG
+            | type_url::RUNTIME
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use culvert_api::envoy::service::discovery::v3 as discovery;
-    use culvert_api::type_url;
     use prost::Message;
 
     use super::*;

@@ -3,10 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use culvert_api::type_url;
-
 use super::RequestError;
 use crate::Name;
+use crate::resource::may_be_asked_for_without_names;
 
 /// The subscription of one stream to one type.
 #[derive(Debug, Default)]
@@ -39,10 +38,6 @@ impl Interest {
 
     pub(crate) fn covers(&self, name: &str) -> bool {
         self.wildcard || self.names.contains(name)
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        !self.wildcard && self.names.is_empty()
     }
 
     /// Everything, and nothing by name.
@@ -128,20 +123,6 @@ impl Interest {
         change.wildcard_off = !self.wildcard && had_wildcard;
         Ok(change)
     }
-}
-
-/// Whether an empty first request asks for all resources of the type. Not so for types that are always referred to by
-/// name.
-fn may_be_asked_for_without_names(type_url: &str) -> bool {
-    !matches!(
-        type_url,
-        type_url::CLUSTER_LOAD_ASSIGNMENT
-            | type_url::LOCALITY_ENDPOINT
-            | type_url::ROUTE_CONFIGURATION
-            | type_url::SECRET
-            | type_url::EXTENSION_CONFIG
-            | type_url::RUNTIME
-    )
 }
 
 fn check_name(name: &str) -> Result<(), RequestError> {

@@ -13,6 +13,8 @@ use crate::resource::{Resource, Version};
 pub(crate) struct Memory {
     accepted: BTreeMap<Name, Arc<Resource>>,
     refused: BTreeMap<Name, Refusal>,
+    /// `version_info` of the response accepted last.
+    pub(crate) accepted_version: Option<String>,
 }
 
 /// A content that the node does not want to see again.
@@ -64,6 +66,12 @@ impl Memory {
     pub(crate) fn forget(&mut self, name: &str) {
         self.accepted.remove(name);
         self.refused.remove(name);
+    }
+
+    /// Keeps of the accepted contents those that the node confirms to hold. It may have spoken to another session
+    /// since.
+    pub(crate) fn confirm(&mut self, holds: impl Fn(&str, Version) -> bool) {
+        self.accepted.retain(|name, resource| holds(name, resource.version()));
     }
 
     pub(crate) fn forget_refusals(&mut self) {

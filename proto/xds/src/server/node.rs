@@ -3,6 +3,8 @@
 use culvert_api::envoy::config::core::v3::{Locality, Node};
 use prost::Message;
 
+use crate::PARTIAL_ACK;
+
 /// What is kept of `envoy.config.core.v3.Node`. Envoy's is 61 KB, nearly all of it `extensions`, which are dropped.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct NodeIdentity {
@@ -28,10 +30,6 @@ pub enum NodeRefused {
 }
 
 impl NodeIdentity {
-    /// The feature by which a client says that it applies the good resources of a response that it refuses, and names
-    /// the refused ones line by line as `Type/name: reason`. Such a refusal blames only the resources it names.
-    pub const PARTIAL_ACK: &str = "culvert.xds.partial_ack";
-
     /// Longest `node.id` and `node.cluster`, in bytes.
     pub const MAX_ID: usize = 1024;
 
@@ -63,7 +61,7 @@ impl NodeIdentity {
     }
 
     pub(crate) fn acknowledges_in_part(&self) -> bool {
-        self.client_features.iter().any(|feature| feature == Self::PARTIAL_ACK)
+        self.client_features.iter().any(|feature| feature == PARTIAL_ACK)
     }
 }
 

@@ -83,7 +83,7 @@ pub(crate) fn of_subscription(subscription: &Subscription, set: &TypeSet) -> Typ
         acked: subscription.counts.acked,
         nacked: subscription.counts.nacked,
         outstanding: subscription.outstanding.is_some(),
-        accepted_version: subscription.accepted_version.clone(),
+        accepted_version: subscription.memory.accepted_version.clone(),
         error: subscription.error.clone(),
         resources,
     }

@@ -41,7 +41,6 @@ pub(crate) struct Subscription {
     holds_unknown: bool,
     started: bool,
     pub(crate) counts: Counts,
-    pub(crate) accepted_version: Option<String>,
     pub(crate) error: Option<Arc<str>>,
 }
 
@@ -77,7 +76,6 @@ impl Subscription {
             holds_unknown: false,
             started: false,
             counts: Counts::default(),
-            accepted_version: None,
             error: None,
         }
     }
@@ -161,11 +159,12 @@ impl Subscription {
                 self.sent.insert(Arc::clone(resource.name()), resource.version());
                 self.memory.accept((Arc::clone(resource.name()), Some(Arc::clone(resource))));
             }
-            self.accepted_version = Some(version.to_owned());
+            self.memory.accepted_version = Some(version.to_owned());
             self.seen = Some(Arc::clone(set));
             return true;
-        } else {
+        } else if self.memory.accepted_version.as_deref() != Some(version) {
             self.holds_unknown = true;
+            self.memory.confirm(|_, _| false);
         }
         false
     }
@@ -176,6 +175,7 @@ impl Subscription {
         if held.is_empty() {
             self.memory.forget_refusals();
         }
+        self.memory.confirm(|name, version| held.get(name).is_some_and(|held| Version::parse(held) == version));
         change.added.retain(|name| !held.contains_key(&**name));
         for (name, version) in held {
             if !self.interest.covers(name) {
@@ -235,7 +235,7 @@ impl Subscription {
         let Some(error) = error else {
             self.counts.acked += 1;
             self.error = None;
-            self.accepted_version = Some(outstanding.version);
+            self.memory.accepted_version = Some(outstanding.version);
             for item in outstanding.items {
                 self.accept(item);
             }

@@ -1,0 +1,180 @@
+//! A response that waits for its answer.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
+use culvert_api::google::rpc;
+use culvert_api::{Any, type_url};
+
+use super::receive::Content;
+use super::subscription::Subscription;
+use super::{Client, Interest, Request};
+use crate::Name;
+use crate::resource::TypeUrl;
+
+/// One resource of a response.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Received {
+    pub name: Name,
+    /// Delta: the resource's version. State of the world: the response's.
+    pub version: String,
+    pub body: Any,
+}
+
+/// A refused resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejection {
+    /// Empty: the resource did not even yield a name.
+    pub name: String,
+    /// `path: reason`, or several of them separated by `; `.
+    pub reason: String,
+}
+
+/// A response that waits for its answer. Only [`Update::ack`] and [`Update::nack`] answer it; until then nothing of it
+/// counts as held.
+#[must_use = "a response that is neither accepted nor refused stops its type"]
+#[derive(Debug)]
+pub struct Update<'c> {
+    client: &'c mut Client,
+    index: usize,
+    type_url: TypeUrl,
+    version: String,
+    resources: Vec<Received>,
+    removed: Vec<Name>,
+    rejections: Vec<Rejection>,
+}
+
+impl<'c> Update<'c> {
+    pub(super) fn new(client: &'c mut Client, index: usize, version: String, nonce: String, content: Content) -> Self {
+        let variant = client.config.variant;
+        let mut update = Update {
+            client,
+            index,
+            type_url: TypeUrl::from(""),
+            version,
+            resources: content.resources,
+            removed: content.removed,
+            rejections: content.rejections,
+        };
+        let Some(subscription) = update.client.subscriptions.get_mut(index) else { return update };
+        update.type_url = subscription.type_url.clone();
+        subscription.nonce = nonce;
+        for name in content.present.iter().chain(&update.removed) {
+            subscription.timers.remove(name);
+            subscription.cached.remove(name);
+        }
+        let wanted = &subscription.wanted;
+        if subscription.is_full_state(variant) && !content.unnamed {
+            // xDS: what is absent from a full state does not exist. gRFC A53: what was never received may have been
+            // asked for after this was sent; its timer decides.
+            update.removed.extend(subscription.held.keys().filter(|name| !content.present.contains(*name)).cloned());
+        }
+        // What was given up meanwhile may still be on its way.
+        update.resources.retain(|received| wanted.covers(&received.name));
+        update.removed.retain(|name| wanted.covers(name));
+        update
+    }
+
+    #[must_use]
+    pub fn type_url(&self) -> &TypeUrl {
+        &self.type_url
+    }
+
+    #[must_use]
+    pub fn version_info(&self) -> &str {
+        &self.version
+    }
+
+    /// Resources to judge, each of a name that was asked for and that occurs once.
+    #[must_use]
+    pub fn resources(&self) -> &[Received] {
+        &self.resources
+    }
+
+    /// Names that no longer exist; in delta also those that were asked for and never did. Holds whatever the answer is.
+    #[must_use]
+    pub fn removed(&self) -> &[Name] {
+        &self.removed
+    }
+
+    /// What the response itself got wrong: duplicates, other types, bytes without a name. Refused in any case.
+    #[must_use]
+    pub fn rejections(&self) -> &[Rejection] {
+        &self.rejections
+    }
+
+    /// Says what is wanted of another type because of this response, before it is answered: a server may wait for the
+    /// request for assignments before it takes the answer to the clusters for final.
+    pub fn watch(&mut self, type_url: &str, interest: Interest) {
+        self.client.watch(type_url, interest);
+        // The list may have grown in front of our subscription.
+        let ours = |subscription: &Subscription| subscription.type_url == self.type_url;
+        self.index = self.client.subscriptions.iter().position(ours).unwrap_or(self.index);
+    }
+
+    /// Every resource is accepted: the request that says so. (It refuses all the same what [`Update::rejections`]
+    /// lists.)
+    #[must_use = "the answer has to be sent"]
+    pub fn ack(self) -> Request {
+        self.answer(Vec::new())
+    }
+
+    /// The named resources are refused, the others accepted: the request that says so.
+    #[must_use = "the answer has to be sent"]
+    pub fn nack(self, rejections: Vec<Rejection>) -> Request {
+        self.answer(rejections)
+    }
+
+    fn answer(mut self, rejections: Vec<Rejection>) -> Request {
+        self.rejections.extend(rejections);
+        let variant = self.client.config.variant;
+        let Some(subscription) = self.client.subscriptions.get_mut(self.index) else {
+            // Subscriptions are never taken away; an empty request of this type changes nothing.
+            return self.client.with_node(Subscription::new(self.type_url, Interest::default()).answer(variant));
+        };
+        let refused: BTreeSet<&str> = self.rejections.iter().map(|rejection| rejection.name.as_str()).collect();
+        let mut changed = !self.removed.is_empty();
+        for name in &self.removed {
+            subscription.held.remove(name);
+        }
+        for received in self.resources {
+            if !refused.contains(&*received.name) && subscription.wanted.covers(&received.name) {
+                subscription.held.insert(received.name, received.version);
+                changed = true;
+            }
+        }
+        let error = if self.rejections.is_empty() {
+            subscription.accepted_version = self.version;
+            subscription.beyond_accepted = false;
+            None
+        } else {
+            subscription.beyond_accepted |= changed;
+            Some(error_detail(&self.type_url, &self.rejections))
+        };
+        let mut request = subscription.answer(variant);
+        match &mut request {
+            Request::Sotw(request) => request.error_detail = error,
+            Request::Delta(request) => request.error_detail = error,
+        }
+        self.client.with_node(request)
+    }
+}
+
+/// Every refusal on a line of its own, `Type/name: path: reason`.
+fn error_detail(type_url: &str, rejections: &[Rejection]) -> rpc::Status {
+    const INTERNAL: i32 = 13;
+    const LIMIT: usize = 60 * 1024;
+    let short = type_url::short_name(type_url);
+    let mut message = String::new();
+    for (index, Rejection { name, reason }) in rejections.iter().enumerate() {
+        if message.len() > LIMIT {
+            // Not a line that names a resource: the server then takes the whole response for refused.
+            let _written = write!(message, "and {} more", rejections.len() - index);
+            break;
+        }
+        let separator = if name.is_empty() { "" } else { "/" };
+        let reason = reason.replace(['\n', '\r'], " ");
+        let _written = writeln!(message, "{short}{separator}{name}: {reason}");
+    }
+    rpc::Status { code: INTERNAL, message: message.trim_end().to_owned(), ..rpc::Status::default() }
+}

@@ -1,0 +1,34 @@
+//! Both halves against each other over a network that loses connections, reorders across streams and duplicates, with
+//! servers that restart, resources that are refused and changes that race. Every seed ends in quiet, and then the
+//! client holds what was published, less what it refused.
+//!
+//! `CULVERT_SIM_SEEDS=n` runs n seeds (256), `CULVERT_SIM_SEED=n` replays one.
+
+#[path = "simulation/network.rs"]
+mod network;
+#[path = "simulation/world.rs"]
+mod world;
+
+use world::World;
+
+const SEEDS: u64 = 256;
+
+#[test]
+fn after_quiet_the_client_holds_what_was_published_less_what_it_refused() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
+    if let Some(seed) = number("CULVERT_SIM_SEED") {
+        World::new(seed, true).run();
+        return;
+    }
+    let seeds = number("CULVERT_SIM_SEEDS").unwrap_or(SEEDS);
+    let mut messages = 0;
+    let mut refused = 0;
+    for seed in 0..seeds {
+        let outcome = std::panic::catch_unwind(|| World::new(seed, false).run());
+        let Ok(report) = outcome else { panic!("seed {seed} failed; replay it with CULVERT_SIM_SEED={seed}") };
+        messages += report.messages;
+        refused += report.refused;
+    }
+    assert!(seeds < 64 || refused > seeds, "only {refused} refusals in {seeds} seeds: the simulation proves nothing");
+    eprintln!("simulation: {seeds} seeds, {messages} messages, {refused} refusals");
+}

@@ -1,0 +1,515 @@
+//! The simulated world: a publisher, a server, one node with one or several clients, and the shadow model.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use culvert_api::envoy::config::cluster::v3::{Cluster, cluster};
+use culvert_api::envoy::config::core::v3::Node;
+use culvert_api::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use culvert_api::envoy::config::listener::v3::Listener;
+use culvert_api::envoy::config::route::v3::RouteConfiguration;
+use culvert_api::envoy::service::discovery::v3 as discovery;
+use culvert_api::type_url::{CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, ROUTE_CONFIGURATION};
+use culvert_xds::{
+    Client, ClientConfig, Interest, Name, NodeIdentity, Rejection, Request, Resource, Session, SessionConfig, Snapshot,
+    StreamId, StreamKind, Update, Variant,
+};
+use prost::Message;
+
+use crate::network::{Choices, Connection};
+
+const TYPES: [&str; 4] = [CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, ROUTE_CONFIGURATION];
+const NAMES: usize = 6;
+const STEPS: usize = 400;
+
+/// What a run amounted to.
+#[derive(Debug)]
+pub struct Report {
+    pub messages: u64,
+    pub refused: u64,
+}
+
+pub struct World {
+    choices: Choices,
+    verbose: bool,
+    variant: Variant,
+    /// Whether the server knows that the node applies the good resources of a response that it refuses.
+    partial: bool,
+    now: Duration,
+    published: Published,
+    server: Server,
+    peers: Vec<Peer>,
+    /// Accepted contents by type and name: what the consumer works with.
+    store: BTreeMap<(&'static str, Name), Bytes>,
+    shadow: Shadow,
+    report: Report,
+}
+
+/// What the operator wants, and the snapshot of it.
+#[derive(Default)]
+struct Published {
+    contents: BTreeMap<(&'static str, Name), Bytes>,
+    snapshot: Arc<Snapshot>,
+    edits: u32,
+}
+
+struct Server {
+    sessions: Vec<Session>,
+    /// Streams whose end the server has not noticed yet.
+    lingering: Vec<(usize, StreamId)>,
+    streams: u64,
+}
+
+/// One client of the node and its stream: ADS, or one type of several.
+struct Peer {
+    client: Client,
+    only: Option<&'static str>,
+    connection: Option<Connection>,
+}
+
+/// What the consumer must still have: the content accepted last, as long as it was never unpublished or given up.
+#[derive(Default)]
+struct Shadow {
+    accepted: BTreeMap<(&'static str, Name), Bytes>,
+}
+
+impl World {
+    pub fn new(seed: u64, verbose: bool) -> Self {
+        let mut choices = Choices::new(seed);
+        let variant = if seed % 2 == 0 { Variant::Sotw } else { Variant::Delta };
+        let partial = !choices.percent(15);
+        let split = choices.percent(35);
+        let config = ClientConfig {
+            variant,
+            node: Node { id: "n".into(), ..Node::default() },
+            node_on_first_message_only: choices.percent(50),
+            resource_timeout: Duration::from_secs(15),
+        };
+        let peer = |only| Peer { client: Client::new(config.clone()), only, connection: None };
+        let peers = if split { TYPES.iter().map(|only| peer(Some(*only))).collect() } else { vec![peer(None)] };
+        let mut world = Self {
+            choices,
+            verbose,
+            variant,
+            partial,
+            now: Duration::ZERO,
+            published: Published::default(),
+            server: Server { sessions: Vec::new(), lingering: Vec::new(), streams: 0 },
+            peers,
+            store: BTreeMap::new(),
+            shadow: Shadow::default(),
+            report: Report { messages: 0, refused: 0 },
+        };
+        for of in [CLUSTER, LISTENER] {
+            world.watch(of, Interest::everything());
+        }
+        world
+    }
+
+    pub fn run(mut self) -> Report {
+        for _ in 0..STEPS {
+            self.step();
+        }
+        self.settle();
+        self.check();
+        self.report
+    }
+
+    fn step(&mut self) {
+        let peer = self.choices.below(self.peers.len());
+        match self.choices.below(100) {
+            0..10 => self.publish(),
+            10..16 => self.watch_routes(),
+            16..20 => self.disconnect(peer),
+            20..30 => self.connect(peer),
+            30..31 => self.restart_server(),
+            31..35 => self.notice_lingering(),
+            35..37 => self.pass_time(),
+            37..52 => self.send_requests(peer),
+            52..67 => self.send_responses(peer),
+            67..83 => self.deliver_request(peer),
+            _ => self.deliver_response(peer),
+        }
+    }
+
+    /// No more changes: everything is delivered until nobody has anything left to say.
+    fn settle(&mut self) {
+        self.notice_lingering();
+        let before = self.report.messages;
+        loop {
+            let said = self.report.messages;
+            for peer in 0..self.peers.len() {
+                self.connect(peer);
+                self.send_requests(peer);
+                while self.has_request(peer) {
+                    self.deliver_request(peer);
+                }
+                self.send_responses(peer);
+                while self.has_response(peer) {
+                    self.deliver_response(peer);
+                }
+            }
+            if self.report.messages == said {
+                break;
+            }
+            let spoken = self.report.messages - before;
+            assert!(spoken < 2_000, "both halves still talk after {spoken} messages without any change");
+        }
+    }
+
+    fn check(&self) {
+        for of in TYPES {
+            let interest = self.interest(of);
+            let names: BTreeSet<Name> = (0..NAMES).map(|index| name_of(of, index)).collect();
+            for name in names {
+                let key = (of, name);
+                let held = self.store.get(&key);
+                let set = self.published.snapshot.of_type(of);
+                let published = set.and_then(|set| {
+                    if interest.names.contains(&key.1) { set.get(&key.1) } else { set.get_listed(&key.1) }
+                });
+                let published = published.map(|resource| resource.value());
+                let at = format!("{} {}", culvert_api::type_url::short_name(of), key.1);
+                if !interest.covers(&key.1) {
+                    assert!(held.is_none(), "{at}: held and not wanted");
+                    continue;
+                }
+                assert!(held.is_none_or(|held| !is_bad(held)), "{at}: a refused content is held");
+                match published {
+                    Some(good) if !is_bad(&good) => {
+                        assert!(held == Some(&good) || !self.partial, "{at}: held {held:?}, published {good:?}");
+                    }
+                    Some(_) if self.partial => {
+                        if let Some(accepted) = self.shadow.accepted.get(&key) {
+                            assert_eq!(held, Some(accepted), "{at}: the last accepted content is to be kept");
+                        }
+                    }
+                    // Only these two can say in the state of the world that something is gone.
+                    None if self.variant == Variant::Delta || of == CLUSTER || of == LISTENER => {
+                        assert_eq!(held, None, "{at}: held and not published");
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        for _ in 0..=self.choices.below(4) {
+            let of = TYPES[self.choices.below(TYPES.len())];
+            let name = name_of(of, self.choices.below(NAMES));
+            let key = (of, Name::clone(&name));
+            self.published.edits += 1;
+            if self.choices.percent(25) {
+                self.published.contents.remove(&key);
+                self.shadow.accepted.remove(&key);
+            } else {
+                let bad = self.choices.percent(25);
+                // Few values, so that contents come back.
+                let mark = if bad { "bad" } else { ["1", "2", "3"][self.choices.below(3)] };
+                self.published.contents.insert(key, content(of, &name, mark));
+            }
+        }
+        self.published.snapshot = Arc::new(self.snapshot());
+        let snapshot = &self.published.snapshot;
+        for session in &mut self.server.sessions {
+            session.on_snapshot(Arc::clone(snapshot));
+        }
+        // A stand-in replaces what was unpublished, and what is no longer covered by one is gone.
+        let gone = |key: &(&'static str, Name)| snapshot.of_type(key.0).is_none_or(|set| set.get(&key.1).is_none());
+        self.shadow.accepted.retain(|key, _| !gone(key));
+    }
+
+    fn snapshot(&mut self) -> Snapshot {
+        let fresh = self.choices.percent(20);
+        let mut builder = if fresh { Snapshot::builder() } else { self.published.snapshot.successor() };
+        for ((of, name), body) in &self.published.contents {
+            builder.insert(Arc::new(Resource::new(&(*of).into(), Name::clone(name), body)));
+        }
+        builder.build()
+    }
+
+    fn watch_routes(&mut self) {
+        let names: Vec<Name> =
+            (0..NAMES).filter(|_| self.choices.percent(50)).map(|index| name_of(ROUTE_CONFIGURATION, index)).collect();
+        self.watch(ROUTE_CONFIGURATION, Interest::named(names));
+        if self.choices.percent(30) {
+            let names = self.assignments();
+            self.watch(CLUSTER_LOAD_ASSIGNMENT, Interest::named(Vec::new()));
+            self.watch(CLUSTER_LOAD_ASSIGNMENT, Interest::named(names));
+        }
+    }
+
+    /// The assignments of the clusters that are held.
+    fn assignments(&self) -> Vec<Name> {
+        self.store.keys().filter(|(of, _)| *of == CLUSTER).map(|(_, name)| Name::clone(name)).collect()
+    }
+
+    fn watch(&mut self, of: &'static str, interest: Interest) {
+        let peer = self.peer_of(of);
+        forget(&mut self.store, &mut self.shadow, of, &interest);
+        self.peers[peer].client.watch(of, interest);
+    }
+
+    fn peer_of(&self, of: &str) -> usize {
+        self.peers.iter().position(|peer| peer.only.is_none_or(|only| only == of)).expect("a peer for every type")
+    }
+
+    fn interest(&self, of: &'static str) -> Interest {
+        match of {
+            CLUSTER | LISTENER => Interest::everything(),
+            CLUSTER_LOAD_ASSIGNMENT => Interest::named(self.assignments()),
+            _ => self.peers[self.peer_of(of)].client.interest(of).cloned().unwrap_or_default(),
+        }
+    }
+
+    fn pass_time(&mut self) {
+        self.now += Duration::from_secs(self.choices.below(10) as u64);
+        for peer in &mut self.peers {
+            while let Some(missing) = peer.client.poll_timeout(self.now) {
+                assert!(peer.connection.is_some(), "{missing:?}: a timer ran without a stream");
+            }
+        }
+    }
+
+    fn connect(&mut self, peer: usize) {
+        let peer = &mut self.peers[peer];
+        if peer.connection.is_none() {
+            self.server.streams += 1;
+            peer.connection = Some(Connection::new(StreamId(self.server.streams)));
+            peer.client.on_connected();
+        }
+    }
+
+    /// Everything under way is lost; the server may notice much later.
+    fn disconnect(&mut self, peer: usize) {
+        let peer = &mut self.peers[peer];
+        let Some(connection) = peer.connection.take() else { return };
+        peer.client.on_disconnected();
+        if let Some(session) = connection.session {
+            self.server.lingering.push((session, connection.stream));
+        }
+        if self.choices.percent(60) {
+            self.notice_lingering();
+        }
+    }
+
+    fn notice_lingering(&mut self) {
+        for (session, stream) in std::mem::take(&mut self.server.lingering) {
+            self.server.sessions[session].on_close(stream);
+        }
+    }
+
+    fn restart_server(&mut self) {
+        for peer in &mut self.peers {
+            if peer.connection.take().is_some() {
+                peer.client.on_disconnected();
+            }
+        }
+        self.server.sessions.clear();
+        self.server.lingering.clear();
+        self.published.snapshot = Arc::new({
+            let mut builder = Snapshot::builder();
+            for ((of, name), body) in &self.published.contents {
+                builder.insert(Arc::new(Resource::new(&(*of).into(), Name::clone(name), body)));
+            }
+            builder.build()
+        });
+    }
+
+    fn send_requests(&mut self, peer: usize) {
+        while let Some(request) = self.peers[peer].client.poll_request(self.now) {
+            self.send(peer, &request);
+        }
+    }
+
+    fn send(&mut self, peer: usize, request: &Request) {
+        self.trace(|| format!("-> {request:?}"));
+        let bytes = match request {
+            Request::Sotw(request) => request.encode_to_vec(),
+            Request::Delta(request) => request.encode_to_vec(),
+        };
+        self.report.messages += 1;
+        if let Some(connection) = &mut self.peers[peer].connection {
+            connection.up.push_back(bytes.into());
+        }
+    }
+
+    fn has_request(&self, peer: usize) -> bool {
+        self.peers[peer].connection.as_ref().is_some_and(|connection| !connection.up.is_empty())
+    }
+
+    fn has_response(&self, peer: usize) -> bool {
+        self.peers[peer].connection.as_ref().is_some_and(|connection| !connection.down.is_empty())
+    }
+
+    fn deliver_request(&mut self, peer: usize) {
+        let Peer { connection: Some(connection), only, .. } = &mut self.peers[peer] else { return };
+        let Some(bytes) = connection.up.pop_front() else { return };
+        let stream = connection.stream;
+        let only = *only;
+        let session = match connection.session {
+            Some(session) => session,
+            None => {
+                let session = self.server.attach(stream, only, self.variant, self.partial, &self.published.snapshot);
+                connection.session = Some(session);
+                session
+            }
+        };
+        let twice = self.variant == Variant::Sotw && self.choices.percent(8);
+        let session = &mut self.server.sessions[session];
+        for _ in 0..=usize::from(twice) {
+            let heard = match self.variant {
+                Variant::Sotw => {
+                    session.on_request(stream, &discovery::DiscoveryRequest::decode(bytes.clone()).expect("request"))
+                }
+                Variant::Delta => session.on_delta_request(
+                    stream,
+                    &discovery::DeltaDiscoveryRequest::decode(bytes.clone()).expect("request"),
+                ),
+            };
+            heard.expect("every request of the client half is answerable");
+        }
+    }
+
+    fn send_responses(&mut self, peer: usize) {
+        let Some(connection) = &mut self.peers[peer].connection else { return };
+        let Some(session) = connection.session else { return };
+        let mut sent = Vec::new();
+        while let Some(response) = self.server.sessions[session].poll_stream(connection.stream) {
+            let mut bytes = BytesMut::new();
+            response.encode(&mut bytes);
+            assert_eq!(bytes.len(), response.encoded_len(), "the length announced for {response:?}");
+            connection.down.push_back(bytes.freeze());
+            self.report.messages += 1;
+            sent.push(response);
+        }
+        for response in sent {
+            self.trace(|| format!("<- {response:?}"));
+        }
+    }
+
+    fn deliver_response(&mut self, peer: usize) {
+        let Some(connection) = &mut self.peers[peer].connection else { return };
+        let Some(bytes) = connection.down.pop_front() else { return };
+        for _ in 0..=usize::from(self.choices.percent(4)) {
+            let client = &mut self.peers[peer].client;
+            let update = match self.variant {
+                Variant::Sotw => {
+                    client.on_response(discovery::DiscoveryResponse::decode(bytes.clone()).expect("response"))
+                }
+                Variant::Delta => client
+                    .on_delta_response(discovery::DeltaDiscoveryResponse::decode(bytes.clone()).expect("response")),
+            };
+            let update = update.expect("every response of the server half is answerable");
+            let of = TYPES.into_iter().find(|of| **of == **update.type_url()).expect("a known type");
+            let request = consume(update, of, &mut self.store, &mut self.shadow, &mut self.report);
+            if of == CLUSTER {
+                // Before the answer, as a data plane does.
+                let names = self.assignments();
+                self.watch(CLUSTER_LOAD_ASSIGNMENT, Interest::named(names));
+                let peer = self.peer_of(CLUSTER_LOAD_ASSIGNMENT);
+                self.send_requests(peer);
+            }
+            self.send(peer, &request);
+        }
+    }
+
+    fn trace(&self, line: impl FnOnce() -> String) {
+        if self.verbose {
+            eprintln!("{}", line());
+        }
+    }
+}
+
+impl Server {
+    /// The session that a stream joins: the first whose streams leave it room.
+    fn attach(
+        &mut self,
+        stream: StreamId,
+        only: Option<&str>,
+        variant: Variant,
+        partial: bool,
+        snapshot: &Arc<Snapshot>,
+    ) -> usize {
+        let kind = StreamKind { variant, type_url: only.map(Into::into) };
+        if let Some(at) = self.sessions.iter_mut().position(|session| session.open(stream, kind.clone()).is_ok()) {
+            return at;
+        }
+        let client_features = if partial { vec![culvert_xds::PARTIAL_ACK.to_owned()] } else { Vec::new() };
+        let node = Arc::new(NodeIdentity { id: "n".into(), client_features, ..NodeIdentity::default() });
+        let mut session = Session::new(SessionConfig::default(), node, Arc::clone(snapshot));
+        session.open(stream, kind).expect("a new session has room");
+        self.sessions.push(session);
+        self.sessions.len() - 1
+    }
+}
+
+/// What a data plane does with a response: good resources apply, bad ones are refused by name.
+fn consume(
+    update: Update<'_>,
+    of: &'static str,
+    store: &mut BTreeMap<(&'static str, Name), Bytes>,
+    shadow: &mut Shadow,
+    report: &mut Report,
+) -> Request {
+    assert_eq!(update.rejections(), [], "the server half sends nothing malformed");
+    let mut rejections = Vec::new();
+    for received in update.resources() {
+        let key = (of, Name::clone(&received.name));
+        if is_bad(&received.body.value) {
+            rejections.push(Rejection { name: received.name.to_string(), reason: "mark: bad".to_owned() });
+        } else {
+            store.insert(key.clone(), received.body.value.clone());
+            shadow.accepted.insert(key, received.body.value.clone());
+        }
+    }
+    for name in update.removed() {
+        store.remove(&(of, Name::clone(name)));
+    }
+    report.refused += rejections.len() as u64;
+    if rejections.is_empty() { update.ack() } else { update.nack(rejections) }
+}
+
+fn forget(
+    store: &mut BTreeMap<(&'static str, Name), Bytes>,
+    shadow: &mut Shadow,
+    of: &'static str,
+    interest: &Interest,
+) {
+    let keep = |key: &(&'static str, Name)| key.0 != of || interest.covers(&key.1);
+    store.retain(|key, _| keep(key));
+    shadow.accepted.retain(|key, _| keep(key));
+}
+
+fn name_of(of: &str, index: usize) -> Name {
+    // An assignment goes by the name of its cluster.
+    let prefix = if of == LISTENER || of == ROUTE_CONFIGURATION { "x" } else { "c" };
+    format!("{prefix}{index}").into()
+}
+
+fn content(of: &str, name: &str, mark: &str) -> Bytes {
+    let name = name.to_owned();
+    let mark = format!("mark-{mark}");
+    match of {
+        CLUSTER => {
+            let eds = cluster::ClusterDiscoveryType::Type(cluster::DiscoveryType::Eds as i32);
+            let cluster =
+                Cluster { name, alt_stat_name: mark, cluster_discovery_type: Some(eds), ..Cluster::default() };
+            cluster.encode_to_vec()
+        }
+        CLUSTER_LOAD_ASSIGNMENT => {
+            let named_endpoints = [(mark, Default::default())].into();
+            ClusterLoadAssignment { cluster_name: name, named_endpoints, ..Default::default() }.encode_to_vec()
+        }
+        LISTENER => Listener { name, stat_prefix: mark, ..Listener::default() }.encode_to_vec(),
+        _ => RouteConfiguration { name, internal_only_headers: vec![mark], ..Default::default() }.encode_to_vec(),
+    }
+    .into()
+}
+
+fn is_bad(content: &[u8]) -> bool {
+    content.windows(8).any(|window| window == b"mark-bad")
+}
