@@ -1,7 +1,16 @@
 //! The tunnel agent: keeps connections to tunnel servers and has each served as a connection of a local listener.
+//!
+//! ```text
+//! server list --(merge)--> peer (one per address) --(connection_num)--> connection: dial -> established -> hosted
+//! ```
+//! Every worker dials the connections that it will host. The first worker also leads: it keeps the server list, and
+//! with each peer the aside connection and the graceful close. **Peers are keyed by address and exist before the first
+//! dial**, so that a list that changes while a server is unreachable neither doubles nor leaks a connection.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use culvert_http::Io;
@@ -11,9 +20,23 @@ use culvert_model::endpoint::Endpoints;
 use culvert_runtime::drain::Watch;
 use culvert_runtime::telemetry::Block;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::metrics::AgentMetric;
 use crate::status::AgentStatus;
+
+mod connection;
+mod credential;
+mod dial;
+mod keeper;
+mod leader;
+mod peer;
+mod servers;
+
+use connection::Connection;
+use peer::Peer;
+use servers::SourceStates;
 
 /// Serves tunnel connections as accepted connections of a listener. Implemented by the proxy; one per worker.
 pub trait Hosting: Clone + 'static {
@@ -60,30 +83,94 @@ pub struct Worker {
 
 /// One agent, on all workers.
 #[derive(Debug)]
-pub struct Agent {}
+pub struct Agent {
+    config: Arc<TunnelAgent>,
+    inputs: AgentInputs,
+    /// Those in the server list, and those that are being closed. Written by the leader.
+    peers: watch::Sender<Arc<Vec<Arc<Peer>>>>,
+    sources: SourceStates,
+    stop: CancellationToken,
+}
 
 impl Agent {
     #[must_use]
     pub fn new(config: Arc<TunnelAgent>, inputs: AgentInputs) -> Arc<Self> {
-        let _ = (config, inputs);
-        todo!()
+        let (peers, _) = watch::channel(Arc::default());
+        Arc::new(Self { config, inputs, peers, sources: SourceStates::default(), stop: CancellationToken::new() })
+    }
+
+    #[must_use]
+    pub fn config(&self) -> &TunnelAgent {
+        &self.config
     }
 
     /// Runs one worker's share, on the worker's `LocalSet`; to be called once on every worker. Ends after
-    /// [`Self::stop`], when the connections of this worker have closed.
+    /// [`Self::stop`], when the connections of this worker have closed; dropping the future cuts them off.
     pub async fn run<H: Hosting>(self: Arc<Self>, worker: Worker, hosting: H, metrics: Block<AgentMetric>) {
-        let _ = (worker, hosting, metrics);
-        todo!()
+        let metrics = Rc::new(metrics);
+        let mut tasks = JoinSet::new();
+        if worker.index == 0 {
+            tasks.spawn_local(leader::lead(Arc::clone(&self), Rc::clone(&metrics)));
+        }
+        let mut peers = self.peers.subscribe();
+        let mut seen = HashSet::new();
+        loop {
+            let now: Arc<Vec<Arc<Peer>>> = Arc::clone(&peers.borrow_and_update());
+            for peer in now.iter().filter(|peer| !seen.contains(&peer.ordinal)) {
+                for index in peer.share(worker, self.config.connection_num) {
+                    let connection = Connection {
+                        agent: Arc::clone(&self),
+                        peer: Arc::clone(peer),
+                        index,
+                        worker: worker.index,
+                        hosting: hosting.clone(),
+                        metrics: Rc::clone(&metrics),
+                    };
+                    tasks.spawn_local(connection.run());
+                }
+            }
+            seen = now.iter().map(|peer| peer.ordinal).collect();
+            if self.stop.is_cancelled() && tasks.is_empty() {
+                return;
+            }
+            tokio::select! {
+                changed = peers.changed() => debug_assert!(changed.is_ok(), "the sender is ours"),
+                Some(ended) = tasks.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(agent = %self.config.name, %error, "a task of a tunnel agent broke");
+                    }
+                }
+                () = self.stop.cancelled(), if tasks.is_empty() => {}
+            }
+        }
     }
 
     /// Begins the graceful close: no further dials, the servers are told, what is in flight is finished, at most
     /// `graceful_close_max_wait`.
     pub fn stop(&self) {
-        todo!()
+        self.stop.cancel();
+    }
+
+    /// Connections that are established at the moment, on all workers.
+    #[must_use]
+    pub fn established(&self) -> usize {
+        self.peers.borrow().iter().map(|peer| peer.live()).sum()
     }
 
     #[must_use]
     pub fn status(&self) -> AgentStatus {
-        todo!()
+        AgentStatus {
+            name: self.config.name.to_string(),
+            cluster: self.config.cluster.to_string(),
+            hosting_listener: self.config.hosting_listener.to_string(),
+            host_name: self.host_name().to_owned(),
+            stopping: self.stop.is_cancelled(),
+            sources_waiting: self.sources.waiting(),
+            peers: self.peers.borrow().iter().map(|peer| peer.status()).collect(),
+        }
+    }
+
+    fn host_name(&self) -> &str {
+        self.config.host_name.as_deref().unwrap_or(&self.inputs.node_id)
     }
 }

@@ -44,7 +44,7 @@ pub struct PeerStatus {
     pub address: SocketAddr,
     pub server_name: String,
     pub closing: bool,
-    pub aside: &'static str,
+    pub aside: AsideState,
     pub connections: Vec<ConnectionStatus>,
 }
 
@@ -82,4 +82,14 @@ pub enum ConnectionState {
     /// `connect_retry_times` failures in a row.
     GivenUp,
     Closed,
+}
+
+/// The connection by which a server is told of a graceful close.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AsideState {
+    None,
+    Connected,
+    /// Dialled when there is something to say.
+    OnDemand,
 }

@@ -1,0 +1,223 @@
+//! One of a peer's connections: dials, is hosted, dials again. Independent of the others.
+
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_runtime::backoff::Backoff;
+use culvert_runtime::drain;
+use culvert_runtime::telemetry::Block;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::dial::{self, DialError, Established, Retry, Target};
+use super::peer::{Peer, Phase};
+use super::{Agent, Hosted, Hosting, credential};
+use crate::metrics::AgentMetric;
+use crate::status::ConnectionState;
+use crate::wire::{CAPABILITY, Init};
+
+/// A connection's task.
+pub(super) struct Connection<H> {
+    pub(super) agent: Arc<Agent>,
+    pub(super) peer: Arc<Peer>,
+    pub(super) index: u32,
+    pub(super) worker: usize,
+    pub(super) hosting: H,
+    pub(super) metrics: Rc<Block<AgentMetric>>,
+}
+
+impl<H: Hosting> Connection<H> {
+    /// Until the peer is left, or the connection given up.
+    pub(super) async fn run(self) {
+        let config = &self.agent.config;
+        let mut backoff = Backoff::new(config.reconnect_base, config.reconnect_max);
+        loop {
+            let tunnel = tokio::select! {
+                biased;
+                () = self.peer.leaving() => break,
+                tunnel = Box::pin(self.establish(&mut backoff)) => tunnel,
+            };
+            let Some(tunnel) = tunnel else {
+                self.note(ConnectionState::GivenUp);
+                self.peer.leaving().await;
+                break;
+            };
+            let established = Instant::now();
+            Box::pin(self.host(tunnel)).await;
+            if self.peer.phase() != Phase::Open {
+                break;
+            }
+            self.metrics.inc(AgentMetric::Lost);
+            // A connection that does not last is no success: else a server that accepts and closes is stormed.
+            if established.elapsed() >= LASTED {
+                backoff.reset();
+            }
+            let delay = backoff.next_delay();
+            tracing::info!(
+                agent = %config.name, server = %self.peer.address, connection = self.index, ?delay, "tunnel ended"
+            );
+            self.peer.note_error(self.index, "the connection ended".to_owned());
+            self.pause(delay).await;
+        }
+        self.note(ConnectionState::Closed);
+    }
+
+    /// Tries until a tunnel stands; `None`: given up.
+    async fn establish(&self, backoff: &mut Backoff) -> Option<Established> {
+        let config = &self.agent.config;
+        let mut failures = 0_u32;
+        loop {
+            let error = match self.attempt().await {
+                Ok(tunnel) => return Some(tunnel),
+                Err(error) => error,
+            };
+            failures += 1;
+            self.count(&error);
+            let delay = match error.retry() {
+                Retry::Normal => backoff.next_delay(),
+                Retry::Slow => config.reconnect_max.mul_f64(fastrand::f64().midpoint(1.0)),
+            };
+            tracing::warn!(
+                agent = %config.name, server = %self.peer.address, connection = self.index, %error, ?delay,
+                "no tunnel"
+            );
+            self.peer.note_error(self.index, error.to_string());
+            if config.retry_times.is_some_and(|times| failures >= times) {
+                self.metrics.inc(AgentMetric::GivenUp);
+                tracing::error!(
+                    agent = %config.name, server = %self.peer.address, connection = self.index, failures,
+                    "tunnel connection given up after connect_retry_times failures"
+                );
+                return None;
+            }
+            self.pause(delay).await;
+        }
+    }
+
+    /// One attempt, once there is a listener to host it, and secrets to dial with.
+    async fn attempt(&self) -> Result<Established, DialError> {
+        let config = &self.agent.config;
+        self.note(ConnectionState::WaitingForListener);
+        self.hosting.hosted(&config.hosting_listener).await;
+        self.note(ConnectionState::WaitingForSecret);
+        let target = self.agent.target(&self.peer).await;
+        // Never closed.
+        let _permit = self.peer.dials.acquire().await;
+        self.note(ConnectionState::Dialing);
+        self.metrics.inc(AgentMetric::Dials);
+        timeout(config.connect_timeout, self.dial(&target)).await.map_err(|_| DialError::Timeout)?
+    }
+
+    async fn dial(&self, target: &Target) -> Result<Established, DialError> {
+        let config = &self.agent.config;
+        let mut init = Init {
+            cluster_name: config.cluster.to_string(),
+            weight: i64::from(config.weight),
+            host_name: self.agent.host_name().to_owned(),
+            caps: vec![CAPABILITY.to_owned()],
+            ..Init::default()
+        };
+        if let Some(configured) = &config.credential {
+            init.credential_policy = configured.policy.to_string();
+            init.credential = credential::read(&configured.value).await?;
+        }
+        dial::establish(target, init).await
+    }
+
+    fn count(&self, error: &DialError) {
+        self.metrics.inc(match error {
+            DialError::Refused(_) => {
+                self.metrics.inc(AgentMetric::Refused);
+                AgentMetric::HandshakeFailures
+            }
+            error if error.in_handshake() => AgentMetric::HandshakeFailures,
+            _ => AgentMetric::DialFailures,
+        });
+    }
+
+    /// Has the tunnel served until it ends; when the peer is closed, as long as that lets it.
+    async fn host(&self, tunnel: Established) {
+        let config = &self.agent.config;
+        let _live = Live::begin(self, &tunnel);
+        let (trigger, watch) = drain::channel();
+        let hosted = Hosted {
+            listener: config.hosting_listener.clone(),
+            agent: config.name.clone(),
+            peer: self.peer.address,
+            local: tunnel.local,
+            drain: watch,
+        };
+        let mut served = pin!(self.hosting.serve(tunnel.io, hosted));
+        let phase = tokio::select! {
+            biased;
+            () = &mut served => return,
+            phase = self.peer.reached(|phase| phase > Phase::Leaving) => phase,
+        };
+        self.note(ConnectionState::Draining);
+        let cut = async {
+            if let Phase::Draining { deadline, acknowledged: false } = phase {
+                // The server has been told but does not say when it knows: a request may be on its way still.
+                sleep_until(deadline.min(Instant::now() + SETTLE)).await;
+                trigger.start(deadline.saturating_duration_since(Instant::now()));
+            }
+            self.peer.reached(|phase| phase == Phase::Cut).await
+        };
+        tokio::select! {
+            biased;
+            () = served => {}
+            _ = cut => tracing::info!(
+                agent = %config.name, server = %self.peer.address, connection = self.index,
+                "tunnel cut off: graceful_close_max_wait is over"
+            ),
+        }
+    }
+
+    async fn pause(&self, delay: Duration) {
+        self.note(ConnectionState::BackingOff);
+        tokio::select! {
+            biased;
+            () = self.peer.leaving() => {}
+            () = sleep(delay) => self.metrics.inc(AgentMetric::Reconnects),
+        }
+    }
+
+    fn note(&self, state: ConnectionState) {
+        self.peer.note(self.index, self.worker, state);
+    }
+}
+
+/// Counts an established connection as long as it lives.
+struct Live<'a> {
+    peer: &'a Peer,
+    metrics: &'a Block<AgentMetric>,
+}
+
+impl<'a> Live<'a> {
+    fn begin<H: Hosting>(connection: &'a Connection<H>, tunnel: &Established) -> Self {
+        let (peer, metrics) = (&*connection.peer, &*connection.metrics);
+        metrics.inc(AgentMetric::Established);
+        metrics.inc(AgentMetric::Active);
+        connection.note(ConnectionState::Established);
+        peer.note_names(connection.index, tunnel.local, tunnel.id.clone());
+        peer.learn(tunnel.capable);
+        peer.count_live(true);
+        tracing::info!(
+            agent = %connection.agent.config.name, server = %peer.address, connection = connection.index,
+            local = %tunnel.local, id = tunnel.id, "tunnel established"
+        );
+        Self { peer, metrics }
+    }
+}
+
+impl Drop for Live<'_> {
+    fn drop(&mut self) {
+        self.metrics.dec(AgentMetric::Active);
+        self.peer.count_live(false);
+    }
+}
+
+/// A connection that lived so long was a success: the back-off begins anew.
+pub(super) const LASTED: Duration = Duration::from_secs(5);
+/// How long a request that the server sent before it read the graceful close may be on its way.
+const SETTLE: Duration = Duration::from_millis(500);

@@ -1,0 +1,141 @@
+//! One attempt: connect, TLS, handshake. **Only an accepted handshake yields [`Established`].**
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use culvert_http::Io;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::credential::CredentialError;
+use crate::keepalive;
+use crate::wire::{CAPABILITY, DecodeError, Decoder, EncodeError, Frame, Init, Kind, MAX_PAYLOAD, Status};
+
+/// Where to, and how.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    pub(super) address: SocketAddr,
+    pub(super) server_name: Arc<str>,
+    pub(super) tls: Option<Arc<rustls::ClientConfig>>,
+}
+
+/// A tunnel: the server accepted the handshake.
+#[derive(Debug)]
+pub(super) struct Established {
+    /// What the server sent behind its reply comes first.
+    pub(super) io: Io,
+    pub(super) local: SocketAddr,
+    /// The server's id for the connection, if it gave one.
+    pub(super) id: Option<String>,
+    /// Whether the server is one of ours.
+    pub(super) capable: bool,
+}
+
+/// Why an attempt failed. Whatever it was, the next one begins from nothing.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DialError {
+    #[error("connect, TLS and handshake took longer than the connect timeout")]
+    Timeout,
+    #[error("connect: {0}")]
+    Connect(std::io::Error),
+    #[error("{0:?} is no server name for TLS; set sni or the endpoint's hostname")]
+    ServerName(Arc<str>),
+    #[error("TLS: {0}")]
+    Tls(std::io::Error),
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
+    #[error("the handshake cannot be sent: {0}")]
+    Encode(#[from] EncodeError),
+    #[error("handshake: {0}")]
+    Handshake(std::io::Error),
+    #[error("the server closed the connection instead of answering")]
+    Closed,
+    #[error("the answer is none: {0}")]
+    Decode(#[from] DecodeError),
+    #[error("the server answered with a frame of kind {0}")]
+    Unexpected(Kind),
+    #[error("the server refused with status {0}")]
+    Refused(Status),
+}
+
+/// When to try again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Retry {
+    /// With the usual back-off.
+    Normal,
+    /// The credential must change first; it is read anew.
+    Slow,
+}
+
+impl DialError {
+    pub(super) fn retry(&self) -> Retry {
+        match self {
+            Self::Refused(Status::AuthFailed | Status::PolicyNotFound) => Retry::Slow,
+            _ => Retry::Normal,
+        }
+    }
+
+    /// Whether the connection stood, and the handshake is what failed.
+    pub(super) fn in_handshake(&self) -> bool {
+        matches!(
+            self,
+            Self::Handshake(_)
+                | Self::Closed
+                | Self::Decode(_)
+                | Self::Unexpected(_)
+                | Self::Refused(_)
+                | Self::Encode(_)
+        )
+    }
+}
+
+/// A connection without a handshake, as aside connections are.
+pub(super) async fn connect(target: &Target) -> Result<Io, DialError> {
+    let io = Io::tcp(TcpStream::connect(target.address).await.map_err(DialError::Connect)?);
+    keepalive::enable(&io);
+    let Some(config) = &target.tls else { return Ok(io) };
+    let name = ServerName::try_from(target.server_name.to_string())
+        .map_err(|_| DialError::ServerName(Arc::clone(&target.server_name)))?;
+    let connector = TlsConnector::from(Arc::clone(config));
+    Ok(Io::tls_client(connector.connect(name, Box::new(io)).await.map_err(DialError::Tls)?))
+}
+
+/// A tunnel connection.
+pub(super) async fn establish(target: &Target, init: Init) -> Result<Established, DialError> {
+    let frame = Frame::Init(init).encode()?;
+    let io = connect(target).await?;
+    let local = io.local_addr().unwrap_or(target.address);
+    handshake(io, &frame, local).await
+}
+
+/// Sends the init frame and reads one frame.
+pub(super) async fn handshake(mut io: Io, init: &[u8], local: SocketAddr) -> Result<Established, DialError> {
+    io.write_all(init).await.map_err(DialError::Handshake)?;
+    io.flush().await.map_err(DialError::Handshake)?;
+    let mut decoder = Decoder::new(MAX_PAYLOAD);
+    let frame = loop {
+        if let Some(frame) = decoder.next_frame()? {
+            break frame;
+        }
+        let buffer = decoder.buffer();
+        buffer.reserve(READ);
+        if io.read_buf(buffer).await.map_err(DialError::Handshake)? == 0 {
+            return Err(DialError::Closed);
+        }
+    };
+    let Frame::Response(response) = frame else { return Err(DialError::Unexpected(frame.kind())) };
+    if response.status != Status::Success {
+        return Err(DialError::Refused(response.status));
+    }
+    Ok(Established {
+        io: io.with_prefix(decoder.into_surplus()),
+        local,
+        id: response.connection_id,
+        capable: response.caps.iter().any(|cap| cap == CAPABILITY),
+    })
+}
+
+/// Bytes that are asked for at once.
+const READ: usize = 1024;

@@ -1,0 +1,118 @@
+//! Keeps the set of peers equal to the server list.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use culvert_runtime::telemetry::Block;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::Agent;
+use super::dial::Target;
+use super::keeper;
+use super::peer::{Peer, Phase};
+use super::servers::{self, Merge};
+use crate::metrics::AgentMetric;
+
+/// Runs on the agent's first worker until all peers are closed.
+pub(super) async fn lead(agent: Arc<Agent>, metrics: Rc<Block<AgentMetric>>) {
+    let (sender, mut updates) = mpsc::channel(UPDATES);
+    let mut sources = JoinSet::new();
+    for source in 0..agent.config.servers.len() {
+        let (agent, sender) = (Arc::clone(&agent), sender.clone());
+        sources.spawn_local(async move {
+            servers::follow(&agent.config, &agent.inputs, &agent.sources, source, sender).await;
+        });
+    }
+    let mut leader = Leader { agent: &agent, metrics, active: BTreeMap::new(), keepers: JoinSet::new(), next: 0 };
+    let mut merge = Merge::default();
+    loop {
+        tokio::select! {
+            biased;
+            () = agent.stop.cancelled() => break,
+            Some(update) = updates.recv() => leader.reconcile(&merge.take(update)),
+            Some(closed) = leader.keepers.join_next() => leader.forget(closed),
+        }
+    }
+    drop(sources);
+    for peer in std::mem::take(&mut leader.active).into_values() {
+        peer.enter(Phase::Leaving);
+    }
+    while let Some(closed) = leader.keepers.join_next().await {
+        leader.forget(closed);
+    }
+}
+
+struct Leader<'a> {
+    agent: &'a Arc<Agent>,
+    metrics: Rc<Block<AgentMetric>>,
+    /// Those in the server list.
+    active: BTreeMap<SocketAddr, Arc<Peer>>,
+    keepers: JoinSet<Arc<Peer>>,
+    next: usize,
+}
+
+impl Leader<'_> {
+    /// Adds before it removes: what goes is drained when what comes stands.
+    fn reconcile(&mut self, wanted: &BTreeMap<SocketAddr, Arc<str>>) {
+        let mut added = Vec::new();
+        for (address, name) in wanted {
+            if let Some(peer) = self.active.get(address) {
+                peer.rename(name);
+                continue;
+            }
+            let peer = Peer::new(self.next, *address, Arc::clone(name));
+            self.next += 1;
+            added.push(Arc::clone(&peer));
+            self.active.insert(*address, peer);
+        }
+        let gone: Vec<SocketAddr> =
+            self.active.keys().filter(|address| !wanted.contains_key(address)).copied().collect();
+        if added.is_empty() && gone.is_empty() {
+            return;
+        }
+        tracing::info!(
+            agent = %self.agent.config.name, servers = wanted.len(), added = added.len(), removed = gone.len(),
+            "tunnel servers changed"
+        );
+        for peer in gone.iter().filter_map(|address| self.active.remove(address)) {
+            peer.replace_by(added.clone());
+            peer.enter(Phase::Leaving);
+        }
+        self.agent.peers.send_modify(|peers| Arc::make_mut(peers).extend(added.iter().cloned()));
+        for peer in added {
+            self.keepers.spawn_local(keeper::keep(Arc::clone(self.agent), peer, Rc::clone(&self.metrics)));
+        }
+        self.metrics.set(AgentMetric::Servers, u64::try_from(self.active.len()).unwrap_or(u64::MAX));
+    }
+
+    /// A peer has been closed.
+    fn forget(&self, closed: Result<Arc<Peer>, tokio::task::JoinError>) {
+        match closed {
+            Ok(closed) => self.agent.peers.send_modify(|peers| {
+                Arc::make_mut(peers).retain(|peer| peer.ordinal != closed.ordinal);
+            }),
+            Err(error) => tracing::error!(agent = %self.agent.config.name, %error, "a peer's keeper broke"),
+        }
+    }
+}
+
+impl Agent {
+    /// Where a dial goes to, once the secrets that it needs are there.
+    pub(super) async fn target(&self, peer: &Peer) -> Target {
+        let tls = match self.inputs.tls.clone() {
+            None => None,
+            Some(mut secrets) => match secrets.wait_for(Option::is_some).await {
+                Ok(config) => config.clone(),
+                // Whoever delivers them has ended without any: they will never be there.
+                Err(_) => std::future::pending().await,
+            },
+        };
+        Target { address: peer.address, server_name: peer.server_name(), tls }
+    }
+}
+
+/// Lists on their way to the leader.
+const UPDATES: usize = 16;

@@ -1,0 +1,247 @@
+//! One tunnel server, as the agent's workers share it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+
+use super::Worker;
+use crate::status::{AsideState, ConnectionState, ConnectionStatus, PeerStatus};
+
+/// A server, its connections, and how far its closing has come.
+#[derive(Debug)]
+pub(super) struct Peer {
+    /// Differs for every peer of the agent, also for a later one of the same address.
+    pub(super) ordinal: usize,
+    pub(super) address: SocketAddr,
+    server_name: Mutex<Arc<str>>,
+    phase: watch::Sender<Phase>,
+    /// Established connections.
+    live: watch::Sender<usize>,
+    /// Whether the server announced that it is one of ours; `None`: no connection was ever established.
+    capable: watch::Sender<Option<bool>>,
+    slots: Mutex<BTreeMap<u32, Slot>>,
+    aside: Mutex<AsideState>,
+    /// Those that came when this one left the list.
+    replacements: Mutex<Vec<Arc<Self>>>,
+    /// Attempts under way at once, over all workers.
+    pub(super) dials: Semaphore,
+}
+
+/// How far a peer is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
+pub(super) enum Phase {
+    Open,
+    /// No further dials; what is established goes on until the server has been told.
+    Leaving,
+    /// The server has been told. `acknowledged`: it closes each connection itself when nothing is in flight.
+    Draining {
+        deadline: Instant,
+        acknowledged: bool,
+    },
+    /// The time is over.
+    Cut,
+}
+
+/// One of the `connection_num` connections.
+#[derive(Debug)]
+struct Slot {
+    worker: usize,
+    state: ConnectionState,
+    since: Instant,
+    local: Option<SocketAddr>,
+    id: Option<String>,
+    last_error: Option<String>,
+    attempts: u64,
+}
+
+/// What a graceful close names.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Names {
+    pub(super) ids: Vec<String>,
+    pub(super) addresses: Vec<String>,
+}
+
+impl Peer {
+    pub(super) fn new(ordinal: usize, address: SocketAddr, server_name: Arc<str>) -> Arc<Self> {
+        Arc::new(Self {
+            ordinal,
+            address,
+            server_name: Mutex::new(server_name),
+            phase: watch::channel(Phase::Open).0,
+            live: watch::channel(0).0,
+            capable: watch::channel(None).0,
+            slots: Mutex::default(),
+            aside: Mutex::new(AsideState::None),
+            replacements: Mutex::default(),
+            dials: Semaphore::new(DIALS),
+        })
+    }
+
+    /// The connections that a worker dials.
+    pub(super) fn share(&self, worker: Worker, connections: u32) -> impl Iterator<Item = u32> {
+        let (first, count) = (self.ordinal, worker.count.max(1));
+        (0..connections)
+            .filter(move |index| first.wrapping_add(usize::try_from(*index).unwrap_or(0)) % count == worker.index)
+    }
+
+    pub(super) fn server_name(&self) -> Arc<str> {
+        Arc::clone(&self.server_name.lock())
+    }
+
+    /// Counts from the next dial.
+    pub(super) fn rename(&self, server_name: &Arc<str>) {
+        *self.server_name.lock() = Arc::clone(server_name);
+    }
+
+    /// To be called before the peer is left.
+    pub(super) fn replace_by(&self, peers: Vec<Arc<Self>>) {
+        *self.replacements.lock() = peers;
+    }
+
+    /// Hands them out once: they need not live as long as this one.
+    pub(super) fn take_replacements(&self) -> Vec<Arc<Self>> {
+        std::mem::take(&mut *self.replacements.lock())
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Never goes back.
+    pub(super) fn enter(&self, phase: Phase) {
+        self.phase.send_if_modified(|current| {
+            let later = phase > *current;
+            if later {
+                *current = phase;
+            }
+            later
+        });
+    }
+
+    /// Waits until the peer is closed at least as far as `until` says; returns how far it is.
+    pub(super) async fn reached(&self, until: impl Fn(Phase) -> bool) -> Phase {
+        let mut phase = self.phase.subscribe();
+        match phase.wait_for(|phase| until(*phase)).await {
+            Ok(phase) => *phase,
+            // The sender is ours.
+            Err(_) => Phase::Cut,
+        }
+    }
+
+    pub(super) async fn leaving(&self) {
+        self.reached(|phase| phase != Phase::Open).await;
+    }
+
+    pub(super) fn live(&self) -> usize {
+        *self.live.borrow()
+    }
+
+    pub(super) async fn any_live(&self) {
+        let mut live = self.live.subscribe();
+        drop(live.wait_for(|live| *live > 0).await);
+    }
+
+    pub(super) async fn none_live(&self) {
+        let mut live = self.live.subscribe();
+        drop(live.wait_for(|live| *live == 0).await);
+    }
+
+    pub(super) fn count_live(&self, up: bool) {
+        self.live.send_modify(|live| *live = if up { *live + 1 } else { live.saturating_sub(1) });
+    }
+
+    pub(super) fn learn(&self, capable: bool) {
+        self.capable.send_replace(Some(capable));
+    }
+
+    /// Waits until the last established connection went to a server of the kind.
+    pub(super) async fn is_capable(&self, capable: bool) {
+        let mut kind = self.capable.subscribe();
+        drop(kind.wait_for(|kind| *kind == Some(capable)).await);
+    }
+
+    pub(super) fn set_aside(&self, state: AsideState) {
+        *self.aside.lock() = state;
+    }
+
+    /// Notes a connection's state; `since` moves only when the state does.
+    pub(super) fn note(&self, index: u32, worker: usize, state: ConnectionState) {
+        let mut slots = self.slots.lock();
+        let slot = slots.entry(index).or_insert_with(|| Slot {
+            worker,
+            state,
+            since: Instant::now(),
+            local: None,
+            id: None,
+            last_error: None,
+            attempts: 0,
+        });
+        if slot.state != state {
+            slot.state = state;
+            slot.since = Instant::now();
+        }
+        slot.attempts += u64::from(state == ConnectionState::Dialing);
+        if !matches!(state, ConnectionState::Established | ConnectionState::Draining) {
+            (slot.local, slot.id) = (None, None);
+        }
+    }
+
+    pub(super) fn note_names(&self, index: u32, local: SocketAddr, id: Option<String>) {
+        if let Some(slot) = self.slots.lock().get_mut(&index) {
+            (slot.local, slot.id, slot.last_error) = (Some(local), id, None);
+        }
+    }
+
+    pub(super) fn note_error(&self, index: u32, error: String) {
+        if let Some(slot) = self.slots.lock().get_mut(&index) {
+            slot.last_error = Some(error);
+        }
+    }
+
+    /// Established connections: by the server's id, else by our address.
+    pub(super) fn names(&self) -> Names {
+        let mut names = Names::default();
+        for slot in self.slots.lock().values() {
+            match (&slot.id, slot.local) {
+                (Some(id), _) => names.ids.push(id.clone()),
+                (None, Some(local)) => names.addresses.push(local.to_string()),
+                (None, None) => {}
+            }
+        }
+        names
+    }
+
+    pub(super) fn status(&self) -> PeerStatus {
+        let now = Instant::now();
+        let connections = self.slots.lock().iter().map(|(index, slot)| slot.status(*index, now)).collect();
+        PeerStatus {
+            address: self.address,
+            server_name: self.server_name().to_string(),
+            closing: self.phase() != Phase::Open,
+            aside: *self.aside.lock(),
+            connections,
+        }
+    }
+}
+
+impl Slot {
+    fn status(&self, index: u32, now: Instant) -> ConnectionStatus {
+        ConnectionStatus {
+            index,
+            worker: self.worker,
+            state: self.state,
+            since_seconds: now.duration_since(self.since).as_secs(),
+            local: self.local,
+            id: self.id.clone(),
+            last_error: self.last_error.clone(),
+            reconnects: self.attempts.saturating_sub(1),
+        }
+    }
+}
+
+/// Attempts at one server at once.
+const DIALS: usize = 4;
