@@ -21,6 +21,9 @@ pub(super) struct Subscription {
     /// Given up while the stream still lists them: they are taken off its list before they are asked for again.
     dropped: BTreeSet<Name>,
     dropped_wildcard: bool,
+    /// State of the world: taken off the list with a nonce that a response may have overtaken, in which case the server
+    /// ignored it and will not send the name again.
+    unconfirmed: BTreeSet<Name>,
     /// Accepted resources that still exist, with the version of each.
     pub(super) held: BTreeMap<Name, String>,
     /// Names for which a cache stands in.
@@ -44,6 +47,7 @@ impl Subscription {
             named: false,
             dropped: BTreeSet::new(),
             dropped_wildcard: false,
+            unconfirmed: BTreeSet::new(),
             held: BTreeMap::new(),
             cached: BTreeSet::new(),
             timers: BTreeMap::new(),
@@ -86,6 +90,7 @@ impl Subscription {
         self.named = false;
         self.dropped.clear();
         self.dropped_wildcard = false;
+        self.unconfirmed.clear();
         self.timers.clear();
         self.nonce.clear();
     }
@@ -108,10 +113,23 @@ impl Subscription {
             }
         }
         self.named |= !target.names.is_empty() || (target.wildcard && !self.asks_without_names(&target));
-        self.dropped.clear();
+        let dropped = std::mem::take(&mut self.dropped);
+        if variant == Variant::Sotw {
+            self.unconfirmed.extend(dropped);
+        }
         self.dropped_wildcard = false;
         self.announced = Some(target);
         Some(request)
+    }
+
+    /// A response came: what was given up and is wanted again without being in it is given up once more, now with a
+    /// nonce that counts.
+    pub(super) fn confirm(&mut self, present: &BTreeSet<Name>) {
+        for name in std::mem::take(&mut self.unconfirmed) {
+            if self.wanted.names.contains(&name) && !self.held.contains_key(&name) && !present.contains(&name) {
+                self.dropped.insert(name);
+            }
+        }
     }
 
     /// The answer to the response at hand, in the terms of what the stream was told.

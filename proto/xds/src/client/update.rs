@@ -59,6 +59,7 @@ impl<'c> Update<'c> {
         let Some(subscription) = update.client.subscriptions.get_mut(index) else { return update };
         update.type_url = subscription.type_url.clone();
         subscription.nonce = nonce;
+        subscription.confirm(&content.present);
         for name in content.present.iter().chain(&update.removed) {
             subscription.timers.remove(name);
             subscription.cached.remove(name);

@@ -45,6 +45,8 @@ pub struct World {
     store: BTreeMap<(&'static str, Name), Bytes>,
     shadow: Shadow,
     report: Report,
+    /// Of 100 chances to lose a connection, so many are taken: some runs are calm, and nothing is healed by a new stream.
+    churn: usize,
 }
 
 /// What the operator wants, and the snapshot of it.
@@ -81,6 +83,7 @@ impl World {
         let variant = if seed % 2 == 0 { Variant::Sotw } else { Variant::Delta };
         let partial = !choices.percent(15);
         let split = choices.percent(35);
+        let churn = [0, 10, 100][choices.below(3)];
         let config = ClientConfig {
             variant,
             node: Node { id: "n".into(), ..Node::default() },
@@ -101,6 +104,7 @@ impl World {
             store: BTreeMap::new(),
             shadow: Shadow::default(),
             report: Report { messages: 0, refused: 0 },
+            churn,
         };
         for of in [CLUSTER, LISTENER] {
             world.watch(of, Interest::everything());
@@ -285,6 +289,9 @@ impl World {
 
     /// Everything under way is lost; the server may notice much later.
     fn disconnect(&mut self, peer: usize) {
+        if !self.choices.percent(self.churn) {
+            return;
+        }
         let peer = &mut self.peers[peer];
         let Some(connection) = peer.connection.take() else { return };
         peer.client.on_disconnected();
@@ -303,6 +310,9 @@ impl World {
     }
 
     fn restart_server(&mut self) {
+        if !self.choices.percent(self.churn) {
+            return;
+        }
         for peer in &mut self.peers {
             if peer.connection.take().is_some() {
                 peer.client.on_disconnected();
