@@ -7,30 +7,31 @@ use culvert_xds::StreamId;
 
 /// One stream. Messages travel encoded, so that every run also proves the encodings.
 #[derive(Debug)]
-pub struct Connection {
-    pub stream: StreamId,
+pub(crate) struct Connection {
+    pub(crate) stream: StreamId,
     /// Which of the server's sessions it is attached to, once the first request arrived.
-    pub session: Option<usize>,
-    pub up: VecDeque<Bytes>,
-    pub down: VecDeque<Bytes>,
+    pub(crate) session: Option<usize>,
+    pub(crate) up: VecDeque<Bytes>,
+    /// With the moment of sending, counted in messages.
+    pub(crate) down: VecDeque<(u64, Bytes)>,
 }
 
 impl Connection {
-    pub fn new(stream: StreamId) -> Self {
+    pub(crate) fn new(stream: StreamId) -> Self {
         Self { stream, session: None, up: VecDeque::new(), down: VecDeque::new() }
     }
 }
 
 /// A seeded source of choices (SplitMix64).
 #[derive(Debug)]
-pub struct Choices(u64);
+pub(crate) struct Choices(u64);
 
 impl Choices {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x1234_5678_9abc_def1))
     }
 
-    pub fn below(&mut self, limit: usize) -> usize {
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -38,7 +39,7 @@ impl Choices {
         usize::try_from((z ^ (z >> 31)) % limit.max(1) as u64).unwrap_or(0)
     }
 
-    pub fn percent(&mut self, chance: usize) -> bool {
+    pub(crate) fn percent(&mut self, chance: usize) -> bool {
         self.below(100) < chance
     }
 }

@@ -26,12 +26,12 @@ const STEPS: usize = 400;
 
 /// What a run amounted to.
 #[derive(Debug)]
-pub struct Report {
-    pub messages: u64,
-    pub refused: u64,
+pub(crate) struct Report {
+    pub(crate) messages: u64,
+    pub(crate) refused: u64,
 }
 
-pub struct World {
+pub(crate) struct World {
     choices: Choices,
     verbose: bool,
     variant: Variant,
@@ -75,10 +75,21 @@ struct Peer {
 #[derive(Default)]
 struct Shadow {
     accepted: BTreeMap<(&'static str, Name), Bytes>,
+    /// When a name was last not published, counted in messages.
+    absent: BTreeMap<(&'static str, Name), u64>,
+}
+
+impl Shadow {
+    fn accept(&mut self, key: (&'static str, Name), content: Bytes, sent: u64) {
+        // What was unpublished while it was on its way may or may not be taken back.
+        if self.absent.get(&key).is_none_or(|absent| *absent < sent) {
+            self.accepted.insert(key, content);
+        }
+    }
 }
 
 impl World {
-    pub fn new(seed: u64, verbose: bool) -> Self {
+    pub(crate) fn new(seed: u64, verbose: bool) -> Self {
         let mut choices = Choices::new(seed);
         let variant = if seed % 2 == 0 { Variant::Sotw } else { Variant::Delta };
         let partial = !choices.percent(15);
@@ -112,7 +123,7 @@ impl World {
         world
     }
 
-    pub fn run(mut self) -> Report {
+    pub(crate) fn run(mut self) -> Report {
         for _ in 0..STEPS {
             self.step();
         }
@@ -208,7 +219,6 @@ impl World {
             self.published.edits += 1;
             if self.choices.percent(25) {
                 self.published.contents.remove(&key);
-                self.shadow.accepted.remove(&key);
             } else {
                 let bad = self.choices.percent(25);
                 // Few values, so that contents come back.
@@ -223,7 +233,12 @@ impl World {
         }
         // A stand-in replaces what was unpublished, and what is no longer covered by one is gone.
         let gone = |key: &(&'static str, Name)| snapshot.of_type(key.0).is_none_or(|set| set.get(&key.1).is_none());
-        self.shadow.accepted.retain(|key, _| !gone(key));
+        for key in TYPES.into_iter().flat_map(|of| (0..NAMES).map(move |index| (of, name_of(of, index)))) {
+            if gone(&key) {
+                self.shadow.accepted.remove(&key);
+                self.shadow.absent.insert(key, self.report.messages);
+            }
+        }
     }
 
     fn snapshot(&mut self) -> Snapshot {
@@ -392,8 +407,8 @@ impl World {
             let mut bytes = BytesMut::new();
             response.encode(&mut bytes);
             assert_eq!(bytes.len(), response.encoded_len(), "the length announced for {response:?}");
-            connection.down.push_back(bytes.freeze());
             self.report.messages += 1;
+            connection.down.push_back((self.report.messages, bytes.freeze()));
             sent.push(response);
         }
         for response in sent {
@@ -403,7 +418,7 @@ impl World {
 
     fn deliver_response(&mut self, peer: usize) {
         let Some(connection) = &mut self.peers[peer].connection else { return };
-        let Some(bytes) = connection.down.pop_front() else { return };
+        let Some((sent, bytes)) = connection.down.pop_front() else { return };
         for _ in 0..=usize::from(self.choices.percent(4)) {
             let client = &mut self.peers[peer].client;
             let update = match self.variant {
@@ -415,7 +430,7 @@ impl World {
             };
             let update = update.expect("every response of the server half is answerable");
             let of = TYPES.into_iter().find(|of| **of == **update.type_url()).expect("a known type");
-            let request = consume(update, of, &mut self.store, &mut self.shadow, &mut self.report);
+            let request = consume(update, of, sent, &mut self.store, &mut self.shadow, &mut self.report);
             if of == CLUSTER {
                 // Before the answer, as a data plane does.
                 let names = self.assignments();
@@ -461,6 +476,7 @@ impl Server {
 fn consume(
     update: Update<'_>,
     of: &'static str,
+    sent: u64,
     store: &mut BTreeMap<(&'static str, Name), Bytes>,
     shadow: &mut Shadow,
     report: &mut Report,
@@ -473,7 +489,7 @@ fn consume(
             rejections.push(Rejection { name: received.name.to_string(), reason: "mark: bad".to_owned() });
         } else {
             store.insert(key.clone(), received.body.value.clone());
-            shadow.accepted.insert(key, received.body.value.clone());
+            shadow.accept(key, received.body.value.clone(), sent);
         }
     }
     for name in update.removed() {

@@ -1,0 +1,359 @@
+//! State of the world.
+
+use culvert_api::type_url::{CLUSTER, CLUSTER_LOAD_ASSIGNMENT as EDS, LISTENER, ROUTE_CONFIGURATION as RDS, SECRET};
+
+use super::*;
+use crate::PARTIAL_ACK;
+
+fn clusters(entries: &[&str]) -> Snapshot {
+    snapshot(&entries.iter().map(|entry| (CLUSTER, *entry)).collect::<Vec<_>>())
+}
+
+fn peer(snapshot: Snapshot) -> Peer {
+    Peer::new(Variant::Sotw, snapshot)
+}
+
+#[test]
+fn an_empty_first_list_of_clusters_or_listeners_is_a_wildcard() {
+    for of in [CLUSTER, LISTENER, type_url::VIRTUAL_HOST, "type.googleapis.com/istio.workload.Address"] {
+        let mut peer = peer(snapshot(&[(of, "a=1"), (of, "b=1")]));
+        peer.sotw(of, &[], "", "");
+        peer.expect(&format!("{} a=1 b=1", type_url::short_name(of)));
+    }
+}
+
+#[test]
+fn an_empty_first_list_of_a_type_that_goes_by_name_means_nothing() {
+    for of in [EDS, RDS, SECRET] {
+        let mut peer = peer(snapshot(&[(of, "a=1")]));
+        peer.sotw(of, &[], "", "");
+        peer.expect_silence();
+    }
+}
+
+#[test]
+fn a_star_is_a_wildcard_and_a_list_without_it_drops_the_wildcard() {
+    let mut peer = peer(clusters(&["a=1", "b=1"]));
+    peer.sotw(CLUSTER, &["*", "a"], "", "");
+    let nonce = peer.expect("Cluster a=1 b=1");
+    peer.sotw(CLUSTER, &["a"], "", &nonce);
+    peer.publish(clusters(&["a=1", "b=2"]));
+    peer.expect_silence();
+    peer.publish(clusters(&["a=2", "b=2"]));
+    peer.expect("Cluster a=2");
+}
+
+#[test]
+fn after_names_an_empty_list_unsubscribes_from_everything() {
+    let mut peer = peer(clusters(&["a=1", "b=1"]));
+    peer.sotw(CLUSTER, &["a"], "", "");
+    let nonce = peer.expect("Cluster a=1");
+    peer.sotw(CLUSTER, &[], "", &nonce);
+    peer.publish(clusters(&["a=2", "b=2"]));
+    peer.expect_silence();
+}
+
+#[test]
+fn duplicate_names_collapse_and_no_name_is_sent_twice() {
+    let mut peer = peer(clusters(&["a=1", "b=1"]));
+    peer.sotw(CLUSTER, &["a", "a", "*", "a"], "", "");
+    peer.expect("Cluster a=1 b=1");
+}
+
+#[test]
+fn the_legacy_wildcard_can_be_turned_off() {
+    let config = SessionConfig { legacy_wildcard: false, ..SessionConfig::default() };
+    let mut session = Session::new(config, Arc::default(), Arc::new(clusters(&["a=1"])));
+    session.open(StreamId(0), StreamKind { variant: Variant::Sotw, type_url: None }).unwrap();
+    session.on_request(StreamId(0), &sotw(CLUSTER, &[], "", "")).unwrap();
+    assert!(session.poll_response().is_none(), "an empty list asked for everything");
+}
+
+#[test]
+fn an_ack_draws_nothing_and_a_repeated_one_neither() {
+    let mut peer = peer(clusters(&["a=1"]));
+    peer.sotw(CLUSTER, &[], "", "");
+    let nonce = peer.expect("Cluster a=1");
+    assert_eq!(peer.status(CLUSTER), "a=Stale");
+    assert_eq!(peer.sotw(CLUSTER, &[], "v", &nonce), Heard::Ack);
+    peer.expect_silence();
+    // MOSN repeats its request every 10 s.
+    assert_eq!(peer.sotw(CLUSTER, &[], "v", &nonce), Heard::Subscription);
+    peer.expect_silence();
+    assert_eq!(peer.status(CLUSTER), "a=Synced");
+}
+
+#[test]
+fn a_refused_content_is_not_sent_again_and_the_next_change_is() {
+    let mut peer = peer(clusters(&["a=1"]));
+    peer.sotw(CLUSTER, &[], "", "");
+    let nonce = peer.expect("Cluster a=1");
+    peer.sotw(CLUSTER, &[], "", &nonce);
+    peer.publish(clusters(&["a=bad"]));
+    let nonce = peer.expect("Cluster a=bad");
+    for _ in 0..3 {
+        peer.sotw_nack(CLUSTER, &[], &nonce, "a: bad");
+        peer.expect_silence();
+    }
+    assert_eq!(peer.status(CLUSTER), "a=Error");
+    // The same set in a new snapshot is no change.
+    peer.publish(clusters(&["a=bad"]));
+    peer.expect_silence();
+    peer.publish(clusters(&["a=2"]));
+    let nonce = peer.expect("Cluster a=2");
+    peer.sotw(CLUSTER, &[], "", &nonce);
+    assert_eq!(peer.status(CLUSTER), "a=Synced");
+}
+
+#[test]
+fn a_rollback_to_the_accepted_content_is_sent_and_clears_the_error() {
+    let mut peer = peer(clusters(&["a=1"]));
+    peer.sotw(CLUSTER, &[], "", "");
+    let nonce = peer.expect("Cluster a=1");
+    peer.sotw(CLUSTER, &[], "", &nonce);
+    peer.publish(clusters(&["a=bad"]));
+    let nonce = peer.expect("Cluster a=bad");
+    peer.sotw_nack(CLUSTER, &[], &nonce, "bad");
+    peer.publish(clusters(&["a=1"]));
+    let nonce = peer.expect("Cluster a=1");
+    peer.sotw(CLUSTER, &[], "", &nonce);
+    assert_eq!(peer.status(CLUSTER), "a=Synced");
+}
+
+#[test]
+fn a_full_state_carries_the_accepted_content_of_what_was_refused_and_leaves_out_what_never_was_accepted() {
+    let mut peer = peer(clusters(&["a=1", "b=1"]));
+    peer.sotw(CLUSTER, &[], "", "");
+    let nonce = peer.expect("Cluster a=1 b=1");
+    peer.sotw(CLUSTER, &[], "", &nonce);
+    peer.publish(clusters(&["a=bad", "b=1", "new=bad"]));
+    let nonce = peer.expect("Cluster a=bad b=1 new=bad");
+    peer.sotw_nack(CLUSTER, &[], &nonce, "who knows");
+    peer.publish(clusters(&["a=bad", "b=2", "new=bad"]));
+    let nonce = peer.expect("Cluster a=1 b=2");
+    peer.sotw(CLUSTER, &[], "", &nonce);
+    assert_eq!(peer.status(CLUSTER), "a=Error b=Synced new=Error");
+    // Its own content changes.
+    peer.publish(clusters(&["a=3", "b=2", "new=bad"]));
+    peer.expect("Cluster a=3 b=2");
+}
+
+#[test]
+fn a_client_that_names_what_it_refuses_keeps_the_rest() {
+    let mut peer = Peer::with_features(Variant::Sotw, clusters(&["a=1", "b=bad"]), &[PARTIAL_ACK]);
+    peer.sotw(CLUSTER, &[], "", "");
+    let nonce = peer.expect("Cluster a=1 b=bad");
+    peer.sotw_nack(CLUSTER, &[], &nonce, "Cluster/b: path: reason");
+    assert_eq!(peer.status(CLUSTER), "a=Synced b=Error");
+    peer.publish(clusters(&["a=1", "b=bad", "c=1"]));
+    peer.expect("Cluster a=1 c=1");
+}
+
+#[test]
+fn a_refusal_outlives_the_stream_until_a_client_starts_from_nothing() {
+    let mut peer = peer(clusters(&["a=1", "b=1"]));
+    peer.sotw(CLUSTER, &[], "", "");
+    let nonce = peer.expect("Cluster a=1 b=1");
+    peer.sotw(CLUSTER, &[], "", &nonce);
+    let accepted = clusters(&["a=1", "b=1"]).of_type(CLUSTER).unwrap().version().to_string();
+    peer.publish(clusters(&["a=bad", "b=1"]));
+    let nonce = peer.expect("Cluster a=bad b=1");
+    peer.sotw_nack(CLUSTER, &[], &nonce, "bad");
+    peer.reconnect(Variant::Sotw);
+    peer.sotw(CLUSTER, &[], &accepted, "");
+    peer.expect("Cluster a=1 b=1");
+    peer.reconnect(Variant::Sotw);
+    peer.sotw(CLUSTER, &[], "", "");
+    peer.expect("Cluster a=bad b=1");
+}
+
+#[test]
+fn a_node_that_holds_what_we_do_not_know_loses_nothing_by_a_refusal() {
+    let mut peer = peer(clusters(&["a=1", "b=bad"]));
+    peer.sotw(CLUSTER, &[], "another server's", "");
+    let nonce = peer.expect("Cluster a=1 b=bad");
+    peer.sotw_nack(CLUSTER, &[], &nonce, "bad");
+    peer.expect_silence();
+    peer.publish(clusters(&["a=1", "b=bad", "c=1"]));
+    peer.expect("Cluster a=1 b=bad c=1");
+}
+
+#[test]
+fn a_request_with_a_stale_or_empty_nonce_is_ignored_once_a_response_is_out() {
+    let mut peer = peer(snapshot(&[(EDS, "a=1"), (EDS, "b=1")]));
+    peer.sotw(EDS, &["a"], "", "");
+    let first = peer.expect("ClusterLoadAssignment a=1");
+    for nonce in ["", "other"] {
+        assert_eq!(peer.sotw(EDS, &["a", "b"], "", nonce), Heard::Stale);
+        peer.expect_silence();
+    }
+    peer.sotw(EDS, &["a"], "", &first);
+    peer.publish(snapshot(&[(EDS, "a=2"), (EDS, "b=1")]));
+    peer.expect("ClusterLoadAssignment a=2");
+    assert_eq!(peer.sotw_nack(EDS, &["a"], &first, "late"), Heard::Stale);
+}
+
+#[test]
+fn the_first_request_on_a_stream_is_new_whatever_its_nonce() {
+    let mut peer = peer(clusters(&["a=1"]));
+    peer.sotw(CLUSTER, &["a"], "old", "nonce of another stream");
+    peer.expect("Cluster a=1");
+}
+
+#[test]
+fn a_new_name_at_an_unchanged_version_is_answered() {
+    let mut peer = peer(snapshot(&[(EDS, "a=1"), (EDS, "b=1")]));
+    peer.sotw(EDS, &["a"], "", "");
+    let nonce = peer.expect("ClusterLoadAssignment a=1");
+    peer.sotw(EDS, &["a"], "v", &nonce);
+    peer.sotw(EDS, &["a", "b"], "v", &nonce);
+    peer.expect("ClusterLoadAssignment b=1");
+}
+
+#[test]
+fn what_is_given_up_and_asked_for_again_is_sent_again() {
+    let mut peer = peer(snapshot(&[(EDS, "a=1"), (EDS, "b=1")]));
+    peer.sotw(EDS, &["a", "b"], "", "");
+    let nonce = peer.expect("ClusterLoadAssignment a=1 b=1");
+    peer.sotw(EDS, &["a"], "v", &nonce);
+    peer.sotw(EDS, &["a", "b"], "v", &nonce);
+    peer.expect("ClusterLoadAssignment b=1");
+}
+
+#[test]
+fn types_that_may_be_answered_in_part_get_what_changed_and_others_are_left_alone() {
+    let mut peer = peer(snapshot(&[(EDS, "a=1"), (EDS, "b=1"), (EDS, "c=1")]));
+    peer.sotw(EDS, &["a", "b"], "", "");
+    let nonce = peer.expect("ClusterLoadAssignment a=1 b=1");
+    peer.sotw(EDS, &["a", "b"], "v", &nonce);
+    peer.publish(snapshot(&[(EDS, "a=1"), (EDS, "b=1"), (EDS, "c=2")]));
+    peer.expect_silence();
+    peer.publish(snapshot(&[(EDS, "a=1"), (EDS, "b=2"), (EDS, "c=2")]));
+    peer.expect("ClusterLoadAssignment b=2");
+}
+
+#[test]
+fn a_removed_cluster_is_absent_and_the_last_removal_is_an_empty_response() {
+    let mut peer = peer(clusters(&["a=1", "b=1"]));
+    peer.sotw(CLUSTER, &[], "", "");
+    let nonce = peer.expect("Cluster a=1 b=1");
+    peer.sotw(CLUSTER, &[], "v", &nonce);
+    peer.publish(clusters(&["b=1"]));
+    let nonce = peer.expect("Cluster b=1");
+    peer.sotw(CLUSTER, &[], "v", &nonce);
+    peer.publish(clusters(&[]));
+    let nonce = peer.expect("Cluster");
+    peer.sotw(CLUSTER, &[], "v", &nonce);
+    peer.expect_silence();
+}
+
+#[test]
+fn an_empty_wildcard_gets_an_empty_response() {
+    let mut peer = peer(clusters(&[]));
+    peer.sotw(LISTENER, &[], "", "");
+    peer.expect("Listener");
+}
+
+#[test]
+fn an_unknown_name_is_remembered_and_sent_when_it_comes_to_be() {
+    let mut peer = peer(snapshot(&[]));
+    peer.sotw(RDS, &["r"], "", "");
+    peer.expect_silence();
+    peer.publish(snapshot(&[(RDS, "r=1")]));
+    peer.expect("RouteConfiguration r=1");
+}
+
+#[test]
+fn an_assignment_of_a_served_cluster_that_has_none_is_empty() {
+    let mut builder = Snapshot::builder();
+    builder.insert(eds_cluster("c"));
+    let mut peer = peer(builder.build());
+    peer.sotw(EDS, &["c", "other"], "", "");
+    let nonce = peer.expect("ClusterLoadAssignment c=");
+    peer.sotw(EDS, &["c", "other"], "", &nonce);
+    // The real one takes its place, and the empty one comes back when it goes.
+    let mut builder = peer.session.snapshot().successor();
+    builder.insert(eds_cluster("c"));
+    builder.insert(resource(EDS, "c=1"));
+    peer.publish(builder.build());
+    let nonce = peer.expect("ClusterLoadAssignment c=1");
+    peer.sotw(EDS, &["c", "other"], "", &nonce);
+    let mut builder = peer.session.snapshot().successor();
+    builder.insert(eds_cluster("c"));
+    peer.publish(builder.build());
+    peer.expect("ClusterLoadAssignment c=");
+}
+
+#[test]
+fn a_wildcard_that_comes_back_with_the_present_version_is_sent_nothing() {
+    let present = clusters(&["a=1", "b=1"]);
+    let version = present.of_type(CLUSTER).unwrap().version().to_string();
+    let mut peer = peer(present);
+    peer.sotw(CLUSTER, &[], &version, "");
+    peer.expect_silence();
+    assert_eq!(peer.status(CLUSTER), "a=Synced b=Synced");
+    peer.publish(clusters(&["a=1", "b=2"]));
+    peer.expect("Cluster a=1 b=2");
+}
+
+#[test]
+fn names_that_come_back_with_the_present_version_are_sent_again() {
+    let present = snapshot(&[(RDS, "r=1")]);
+    let version = present.of_type(RDS).unwrap().version().to_string();
+    let mut peer = peer(present);
+    peer.sotw(RDS, &["r"], &version, "");
+    peer.expect("RouteConfiguration r=1");
+}
+
+#[test]
+fn versions_follow_from_content_and_not_from_history() {
+    let direct = clusters(&["a=2", "b=1"]);
+    let mut builder = clusters(&["a=1"]).successor();
+    builder.insert(resource(CLUSTER, "b=1"));
+    builder.insert(resource(CLUSTER, "a=2"));
+    assert_eq!(direct.of_type(CLUSTER).unwrap().version(), builder.build().of_type(CLUSTER).unwrap().version());
+}
+
+#[test]
+fn a_hundred_changes_while_a_response_is_unanswered_make_one_more_response() {
+    let mut peer = peer(clusters(&["a=0"]));
+    peer.sotw(CLUSTER, &[], "", "");
+    let nonce = peer.expect("Cluster a=0");
+    for change in 1..=100 {
+        let mut builder = peer.session.snapshot().successor();
+        builder.insert(resource(CLUSTER, &format!("a={change}")));
+        peer.publish(builder.build());
+        peer.expect_silence();
+    }
+    peer.sotw(CLUSTER, &[], "", &nonce);
+    let nonce = peer.expect("Cluster a=100");
+    peer.sotw(CLUSTER, &[], "", &nonce);
+    peer.expect_silence();
+}
+
+#[test]
+fn types_go_out_in_the_order_in_which_they_refer_to_each_other() {
+    let types = [RDS, LISTENER, EDS, CLUSTER, SECRET];
+    let mut peer = peer(snapshot(&types.map(|of| (of, "a=1"))));
+    for of in types {
+        peer.sotw(of, &["a"], "", "");
+    }
+    for of in ["Secret", "Cluster", "ClusterLoadAssignment", "Listener", "RouteConfiguration"] {
+        peer.expect(&format!("{of} a=1"));
+    }
+}
+
+#[test]
+fn every_response_says_version_nonce_type_and_who_sent_it() {
+    let mut peer = peer(clusters(&["a=1"]));
+    peer.sotw(CLUSTER, &[], "", "");
+    let response = peer.session.poll_stream(peer.stream).unwrap();
+    let mut bytes = Vec::new();
+    response.encode(&mut bytes);
+    let decoded = culvert_api::envoy::service::discovery::v3::DiscoveryResponse::decode(&*bytes).unwrap();
+    assert_eq!(decoded, response.to_sotw());
+    assert_eq!(decoded.type_url, CLUSTER);
+    assert!(!decoded.nonce.is_empty() && !decoded.version_info.is_empty(), "{decoded:?}");
+    assert_eq!(decoded.control_plane.unwrap().identifier, "culvert-control");
+    assert!(decoded.resources.iter().all(|any| any.type_url == CLUSTER));
+}
