@@ -1,1 +1,349 @@
+//! The client half, one test per rule.
 
+use culvert_api::Any;
+use culvert_api::envoy::service::discovery::v3::Resource as Wrapper;
+use culvert_api::type_url::{CLUSTER, CLUSTER_LOAD_ASSIGNMENT as EDS, LISTENER, RESOURCE, ROUTE_CONFIGURATION as RDS};
+use prost::Message;
+
+use super::*;
+
+const NOW: Duration = Duration::from_secs(100);
+
+fn client(variant: Variant) -> Client {
+    let mut client = Client::new(ClientConfig {
+        variant,
+        node: Node { id: "n".into(), ..Node::default() },
+        node_on_first_message_only: true,
+        resource_timeout: Duration::from_secs(15),
+    });
+    client.on_connected();
+    client
+}
+
+fn names(names: &[&str]) -> Interest {
+    Interest::named(names.iter().map(|name| Name::from(*name)))
+}
+
+fn any(of: &str, name: &str) -> Any {
+    let mut value = Vec::new();
+    crate::resource::put_field(&mut value, 1, name.as_bytes());
+    Any { type_url: of.into(), value: value.into() }
+}
+
+fn sotw(of: &str, version: &str, nonce: &str, resources: Vec<Any>) -> DiscoveryResponse {
+    DiscoveryResponse {
+        version_info: version.into(),
+        nonce: nonce.into(),
+        type_url: of.into(),
+        resources,
+        ..DiscoveryResponse::default()
+    }
+}
+
+fn delta(of: &str, nonce: &str, resources: &[(&str, &str)], removed: &[&str]) -> DeltaDiscoveryResponse {
+    let resource = |(name, version): &(&str, &str)| Wrapper {
+        name: (*name).into(),
+        version: (*version).into(),
+        resource: Some(any(of, name)),
+        ..Wrapper::default()
+    };
+    DeltaDiscoveryResponse {
+        nonce: nonce.into(),
+        type_url: of.into(),
+        resources: resources.iter().map(resource).collect(),
+        removed_resources: removed.iter().map(ToString::to_string).collect(),
+        ..DeltaDiscoveryResponse::default()
+    }
+}
+
+#[track_caller]
+fn next_sotw(client: &mut Client) -> DiscoveryRequest {
+    let Some(Request::Sotw(request)) = client.poll_request(NOW) else { panic!("no request of the variant") };
+    request
+}
+
+#[track_caller]
+fn next_delta(client: &mut Client) -> DeltaDiscoveryRequest {
+    let Some(Request::Delta(request)) = client.poll_request(NOW) else { panic!("no request of the variant") };
+    request
+}
+
+fn as_sotw(request: Request) -> DiscoveryRequest {
+    let Request::Sotw(request) = request else { panic!("a delta request") };
+    request
+}
+
+fn as_delta(request: Request) -> DeltaDiscoveryRequest {
+    let Request::Delta(request) = request else { panic!("a state-of-the-world request") };
+    request
+}
+
+fn listed(list: &[Name]) -> Vec<&str> {
+    list.iter().map(|name| &**name).collect()
+}
+
+fn reject(name: &str) -> Vec<Rejection> {
+    vec![Rejection { name: name.into(), reason: "path: reason".into() }]
+}
+
+#[test]
+fn first_requests_go_out_in_order_without_nonce_and_with_the_node_once() {
+    let mut client = client(Variant::Sotw);
+    client.watch(RDS, names(&["r"]));
+    client.watch(LISTENER, Interest::everything());
+    client.watch(CLUSTER, Interest::everything());
+    let requests: Vec<_> = (0..3).map(|_| next_sotw(&mut client)).collect();
+    assert_eq!(requests.iter().map(|request| &*request.type_url).collect::<Vec<_>>(), [CLUSTER, LISTENER, RDS]);
+    assert_eq!(requests.iter().map(|request| request.node.is_some()).collect::<Vec<_>>(), [true, false, false]);
+    assert!(requests.iter().all(|request| request.response_nonce.is_empty() && request.version_info.is_empty()));
+    assert_eq!(requests[2].resource_names, ["r"]);
+    assert!(client.poll_request(NOW).is_none(), "nothing more to ask");
+}
+
+#[test]
+fn the_node_goes_on_every_message_where_a_server_wants_it() {
+    let mut client = client(Variant::Sotw);
+    client.config.node_on_first_message_only = false;
+    client.watch(CLUSTER, Interest::everything());
+    client.watch(LISTENER, Interest::everything());
+    assert!(next_sotw(&mut client).node.is_some() && next_sotw(&mut client).node.is_some());
+}
+
+#[test]
+fn an_accepted_version_is_said_on_the_ack_and_on_the_next_stream_without_nonce() {
+    let mut client = client(Variant::Sotw);
+    client.watch(CLUSTER, Interest::everything());
+    next_sotw(&mut client);
+    let update = client.on_response(sotw(CLUSTER, "v1", "n1", vec![any(CLUSTER, "a")])).unwrap();
+    let ack = as_sotw(update.ack());
+    assert_eq!((&*ack.version_info, &*ack.response_nonce, ack.error_detail), ("v1", "n1", None));
+    client.on_disconnected();
+    assert!(client.poll_request(NOW).is_none(), "a request without a stream");
+    client.on_connected();
+    let request = next_sotw(&mut client);
+    assert_eq!((&*request.version_info, &*request.response_nonce), ("v1", ""));
+    assert!(request.node.is_some(), "a new stream needs the node");
+}
+
+#[test]
+fn a_refusal_names_every_resource_and_keeps_the_accepted_version() {
+    let mut client = client(Variant::Sotw);
+    client.watch(CLUSTER, Interest::everything());
+    next_sotw(&mut client);
+    let _ack = client.on_response(sotw(CLUSTER, "v1", "n1", vec![any(CLUSTER, "a")])).unwrap().ack();
+    let resources = vec![any(CLUSTER, "a"), any(CLUSTER, "b"), any(CLUSTER, "c")];
+    let update = client.on_response(sotw(CLUSTER, "v2", "n2", resources)).unwrap();
+    let nack = as_sotw(update.nack([reject("b"), reject("c")].concat()));
+    let error = nack.error_detail.unwrap();
+    assert_eq!((&*nack.version_info, &*nack.response_nonce, error.code), ("v1", "n2", 13));
+    assert_eq!(error.message, "Cluster/b: path: reason\nCluster/c: path: reason");
+    // What was good of it is held, so v1 is not what we hold.
+    assert_eq!(client.held(CLUSTER).collect::<Vec<_>>(), [(&Name::from("a"), "v2")]);
+    client.on_connected();
+    assert_eq!(next_sotw(&mut client).version_info, "v1+partial");
+}
+
+#[test]
+fn what_is_absent_from_a_full_state_is_removed_and_from_a_partial_one_is_not() {
+    for (of, removed) in [(CLUSTER, &["b"][..]), (LISTENER, &["b"]), (EDS, &[]), (RDS, &[])] {
+        let mut client = client(Variant::Sotw);
+        client.watch(of, names(&["a", "b"]));
+        next_sotw(&mut client);
+        let _ack = client.on_response(sotw(of, "v1", "n1", vec![any(of, "a"), any(of, "b")])).unwrap().ack();
+        let update = client.on_response(sotw(of, "v2", "n2", vec![any(of, "a")])).unwrap();
+        assert_eq!(listed(update.removed()), removed, "{of}");
+        let _ack = update.ack();
+    }
+}
+
+#[test]
+fn what_does_not_decode_is_refused_and_deletes_nothing() {
+    let mut client = client(Variant::Sotw);
+    client.watch(CLUSTER, Interest::everything());
+    next_sotw(&mut client);
+    let _ack = client.on_response(sotw(CLUSTER, "v1", "n1", vec![any(CLUSTER, "a"), any(CLUSTER, "b")])).unwrap().ack();
+    let garbage = Any { type_url: CLUSTER.into(), value: b"\xff\xff"[..].into() };
+    let update = client.on_response(sotw(CLUSTER, "v2", "n2", vec![any(CLUSTER, "a"), garbage])).unwrap();
+    assert_eq!(update.removed(), [] as [Name; 0], "b may be the one that does not decode");
+    let nack = as_sotw(update.ack());
+    let message = nack.error_detail.expect("garbage is refused even by an ack").message;
+    assert!(message.starts_with("Cluster: resources[1]: "), "{message}");
+    assert_eq!(client.held(CLUSTER).count(), 2);
+}
+
+#[test]
+fn duplicates_and_foreign_types_are_refused_and_the_rest_applies() {
+    let mut client = client(Variant::Delta);
+    client.watch(CLUSTER, Interest::everything());
+    next_delta(&mut client);
+    let mut response = delta(CLUSTER, "n1", &[("a", "1"), ("b", "1"), ("a", "2"), ("c", "1"), ("d", "1")], &["c"]);
+    response.resources[4].resource = Some(any(LISTENER, "d"));
+    let update = client.on_delta_response(response).unwrap();
+    assert_eq!(update.resources().iter().map(|received| &*received.name).collect::<Vec<_>>(), ["b"]);
+    let message = as_delta(update.ack()).error_detail.unwrap().message;
+    for expected in ["Cluster/a: occurs more than once", "Cluster/c: occurs more than once", "Cluster/d: type_url: "] {
+        assert!(message.contains(expected), "{expected:?} is not in {message:?}");
+    }
+    assert_eq!(client.held(CLUSTER).count(), 1);
+}
+
+#[test]
+fn a_wrapped_resource_goes_by_the_wrappers_name_and_one_without_a_body_stays() {
+    let mut client = client(Variant::Sotw);
+    client.watch(CLUSTER, Interest::everything());
+    next_sotw(&mut client);
+    let wrap = |name: &str, resource| {
+        let wrapper = Wrapper { name: name.into(), resource, ..Wrapper::default() };
+        Any { type_url: RESOURCE.into(), value: wrapper.encode_to_vec().into() }
+    };
+    let update = client.on_response(sotw(CLUSTER, "v", "1", vec![wrap("w", Some(any(CLUSTER, "inner")))])).unwrap();
+    assert_eq!(&*update.resources()[0].name, "w");
+    let _ack = update.ack();
+    let update = client.on_response(sotw(CLUSTER, "v", "2", vec![wrap("w", None)])).unwrap();
+    assert_eq!((update.resources().len(), update.removed().len()), (0, 0), "a heartbeat changes nothing");
+    let _ack = update.ack();
+}
+
+#[test]
+fn delta_says_what_it_holds_on_the_first_request_of_a_stream_only() {
+    let mut client = client(Variant::Delta);
+    client.watch(EDS, names(&["a", "b"]));
+    let first = next_delta(&mut client);
+    assert_eq!(first.resource_names_subscribe, ["a", "b"]);
+    assert!(first.initial_resource_versions.is_empty());
+    let update = client.on_delta_response(delta(EDS, "n1", &[("a", "1"), ("b", "1")], &[])).unwrap();
+    let nack = as_delta(update.nack(reject("b")));
+    assert_eq!((&*nack.response_nonce, nack.resource_names_subscribe.len()), ("n1", 0));
+    client.on_connected();
+    let first = next_delta(&mut client);
+    let held: Vec<_> = first.initial_resource_versions.into_iter().collect();
+    assert_eq!(held, [("a".to_owned(), "1".to_owned())], "a refused resource is not held");
+}
+
+#[test]
+fn delta_subscriptions_travel_as_differences_without_a_nonce() {
+    let mut client = client(Variant::Delta);
+    client.watch(EDS, names(&["a", "b"]));
+    next_delta(&mut client);
+    client.watch(EDS, names(&["b", "c"]));
+    let request = next_delta(&mut client);
+    assert_eq!(request.resource_names_subscribe, ["c"]);
+    assert_eq!(request.resource_names_unsubscribe, ["a"]);
+    assert_eq!(request.response_nonce, "");
+    assert!(client.poll_request(NOW).is_none());
+}
+
+#[test]
+fn what_was_given_up_and_is_wanted_again_is_asked_for_anew() {
+    let mut sotw_client = client(Variant::Sotw);
+    sotw_client.watch(EDS, names(&["a", "b"]));
+    next_sotw(&mut sotw_client);
+    let _ack = sotw_client.on_response(sotw(EDS, "v", "1", vec![any(EDS, "a"), any(EDS, "b")])).unwrap().ack();
+    sotw_client.watch(EDS, names(&["b"]));
+    sotw_client.watch(EDS, names(&["a", "b"]));
+    assert_eq!(next_sotw(&mut sotw_client).resource_names, ["b"]);
+    assert_eq!(next_sotw(&mut sotw_client).resource_names, ["a", "b"]);
+    let mut delta_client = client(Variant::Delta);
+    delta_client.watch(EDS, names(&["a"]));
+    next_delta(&mut delta_client);
+    delta_client.watch(EDS, names(&[]));
+    delta_client.watch(EDS, names(&["a"]));
+    assert_eq!(next_delta(&mut delta_client).resource_names_unsubscribe, ["a"]);
+    assert_eq!(next_delta(&mut delta_client).resource_names_subscribe, ["a"]);
+}
+
+#[test]
+fn names_nobody_wants_are_never_asked_for_with_an_empty_first_list() {
+    for variant in [Variant::Sotw, Variant::Delta] {
+        let mut client = client(variant);
+        client.watch(CLUSTER, names(&["a"]));
+        client.watch(CLUSTER, names(&[]));
+        assert_eq!(client.poll_request(NOW), None, "an empty first list would ask for everything");
+    }
+}
+
+#[test]
+fn everything_of_a_type_that_goes_by_name_is_asked_for_with_a_star() {
+    let mut client = client(Variant::Sotw);
+    client.watch(EDS, Interest::everything());
+    assert_eq!(next_sotw(&mut client).resource_names, ["*"]);
+}
+
+#[test]
+fn other_types_can_be_asked_for_before_a_response_is_answered() {
+    let mut client = client(Variant::Sotw);
+    client.watch(CLUSTER, Interest::everything());
+    client.watch(LISTENER, Interest::everything());
+    while client.poll_request(NOW).is_some() {}
+    let mut update = client.on_response(sotw(LISTENER, "v", "1", vec![any(LISTENER, "l")])).unwrap();
+    update.watch(EDS, names(&["e"]));
+    assert_eq!(as_sotw(update.ack()).type_url, LISTENER);
+    assert_eq!(next_sotw(&mut client).type_url, EDS);
+}
+
+#[test]
+fn a_named_resource_that_does_not_come_in_time_is_missing() {
+    let mut client = client(Variant::Sotw);
+    client.watch(RDS, names(&["came", "cached", "missing"]));
+    client.expect_cached(RDS, [Name::from("cached")]);
+    assert_eq!(client.next_timeout(), None, "no timer before the request is sent");
+    next_sotw(&mut client);
+    let _ack = client.on_response(sotw(RDS, "v", "1", vec![any(RDS, "came")])).unwrap().ack();
+    let deadline = NOW + Duration::from_secs(15);
+    assert_eq!(client.next_timeout(), Some(deadline));
+    assert_eq!(client.poll_timeout(deadline - Duration::from_millis(1)), None);
+    let missing = Missing { type_url: RDS.into(), name: "missing".into() };
+    assert_eq!(client.poll_timeout(deadline), Some(missing));
+    assert_eq!((client.poll_timeout(deadline), client.next_timeout()), (None, None));
+}
+
+#[test]
+fn no_timer_runs_without_a_stream_and_a_new_one_begins_with_the_next() {
+    let mut client = client(Variant::Delta);
+    client.watch(RDS, names(&["r"]));
+    next_delta(&mut client);
+    client.on_disconnected();
+    assert_eq!(client.next_timeout(), None);
+    client.on_connected();
+    next_delta(&mut client);
+    assert_eq!(client.next_timeout(), Some(NOW + Duration::from_secs(15)));
+    let update = client.on_delta_response(delta(RDS, "1", &[], &["r"])).unwrap();
+    assert_eq!(listed(update.removed()), ["r"], "said at once to be missing");
+    let _ack = update.ack();
+    assert_eq!(client.next_timeout(), None);
+}
+
+#[test]
+fn what_nobody_asked_for_is_ignored() {
+    let mut client = client(Variant::Sotw);
+    client.watch(EDS, names(&["a"]));
+    next_sotw(&mut client);
+    let update = client.on_response(sotw(EDS, "v", "1", vec![any(EDS, "a"), any(EDS, "other")])).unwrap();
+    assert_eq!(update.resources().len(), 1);
+    assert_eq!(as_sotw(update.ack()).error_detail, None);
+}
+
+#[test]
+fn a_response_that_cannot_be_answered_ends_the_stream() {
+    let mut client = client(Variant::Sotw);
+    let never = client.on_response(sotw(CLUSTER, "v", "1", vec![])).map(|_| ());
+    assert_eq!(never, Err(ResponseError::NeverRequested { type_url: CLUSTER.into() }));
+    client.watch(CLUSTER, Interest::everything());
+    next_sotw(&mut client);
+    let no_nonce = client.on_response(sotw(CLUSTER, "v", "", vec![])).map(|_| ());
+    assert_eq!(no_nonce, Err(ResponseError::NoNonce { type_url: CLUSTER.into() }));
+    let other = client.on_delta_response(delta(CLUSTER, "1", &[], &[])).map(|_| ());
+    assert_eq!(other, Err(ResponseError::NoStream));
+}
+
+#[test]
+fn a_refusal_of_very_much_is_cut_and_then_blames_the_whole_response() {
+    let mut client = client(Variant::Sotw);
+    client.watch(CLUSTER, Interest::everything());
+    next_sotw(&mut client);
+    let update = client.on_response(sotw(CLUSTER, "v", "1", vec![])).unwrap();
+    let rejections = (0..100).map(|n| Rejection { name: format!("c{n}"), reason: "x".repeat(1000) }).collect();
+    let message = as_sotw(update.nack(rejections)).error_detail.unwrap().message;
+    assert!(message.len() < 64 * 1024, "{} bytes", message.len());
+    assert!(message.ends_with(" more"), "{}", &message[message.len() - 40..]);
+}
