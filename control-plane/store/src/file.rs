@@ -1,0 +1,175 @@
+//! What stands in a file: resources, and which nodes they are for.
+//!
+//! Each document of a file is a resource (a mapping with `@type`), a list of resources, or a mapping with `resources` (one or
+//! a list) and, all optional, `selector` (which nodes; default: all) and `node: culvert-proxy` (they are culvert-proxies: what those do not
+//! honour is an error).
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use culvert_api::document::node::{Entry, Value};
+use culvert_api::document::{self, Limits, Node, Position};
+use culvert_api::envoy::service::discovery::v3::Resource as Wrapper;
+use culvert_api::{Any, pool, type_url};
+use culvert_xds::Name;
+
+use crate::read::Text;
+use crate::report::Finding;
+use crate::selector::Selector;
+
+/// Longest name of a resource in bytes: what clients and logs can bear.
+const MAX_NAME: usize = 4096;
+
+/// A resource as it stands in a file.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) file: Arc<Path>,
+    pub(crate) tree: Node,
+    pub(crate) selector: Arc<Selector>,
+    /// The nodes are culvert-proxies.
+    pub(crate) for_culvert_proxy: bool,
+    pub(crate) type_url: String,
+    pub(crate) name: Name,
+    pub(crate) value: Bytes,
+}
+
+impl Draft {
+    /// `Cluster "edge"`, for messages.
+    pub(crate) fn title(&self) -> String {
+        format!("{} {:?}", type_url::short_name(&self.type_url), self.name)
+    }
+
+    /// A finding about one of its fields.
+    pub(crate) fn finding(&self, path: &str, reason: impl Into<String>) -> Finding {
+        Finding {
+            file: Arc::clone(&self.file),
+            at: Some(self.tree.locate(path)),
+            path: path.to_owned(),
+            reason: reason.into(),
+        }
+    }
+}
+
+/// The resources of a file; mistakes go to `findings`.
+pub(crate) fn parse(text: &Text, findings: &mut Vec<Finding>) -> Vec<Draft> {
+    let mut file = File { path: &text.path, findings, drafts: Vec::new() };
+    match document::parse(&text.bytes, text.syntax, &Limits::default()) {
+        Ok(documents) => documents.into_iter().for_each(|document| file.document(document)),
+        Err(problems) => file.findings.extend(problems.into_iter().map(|problem| Finding::of(&text.path, problem))),
+    }
+    file.drafts
+}
+
+struct File<'a> {
+    path: &'a Arc<Path>,
+    findings: &'a mut Vec<Finding>,
+    drafts: Vec<Draft>,
+}
+
+/// What a file says about all of its resources.
+#[derive(Default)]
+struct Scope {
+    selector: Arc<Selector>,
+    for_culvert_proxy: bool,
+}
+
+impl File<'_> {
+    fn document(&mut self, document: Node) {
+        if document.get("@type").is_some() {
+            self.resource(document, &Scope::default());
+        } else if let Value::Sequence(items) = document.value {
+            items.into_iter().for_each(|item| self.resource(item, &Scope::default()));
+        } else if let Value::Mapping(entries) = document.value {
+            self.scoped(document.at, entries);
+        } else {
+            let reason = "expected a resource with \"@type\", a list of them, or a mapping with \"resources\"";
+            self.report(document.at, reason);
+        }
+    }
+
+    /// `{selector: .., node: .., resources: ..}`.
+    fn scoped(&mut self, at: Position, entries: Vec<Entry>) {
+        let mut scope = Scope::default();
+        let mut resources = None;
+        for Entry { key, at, node } in entries {
+            match (key.as_str(), &node.value) {
+                ("resources", _) => resources = Some(node),
+                ("selector", _) => match Selector::parse(&node) {
+                    Ok(selector) => scope.selector = Arc::new(selector),
+                    Err(problems) => problems.into_iter().for_each(|(at, reason)| self.report(at, reason)),
+                },
+                ("node", Value::String(kind)) if kind == "culvert-proxy" => scope.for_culvert_proxy = true,
+                ("node", _) => self.report(node.at, "expected culvert-proxy; leave it out for nodes of any kind"),
+                _ => {
+                    let reason = format!(
+                        "unknown key {key:?}: a resource begins with \"@type\", and what holds resources has selector, node and resources"
+                    );
+                    self.report(at, reason);
+                }
+            }
+        }
+        match resources.map(|node| (node.at, node)) {
+            Some((_, Node { value: Value::Sequence(items), .. })) => {
+                items.into_iter().for_each(|item| self.resource(item, &scope));
+            }
+            Some((_, one @ Node { value: Value::Mapping(_), .. })) => self.resource(one, &scope),
+            Some((at, _)) => self.report(at, "expected a resource or a list of resources"),
+            None => self.report(at, "\"resources\" is missing"),
+        }
+    }
+
+    fn resource(&mut self, tree: Node, scope: &Scope) {
+        let any = match document::load_any(&tree) {
+            Ok(any) => any,
+            Err(problems) => {
+                return self.findings.extend(problems.into_iter().map(|problem| Finding::of(self.path, problem)));
+            }
+        };
+        let (any, name) = match named(any) {
+            Ok(named) => named,
+            Err(reason) => return self.report(tree.at, reason),
+        };
+        self.drafts.push(Draft {
+            file: Arc::clone(self.path),
+            tree,
+            selector: Arc::clone(&scope.selector),
+            for_culvert_proxy: scope.for_culvert_proxy,
+            type_url: any.type_url,
+            name: name.into(),
+            value: any.value,
+        });
+    }
+
+    fn report(&mut self, at: Position, reason: impl Into<String>) {
+        self.findings.push(Finding::at(self.path, at, reason));
+    }
+}
+
+/// A resource and its name. One whose type has no name of its own stands in a `discovery.v3.Resource` with one.
+fn named(any: Any) -> Result<(Any, String), String> {
+    let (any, name) = if any.type_url == type_url::RESOURCE {
+        let wrapper: Wrapper = any.unpack().map_err(|error| error.to_string())?;
+        let inner = wrapper.resource.ok_or("the field \"resource\" is missing")?;
+        (inner, wrapper.name)
+    } else {
+        let name = pool::resource_name(&any.type_url, &any.value).ok_or_else(|| {
+            format!(
+                "a {} has no name; put it into \"resource\" of a {} with a \"name\"",
+                type_url::message_name(&any.type_url),
+                type_url::message_name(type_url::RESOURCE),
+            )
+        })?;
+        (any, name)
+    };
+    if name.is_empty() {
+        return Err("the resource has no name".to_owned());
+    }
+    if name.len() > MAX_NAME {
+        return Err(format!("the resource's name has {} bytes; at most {MAX_NAME} are allowed", name.len()));
+    }
+    // Clients compare type URLs as text.
+    let url = type_url::of_name(type_url::message_name(&any.type_url));
+    let known = pool::message(&url).is_some();
+    Ok((Any { type_url: if known { url } else { any.type_url }, value: any.value }, name))
+}
