@@ -15,6 +15,7 @@ pub mod endpoint;
 pub mod http;
 pub mod listener;
 pub mod matcher;
+pub mod metadata;
 pub mod report;
 pub mod resource;
 pub mod route;

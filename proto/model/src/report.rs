@@ -92,6 +92,11 @@ impl Report {
         items.into_iter().enumerate().filter_map(parse).collect()
     }
 
+    /// Reports what of `message` is set and not honoured.
+    pub(crate) fn check<M: Message + Name>(&mut self, message: &M) {
+        coverage::walk(self, &M::full_name(), &message.encode_to_vec());
+    }
+
     /// Decodes the `Any` at hand, which must be a `M`, and reports what of it is not honoured.
     pub(crate) fn unpack<M: Message + Name + Default>(&mut self, any: &Any) -> Option<M> {
         match any.unpack::<M>() {

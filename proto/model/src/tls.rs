@@ -1,10 +1,14 @@
 //! TLS contexts: what a listener presents and demands, and what a cluster or an agent does towards its peer.
 
+mod parse;
+
 use std::sync::Arc;
 
 use crate::Name;
 use crate::matcher::StringMatcher;
 use crate::source::{ConfigSource, DataSource};
+
+pub(crate) use parse::{certificate, downstream_socket, upstream_socket, validation};
 
 /// `TlsCertificate`: chain and key, each read when used.
 #[derive(Debug, Clone, PartialEq, Eq)]

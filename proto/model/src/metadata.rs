@@ -1,0 +1,87 @@
+//! `envoy.config.core.v3.Metadata`: what a route says about tunnel agents, and the rest as text.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use culvert_api::envoy::config::core::v3 as api;
+use prost_types::value::Kind;
+use prost_types::{Struct, Value};
+
+use crate::report::Report;
+use crate::route::AgentSelector;
+use crate::scalar;
+
+/// The key under which routes name one tunnel agent. Envoys carry it and do nothing with it.
+pub const AGENT_KEY: &str = "culvert.tunnel";
+
+/// The key by which Envoy picks a subset of a cluster's hosts.
+const SUBSET_KEY: &str = "envoy.lb";
+
+/// `filter_metadata`, as proto3 JSON.
+pub(crate) fn as_json(metadata: Option<&api::Metadata>) -> BTreeMap<String, String> {
+    let fields = metadata.into_iter().flat_map(|metadata| &metadata.filter_metadata);
+    fields.map(|(key, value)| (key.clone(), object(value).to_string())).collect()
+}
+
+/// The agent that `metadata.filter_metadata["culvert.tunnel"]` selects, with exactly one of `agent_header` (the name
+/// of a request header), `agent_host_label: true` and `agent` (a name).
+pub(crate) fn agent(
+    report: &mut Report,
+    field: &'static str,
+    metadata: Option<&api::Metadata>,
+) -> Option<AgentSelector> {
+    let selector = metadata?.filter_metadata.get(AGENT_KEY)?;
+    report.field(field, |report| report.entry("filter_metadata", AGENT_KEY, |report| selector_of(report, selector)))
+}
+
+/// `metadata_match`: the agent; Envoy's own criteria would pick a subset of the hosts, which is not done.
+pub(crate) fn agent_of_match(report: &mut Report, metadata: Option<&api::Metadata>) -> Option<AgentSelector> {
+    let metadata = metadata?;
+    if metadata.filter_metadata.contains_key(SUBSET_KEY) {
+        report.field("metadata_match", |report| {
+            report.entry("filter_metadata", SUBSET_KEY, |report| {
+                report
+                    .error("decides which endpoints a request goes to, and subsets are not there; use a cluster each");
+            });
+        });
+    }
+    agent(report, "metadata_match", Some(metadata))
+}
+
+fn selector_of(report: &mut Report, selector: &Struct) -> Option<AgentSelector> {
+    let mut found = Vec::new();
+    for (key, value) in &selector.fields {
+        match (key.as_str(), value.kind.as_ref()) {
+            ("agent_header", Some(Kind::StringValue(name))) => {
+                found.push(AgentSelector::Header(scalar::header_name(report, "agent_header", name)?));
+            }
+            ("agent_host_label", Some(Kind::BoolValue(true))) => found.push(AgentSelector::HostLabel),
+            ("agent_host_label", Some(Kind::BoolValue(false))) => {}
+            ("agent", Some(Kind::StringValue(name))) if !name.is_empty() => {
+                found.push(AgentSelector::Fixed(Arc::from(name.as_str())));
+            }
+            _ => report.entry("fields", key, |report| {
+                report.error("is none of agent_header (text), agent_host_label (bool) and agent (text)");
+            }),
+        }
+    }
+    if found.len() > 1 {
+        report.error("sets several of agent_header, agent_host_label and agent; set one");
+    }
+    found.pop()
+}
+
+fn object(message: &Struct) -> serde_json::Value {
+    serde_json::Value::Object(message.fields.iter().map(|(key, field)| (key.clone(), value(field))).collect())
+}
+
+fn value(message: &Value) -> serde_json::Value {
+    match &message.kind {
+        Some(Kind::StringValue(text)) => serde_json::Value::String(text.clone()),
+        Some(Kind::NumberValue(number)) => serde_json::Value::from(*number),
+        Some(Kind::BoolValue(value)) => serde_json::Value::Bool(*value),
+        Some(Kind::StructValue(inner)) => object(inner),
+        Some(Kind::ListValue(list)) => serde_json::Value::Array(list.values.iter().map(value).collect()),
+        Some(Kind::NullValue(_)) | None => serde_json::Value::Null,
+    }
+}
