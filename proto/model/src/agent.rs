@@ -1,15 +1,17 @@
 //! `culvert.tunnel.v1.TunnelAgent`.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_api::culvert::tunnel::v1 as api;
 
 use crate::Name;
-use crate::endpoint::Address;
-use crate::report::Parsed;
-use crate::source::{ConfigSource, DataSource};
-use crate::tls::UpstreamTls;
+use crate::endpoint::{Address, is_host_name};
+use crate::report::{Parsed, Report, clip};
+use crate::scalar;
+use crate::source::{self, ConfigSource, DataSource};
+use crate::tls::{self, UpstreamTls};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct TunnelAgent {
@@ -47,6 +49,99 @@ pub struct Credential {
 /// Parses a `TunnelAgent`.
 #[must_use]
 pub fn parse(message: &api::TunnelAgent) -> Parsed<TunnelAgent> {
-    let _ = message;
-    todo!()
+    let mut report = Report::default();
+    report.check(message);
+    let agent = agent(&mut report, message);
+    report.finish(agent)
+}
+
+/// Parses the `TunnelAgent` at hand.
+pub(crate) fn agent(report: &mut Report, message: &api::TunnelAgent) -> Option<TunnelAgent> {
+    let name = scalar::name(report, "name", &message.name);
+    let cluster = scalar::name(report, "cluster", &message.cluster);
+    let hosting_listener = scalar::name(report, "hosting_listener", &message.hosting_listener);
+    let servers = report.items("servers", &message.servers, server);
+    if message.servers.is_empty() {
+        report.error_at("servers", "is empty; name at least one tunnel server");
+    }
+    let credential = message.credential.as_ref();
+    let credential = credential.and_then(|message| report.field("credential", |report| credential_of(report, message)));
+    let tls = message.transport_socket.as_ref().and_then(|socket| tls::upstream_socket(report, socket));
+    let mut positive = |field, value: &Option<prost_types::Duration>, default| {
+        scalar::positive(report, field, value.as_ref(), default)
+    };
+    let connect_timeout = positive("connect_timeout", &message.connect_timeout, Duration::from_secs(15));
+    let base = positive("reconnect_base_interval", &message.reconnect_base_interval, Duration::from_millis(500));
+    let most = positive("reconnect_max_interval", &message.reconnect_max_interval, Duration::from_secs(30).max(base));
+    let graceful = positive("graceful_close_max_wait", &message.graceful_close_max_wait, Duration::from_secs(15));
+    if most < base {
+        report.error_at("reconnect_max_interval", "is less than reconnect_base_interval");
+    }
+    let connection_num = scalar::within(report, "connection_num", message.connection_num, 1, 1024, 1);
+    let weight = scalar::within(report, "weight", message.weight, 1, 128, 10);
+    Some(TunnelAgent {
+        name: name?,
+        cluster: cluster?,
+        hosting_listener: hosting_listener?,
+        servers,
+        connection_num,
+        weight,
+        host_name: Some(message.host_name.as_str()).filter(|name| !name.is_empty()).map(Arc::from),
+        credential,
+        tls,
+        connect_timeout,
+        reconnect_base: base,
+        reconnect_max: most,
+        retry_times: message.connect_retry_times,
+        graceful_close_max_wait: graceful,
+    })
+}
+
+fn server(report: &mut Report, message: &api::ServerSource) -> Option<ServerSource> {
+    use api::server_source::Source;
+    let dns_refresh =
+        scalar::positive(report, "dns_refresh_rate", message.dns_refresh_rate.as_ref(), Duration::from_secs(5));
+    match &message.source {
+        Some(Source::Address(text)) => {
+            let Some(address) = host_and_port(text) else {
+                let reason = format!("{:?} is not host:port (an IPv6 address stands in brackets)", clip(text));
+                report.error_at("address", reason);
+                return None;
+            };
+            Some(ServerSource::Address { address, dns_refresh })
+        }
+        Some(Source::Eds(eds)) => report.field("eds", |report| {
+            let service_name = scalar::name(report, "service_name", &eds.service_name);
+            let Some(config) = &eds.eds_config else {
+                report.error_at("eds_config", "is missing; use `ads: {}`");
+                return None;
+            };
+            let config = report.field("eds_config", |report| source::config_source(report, config))?;
+            Some(ServerSource::Eds { service_name: service_name?, config })
+        }),
+        None => {
+            report.error("names no source; set address or eds");
+            None
+        }
+    }
+}
+
+fn credential_of(report: &mut Report, message: &api::Credential) -> Option<Credential> {
+    let policy = scalar::name(report, "policy", &message.policy);
+    let Some(value) = &message.credential else {
+        report.error_at("credential", "is missing");
+        return None;
+    };
+    let value = report.field("credential", |report| source::data_source(report, value, None));
+    Some(Credential { policy: policy?, value: value? })
+}
+
+/// `host:port`, `1.2.3.4:port`, `[v6]:port`.
+fn host_and_port(text: &str) -> Option<Address> {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return (address.port() != 0).then_some(Address::Ip(address));
+    }
+    let (host, port) = text.rsplit_once(':')?;
+    let port = port.parse::<u16>().ok().filter(|port| *port != 0)?;
+    is_host_name(host).then(|| Address::Name { host: host.to_ascii_lowercase().into(), port })
 }

@@ -3,8 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_api::culvert::tunnel::v1 as api;
+
 use crate::Name;
-use crate::source::DataSource;
+use crate::report::{Report, clip};
+use crate::scalar;
+use crate::source::{self, DataSource};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TunnelServer {
@@ -51,4 +55,78 @@ impl NamePattern {
 pub enum TunnelProtocol {
     Http1,
     Http2,
+}
+
+/// Parses the `TunnelServer` at hand.
+pub(crate) fn server(report: &mut Report, message: &api::TunnelServer) -> Option<TunnelServer> {
+    let policies = report.items("credential_policies", &message.credential_policies, policy);
+    let mut names: Vec<_> = policies.iter().map(|policy| &policy.name).collect();
+    names.sort();
+    if let Some(twice) =
+        names.windows(2).find_map(|pair| pair.first().filter(|first| Some(first) == pair.last().as_ref()))
+    {
+        report
+            .error_at("credential_policies", format!("{:?} stands there twice; put its tokens into one", clip(twice)));
+    }
+    let allowed_clusters = report.items("allowed_clusters", &message.allowed_clusters, pattern);
+    let handshake_timeout =
+        scalar::positive(report, "handshake_timeout", message.handshake_timeout.as_ref(), Duration::from_secs(5));
+    let queue_timeout =
+        scalar::positive(report, "queue_timeout", message.queue_timeout.as_ref(), Duration::from_secs(5));
+    let max_handshake_bytes =
+        scalar::within(report, "max_handshake_bytes", message.max_handshake_bytes, 64, 65535, 16 * 1024);
+    let max_pending_handshakes =
+        scalar::at_least(report, "max_pending_handshakes", message.max_pending_handshakes, 1, 1024);
+    let max_connections_per_agent =
+        scalar::at_least(report, "max_connections_per_agent", message.max_connections_per_agent, 1, 1024);
+    let protocol = match scalar::enumeration(report, "protocol", message.protocol)? {
+        api::tunnel_server::Protocol::Http1 => TunnelProtocol::Http1,
+        api::tunnel_server::Protocol::Http2 => TunnelProtocol::Http2,
+    };
+    Some(TunnelServer {
+        stat_prefix: message.stat_prefix.as_str().into(),
+        policies,
+        allowed_clusters,
+        handshake_timeout,
+        max_handshake_bytes: size(max_handshake_bytes),
+        max_pending_handshakes: size(max_pending_handshakes),
+        max_connections_per_agent: size(max_connections_per_agent),
+        protocol,
+        queue_timeout,
+        max_queued_requests: size(message.max_queued_requests.unwrap_or(1024)),
+    })
+}
+
+fn policy(report: &mut Report, message: &api::CredentialPolicy) -> Option<CredentialPolicy> {
+    let name = scalar::name(report, "name", &message.name);
+    let tokens = report.items("tokens", &message.tokens, |report, token| source::data_source(report, token, None));
+    if message.tokens.is_empty() {
+        report.error_at("tokens", "is empty; a policy that nobody can meet would refuse every agent");
+    }
+    for (index, token) in tokens.iter().enumerate() {
+        if matches!(token, DataSource::Inline(bytes) if bytes.is_empty()) {
+            report.item("tokens", index, |report| report.error("is empty; anybody could present it"));
+        }
+    }
+    let clusters = report.items("clusters", &message.clusters, pattern);
+    Some(CredentialPolicy { name: name?, tokens, clusters })
+}
+
+fn pattern(report: &mut Report, text: &String) -> Option<NamePattern> {
+    match text.split_once('*') {
+        None if text.is_empty() => {
+            report.error("is empty; give a cluster's name or a pattern such as `edge-*`");
+            None
+        }
+        None => Some(NamePattern::Exact(text.as_str().into())),
+        Some((prefix, "")) => Some(NamePattern::Prefix(prefix.into())),
+        Some(_) => {
+            report.error(format!("{:?}: a `*` stands at the end only", clip(text)));
+            None
+        }
+    }
+}
+
+fn size(value: u32) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
 }
