@@ -61,7 +61,7 @@ pub enum Filter {
         op: Comparison,
         milliseconds: u64,
     },
-    Header(crate::matcher::HeaderMatcher),
+    Header(matcher::HeaderMatcher),
     ResponseFlags(Vec<Arc<str>>),
     /// Of 1,000,000.
     Runtime(u32),
@@ -122,6 +122,7 @@ fn logger(report: &mut Report, config: &Any) -> Option<(Sink, LogFormat)> {
     None
 }
 
+#[expect(deprecated, reason = "format and json_format are still used")]
 fn file_logger(report: &mut Report, message: &file::FileAccessLog) -> Option<(Sink, LogFormat)> {
     use file::file_access_log::AccessLogFormat;
     if message.path.is_empty() || message.path.contains('\0') {
@@ -156,6 +157,7 @@ fn log_format(report: &mut Report, message: Option<&core::SubstitutionFormatStri
     report.field("log_format", |report| substitution_format(report, message))
 }
 
+#[expect(deprecated, reason = "text_format is still used")]
 fn substitution_format(report: &mut Report, message: &core::SubstitutionFormatString) -> Option<LogFormat> {
     use core::substitution_format_string::Format as Source;
     let omit_empty = message.omit_empty_values;

@@ -1,5 +1,8 @@
 //! `envoy.config.bootstrap.v3.Bootstrap`.
 
+mod parse;
+mod references;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -9,7 +12,7 @@ use crate::Name;
 use crate::agent::TunnelAgent;
 use crate::cluster::Cluster;
 use crate::listener::Listener;
-use crate::report::Parsed;
+use crate::report::{Parsed, Report};
 use crate::secret::Secret;
 use crate::source::{ConfigSource, GrpcSource};
 
@@ -53,6 +56,8 @@ pub struct Dynamic {
 /// Parses a bootstrap; every finding of everything in it is reported in one run.
 #[must_use]
 pub fn parse(message: &api::Bootstrap) -> Parsed<Bootstrap> {
-    let _ = message;
-    todo!()
+    let mut report = Report::default();
+    report.check(message);
+    let bootstrap = parse::bootstrap(&mut report, message);
+    report.finish(bootstrap)
 }

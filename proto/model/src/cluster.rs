@@ -1,5 +1,8 @@
 //! `envoy.config.cluster.v3.Cluster`.
 
+mod parse;
+mod protocol;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,9 +12,11 @@ use culvert_api::envoy::config::cluster::v3 as api;
 use crate::Name;
 use crate::endpoint::Endpoints;
 use crate::http::{Http1Options, Http2Options};
-use crate::report::Parsed;
+use crate::report::{Parsed, Report};
 use crate::source::ConfigSource;
 use crate::tls::UpstreamTls;
+
+pub(crate) use parse::cluster;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cluster {
@@ -102,6 +107,19 @@ pub struct Breakers {
     pub track_remaining: bool,
 }
 
+impl Default for Breakers {
+    fn default() -> Self {
+        Self {
+            max_connections: 1024,
+            max_pending_requests: 1024,
+            max_requests: 1024,
+            max_retries: 3,
+            retry_budget: None,
+            track_remaining: false,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RetryBudget {
     /// Of active and pending requests. Default 20.
@@ -130,6 +148,8 @@ pub struct TcpKeepalive {
 /// Parses a `Cluster`.
 #[must_use]
 pub fn parse(message: &api::Cluster) -> Parsed<Cluster> {
-    let _ = message;
-    todo!()
+    let mut report = Report::default();
+    report.check(message);
+    let cluster = cluster(&mut report, message);
+    report.finish(cluster)
 }

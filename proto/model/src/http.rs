@@ -1,5 +1,8 @@
 //! `HttpConnectionManager` and the protocol options of both sides.
 
+pub(crate) mod options;
+mod parse;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +10,9 @@ use crate::Name;
 use crate::access_log::AccessLog;
 use crate::route::RouteConfiguration;
 use crate::source::ConfigSource;
+
+pub(crate) use options::CommonOptions;
+pub(crate) use parse::{check_upstream_filters, connection_manager, per_filter_config};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct HttpConnectionManager {

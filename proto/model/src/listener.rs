@@ -1,5 +1,8 @@
 //! `envoy.config.listener.v3.Listener`: addresses, filter chains and which of them a connection gets.
 
+mod parse;
+mod tcp_proxy;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,9 +12,11 @@ use culvert_api::envoy::config::listener::v3 as api;
 use crate::Name;
 use crate::access_log::AccessLog;
 use crate::http::HttpConnectionManager;
-use crate::report::Parsed;
+use crate::report::{Parsed, Report};
 use crate::tls::DownstreamTls;
 use crate::tunnel::TunnelServer;
+
+pub(crate) use parse::{listener, socket};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Listener {
@@ -27,7 +32,7 @@ pub struct Listener {
     pub buffer_limit: u32,
     pub access_log: Vec<Arc<AccessLog>>,
     pub tcp_backlog: u32,
-    /// `max_connections_to_accept_per_socket_event` and friends are warned about; this is `connection_limit`-like.
+    /// Open at once; no field of a `Listener` sets it.
     pub max_connections: Option<u64>,
     pub drain_modify_only: bool,
 }
@@ -46,7 +51,7 @@ pub struct FilterChain {
 /// `FilterChainMatch`. Criteria are tried in Envoy's order: destination port, destination address, server name,
 /// transport protocol, application protocol, directly connected source, source type, source address, source port;
 /// at each step the most specific that matches wins.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct FilterChainMatch {
     pub destination_port: Option<u16>,
     pub prefix_ranges: Vec<Cidr>,
@@ -60,13 +65,13 @@ pub struct FilterChainMatch {
     pub source_ports: Vec<u16>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TransportProtocol {
     RawBuffer,
     Tls,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum SourceType {
     #[default]
     Any,
@@ -103,6 +108,8 @@ pub struct TcpProxy {
 /// Parses a `Listener`.
 #[must_use]
 pub fn parse(message: &api::Listener) -> Parsed<Listener> {
-    let _ = message;
-    todo!()
+    let mut report = Report::default();
+    report.check(message);
+    let listener = listener(&mut report, message);
+    report.finish(listener)
 }

@@ -271,6 +271,7 @@ pub(crate) fn substitute(report: &mut Report, message: &api::RegexMatchAndSubsti
 }
 
 /// Parses the `HeaderMatcher` at hand.
+#[expect(deprecated, reason = "exact_match and the like are still used")]
 pub(crate) fn header(report: &mut Report, message: &route::HeaderMatcher) -> Option<HeaderMatcher> {
     use route::header_matcher::HeaderMatchSpecifier as Specifier;
     let ignore_case = false;

@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
-use crate::agent::TunnelAgent;
-use crate::cluster::Cluster;
-use crate::endpoint::Endpoints;
-use crate::listener::Listener;
-use crate::report::Parsed;
-use crate::route::RouteConfiguration;
-use crate::secret::Secret;
+use culvert_api::type_url;
+use prost::{Message, Name};
+
+use crate::agent::{self, TunnelAgent};
+use crate::cluster::{self, Cluster};
+use crate::coverage;
+use crate::endpoint::{self, Endpoints};
+use crate::listener::{self, Listener};
+use crate::report::{Parsed, Report, clip};
+use crate::route::{self, RouteConfiguration};
+use crate::secret::{self, Secret};
 
 /// A parsed resource of one of the types that culvert-proxy subscribes to.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +29,41 @@ pub enum Resource {
 /// culvert-proxy, are refusals like any other.
 #[must_use]
 pub fn parse_any(type_url: &str, bytes: &[u8]) -> Parsed<Resource> {
-    let _ = (type_url, bytes);
-    todo!()
+    match type_url {
+        type_url::LISTENER => parse(bytes, listener::listener).map(|value| Resource::Listener(Arc::new(value))),
+        type_url::ROUTE_CONFIGURATION => {
+            let routes = |report: &mut Report, message: &_| route::configuration(report, message, route::Place::Rds);
+            parse(bytes, routes).map(|value| Resource::Routes(Arc::new(value)))
+        }
+        type_url::CLUSTER => parse(bytes, cluster::cluster).map(|value| Resource::Cluster(Arc::new(value))),
+        type_url::CLUSTER_LOAD_ASSIGNMENT => {
+            let endpoints =
+                |report: &mut Report, message: &_| endpoint::assignment(report, message, endpoint::Names::Refused);
+            parse(bytes, endpoints).map(|value| Resource::Endpoints(Arc::new(value)))
+        }
+        type_url::SECRET => parse(bytes, secret::secret).map(|value| Resource::Secret(Arc::new(value))),
+        type_url::TUNNEL_AGENT => parse(bytes, agent::agent).map(|value| Resource::Agent(Arc::new(value))),
+        other => {
+            let mut report = Report::default();
+            report.error(format!("resources of type {:?} are not served by culvert-proxy", clip(other)));
+            report.finish(None)
+        }
+    }
+}
+
+/// Decodes a message and parses it. What is not honoured is looked for in the bytes as they came, where fields of a
+/// newer API still stand.
+fn parse<M: Message + Name + Default, T>(bytes: &[u8], value: impl FnOnce(&mut Report, &M) -> Option<T>) -> Parsed<T> {
+    let mut report = Report::default();
+    let value = match M::decode(bytes) {
+        Ok(message) => {
+            coverage::walk(&mut report, &M::full_name(), bytes);
+            value(&mut report, &message)
+        }
+        Err(error) => {
+            report.error(format!("does not decode as {}: {error}", M::full_name()));
+            None
+        }
+    };
+    report.finish(value)
 }

@@ -1,6 +1,12 @@
 //! `envoy.config.route.v3.RouteConfiguration`: virtual hosts, matches and what to do with a match. Plain values in
 //! configuration order; the tables that answer in O(path) are compiled from them where requests are served.
 
+mod action;
+mod headers;
+mod matches;
+mod parse;
+mod retry;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +16,10 @@ use crate::Name;
 use crate::access_log::Format;
 use crate::http::UpgradeConfig;
 use crate::matcher::{HeaderMatcher, QueryMatcher, SafeRegex};
-use crate::report::Parsed;
+
+use crate::report::{Parsed, Report};
+pub(crate) use action::total_weight;
+pub(crate) use parse::configuration;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct RouteConfiguration {
@@ -94,6 +103,7 @@ pub struct RouteAction {
     pub append_x_forwarded_host: bool,
     /// Default 15 s; zero: none.
     pub timeout: Duration,
+    /// `None`: that of the connection manager; zero: none.
     pub idle_timeout: Option<Duration>,
     /// `max_stream_duration.grpc_timeout_header_max`: the client's `grpc-timeout` counts, up to this (zero: any).
     pub grpc_timeout_max: Option<Duration>,
@@ -257,9 +267,18 @@ pub struct RetryOn {
     pub grpc_unavailable: bool,
 }
 
-/// Parses a `RouteConfiguration`.
+/// Parses a `RouteConfiguration` as RDS delivers it.
 #[must_use]
 pub fn parse(message: &api::RouteConfiguration) -> Parsed<RouteConfiguration> {
-    let _ = message;
-    todo!()
+    let mut report = Report::default();
+    report.check(message);
+    let routes = configuration(&mut report, message, Place::Rds);
+    report.finish(routes)
+}
+
+/// Where a route configuration stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Rds,
+    Inline,
 }

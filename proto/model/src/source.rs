@@ -61,6 +61,7 @@ impl std::fmt::Debug for DataSource {
 }
 
 /// Parses the `ConfigSource` at hand.
+#[expect(deprecated, reason = "path is still used")]
 pub(crate) fn config_source(report: &mut Report, message: &api::ConfigSource) -> Option<ConfigSource> {
     use api::config_source::ConfigSourceSpecifier as Specifier;
     version(report, "resource_api_version", message.resource_api_version);
@@ -203,6 +204,7 @@ fn watched(directory: Option<&api::WatchedDirectory>) -> Option<PathBuf> {
 }
 
 /// xDS: only v3 is spoken; AUTO means it here.
+#[expect(deprecated, reason = "V2 is named to be refused")]
 fn version(report: &mut Report, field: &'static str, value: i32) {
     if scalar::enumeration::<api::ApiVersion>(report, field, value) == Some(api::ApiVersion::V2) {
         report.error_at(field, "V2 is not spoken; use V3");

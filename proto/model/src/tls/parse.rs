@@ -117,6 +117,7 @@ fn verifies(common: &CommonTls) -> bool {
     }
 }
 
+#[expect(deprecated, reason = "what is refused is named too")]
 fn common_tls(report: &mut Report, message: &api::CommonTlsContext) -> Option<CommonTls> {
     use api::common_tls_context::ValidationContextType as Context;
     let (min, max) = message.tls_params.as_ref().map_or((TlsVersion::V1_2, TlsVersion::V1_3), |parameters| {
@@ -130,6 +131,13 @@ fn common_tls(report: &mut Report, message: &api::CommonTlsContext) -> Option<Co
         &message.tls_certificate_sds_secret_configs,
         sds,
     ));
+    let alpn = report.items("alpn_protocols", &message.alpn_protocols, |report, protocol: &String| {
+        if protocol.is_empty() || protocol.len() > 255 {
+            report.error(format!("has {} bytes; an ALPN protocol has 1 to 255", protocol.len()));
+            return None;
+        }
+        Some(Arc::from(protocol.as_bytes()))
+    });
     let mut validation_default = None;
     let validation = match message.validation_context_type.as_ref() {
         Some(Context::ValidationContext(context)) => {
@@ -157,13 +165,6 @@ fn common_tls(report: &mut Report, message: &api::CommonTlsContext) -> Option<Co
         }
         None => None,
     };
-    let alpn = report.items("alpn_protocols", &message.alpn_protocols, |report, protocol: &String| {
-        if protocol.is_empty() || protocol.len() > 255 {
-            report.error(format!("has {} bytes; an ALPN protocol has 1 to 255", protocol.len()));
-            return None;
-        }
-        Some(Arc::from(protocol.as_bytes()))
-    });
     Some(CommonTls { certificates, validation, validation_default, alpn, min, max })
 }
 

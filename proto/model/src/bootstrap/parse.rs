@@ -1,0 +1,146 @@
+//! The bootstrap out of its message.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use culvert_api::culvert::tunnel::v1::TunnelAgents;
+use culvert_api::envoy::config::bootstrap::v3 as api;
+use prost::{Message as _, Name as _};
+
+use super::{Admin, Bootstrap, Dynamic, Node, references};
+use crate::Name;
+use crate::access_log;
+use crate::agent::{self, TunnelAgent};
+use crate::cluster;
+use crate::listener::{self, Listener};
+use crate::report::{Report, clip};
+use crate::scalar;
+use crate::secret;
+use crate::source::{self, ConfigSource};
+
+/// Parses the `Bootstrap` at hand.
+pub(super) fn bootstrap(report: &mut Report, message: &api::Bootstrap) -> Option<Bootstrap> {
+    let node = message.node.as_ref().map_or_else(Node::default, |node| Node {
+        id: node.id.as_str().into(),
+        cluster: node.cluster.as_str().into(),
+        encoded: node.encode_to_vec().into(),
+    });
+    let admin = message.admin.as_ref().and_then(|message| report.field("admin", |report| admin(report, message)));
+    let default = api::bootstrap::StaticResources::default();
+    let statics = message.static_resources.as_ref().unwrap_or(&default);
+    let (listeners, clusters, secrets) = report.field("static_resources", |report| {
+        let clusters = report
+            .items("clusters", &statics.clusters, |report, message| cluster::cluster(report, message).map(Arc::new));
+        let secrets =
+            report.items("secrets", &statics.secrets, |report, message| secret::secret(report, message).map(Arc::new));
+        let listeners = report.items("listeners", &statics.listeners, |report, message| {
+            listener::listener(report, message).map(Arc::new)
+        });
+        distinct(report, "clusters", clusters.iter().map(|cluster| &cluster.name));
+        distinct(report, "secrets", secrets.iter().map(|secret| &secret.name));
+        distinct(report, "listeners", listeners.iter().map(|listener| &listener.name));
+        distinct_addresses(report, &listeners);
+        (listeners, clusters, secrets)
+    });
+    let dynamic = message.dynamic_resources.as_ref();
+    let dynamic = dynamic.map_or_else(Dynamic::default, |message| {
+        report.field("dynamic_resources", |report| dynamic_resources(report, message))
+    });
+    let (agents, agents_config) = extensions(report, message);
+    let header_prefix = if message.header_prefix.is_empty() { HEADER_PREFIX } else { &message.header_prefix };
+    let header_prefix = scalar::header_name(report, "header_prefix", header_prefix);
+    let bootstrap = Bootstrap {
+        node,
+        admin,
+        listeners,
+        clusters,
+        secrets,
+        dynamic,
+        agents,
+        agents_config,
+        header_prefix: header_prefix.unwrap_or_else(|| HEADER_PREFIX.into()),
+    };
+    references::check(report, message, &bootstrap);
+    Some(bootstrap)
+}
+
+#[expect(deprecated, reason = "access_log_path is still used")]
+fn admin(report: &mut Report, message: &api::Admin) -> Option<Admin> {
+    let mut access_log = access_log::list(report, "access_log", &message.access_log);
+    if !message.access_log_path.is_empty() {
+        access_log.push(Arc::new(access_log::to_file(&message.access_log_path)));
+    }
+    // Envoy: without an address there is no admin interface.
+    let address = message.address.as_ref()?;
+    let address = report.field("address", |report| listener::socket(report, address))?;
+    Some(Admin { address, access_log })
+}
+
+fn dynamic_resources(report: &mut Report, message: &api::bootstrap::DynamicResources) -> Dynamic {
+    let ads = message.ads_config.as_ref();
+    let ads = ads.and_then(|config| report.field("ads_config", |report| source::grpc_source(report, config)));
+    let cds = message.cds_config.as_ref();
+    let cds = cds.and_then(|config| report.field("cds_config", |report| source::config_source(report, config)));
+    let lds = message.lds_config.as_ref();
+    let lds = lds.and_then(|config| report.field("lds_config", |report| source::config_source(report, config)));
+    Dynamic { ads, cds, lds }
+}
+
+fn extensions(report: &mut Report, message: &api::Bootstrap) -> (Vec<Arc<TunnelAgent>>, Option<ConfigSource>) {
+    let mut agents: Vec<Arc<TunnelAgent>> = Vec::new();
+    let mut agents_config = None;
+    let mut seen = false;
+    report.items("bootstrap_extensions", &message.bootstrap_extensions, |report, extension| -> Option<()> {
+        let Some(config) = &extension.typed_config else {
+            report.error_at("typed_config", format!("is missing for {:?}", clip(&extension.name)));
+            return None;
+        };
+        report.field("typed_config", |report| {
+            let name = config.type_name();
+            if name != TunnelAgents::full_name() {
+                let known = TunnelAgents::full_name();
+                report.error(format!("{name} is not there: it may decide where traffic goes; {known} is"));
+                return None;
+            }
+            let message: TunnelAgents = report.unpack(config)?;
+            if seen {
+                report.error("stands there twice; put all agents into one");
+            }
+            seen = true;
+            agents.extend(
+                report.items("agents", &message.agents, |report, message| agent::agent(report, message).map(Arc::new)),
+            );
+            distinct(report, "agents", agents.iter().map(|agent| &agent.name));
+            let config = message.agents_config.as_ref();
+            agents_config =
+                config.and_then(|config| report.field("agents_config", |report| source::config_source(report, config)));
+            None
+        })
+    });
+    (agents, agents_config)
+}
+
+/// Names are what everything else refers to.
+fn distinct<'n>(report: &mut Report, field: &'static str, names: impl Iterator<Item = &'n Name>) {
+    let mut seen = HashMap::new();
+    for (index, name) in names.enumerate() {
+        let first = *seen.entry(name).or_insert(index);
+        if first != index {
+            report.error_at(field, format!("the name {:?} stands there twice", clip(name)));
+        }
+    }
+}
+
+fn distinct_addresses(report: &mut Report, listeners: &[Arc<Listener>]) {
+    let mut seen = HashMap::new();
+    for listener in listeners {
+        let Some(address) = listener.address.filter(|address| address.port() != 0) else { continue };
+        if let Some(other) = seen.insert(address, &listener.name) {
+            let (one, other) = (clip(&listener.name), clip(other));
+            report.error_at("listeners", format!("{one:?} and {other:?} have the same address, {address}"));
+        }
+    }
+}
+
+/// Envoy's default.
+const HEADER_PREFIX: &str = "x-envoy";

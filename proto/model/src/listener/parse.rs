@@ -1,0 +1,274 @@
+//! Listeners out of their messages.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_api::culvert::tunnel::v1::TunnelServer;
+use culvert_api::envoy::config::core::v3 as core;
+use culvert_api::envoy::config::listener::v3 as api;
+use culvert_api::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
+use culvert_api::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use culvert_api::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
+use prost::Name as _;
+
+use super::{Cidr, FilterChain, FilterChainMatch, Listener, NetworkFilter, SourceType, TransportProtocol, tcp_proxy};
+use crate::access_log;
+use crate::endpoint::{self, Address, Names};
+use crate::http;
+use crate::report::{Report, clip};
+use crate::scalar;
+use crate::tls;
+use crate::tunnel;
+
+/// Parses the `Listener` at hand.
+#[expect(deprecated, reason = "deprecated_v1.bind_to_port still means what it says")]
+pub(crate) fn listener(report: &mut Report, message: &api::Listener) -> Option<Listener> {
+    let name = scalar::name(report, "name", &message.name);
+    let bind = message.bind_to_port.or(message.deprecated_v1.as_ref().and_then(|old| old.bind_to_port));
+    let address = match &message.address {
+        Some(address) => report.field("address", |report| socket(report, address)),
+        None if bind == Some(false) => None,
+        None => {
+            report.error_at("address", "is missing; set socket_address");
+            None
+        }
+    };
+    if message.enable_reuse_port == Some(false) {
+        report.warn_at("enable_reuse_port", "is false, and every worker has a socket of its own all the same");
+    }
+    let inspector = listener_filters(report, &message.listener_filters);
+    let filter_chains = report.items("filter_chains", &message.filter_chains, chain);
+    let default = message.default_filter_chain.as_ref();
+    let default = default.and_then(|message| report.field("default_filter_chain", |report| chain(report, message)));
+    if message.filter_chains.is_empty() && message.default_filter_chain.is_none() {
+        report.error_at("filter_chains", "is empty; a listener needs something that serves its connections");
+    }
+    distinct(report, &filter_chains);
+    let timeout = scalar::duration(report, "listener_filters_timeout", message.listener_filters_timeout.as_ref());
+    let access_log = access_log::list(report, "access_log", &message.access_log);
+    let drain = scalar::enumeration::<api::listener::DrainType>(report, "drain_type", message.drain_type)?;
+    Some(Listener {
+        name: name?,
+        address: address.filter(|_| bind != Some(false)),
+        // Envoy inspects where a chain needs it, whether or not the filter is listed.
+        inspect_tls: inspector || filter_chains.iter().any(|chain| needs_inspection(&chain.matches)),
+        filter_chains,
+        default_filter_chain: default,
+        listener_filters_timeout: timeout.unwrap_or(LISTENER_FILTERS_TIMEOUT),
+        buffer_limit: message.per_connection_buffer_limit_bytes.unwrap_or(BUFFER_LIMIT),
+        access_log,
+        tcp_backlog: scalar::within(report, "tcp_backlog_size", message.tcp_backlog_size, 1, 1 << 16, TCP_BACKLOG),
+        max_connections: None,
+        drain_modify_only: drain == api::listener::DrainType::ModifyOnly,
+    })
+}
+
+/// Parses the `Address` at hand, which must be one that a socket can be bound to.
+pub(crate) fn socket(report: &mut Report, message: &core::Address) -> Option<SocketAddr> {
+    match endpoint::address_of(report, message, Names::Refused)? {
+        Address::Ip(address) => Some(address),
+        Address::Name { .. } => None,
+    }
+}
+
+fn needs_inspection(matches: &FilterChainMatch) -> bool {
+    !matches.server_names.is_empty()
+        || !matches.application_protocols.is_empty()
+        || matches.transport_protocol.is_some()
+}
+
+/// Whether TLS is inspected.
+fn listener_filters(report: &mut Report, filters: &[api::ListenerFilter]) -> bool {
+    let mut inspect = false;
+    report.items("listener_filters", filters, |report, filter| -> Option<()> {
+        let Some(api::listener_filter::ConfigType::TypedConfig(config)) = &filter.config_type else {
+            if filter.config_type.is_none() {
+                report.error_at("typed_config", format!("is missing for {:?}", clip(&filter.name)));
+            }
+            return None;
+        };
+        report.field("typed_config", |report| {
+            let name = config.type_name();
+            if name == TlsInspector::full_name() {
+                inspect |= report.unpack::<TlsInspector>(config).is_some();
+            } else if name == HTTP_INSPECTOR {
+                report.warn(format!("{name} is not there; plaintext HTTP is told apart where it is served"));
+            } else {
+                report.error(format!("{name} is not there: it may decide which source or destination is believed"));
+            }
+        });
+        None
+    });
+    inspect
+}
+
+fn chain(report: &mut Report, message: &api::FilterChain) -> Option<Arc<FilterChain>> {
+    let matches = message.filter_chain_match.as_ref().map_or_else(
+        || Some(FilterChainMatch::default()),
+        |matches| report.field("filter_chain_match", |report| chain_match(report, matches)),
+    );
+    let tls = message.transport_socket.as_ref().and_then(|socket| tls::downstream_socket(report, socket));
+    let field = "transport_socket_connect_timeout";
+    let timeout = message.transport_socket_connect_timeout.as_ref();
+    let transport_timeout = scalar::positive(report, field, timeout, TRANSPORT_TIMEOUT);
+    let filter = network_filter(report, &message.filters);
+    let name = message.name.as_str().into();
+    Some(Arc::new(FilterChain { name, matches: matches?, tls, transport_timeout, filter: filter? }))
+}
+
+/// The terminal filter, before which none may stand: each decides who may connect, or where traffic goes.
+fn network_filter(report: &mut Report, filters: &[api::Filter]) -> Option<NetworkFilter> {
+    let last = filters.len().saturating_sub(1);
+    let mut terminal = None;
+    let mut index = 0;
+    report.items("filters", filters, |report, filter| -> Option<()> {
+        let parsed = one_filter(report, filter);
+        if index < last && parsed.is_some() {
+            report.error("is a terminal filter, but others stand behind it; let it be the last");
+        }
+        terminal = parsed;
+        index += 1;
+        None
+    });
+    if filters.is_empty() {
+        report.error_at("filters", "is empty; end it with an HttpConnectionManager, a TcpProxy or a TunnelServer");
+    }
+    terminal
+}
+
+fn one_filter(report: &mut Report, filter: &api::Filter) -> Option<NetworkFilter> {
+    let Some(api::filter::ConfigType::TypedConfig(config)) = &filter.config_type else {
+        if filter.config_type.is_none() {
+            report.error_at("typed_config", format!("is missing for {:?}", clip(&filter.name)));
+        }
+        return None;
+    };
+    report.field("typed_config", |report| {
+        let name = config.type_name();
+        if name == HttpConnectionManager::full_name() {
+            let message: HttpConnectionManager = report.unpack(config)?;
+            http::connection_manager(report, &message).map(|manager| NetworkFilter::Http(Arc::new(manager)))
+        } else if name == TcpProxy::full_name() {
+            let message: TcpProxy = report.unpack(config)?;
+            tcp_proxy::parse(report, &message).map(|proxy| NetworkFilter::Tcp(Arc::new(proxy)))
+        } else if name == TunnelServer::full_name() {
+            let message: TunnelServer = report.unpack(config)?;
+            tunnel::server(report, &message).map(|server| NetworkFilter::Tunnel(Arc::new(server)))
+        } else {
+            report
+                .error(format!("{name} is not there: it may decide who may connect or where traffic goes; remove it"));
+            None
+        }
+    })
+}
+
+fn chain_match(report: &mut Report, message: &api::FilterChainMatch) -> Option<FilterChainMatch> {
+    use api::filter_chain_match::ConnectionSourceType;
+    let destination_port = match message.destination_port {
+        Some(port) => Some(scalar::port(report, "destination_port", port)?),
+        None => None,
+    };
+    let source_type = match scalar::enumeration(report, "source_type", message.source_type)? {
+        ConnectionSourceType::Any => SourceType::Any,
+        ConnectionSourceType::SameIpOrLoopback => SourceType::SameIpOrLoopback,
+        ConnectionSourceType::External => SourceType::External,
+    };
+    let transport_protocol = match message.transport_protocol.as_str() {
+        "" => None,
+        "raw_buffer" => Some(TransportProtocol::RawBuffer),
+        "tls" => Some(TransportProtocol::Tls),
+        other => {
+            report
+                .error_at("transport_protocol", format!("{:?} is never detected; use tls or raw_buffer", clip(other)));
+            return None;
+        }
+    };
+    let mut source_ports = Vec::with_capacity(message.source_ports.len());
+    for port in &message.source_ports {
+        source_ports.push(scalar::port(report, "source_ports", *port)?);
+    }
+    Some(FilterChainMatch {
+        destination_port,
+        prefix_ranges: report.items("prefix_ranges", &message.prefix_ranges, cidr),
+        server_names: report.items("server_names", &message.server_names, server_name),
+        transport_protocol,
+        application_protocols: message.application_protocols.iter().map(|name| name.as_bytes().into()).collect(),
+        source_type,
+        direct_source_prefix_ranges: report.items(
+            "direct_source_prefix_ranges",
+            &message.direct_source_prefix_ranges,
+            cidr,
+        ),
+        source_prefix_ranges: report.items("source_prefix_ranges", &message.source_prefix_ranges, cidr),
+        source_ports,
+    })
+}
+
+/// Envoy: whole labels only; `*` alone is to be left out.
+fn server_name(report: &mut Report, name: &String) -> Option<Arc<str>> {
+    let plain = name.strip_prefix("*.").unwrap_or(name);
+    if plain.is_empty() || plain.contains('*') {
+        report.error(format!("{:?} is neither a name nor `*.` and a name; leave it out to match any", clip(name)));
+        return None;
+    }
+    Some(name.to_ascii_lowercase().into())
+}
+
+fn cidr(report: &mut Report, message: &core::CidrRange) -> Option<Cidr> {
+    let Ok(address) = message.address_prefix.parse::<IpAddr>() else {
+        report.error_at("address_prefix", format!("{:?} is not an IP address", clip(&message.address_prefix)));
+        return None;
+    };
+    let bits: u8 = if address.is_ipv4() { 32 } else { 128 };
+    let length = u8::try_from(message.prefix_len.unwrap_or(0)).ok().filter(|length| *length <= bits);
+    let Some(length) = length else {
+        report.error_at("prefix_len", format!("is more than {bits}"));
+        return None;
+    };
+    Some(Cidr { address: masked(address, length), length })
+}
+
+/// The address with the bits behind the prefix cleared, so that equal ranges compare equal.
+fn masked(address: IpAddr, length: u8) -> IpAddr {
+    let length = u32::from(length);
+    match address {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(32_u32.saturating_sub(length)).unwrap_or(0);
+            IpAddr::from((v4.to_bits() & mask).to_be_bytes())
+        }
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(128_u32.saturating_sub(length)).unwrap_or(0);
+            IpAddr::from((v6.to_bits() & mask).to_be_bytes())
+        }
+    }
+}
+
+/// Envoy: two chains with the same match would leave the choice to chance.
+fn distinct(report: &mut Report, chains: &[Arc<FilterChain>]) {
+    let mut names = HashSet::new();
+    let mut seen = HashMap::new();
+    for (index, chain) in chains.iter().enumerate() {
+        let same = *seen.entry(&chain.matches).or_insert(index);
+        if same != index {
+            report.item("filter_chains", index, |report| {
+                report.error_at("filter_chain_match", format!("is the same as that of filter_chains[{same}]"));
+            });
+        }
+        if !chain.name.is_empty() && !names.insert(&chain.name) {
+            report.item("filter_chains", index, |report| {
+                report.warn_at("name", format!("{:?} names another chain as well", clip(&chain.name)));
+            });
+        }
+    }
+}
+
+const HTTP_INSPECTOR: &str = "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector";
+/// Envoy's defaults.
+const LISTENER_FILTERS_TIMEOUT: Duration = Duration::from_secs(15);
+const BUFFER_LIMIT: u32 = 1024 * 1024;
+/// Linux's net.core.somaxconn.
+const TCP_BACKLOG: u32 = 4096;
+/// Envoy has none; a handshake that takes longer is not going to end.
+const TRANSPORT_TIMEOUT: Duration = Duration::from_secs(10);
