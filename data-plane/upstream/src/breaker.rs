@@ -4,7 +4,7 @@
 //! limit, not even for a moment, so that what is refused was refused by a limit that was truly full.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use culvert_model::cluster;
 use culvert_model::route::Priority;
@@ -80,6 +80,8 @@ impl Breaker {
     /// Gives a connection's place back and wakes one request that waits for it.
     pub(crate) fn release_connection(&self) {
         self.connections.release();
+        // Against the fence of whoever begins to wait: either it sees the free place, or it is seen here.
+        fence(Ordering::SeqCst);
         if self.wanted.load(Ordering::Relaxed) > 0 {
             self.freed.notify_one();
         }
@@ -197,3 +199,6 @@ impl Drop for RetryPermit {
 
 /// No percentage has these bits: a NaN.
 const NO_BUDGET: u64 = u64::MAX;
+
+#[cfg(test)]
+mod tests;

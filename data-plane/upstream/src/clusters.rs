@@ -1,80 +1,217 @@
 //! The registry of slots, written by the control runtime.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
+use culvert_model::Name;
 use culvert_model::cluster::Cluster;
 use culvert_model::endpoint::Endpoints;
+use culvert_model::route::Priority;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::dns::Resolver;
 use crate::slot::ClusterSlot;
-use crate::snapshot::{ClusterSnapshot, TunnelSnapshot};
+use crate::snapshot::{ClusterSnapshot, HostSnapshot, TunnelSnapshot};
 use crate::tunnel::{RegisterError, TunnelClaim, TunnelLease};
 
 /// All clusters of the process, by name.
 #[derive(Debug)]
-pub struct Clusters(());
+pub struct Clusters {
+    slots: Mutex<HashMap<Name, Arc<ClusterSlot>, foldhash::fast::RandomState>>,
+    next_id: AtomicU64,
+    publisher: Arc<Publisher>,
+    /// Wakes the workers' housekeeping: a request waits until some worker closes an idle connection.
+    wanted: Notify,
+}
+
+/// Builds generations after tunnels came or went: at once after a quiet time, at most every [`BATCH`] under load.
+#[derive(Debug)]
+pub(crate) struct Publisher {
+    control: Handle,
+    resolver: Resolver,
+    changed: Mutex<Vec<Weak<ClusterSlot>>>,
+    wake: Notify,
+    builds: AtomicU64,
+}
 
 impl Clusters {
     /// DNS and the publishing of tunnel hosts run on `control`.
     #[must_use]
-    pub fn new(control: tokio::runtime::Handle, resolver: Resolver) -> Arc<Self> {
-        let _ = (control, resolver);
-        todo!()
+    pub fn new(control: Handle, resolver: Resolver) -> Arc<Self> {
+        let publisher = Arc::new(Publisher {
+            control,
+            resolver,
+            changed: Mutex::default(),
+            wake: Notify::new(),
+            builds: AtomicU64::new(0),
+        });
+        let clusters = Arc::new(Self {
+            slots: Mutex::default(),
+            next_id: AtomicU64::new(0),
+            publisher: Arc::clone(&publisher),
+            wanted: Notify::new(),
+        });
+        let registry = Arc::downgrade(&clusters);
+        publisher.control.spawn(run_publisher(Arc::clone(&publisher), registry));
+        clusters
     }
 
     /// Adds or updates a cluster. Connections, statistics and tunnels survive; pooled connections are replaced only
     /// if what they were opened with has changed. `tls` is what the cluster's TLS context resolved to; calling again
     /// with another one rotates certificates.
     pub fn apply(&self, cluster: Arc<Cluster>, tls: Option<Arc<rustls::ClientConfig>>) {
-        let _ = (cluster, tls);
-        todo!()
+        self.slot(&cluster.name).apply(cluster, tls);
     }
 
-    /// Sets the endpoints of an EDS cluster. May come before or after [`Self::apply`].
+    /// Sets the endpoints of the EDS cluster of that name. May come before or after [`Self::apply`].
     pub fn update_endpoints(&self, cluster: &str, endpoints: Arc<Endpoints>) {
-        let _ = (cluster, endpoints);
-        todo!()
+        self.slot(cluster).update_endpoints(endpoints);
     }
 
     /// Removes a cluster. Its slot stays for the routes that hold it; its tunnels are drained.
     pub fn remove(&self, cluster: &str) {
-        let _ = cluster;
-        todo!()
+        let Some(slot) = self.lookup(cluster) else { return };
+        slot.remove();
+        drop(slot);
+        self.prune();
     }
 
     /// The slot of that name; absent until the cluster is applied. For configuration that is compiled, not for names
     /// that requests bring: see [`Self::lookup`].
     #[must_use]
     pub fn slot(&self, name: &str) -> Arc<ClusterSlot> {
-        let _ = name;
-        todo!()
+        let mut slots = self.slots.lock();
+        if let Some(slot) = slots.get(name) {
+            return Arc::clone(slot);
+        }
+        let name: Name = Name::from(name);
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let slot = ClusterSlot::new(id, Name::clone(&name), Arc::clone(&self.publisher));
+        slots.insert(name, Arc::clone(&slot));
+        slot
     }
 
-    /// The slot of that name if there is one.
+    /// The slot of that name if there is one; it may be absent.
     #[must_use]
     pub fn lookup(&self, name: &str) -> Option<Arc<ClusterSlot>> {
-        let _ = name;
-        todo!()
+        self.slots.lock().get(name).map(Arc::clone)
     }
 
-    /// Publishes a tunnel as a host of its cluster; returns when every worker can choose it.
+    /// Publishes a tunnel as a host of its cluster; returns when every worker can choose it. Cancelling it leaves
+    /// nothing behind.
     ///
     /// # Errors
     /// When the cluster is not there, or the agent has as many connections as it may have.
     pub async fn register(&self, claim: TunnelClaim) -> Result<TunnelLease, RegisterError> {
-        let _ = claim;
-        todo!()
+        let Some(slot) = self.lookup(&claim.cluster) else {
+            return Err(RegisterError::ClusterUnknown(claim.cluster));
+        };
+        let (lease, sequence) = slot.add_tunnel(claim)?;
+        slot.tunnels_published(sequence).await;
+        Ok(lease)
+    }
+
+    /// Every slot whose cluster is there, by name.
+    #[must_use]
+    pub fn slots(&self) -> Vec<Arc<ClusterSlot>> {
+        let mut slots: Vec<_> = self.slots.lock().values().map(Arc::clone).collect();
+        slots.retain(|slot| slot.config().is_some());
+        slots.sort_by(|a, b| a.name().cmp(b.name()));
+        slots
     }
 
     /// Every present cluster with its hosts, by name.
     #[must_use]
     pub fn snapshot(&self) -> Vec<ClusterSnapshot> {
-        todo!()
+        self.slots().iter().map(|slot| snapshot(slot)).collect()
     }
 
-    /// Every registered tunnel connection.
+    /// Every registered tunnel connection, by cluster, oldest first.
     #[must_use]
     pub fn tunnels(&self) -> Vec<TunnelSnapshot> {
-        todo!()
+        let mut slots: Vec<_> = self.slots.lock().values().map(Arc::clone).collect();
+        slots.sort_by(|a, b| a.name().cmp(b.name()));
+        slots
+            .iter()
+            .flat_map(|slot| slot.tunnels())
+            .filter_map(|host| host.tunnel().map(|connection| TunnelSnapshot::of(connection)))
+            .collect()
+    }
+
+    /// Generations that were built because tunnels came or went.
+    #[must_use]
+    pub fn tunnel_builds(&self) -> u64 {
+        self.publisher.builds.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn wanted(&self) -> &Notify {
+        &self.wanted
+    }
+
+    /// Forgets absent slots that nobody holds. Called on removals, so that names that come and go do not pile up.
+    fn prune(&self) {
+        self.slots.lock().retain(|_, slot| Arc::strong_count(slot) > 1 || slot.config().is_some());
     }
 }
+
+impl Drop for Clusters {
+    fn drop(&mut self) {
+        // Lets the publisher see that it is over.
+        self.publisher.wake.notify_one();
+    }
+}
+
+impl Publisher {
+    pub(crate) fn control(&self) -> &Handle {
+        &self.control
+    }
+
+    pub(crate) fn resolver(&self) -> &Resolver {
+        &self.resolver
+    }
+
+    pub(crate) fn enqueue(&self, slot: Weak<ClusterSlot>) {
+        self.changed.lock().push(slot);
+        self.wake.notify_one();
+    }
+}
+
+async fn run_publisher(publisher: Arc<Publisher>, registry: Weak<Clusters>) {
+    loop {
+        publisher.wake.notified().await;
+        if registry.strong_count() == 0 {
+            return;
+        }
+        let changed = std::mem::take(&mut *publisher.changed.lock());
+        for slot in changed.iter().filter_map(Weak::upgrade) {
+            publisher.builds.fetch_add(1, Ordering::Relaxed);
+            slot.publish_tunnels();
+        }
+        // Whatever comes now is built together.
+        tokio::time::sleep_until(Instant::now() + BATCH).await;
+    }
+}
+
+fn snapshot(slot: &ClusterSlot) -> ClusterSnapshot {
+    let generation = slot.current().load_full();
+    let breakers = slot.breakers();
+    ClusterSnapshot {
+        name: Name::clone(slot.name()),
+        breakers: [
+            ("default", breakers.of(Priority::Default).levels()),
+            ("high", breakers.of(Priority::High).levels()),
+        ],
+        hosts: generation.hosts.members().iter().map(HostSnapshot::of).collect(),
+    }
+}
+
+/// Registrations of this time are published together.
+const BATCH: Duration = Duration::from_millis(10);
+
+#[cfg(test)]
+mod tests;

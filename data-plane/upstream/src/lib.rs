@@ -9,6 +9,7 @@
 //! **Nothing here knows a route or a listener, and nothing shared is written per request** but circuit-breaker counts,
 //! a host's active-request count and the checkout of a shared tunnel.
 
+mod balance;
 pub mod breaker;
 pub mod clusters;
 pub mod dns;
@@ -24,7 +25,7 @@ pub use breaker::{Breaker, Breakers, RetryPermit};
 pub use clusters::Clusters;
 pub use dns::Resolver;
 pub use failure::UpstreamFailure;
-pub use host::Host;
+pub use host::{Host, HostMetric};
 pub use pool::{Checkout, DownstreamProtocol, PickContext, TcpCheckout, TcpUpstream, WorkerPools};
 pub use slot::{ClusterConfig, ClusterSlot};
 pub use snapshot::{ClusterSnapshot, HostSnapshot, TunnelSnapshot};

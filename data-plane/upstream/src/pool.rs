@@ -1,19 +1,36 @@
 //! Connections: one worker's pools, and a request's hold on one of them.
+//!
+//! ```text
+//! checkout -> pick a host -> reuse | borrow a tunnel   (at once: no allocation, no lock of ours, no system call)
+//!                         -> dial | wait for a tunnel  (boxed: the rare way)
+//! ```
 
-use std::net::SocketAddr;
+mod checkout;
+mod connection;
+mod dial;
+mod host;
+mod open;
+mod slot;
+mod sweep;
+#[cfg(test)]
+mod tests;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
-use culvert_http::{ClientExchange, Io, Version};
+use culvert_model::Name;
 use culvert_model::route::Priority;
+use tokio::time::Instant;
 
 use crate::breaker::RetryPermit;
 use crate::clusters::Clusters;
 use crate::failure::UpstreamFailure;
-use crate::host::Host;
 use crate::slot::ClusterSlot;
 use crate::stats::ClusterMetric;
+pub use checkout::{Checkout, TcpCheckout, TcpUpstream};
+use slot::{SlotPool, Step, TcpStep};
 
 /// What a request wants of its host and connection.
 #[derive(Debug, Clone, Copy)]
@@ -25,22 +42,36 @@ pub struct PickContext<'a> {
     pub downstream: DownstreamProtocol,
 }
 
+/// What the client speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DownstreamProtocol {
     Http1,
     Http2,
 }
 
-/// One worker's connections. Lives on the worker's `LocalSet`.
+/// One worker's connections. Lives on the worker's `LocalSet`; dropping it closes what is idle.
 #[derive(Debug)]
-pub struct WorkerPools(());
+pub struct WorkerPools {
+    clusters: Arc<Clusters>,
+    slots: RefCell<HashMap<u64, Rc<SlotPool>, foldhash::fast::RandomState>>,
+    /// Slots that requests have named (`cluster_header`): spares them the registry's lock.
+    named: RefCell<HashMap<Name, Arc<ClusterSlot>, foldhash::fast::RandomState>>,
+    /// The time of the last sweep: precise enough for idle times, and free to read.
+    clock: Rc<Cell<Instant>>,
+}
 
 impl WorkerPools {
     /// Must be called inside the worker's `LocalSet`: a local task closes what has been idle too long.
     #[must_use]
     pub fn new(clusters: Arc<Clusters>) -> Rc<Self> {
-        let _ = clusters;
-        todo!()
+        let pools = Rc::new(Self {
+            clusters: Arc::clone(&clusters),
+            slots: RefCell::default(),
+            named: RefCell::default(),
+            clock: Rc::new(Cell::new(Instant::now())),
+        });
+        tokio::task::spawn_local(sweep::run(Rc::downgrade(&pools), clusters));
+        pools
     }
 
     /// Picks a host and begins an exchange with it: reuses a connection, opens one, or borrows a tunnel. The caller
@@ -49,12 +80,16 @@ impl WorkerPools {
     /// # Errors
     /// See [`UpstreamFailure`]; nothing was sent.
     pub async fn checkout(
-        self: &Rc<Self>,
+        &self,
         slot: &Arc<ClusterSlot>,
         context: &PickContext<'_>,
     ) -> Result<Checkout, UpstreamFailure> {
-        let _ = (slot, context);
-        todo!()
+        let pool = self.pool(slot);
+        match pool.start(context)? {
+            Step::Ready(checkout) => Ok(checkout),
+            Step::Open(open) => Box::pin(open.run(&self.clusters)).await,
+            Step::Wait(wait) => Box::pin(wait.exchange()).await,
+        }
     }
 
     /// Picks a host and opens a connection of its own to it, for TCP proxying. A plain tunnel is taken whole.
@@ -62,118 +97,49 @@ impl WorkerPools {
     /// # Errors
     /// See [`UpstreamFailure`].
     pub async fn checkout_tcp(
-        self: &Rc<Self>,
+        &self,
         slot: &Arc<ClusterSlot>,
         context: &PickContext<'_>,
     ) -> Result<TcpCheckout, UpstreamFailure> {
-        let _ = (slot, context);
-        todo!()
+        let pool = self.pool(slot);
+        match pool.start_tcp(context)? {
+            TcpStep::Ready(checkout) => Ok(checkout),
+            TcpStep::Open(open) => Box::pin(open.run_tcp(&self.clusters)).await,
+            TcpStep::Wait(wait) => Box::pin(wait.whole()).await,
+        }
     }
 
     /// Leave for one retry, if the breaker or the budget allows it; counts `upstream_rq_retry` or its overflow.
     pub fn retry(&self, slot: &Arc<ClusterSlot>, priority: Priority) -> Option<RetryPermit> {
-        let _ = (slot, priority);
-        todo!()
+        let permit = RetryPermit::acquire(slot.breakers(), priority);
+        let metric = if permit.is_some() { ClusterMetric::RqRetry } else { ClusterMetric::RqRetryOverflow };
+        self.count(slot, metric);
+        permit
     }
 
     /// Counts an event of the cluster on this worker.
     pub fn count(&self, slot: &Arc<ClusterSlot>, metric: ClusterMetric) {
-        let _ = (slot, metric);
-        todo!()
+        self.pool(slot).count(metric);
     }
 
     /// The cluster that a request names (`cluster_header`), if it is there.
     #[must_use]
     pub fn lookup(&self, name: &str) -> Option<Arc<ClusterSlot>> {
-        let _ = name;
-        todo!()
-    }
-}
-
-/// One exchange with a host. Dropping it gives the connection back if the exchange ended cleanly and closes it
-/// otherwise; permits and counts are given back either way.
-#[derive(Debug)]
-pub struct Checkout(());
-
-impl Checkout {
-    /// The exchange itself.
-    pub fn exchange(&mut self) -> &mut ClientExchange {
-        todo!()
+        if let Some(slot) = self.named.borrow().get(name) {
+            return Some(Arc::clone(slot));
+        }
+        let slot = self.clusters.lookup(name)?;
+        slot.config()?;
+        self.named.borrow_mut().insert(Name::clone(slot.name()), Arc::clone(&slot));
+        Some(slot)
     }
 
-    #[must_use]
-    pub fn host(&self) -> &Host {
-        todo!()
+    fn pool(&self, slot: &Arc<ClusterSlot>) -> Rc<SlotPool> {
+        if let Some(pool) = self.slots.borrow().get(&slot.id()) {
+            return Rc::clone(pool);
+        }
+        let pool = SlotPool::new(slot, &self.clock);
+        self.slots.borrow_mut().insert(slot.id(), Rc::clone(&pool));
+        pool
     }
-
-    /// Whether the connection has served before: a failure before the response may mean that it was stale.
-    #[must_use]
-    pub fn is_reused(&self) -> bool {
-        todo!()
-    }
-
-    /// Waiting, connecting and TLS; zero for a reused connection.
-    #[must_use]
-    pub fn connect_time(&self) -> Duration {
-        todo!()
-    }
-
-    #[must_use]
-    pub fn protocol(&self) -> Version {
-        todo!()
-    }
-
-    #[must_use]
-    pub fn local_address(&self) -> Option<SocketAddr> {
-        todo!()
-    }
-
-    /// The peer's address of this very connection (`%UPSTREAM_REMOTE_ADDRESS%`).
-    #[must_use]
-    pub fn remote_address(&self) -> Option<SocketAddr> {
-        todo!()
-    }
-
-    /// Counts the final response's status for the cluster and the host.
-    pub fn response(&self, status: u16) {
-        let _ = status;
-        todo!()
-    }
-
-    /// Counts an event of the cluster on this worker.
-    pub fn count(&self, metric: ClusterMetric) {
-        let _ = metric;
-        todo!()
-    }
-}
-
-/// A connection of its own to a host. Its permits are given back when it is dropped.
-#[derive(Debug)]
-pub struct TcpCheckout(());
-
-impl TcpCheckout {
-    /// The connection; taken once.
-    pub fn take(&mut self) -> Option<TcpUpstream> {
-        todo!()
-    }
-
-    #[must_use]
-    pub fn host(&self) -> &Host {
-        todo!()
-    }
-
-    /// Counts an event of the cluster on this worker.
-    pub fn count(&self, metric: ClusterMetric) {
-        let _ = metric;
-        todo!()
-    }
-}
-
-/// What bytes can be proxied over.
-#[derive(Debug)]
-pub enum TcpUpstream {
-    /// A socket, TLS over it, or a plain tunnel taken whole.
-    Io(Io),
-    /// A stream of an HTTP/2 tunnel: send a CONNECT head first.
-    Stream(ClientExchange),
 }

@@ -1,31 +1,118 @@
 //! A cluster's place: what survives every update of it.
 
-use std::sync::Arc;
+mod builder;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+use arc_swap::ArcSwap;
 use culvert_model::Name;
-use culvert_model::cluster::Cluster;
+use culvert_model::cluster::{Cluster, UpstreamProtocol};
+use culvert_model::endpoint::{Endpoints, Health};
 use culvert_runtime::telemetry::Scope;
+use parking_lot::Mutex;
+use tokio::sync::watch;
 
+use crate::balance::HostSet;
 use crate::breaker::Breakers;
-use crate::stats::ClusterMetric;
+use crate::clusters::Publisher;
+use crate::failure::UpstreamFailure;
+use crate::host::Host;
+use crate::stats::{ClusterMetric, UpdateCounts};
+use crate::tunnel::{Queue, RegisterError, TunnelClaim, TunnelLease};
+use builder::Builder;
+pub(crate) use builder::DnsName;
 
 /// A name's place among the clusters. Routes hold slots, never names; a slot whose cluster is not there (yet) is
-/// absent: [`Self::config`] is `None` and a checkout fails with [`crate::UpstreamFailure::NoCluster`].
+/// absent: [`Self::config`] is `None` and a checkout fails with [`UpstreamFailure::NoCluster`].
 #[derive(Debug)]
 pub struct ClusterSlot {
+    id: u64,
     name: Name,
+    /// What workers read, through an `arc_swap::Cache` each.
+    current: Arc<ArcSwap<Generation>>,
     breakers: Arc<Breakers>,
     stats: Scope<ClusterMetric>,
+    updates: UpdateCounts,
+    /// What the next generation is built from. Locked by writers only, never by a request.
+    builder: Mutex<Builder>,
+    queue: Arc<Queue>,
+    /// The last change of the tunnels that is published.
+    published: watch::Sender<u64>,
+    /// Whether the publisher has been told.
+    dirty: AtomicBool,
+    publisher: Arc<Publisher>,
+    warm: watch::Sender<bool>,
+    me: Weak<Self>,
+}
+
+/// Configuration and hosts that belong together.
+#[derive(Debug)]
+pub(crate) struct Generation {
+    pub(crate) config: Option<Arc<ClusterConfig>>,
+    pub(crate) hosts: HostSet,
 }
 
 /// A cluster's configuration with what was resolved for it.
 #[derive(Debug)]
 pub struct ClusterConfig {
     pub cluster: Arc<Cluster>,
-    pub tls: Option<Arc<rustls::ClientConfig>>,
+    pub(crate) tls: Option<TlsClients>,
+    /// Changes when connections must be opened in another way: pooled ones of an older epoch are not reused.
+    pub(crate) epoch: u64,
+}
+
+/// TLS towards the hosts, by the protocol that is offered.
+#[derive(Debug)]
+pub(crate) struct TlsClients {
+    given: Arc<rustls::ClientConfig>,
+    pub(crate) http1: Arc<rustls::ClientConfig>,
+    pub(crate) http2: Arc<rustls::ClientConfig>,
+    pub(crate) either: Arc<rustls::ClientConfig>,
+}
+
+impl TlsClients {
+    /// Offers what the context's ALPN says; where it says nothing, what the connection will speak.
+    fn new(given: Arc<rustls::ClientConfig>, protocol: UpstreamProtocol) -> Self {
+        let offering = |protocols: &[&[u8]]| {
+            if !given.alpn_protocols.is_empty() {
+                return Arc::clone(&given);
+            }
+            let mut config = (*given).clone();
+            config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+            Arc::new(config)
+        };
+        let http2 = offering(&[b"h2"]);
+        // A plain HTTP/1 cluster offers nothing, as Envoy: servers without ALPN exist.
+        let http1 = match protocol {
+            UpstreamProtocol::Http1 => Arc::clone(&given),
+            UpstreamProtocol::Http2 | UpstreamProtocol::Auto | UpstreamProtocol::Downstream => offering(&[b"http/1.1"]),
+        };
+        let either = offering(&[b"h2", b"http/1.1"]);
+        Self { given, http1, http2, either }
+    }
 }
 
 impl ClusterSlot {
+    pub(crate) fn new(id: u64, name: Name, publisher: Arc<Publisher>) -> Arc<Self> {
+        let absent = Generation { config: None, hosts: HostSet::empty() };
+        Arc::new_cyclic(|me| Self {
+            id,
+            name,
+            current: Arc::new(ArcSwap::from_pointee(absent)),
+            breakers: Arc::default(),
+            stats: Scope::default(),
+            updates: UpdateCounts::default(),
+            builder: Mutex::default(),
+            queue: Arc::default(),
+            published: watch::Sender::new(0),
+            dirty: AtomicBool::new(false),
+            publisher,
+            warm: watch::Sender::new(false),
+            me: Weak::clone(me),
+        })
+    }
+
     #[must_use]
     pub fn name(&self) -> &Name {
         &self.name
@@ -34,7 +121,7 @@ impl ClusterSlot {
     /// The configuration of the moment; `None`: the cluster is not there. For anything but the request path.
     #[must_use]
     pub fn config(&self) -> Option<Arc<ClusterConfig>> {
-        todo!()
+        self.current.load().config.clone()
     }
 
     /// Counters over all workers.
@@ -43,20 +130,144 @@ impl ClusterSlot {
         &self.stats
     }
 
+    /// What configuration updates and DNS counted.
+    #[must_use]
+    pub fn updates(&self) -> &UpdateCounts {
+        &self.updates
+    }
+
     #[must_use]
     pub fn breakers(&self) -> &Arc<Breakers> {
         &self.breakers
     }
 
-    /// What is known without counting, under Envoy's names: `membership_total`, `circuit_breakers.default.rq_open` ...
+    /// Gauges that are known without counting, under Envoy's names: `membership_total`,
+    /// `circuit_breakers.default.rq_open` ...
     pub fn gauges(&self, each: &mut dyn FnMut(&str, u64)) {
-        let _ = each;
-        todo!()
+        let generation = self.current.load_full();
+        let members = generation.hosts.members();
+        let count = |health: Health| members.iter().filter(|member| member.health == health).count() as u64;
+        each("membership_total", members.len() as u64);
+        each("membership_healthy", count(Health::Healthy));
+        each("membership_degraded", count(Health::Degraded));
+        each("membership_excluded", 0);
+        let Some(config) = &generation.config else { return };
+        let priorities = [
+            ("default", culvert_model::route::Priority::Default, &config.cluster.breakers[0]),
+            ("high", culvert_model::route::Priority::High, &config.cluster.breakers[1]),
+        ];
+        for (name, priority, limits) in priorities {
+            for (kind, level) in self.breakers.of(priority).levels() {
+                each(&format!("circuit_breakers.{name}.{kind}_open"), u64::from(level.is_open()));
+                if limits.track_remaining {
+                    each(&format!("circuit_breakers.{name}.remaining_{kind}"), u64::from(level.remaining()));
+                }
+            }
+        }
     }
 
     /// Returns when the cluster may serve: its endpoints came, or its names were resolved or failed once. The caller
     /// sets the deadline.
     pub async fn warmed(&self) {
-        todo!()
+        // The sender lives in `self`: waiting cannot fail.
+        let _: Result<_, watch::error::RecvError> = self.warm.subscribe().wait_for(|warm| *warm).await.map(|_| ());
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) fn current(&self) -> &Arc<ArcSwap<Generation>> {
+        &self.current
+    }
+
+    /// Why a named agent cannot be reached.
+    pub(crate) fn agent_failure(&self, agent: &str) -> UpstreamFailure {
+        if self.builder.lock().has_seen(agent) { UpstreamFailure::AgentOffline } else { UpstreamFailure::AgentUnknown }
+    }
+
+    /// Takes a configuration; builds at once.
+    pub(crate) fn apply(&self, cluster: Arc<Cluster>, tls: Option<Arc<rustls::ClientConfig>>) {
+        self.breakers.set_limits(&cluster.breakers);
+        let mut builder = self.builder.lock();
+        builder.configure(cluster, tls);
+        builder.resolve(&self.me, &self.publisher);
+        self.publish(&mut builder);
+    }
+
+    /// Takes the endpoints of an EDS cluster.
+    pub(crate) fn update_endpoints(&self, endpoints: Arc<Endpoints>) {
+        self.updates.assignment();
+        let mut builder = self.builder.lock();
+        builder.set_assignment(endpoints);
+        self.publish(&mut builder);
+    }
+
+    /// Takes the outcome of one lookup; a failure keeps the addresses of before.
+    pub(crate) fn resolved(&self, name: &DnsName, answer: Option<Vec<std::net::SocketAddr>>) {
+        self.updates.lookup(answer.is_some());
+        let mut builder = self.builder.lock();
+        if builder.set_answer(name, answer) {
+            self.publish(&mut builder);
+        }
+    }
+
+    /// Forgets the cluster; its tunnels drain.
+    pub(crate) fn remove(&self) {
+        let mut builder = self.builder.lock();
+        builder.clear();
+        self.publish(&mut builder);
+    }
+
+    pub(crate) fn add_tunnel(self: &Arc<Self>, claim: TunnelClaim) -> Result<(TunnelLease, u64), RegisterError> {
+        let mut builder = self.builder.lock();
+        let (host, sequence) = builder.add_tunnel(claim, &self.queue)?;
+        drop(builder);
+        self.tunnels_changed();
+        let connection = match host.tunnel() {
+            Some(connection) => Arc::clone(connection),
+            None => return Err(RegisterError::ClusterUnknown(Arc::clone(&self.name))),
+        };
+        Ok((TunnelLease::new(Arc::clone(self), host.id(), connection), sequence))
+    }
+
+    pub(crate) fn remove_tunnel(&self, host: u64) {
+        let removed = self.builder.lock().remove_tunnel(host);
+        if removed {
+            self.tunnels_changed();
+        }
+    }
+
+    /// Waits until the tunnels are published as they were at `sequence`.
+    pub(crate) async fn tunnels_published(&self, sequence: u64) {
+        let mut published = self.published.subscribe();
+        let _: Result<_, watch::error::RecvError> =
+            published.wait_for(|published| *published >= sequence).await.map(|_| ());
+    }
+
+    /// Has the next generation built, together with other changes of the same 10 ms.
+    pub(crate) fn tunnels_changed(&self) {
+        if !self.dirty.swap(true, Ordering::AcqRel) {
+            self.publisher.enqueue(Weak::clone(&self.me));
+        }
+    }
+
+    /// Builds what [`Self::tunnels_changed`] asked for.
+    pub(crate) fn publish_tunnels(&self) {
+        self.dirty.store(false, Ordering::Release);
+        let mut builder = self.builder.lock();
+        self.publish(&mut builder);
+    }
+
+    pub(crate) fn tunnels(&self) -> Vec<Arc<Host>> {
+        self.builder.lock().tunnels().cloned().collect()
+    }
+
+    fn publish(&self, builder: &mut Builder) {
+        let generation = builder.build();
+        self.updates.members(generation.hosts.members().len());
+        self.current.store(Arc::new(generation));
+        self.warm.send_if_modified(|warm| std::mem::replace(warm, builder.is_warm()) != *warm);
+        self.published.send_replace(builder.sequence());
     }
 }

@@ -7,7 +7,10 @@ use std::time::Duration;
 use culvert_model::Name;
 use culvert_model::endpoint::Health;
 
+use crate::balance::Member;
 use crate::breaker::Level;
+use crate::host::HostMetric;
+use crate::tunnel::{Phase, TunnelConnection};
 
 /// One cluster (`/clusters`).
 #[derive(Debug, Clone)]
@@ -55,4 +58,55 @@ pub struct TunnelSnapshot {
     pub requests: u64,
     pub active: u64,
     pub age: Duration,
+}
+
+impl HostSnapshot {
+    pub(crate) fn of(member: &Member) -> Self {
+        let host = &member.host;
+        let stat = |metric| host.stats().read(metric);
+        Self {
+            address: host.address(),
+            hostname: Arc::clone(host.hostname()),
+            region: Name::clone(host.region()),
+            zone: Name::clone(host.zone()),
+            sub_zone: Name::clone(host.sub_zone()),
+            priority: member.priority,
+            weight: member.weight,
+            health: member.health,
+            tunnel: host.is_tunnel(),
+            cx_total: stat(HostMetric::CxTotal),
+            cx_active: stat(HostMetric::CxActive),
+            cx_connect_fail: stat(HostMetric::CxConnectFail),
+            rq_total: stat(HostMetric::RqTotal),
+            rq_active: stat(HostMetric::RqActive),
+            rq_success: stat(HostMetric::RqSuccess),
+            rq_error: stat(HostMetric::RqError),
+            rq_timeout: stat(HostMetric::RqTimeout),
+        }
+    }
+}
+
+impl TunnelSnapshot {
+    pub(crate) fn of(connection: &TunnelConnection) -> Self {
+        let claim = connection.claim();
+        let state = match connection.phase() {
+            Phase::Gone => "gone",
+            _ if connection.is_draining() => "draining",
+            Phase::Pending => "pending",
+            Phase::Idle => "idle",
+            Phase::Borrowed => "borrowed",
+            Phase::Open => "open",
+        };
+        Self {
+            cluster: Name::clone(&claim.cluster),
+            agent: Arc::clone(&claim.agent),
+            peer: claim.peer,
+            weight: claim.weight,
+            protocol: claim.protocol,
+            state,
+            requests: connection.requests(),
+            active: u64::from(connection.active()),
+            age: connection.registered().elapsed(),
+        }
+    }
 }

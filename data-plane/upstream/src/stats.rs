@@ -1,5 +1,7 @@
 //! What a cluster counts, under Envoy's names (`cluster.<name>.` is prefixed by who prints them).
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use culvert_runtime::telemetry::{Metric, MetricKind, Metrics};
 
 /// A cluster's metrics; each worker keeps a block of them. What is known without counting (membership, breaker
@@ -71,6 +73,45 @@ impl ClusterMetric {
             400..=499 => Self::Rq4xx,
             _ => Self::Rq5xx,
         }
+    }
+}
+
+/// What configuration updates and DNS count of a cluster: rare, so plain shared atomics.
+#[derive(Debug, Default)]
+pub struct UpdateCounts {
+    attempts: AtomicU64,
+    successes: AtomicU64,
+    failures: AtomicU64,
+    membership_changes: AtomicU64,
+    members: AtomicU64,
+}
+
+impl UpdateCounts {
+    pub(crate) fn assignment(&self) {
+        self.lookup(true);
+    }
+
+    pub(crate) fn lookup(&self, succeeded: bool) {
+        self.attempts.fetch_add(1, Ordering::Relaxed);
+        let outcome = if succeeded { &self.successes } else { &self.failures };
+        outcome.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn members(&self, now: usize) {
+        if self.members.swap(now as u64, Ordering::Relaxed) != now as u64 {
+            self.membership_changes.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Counters under Envoy's names: `update_attempt`, `update_success`, `update_failure`, `membership_change`.
+    #[must_use]
+    pub fn read(&self) -> [(&'static str, u64); 4] {
+        [
+            ("update_attempt", self.attempts.load(Ordering::Relaxed)),
+            ("update_success", self.successes.load(Ordering::Relaxed)),
+            ("update_failure", self.failures.load(Ordering::Relaxed)),
+            ("membership_change", self.membership_changes.load(Ordering::Relaxed)),
+        ]
     }
 }
 

@@ -1,12 +1,24 @@
 //! Hosts that are the other end of a reverse tunnel.
+//!
+//! A registration ([`TunnelClaim`] → [`TunnelLease`]) publishes a host; the lease's owner then runs the connection on its
+//! worker ([`TunnelLease::attach`]) and any worker may use it: a stream of an HTTP/2 tunnel, or a plain tunnel whole for
+//! one exchange. **Configuration pushes never remove a tunnel host; dropping the lease does, and nothing else.**
+
+mod connection;
+mod queue;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_http::Io;
+use culvert_http::client::{Http1Client, Http2Client, Http2ClientOptions};
 use culvert_model::Name;
 use culvert_model::tunnel::TunnelProtocol;
+
+use crate::slot::ClusterSlot;
+pub(crate) use connection::{Lent, Phase, TunnelConnection, Whole};
+pub(crate) use queue::{Full, Queue};
 
 /// An admitted agent's wish to be a host of a cluster, with one connection.
 #[derive(Debug, Clone)]
@@ -21,7 +33,7 @@ pub struct TunnelClaim {
     pub protocol: TunnelProtocol,
     /// How long a request may wait for its turn.
     pub queue_timeout: Duration,
-    /// Requests that may wait for a plain tunnel connection of the cluster.
+    /// Requests that may wait for a tunnel connection of the cluster.
     pub max_queued_requests: usize,
     /// Connections that one agent (by name) may have in the cluster; `usize::MAX`: any number.
     pub max_connections_per_agent: usize,
@@ -54,18 +66,115 @@ pub enum TunnelEnd {
 /// A registered host. **Dropping it is the only removal.**
 #[derive(Debug)]
 #[must_use = "dropping the lease removes the host"]
-pub struct TunnelLease(());
+pub struct TunnelLease {
+    slot: Arc<ClusterSlot>,
+    host: u64,
+    connection: Arc<TunnelConnection>,
+}
 
 impl TunnelLease {
+    pub(crate) fn new(slot: Arc<ClusterSlot>, host: u64, connection: Arc<TunnelConnection>) -> Self {
+        Self { slot, host, connection }
+    }
+
     /// Runs the connection on the worker that owns `io`, from the first byte after the handshake to its end. Requests
-    /// that chose the host before wait for this. The connection is closed when it returns.
+    /// that chose the host before wait for this. The connection is closed when it returns, or when the future is
+    /// dropped (but for what was lent: that is closed by its exchange).
     pub async fn attach(&self, io: Io) -> TunnelEnd {
-        let _ = io;
-        todo!()
+        let gone = GoneOnDrop(&self.connection);
+        let end = match self.connection.claim().protocol {
+            TunnelProtocol::Http1 => {
+                self.connection.attach_plain(Http1Client::new(io));
+                self.ended().await
+            }
+            TunnelProtocol::Http2 => self.run_http2(io).await,
+        };
+        drop(gone);
+        tracing::debug!(cluster = %self.slot.name(), agent = %self.connection.claim().agent, ?end, "tunnel ended");
+        end
+    }
+
+    async fn run_http2(&self, io: Io) -> TunnelEnd {
+        let options = self.slot.config().map_or_else(default_http2, |config| http2_options(&config.cluster.http2));
+        let opening = tokio::time::timeout(OPEN_TIMEOUT, Http2Client::connect(io, &options));
+        let (client, driver) = match opening.await {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(error)) => return self.refused(&error),
+            Err(elapsed) => return self.refused(&elapsed),
+        };
+        self.connection.attach_open(client);
+        tokio::select! {
+            result = driver => {
+                if let Err(error) = result {
+                    let agent = &self.connection.claim().agent;
+                    tracing::debug!(cluster = %self.slot.name(), %agent, %error, "tunnel broke");
+                }
+                TunnelEnd::Closed
+            }
+            end = self.ended() => end,
+        }
+    }
+
+    fn refused(&self, error: &dyn std::fmt::Display) -> TunnelEnd {
+        let agent = &self.connection.claim().agent;
+        tracing::warn!(cluster = %self.slot.name(), %agent, %error, "cannot open HTTP/2 over the tunnel");
+        TunnelEnd::ProtocolFailure
+    }
+
+    async fn ended(&self) -> TunnelEnd {
+        std::future::poll_fn(|cx| self.connection.poll_end(cx)).await
     }
 
     /// Takes the host out of every later choice; what is in flight goes on, then [`Self::attach`] ends.
     pub fn drain(&self) {
-        todo!()
+        self.connection.drain(TunnelEnd::Drained);
+        self.slot.tunnels_changed();
+    }
+
+    /// What was claimed.
+    #[must_use]
+    pub fn claim(&self) -> &TunnelClaim {
+        self.connection.claim()
     }
 }
+
+impl Drop for TunnelLease {
+    fn drop(&mut self) {
+        self.connection.set_gone(TunnelEnd::Closed);
+        self.slot.remove_tunnel(self.host);
+    }
+}
+
+/// Whoever stops running a connection ends it: nobody else watches it.
+struct GoneOnDrop<'a>(&'a TunnelConnection);
+
+impl Drop for GoneOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.set_gone(TunnelEnd::Closed);
+    }
+}
+
+/// Options of HTTP/2 towards a host.
+pub(crate) fn http2_options(options: &culvert_model::http::Http2Options) -> Http2ClientOptions {
+    Http2ClientOptions {
+        initial_stream_window: options.initial_stream_window,
+        initial_connection_window: options.initial_connection_window,
+        max_concurrent_streams: options.max_concurrent_streams,
+        max_head_bytes: MAX_RESPONSE_HEAD,
+        keepalive_interval: options.keepalive_interval,
+        keepalive_timeout: options.keepalive_timeout,
+    }
+}
+
+fn default_http2() -> Http2ClientOptions {
+    http2_options(&culvert_model::http::Http2Options::default())
+}
+
+/// Of a response head, in bytes: Envoy's default for upstream headers.
+const MAX_RESPONSE_HEAD: u32 = 60 * 1024;
+
+/// For HTTP/2's preface to be written on an established tunnel.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests;

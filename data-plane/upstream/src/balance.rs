@@ -1,0 +1,293 @@
+//! Which host serves: priorities, panic, localities, then a choice by weight.
+//!
+//! A [`HostSet`] is immutable and shared; what a choice changes (cursors, randomness) belongs to the worker.
+
+mod group;
+mod load;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use culvert_model::cluster::Balancer;
+use culvert_model::endpoint::Health;
+
+use crate::host::Host;
+use group::{Group, Weights};
+use load::{Census, Loads};
+
+/// The hosts of a cluster in one generation.
+#[derive(Debug)]
+pub(crate) struct HostSet {
+    members: Vec<Member>,
+    levels: Box<[Level]>,
+    loads: Loads,
+    balancer: Balancer,
+    agents: HashMap<Arc<str>, Group, foldhash::fast::RandomState>,
+    cursors: usize,
+    /// Of 1,000,000: requests to drop, by the assignment's `drop_overloads`.
+    drops: Box<[u32]>,
+}
+
+/// A host with what this generation says of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Member {
+    pub(crate) host: Arc<Host>,
+    pub(crate) weight: u32,
+    pub(crate) health: Health,
+    pub(crate) priority: u32,
+    /// Which locality of the assignment; hosts of one locality stand together.
+    pub(crate) locality: usize,
+    /// The locality's weight, when localities are weighted.
+    pub(crate) locality_weight: Option<u32>,
+}
+
+/// How hosts are chosen, from the cluster and its assignment.
+#[derive(Debug, Clone)]
+pub(crate) struct Policy {
+    pub(crate) balancer: Balancer,
+    pub(crate) panic_threshold_percent: u8,
+    pub(crate) overprovisioning_factor: u32,
+    pub(crate) locality_weighted: bool,
+    pub(crate) drops: Vec<u32>,
+}
+
+/// What a worker remembers from choice to choice.
+#[derive(Debug)]
+pub(crate) struct Cursors {
+    places: Vec<u64>,
+    pub(crate) random: fastrand::Rng,
+}
+
+/// A choice.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Choice<'a> {
+    pub(crate) host: &'a Arc<Host>,
+    /// Made among all hosts, healthy or not.
+    pub(crate) panic: bool,
+    /// Those that had the same rights: where an idle tunnel may be looked for.
+    pub(crate) among: &'a [Arc<Host>],
+}
+
+/// One priority: whom its share goes to.
+#[derive(Debug)]
+struct Level {
+    healthy: Arc<Picker>,
+    degraded: Arc<Picker>,
+    /// All but draining hosts, for panic.
+    all: Arc<Picker>,
+}
+
+#[derive(Debug)]
+enum Picker {
+    Flat(Group),
+    /// First a locality by weight, then a host in it.
+    Localities {
+        weights: Weights,
+        groups: Vec<Group>,
+        cursor: usize,
+    },
+}
+
+impl Cursors {
+    /// Workers start at random places, so that they do not all begin with the first host.
+    pub(crate) fn new(random: fastrand::Rng) -> Self {
+        Self { places: Vec::new(), random }
+    }
+
+    fn reach(&mut self, count: usize) {
+        while self.places.len() < count {
+            // Far from overflow in either kind of walk.
+            self.places.push(self.random.u64(..1 << 32));
+        }
+    }
+}
+
+impl HostSet {
+    pub(crate) fn empty() -> Self {
+        Self {
+            members: Vec::new(),
+            levels: Box::default(),
+            loads: Loads::default(),
+            balancer: Balancer::RoundRobin,
+            agents: HashMap::default(),
+            cursors: 0,
+            drops: Box::default(),
+        }
+    }
+
+    /// `members` stand in order of priority, hosts of one locality together.
+    pub(crate) fn new(members: Vec<Member>, policy: &Policy) -> Self {
+        let mut build = Build { policy, cursors: 0 };
+        let levels: Box<[Level]> =
+            members.chunk_by(|a, b| a.priority == b.priority).map(|level| build.level(level)).collect();
+        let census: Vec<Census> = members.chunk_by(|a, b| a.priority == b.priority).map(census).collect();
+        let loads = Loads::compute(
+            &census,
+            u64::from(policy.overprovisioning_factor),
+            u64::from(policy.panic_threshold_percent),
+        );
+        let agents = build.agents(&members);
+        Self {
+            levels,
+            loads,
+            balancer: policy.balancer,
+            agents,
+            cursors: build.cursors,
+            drops: policy.drops.clone().into(),
+            members,
+        }
+    }
+
+    /// Every host with its configuration, draining ones included.
+    pub(crate) fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    pub(crate) fn balancer(&self) -> Balancer {
+        self.balancer
+    }
+
+    /// Chooses a host for a request.
+    pub(crate) fn pick<'a>(&'a self, cursors: &mut Cursors) -> Option<Choice<'a>> {
+        cursors.reach(self.cursors);
+        let (index, degraded) = self.choose_priority(&mut cursors.random)?;
+        let level = self.levels.get(index)?;
+        let panic = self.loads.panic.get(index).copied().unwrap_or(false);
+        let picker = match (panic, degraded) {
+            (true, _) => &level.all,
+            (false, false) => &level.healthy,
+            (false, true) => &level.degraded,
+        };
+        let group = picker.group(cursors)?;
+        let host = group.pick(self.balancer, &mut cursors.places, &mut cursors.random)?;
+        Some(Choice { host, panic, among: group.hosts() })
+    }
+
+    /// Chooses a connection of one tunnel agent; `None`: it has none now.
+    pub(crate) fn pick_agent<'a>(&'a self, agent: &str, cursors: &mut Cursors) -> Option<Choice<'a>> {
+        cursors.reach(self.cursors);
+        let group = self.agents.get(agent)?;
+        let host = group.pick(Balancer::RoundRobin, &mut cursors.places, &mut cursors.random)?;
+        Some(Choice { host, panic: false, among: group.hosts() })
+    }
+
+    /// Whether `drop_overloads` chooses this request.
+    pub(crate) fn drops(&self, random: &mut fastrand::Rng) -> bool {
+        self.drops.iter().any(|share| random.u32(..1_000_000) < *share)
+    }
+
+    fn choose_priority(&self, random: &mut fastrand::Rng) -> Option<(usize, bool)> {
+        if self.loads.healthy.first() == Some(&100) {
+            return Some((0, false));
+        }
+        let mut at = random.u64(..100);
+        for (shares, degraded) in [(&self.loads.healthy, false), (&self.loads.degraded, true)] {
+            for (index, share) in shares.iter().enumerate() {
+                if at < *share {
+                    return Some((index, degraded));
+                }
+                at -= share;
+            }
+        }
+        None
+    }
+}
+
+impl Picker {
+    fn group(&self, cursors: &mut Cursors) -> Option<&Group> {
+        match self {
+            Self::Flat(group) => Some(group),
+            Self::Localities { weights, groups, cursor } => {
+                let place = weights.next(groups.len(), cursors.places.get_mut(*cursor)?);
+                groups.get(place)
+            }
+        }
+    }
+}
+
+/// Builds pickers and numbers their cursors.
+struct Build<'a> {
+    policy: &'a Policy,
+    cursors: usize,
+}
+
+impl Build<'_> {
+    fn level(&mut self, members: &[Member]) -> Level {
+        let healthy = Arc::new(self.picker(members, |health| health == Health::Healthy));
+        let all_healthy = members.iter().all(|member| member.health == Health::Healthy);
+        let degraded = Arc::new(self.picker(members, |health| health == Health::Degraded));
+        let all = if all_healthy {
+            Arc::clone(&healthy)
+        } else {
+            Arc::new(self.picker(members, |health| health != Health::Draining))
+        };
+        Level { healthy, degraded, all }
+    }
+
+    fn picker(&mut self, members: &[Member], eligible: impl Fn(Health) -> bool) -> Picker {
+        let eligible = |member: &&Member| eligible(member.health);
+        if self.policy.locality_weighted {
+            let localities: Vec<(&[Member], u64)> = members
+                .chunk_by(|a, b| a.locality == b.locality)
+                .map(|locality| {
+                    let available = locality.iter().filter(eligible).count() as u64;
+                    (locality, self.effective_weight(locality, available))
+                })
+                .filter(|(_, weight)| *weight > 0)
+                .collect();
+            // As Envoy: where no locality has a weight, all hosts of the priority have equal rights.
+            if !localities.is_empty() {
+                let cursor = self.cursor();
+                let weights = Weights::new(localities.iter().map(|(_, weight)| *weight));
+                let groups =
+                    localities.iter().map(|(locality, _)| self.group(locality.iter().filter(eligible))).collect();
+                return Picker::Localities { weights, groups, cursor };
+            }
+        }
+        Picker::Flat(self.group(members.iter().filter(eligible)))
+    }
+
+    /// A locality's weight, lowered when too few of its hosts are available; zero when none is.
+    fn effective_weight(&self, locality: &[Member], available: u64) -> u64 {
+        let weight = locality.first().and_then(|member| member.locality_weight).unwrap_or(0);
+        let total = (locality.len() as u64).max(1);
+        let availability =
+            (u64::from(self.policy.overprovisioning_factor) * available * PRECISION / 100 / total).min(PRECISION);
+        u64::from(weight) * availability
+    }
+
+    fn agents(&mut self, members: &[Member]) -> HashMap<Arc<str>, Group, foldhash::fast::RandomState> {
+        let mut by_name: HashMap<Arc<str>, Vec<(Arc<Host>, u32)>, foldhash::fast::RandomState> = HashMap::default();
+        for member in members.iter().filter(|member| member.health != Health::Draining) {
+            if let Some(connection) = member.host.tunnel()
+                && !connection.claim().agent.is_empty()
+            {
+                let agent = Arc::clone(&connection.claim().agent);
+                by_name.entry(agent).or_default().push((Arc::clone(&member.host), member.weight));
+            }
+        }
+        // One cursor for all agents: a single agent has few connections.
+        let cursor = self.cursor();
+        by_name.into_iter().map(|(agent, hosts)| (agent, Group::new(hosts, cursor))).collect()
+    }
+
+    fn group<'a>(&mut self, members: impl Iterator<Item = &'a Member>) -> Group {
+        let cursor = self.cursor();
+        Group::new(members.map(|member| (Arc::clone(&member.host), member.weight)).collect(), cursor)
+    }
+
+    fn cursor(&mut self) -> usize {
+        self.cursors += 1;
+        self.cursors - 1
+    }
+}
+
+fn census(members: &[Member]) -> Census {
+    let count = |health: Health| members.iter().filter(|member| member.health == health).count() as u64;
+    Census { total: members.len() as u64, healthy: count(Health::Healthy), degraded: count(Health::Degraded) }
+}
+
+/// Of a locality's availability: Envoy computes in floating point.
+const PRECISION: u64 = 10_000;

@@ -1,0 +1,337 @@
+//! The rare way to a connection: open one, or wait until one is free.
+
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
+
+use culvert_http::client::{Http1Client, Http2Client};
+use culvert_model::route::Priority;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::PickContext;
+use super::checkout::{Checkout, Held, TcpCheckout};
+use super::connection::{ConnectionPermit, Link};
+use super::dial::{self, Dialled, Offer, Wire};
+use super::host::{HostPool, Multiplexed};
+use super::slot::SlotPool;
+use crate::breaker::Breaker;
+use crate::clusters::Clusters;
+use crate::failure::{Exhausted, UpstreamFailure};
+use crate::host::HostMetric;
+use crate::slot::ClusterConfig;
+use crate::stats::ClusterMetric;
+use crate::tunnel::{Full, Lent, Phase, TunnelConnection, http2_options};
+
+/// A request whose host has no connection free.
+pub(super) struct Open {
+    pub(super) pool: Rc<SlotPool>,
+    pub(super) host: Rc<HostPool>,
+    pub(super) config: Arc<ClusterConfig>,
+    pub(super) offer: Offer,
+    pub(super) priority: Priority,
+    pub(super) least_request: bool,
+}
+
+impl Open {
+    pub(super) async fn run(self, clusters: &Clusters) -> Result<Checkout, UpstreamFailure> {
+        let started = Instant::now();
+        let pending = Pending::begin(&self.host, self.priority)?;
+        let held =
+            self.obtain(clusters).await.inspect_err(|_| self.host.count(ClusterMetric::RqPendingFailureEject))?;
+        drop(pending);
+        let checkout = Checkout::begin(self.host, held, self.priority, self.least_request)?;
+        Ok(checkout.waited(started.elapsed()))
+    }
+
+    pub(super) async fn run_tcp(self, clusters: &Clusters) -> Result<TcpCheckout, UpstreamFailure> {
+        let started = Instant::now();
+        let pending = Pending::begin(&self.host, self.priority)?;
+        let permit = loop {
+            if let Some(permit) = self.permit(clusters).await? {
+                break permit;
+            }
+        };
+        let dialled = self.dial().await?;
+        drop(pending);
+        let link = self.link(permit, &dialled);
+        TcpCheckout::dialled(self.host, dialled.io, link, self.priority, started.elapsed())
+    }
+
+    async fn obtain(&self, clusters: &Clusters) -> Result<Held, UpstreamFailure> {
+        loop {
+            if let Some(held) = self.host.reuse(self.offer) {
+                return Ok(held);
+            }
+            if !self.host.multiplexes(self.offer) {
+                if let Some(permit) = self.permit(clusters).await? {
+                    return self.connect(permit).await;
+                }
+            } else if !self.host.opening.borrow().under_way {
+                let mut turn = Turn::begin(&self.host);
+                let Some(permit) = self.permit(clusters).await? else { continue };
+                let outcome = self.connect(permit).await;
+                turn.failure = outcome.as_ref().err().cloned();
+                return outcome;
+            } else {
+                self.other_opens().await?;
+            }
+        }
+    }
+
+    /// Waits until the connection that another request opens is there.
+    async fn other_opens(&self) -> Result<(), UpstreamFailure> {
+        let round = self.host.opening.borrow().round;
+        self.host.opened.notified().await;
+        let opening = self.host.opening.borrow();
+        match &opening.failure {
+            Some(failure) if opening.round > round => Err(failure.clone()),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    async fn connect(&self, permit: ConnectionPermit) -> Result<Held, UpstreamFailure> {
+        let dialled = self.dial().await?;
+        self.host.alpn.set(Some(dialled.wire));
+        let link = self.link(permit, &dialled);
+        match dialled.wire {
+            Wire::Http1 => {
+                self.host.count(ClusterMetric::CxHttp1Total);
+                Ok(Held::Http1 { client: Some(Http1Client::new(dialled.io)), link })
+            }
+            Wire::Http2 => {
+                self.host.count(ClusterMetric::CxHttp2Total);
+                self.multiplex(dialled, link).await.map(Held::Http2)
+            }
+        }
+    }
+
+    async fn multiplex(&self, dialled: Dialled, link: Link) -> Result<Rc<Multiplexed>, UpstreamFailure> {
+        let address = dialled.remote;
+        let limit = self.config.cluster.connect_timeout;
+        let options = http2_options(&self.config.cluster.http2);
+        let (client, driver) = match tokio::time::timeout(limit, Http2Client::connect(dialled.io, &options)).await {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(error)) => {
+                tracing::debug!(%address, %error, "upstream does not speak HTTP/2");
+                self.host.count(ClusterMetric::CxProtocolError);
+                return Err(UpstreamFailure::ProtocolFailure { address });
+            }
+            Err(_) => return Err(UpstreamFailure::ConnectTimeout { address, limit }),
+        };
+        let connection = self.host.add_http2(client, link);
+        let (pool, entry) = (Rc::downgrade(&self.host), Rc::downgrade(&connection));
+        tokio::task::spawn_local(async move {
+            if let Err(error) = driver.await {
+                tracing::debug!(%address, %error, "upstream HTTP/2 connection ended");
+            }
+            forget(&pool, &entry);
+        });
+        Ok(connection)
+    }
+
+    async fn dial(&self) -> Result<Dialled, UpstreamFailure> {
+        let outcome = dial::dial(&self.config, self.host.host(), self.offer).await;
+        if self.config.tls.is_some() && outcome.is_ok() {
+            self.host.count(ClusterMetric::SslHandshake);
+        }
+        let Err(failure) = &outcome else { return outcome };
+        tracing::debug!(cluster = %self.config.cluster.name, %failure, "cannot connect to upstream host");
+        self.host.count(ClusterMetric::CxConnectFail);
+        self.host.stats.block.inc(HostMetric::CxConnectFail);
+        match failure {
+            UpstreamFailure::ConnectTimeout { .. } => self.host.count(ClusterMetric::CxConnectTimeout),
+            UpstreamFailure::TlsFailure { .. } => self.host.count(ClusterMetric::SslConnectionError),
+            _ => {}
+        }
+        outcome
+    }
+
+    fn link(&self, permit: ConnectionPermit, dialled: &Dialled) -> Link {
+        Link::new(&self.host.stats, permit, self.config.epoch, dialled.local, dialled.remote)
+    }
+
+    /// Leave to open a connection; `None`: something has come back that may serve instead.
+    async fn permit(&self, clusters: &Clusters) -> Result<Option<ConnectionPermit>, UpstreamFailure> {
+        let acquire = || ConnectionPermit::acquire(&self.pool.stats, self.priority);
+        if let Some(permit) = acquire() {
+            return Ok(Some(permit));
+        }
+        self.host.count(ClusterMetric::CxOverflow);
+        if self.pool.evict_idle()
+            && let Some(permit) = acquire()
+        {
+            return Ok(Some(permit));
+        }
+        let breaker = self.pool.stats.slot.breakers().of(self.priority);
+        let _wanted = Wanted::begin(breaker, &self.host);
+        clusters.wanted().notify_waiters();
+        let deadline = Instant::now() + MAX_PERMIT_WAIT;
+        loop {
+            if let Some(permit) = acquire() {
+                return Ok(Some(permit));
+            }
+            tokio::select! {
+                () = breaker.freed.notified() => {}
+                () = self.host.returned.notified(), if self.offer != Offer::Raw => return Ok(None),
+                () = tokio::time::sleep_until(deadline) => {
+                    self.host.count(ClusterMetric::CxPoolOverflow);
+                    return Err(UpstreamFailure::Overflow(Exhausted::Connections));
+                }
+            }
+        }
+    }
+}
+
+fn forget(pool: &Weak<HostPool>, connection: &Weak<Multiplexed>) {
+    if let (Some(pool), Some(connection)) = (pool.upgrade(), connection.upgrade()) {
+        pool.count(ClusterMetric::CxDestroyRemote);
+        pool.forget_http2(&connection);
+    }
+}
+
+/// A request that waits for a connection: its place in `max_pending_requests`.
+struct Pending {
+    host: Rc<HostPool>,
+    priority: Priority,
+}
+
+impl Pending {
+    fn begin(host: &Rc<HostPool>, priority: Priority) -> Result<Self, UpstreamFailure> {
+        if !host.stats.slot.slot.breakers().of(priority).pending.try_acquire() {
+            host.count(ClusterMetric::RqPendingOverflow);
+            return Err(UpstreamFailure::Overflow(Exhausted::Pending));
+        }
+        host.count(ClusterMetric::RqPendingTotal);
+        host.count(ClusterMetric::RqPendingActive);
+        Ok(Self { host: Rc::clone(host), priority })
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.host.stats.slot.block.dec(ClusterMetric::RqPendingActive);
+        self.host.stats.slot.slot.breakers().of(self.priority).pending.release();
+    }
+}
+
+/// The one request that opens an HTTP/2 connection for all.
+struct Turn {
+    host: Rc<HostPool>,
+    failure: Option<UpstreamFailure>,
+}
+
+impl Turn {
+    fn begin(host: &Rc<HostPool>) -> Self {
+        host.opening.borrow_mut().under_way = true;
+        Self { host: Rc::clone(host), failure: None }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut opening = self.host.opening.borrow_mut();
+        opening.under_way = false;
+        opening.round += 1;
+        opening.failure = self.failure.take();
+        drop(opening);
+        self.host.opened.notify_waiters();
+    }
+}
+
+/// A request that waits until a connection may be opened.
+struct Wanted<'a> {
+    breaker: &'a Breaker,
+    host: &'a HostPool,
+}
+
+impl<'a> Wanted<'a> {
+    fn begin(breaker: &'a Breaker, host: &'a HostPool) -> Self {
+        breaker.wanted.fetch_add(1, Ordering::SeqCst);
+        // Whoever releases from here on sees that it is wanted, or what it released is seen by the next attempt.
+        fence(Ordering::SeqCst);
+        host.waiting.set(host.waiting.get() + 1);
+        Self { breaker, host }
+    }
+}
+
+impl Drop for Wanted<'_> {
+    fn drop(&mut self) {
+        self.host.waiting.set(self.host.waiting.get() - 1);
+        if self.breaker.wanted.fetch_sub(1, Ordering::SeqCst) > 1 {
+            // A wake-up that was ours and is not used must not be lost.
+            self.breaker.freed.notify_one();
+        }
+        if self.host.waiting.get() > 0 {
+            self.host.returned.notify_one();
+        }
+    }
+}
+
+/// A request whose tunnels are all in use, or not attached yet.
+pub(super) struct Wait {
+    pool: Rc<SlotPool>,
+    host: Rc<HostPool>,
+    chosen: Arc<TunnelConnection>,
+    among: Vec<Arc<TunnelConnection>>,
+    agent: Option<Box<str>>,
+    priority: Priority,
+    least_request: bool,
+}
+
+impl Wait {
+    pub(super) fn new(
+        host: Rc<HostPool>,
+        chosen: Arc<TunnelConnection>,
+        among: Vec<Arc<TunnelConnection>>,
+        context: &PickContext<'_>,
+        pool: Rc<SlotPool>,
+        least_request: bool,
+    ) -> Self {
+        let agent = context.agent.map(Box::from);
+        Self { pool, host, chosen, among, agent, priority: context.priority, least_request }
+    }
+
+    pub(super) async fn exchange(self) -> Result<Checkout, UpstreamFailure> {
+        let started = Instant::now();
+        let lent = self.lent().await?;
+        let host = self.pool.host_of(lent.connection(), &self.host);
+        let checkout = Checkout::begin(host, Held::Tunnel(lent), self.priority, self.least_request)?;
+        Ok(checkout.waited(started.elapsed()))
+    }
+
+    pub(super) async fn whole(self) -> Result<TcpCheckout, UpstreamFailure> {
+        let started = Instant::now();
+        let lent = self.lent().await?;
+        let host = self.pool.host_of(lent.connection(), &self.host);
+        let checkout = TcpCheckout::tunnel(host, lent, self.priority, self.least_request)?;
+        Ok(checkout.waited(started.elapsed()))
+    }
+
+    async fn lent(&self) -> Result<Lent, UpstreamFailure> {
+        let _pending = Pending::begin(&self.host, self.priority)?;
+        let claim = self.chosen.claim();
+        let queued = self.chosen.queue().wait(self.agent.as_deref(), claim.max_queued_requests);
+        let answer: oneshot::Receiver<Lent> = queued.map_err(|Full| {
+            self.host.count(ClusterMetric::TunnelQueueOverflow);
+            UpstreamFailure::QueueFull
+        })?;
+        // One may have become free before we stood in the queue.
+        let free = |connection: &&Arc<TunnelConnection>| matches!(connection.phase(), Phase::Idle | Phase::Open);
+        for connection in self.among.iter().filter(free) {
+            connection.queue().serve(connection);
+        }
+        match tokio::time::timeout(claim.queue_timeout, answer).await {
+            Ok(Ok(lent)) => Ok(lent),
+            Ok(Err(_)) => Err(UpstreamFailure::TunnelClosed),
+            Err(_) => {
+                self.host.count(ClusterMetric::TunnelQueueTimeout);
+                Err(UpstreamFailure::QueueTimeout)
+            }
+        }
+    }
+}
+
+/// A request's own deadline comes first; this bounds one that has none.
+const MAX_PERMIT_WAIT: Duration = Duration::from_secs(60);

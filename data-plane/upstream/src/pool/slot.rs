@@ -1,0 +1,219 @@
+//! One worker's view of one cluster: its generation, its cursors, its hosts' pools.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use arc_swap::cache::Cache;
+use culvert_model::cluster::Balancer;
+use tokio::time::Instant;
+
+use super::PickContext;
+use super::checkout::{Checkout, Held, TcpCheckout};
+use super::connection::SlotStats;
+use super::dial::Offer;
+use super::host::HostPool;
+use super::open::{Open, Wait};
+use crate::balance::{Choice, Cursors, HostSet};
+use crate::failure::UpstreamFailure;
+use crate::host::Host;
+use crate::slot::{ClusterConfig, ClusterSlot, Generation};
+use crate::stats::ClusterMetric;
+use crate::tunnel::{Lent, Phase, TunnelConnection};
+
+#[derive(Debug)]
+pub(super) struct SlotPool {
+    pub(super) stats: Rc<SlotStats>,
+    generation: RefCell<Cache<Arc<ArcSwap<Generation>>, Arc<Generation>>>,
+    cursors: RefCell<Cursors>,
+    pub(super) hosts: RefCell<HashMap<u64, Rc<HostPool>, foldhash::fast::RandomState>>,
+    clock: Rc<Cell<Instant>>,
+}
+
+/// What a checkout comes to without waiting.
+pub(super) enum Step {
+    Ready(Checkout),
+    Open(Open),
+    Wait(Wait),
+}
+
+/// As [`Step`], for TCP.
+pub(super) enum TcpStep {
+    Ready(TcpCheckout),
+    Open(Open),
+    Wait(Wait),
+}
+
+/// A host with what a connection to it needs.
+struct Picked {
+    host: Rc<HostPool>,
+    least_request: bool,
+    tunnel: Option<Tunnel>,
+}
+
+enum Tunnel {
+    Lent(Lent),
+    /// None is free: those that the request may wait for.
+    Busy(Arc<TunnelConnection>, Vec<Arc<TunnelConnection>>),
+}
+
+impl SlotPool {
+    pub(super) fn new(slot: &Arc<ClusterSlot>, clock: &Rc<Cell<Instant>>) -> Rc<Self> {
+        Rc::new(Self {
+            stats: Rc::new(SlotStats { slot: Arc::clone(slot), block: slot.stats().block() }),
+            generation: RefCell::new(Cache::new(Arc::clone(slot.current()))),
+            cursors: RefCell::new(Cursors::new(fastrand::Rng::new())),
+            hosts: RefCell::default(),
+            clock: Rc::clone(clock),
+        })
+    }
+
+    pub(super) fn count(&self, metric: ClusterMetric) {
+        self.stats.block.inc(metric);
+    }
+
+    /// Whether the cluster is there.
+    pub(super) fn is_present(&self) -> bool {
+        self.generation.borrow_mut().load().config.is_some()
+    }
+
+    /// Picks a host and takes what is free of it.
+    pub(super) fn start(self: &Rc<Self>, context: &PickContext<'_>) -> Result<Step, UpstreamFailure> {
+        let picked = self.pick(context)?;
+        let offer = match picked.tunnel {
+            Some(Tunnel::Lent(lent)) => {
+                let held = Held::Tunnel(lent);
+                return Checkout::begin(picked.host, held, context.priority, picked.least_request).map(Step::Ready);
+            }
+            Some(Tunnel::Busy(first, among)) => {
+                let wait = Wait::new(picked.host, first, among, context, Rc::clone(self), picked.least_request);
+                return Ok(Step::Wait(wait));
+            }
+            None => picked.host.offer(context.downstream),
+        };
+        if let Some(held) = picked.host.reuse(offer) {
+            return Checkout::begin(picked.host, held, context.priority, picked.least_request).map(Step::Ready);
+        }
+        Ok(Step::Open(self.open(picked, offer, context)))
+    }
+
+    /// As [`Self::start`], for a connection that the caller has for itself.
+    pub(super) fn start_tcp(self: &Rc<Self>, context: &PickContext<'_>) -> Result<TcpStep, UpstreamFailure> {
+        let picked = self.pick(context)?;
+        match picked.tunnel {
+            Some(Tunnel::Lent(lent)) => {
+                TcpCheckout::tunnel(picked.host, lent, context.priority, picked.least_request).map(TcpStep::Ready)
+            }
+            Some(Tunnel::Busy(first, among)) => {
+                let wait = Wait::new(picked.host, first, among, context, Rc::clone(self), picked.least_request);
+                Ok(TcpStep::Wait(wait))
+            }
+            None => Ok(TcpStep::Open(self.open(picked, Offer::Raw, context))),
+        }
+    }
+
+    fn open(self: &Rc<Self>, picked: Picked, offer: Offer, context: &PickContext<'_>) -> Open {
+        Open {
+            pool: Rc::clone(self),
+            config: picked.host.config(),
+            host: picked.host,
+            offer,
+            priority: context.priority,
+            least_request: picked.least_request,
+        }
+    }
+
+    fn pick(&self, context: &PickContext<'_>) -> Result<Picked, UpstreamFailure> {
+        let mut cache = self.generation.borrow_mut();
+        let generation = cache.load();
+        let Some(config) = &generation.config else { return Err(UpstreamFailure::NoCluster) };
+        let hosts = &generation.hosts;
+        let mut cursors = self.cursors.borrow_mut();
+        if hosts.drops(&mut cursors.random) {
+            self.count(ClusterMetric::RqDropOverload);
+            return Err(UpstreamFailure::DropOverload);
+        }
+        let choice = self.choose(hosts, context.agent, &mut cursors)?;
+        let least_request = matches!(hosts.balancer(), Balancer::LeastRequest { .. });
+        let Some(connection) = choice.host.tunnel() else {
+            let host = self.host(choice.host, config);
+            return Ok(Picked { host, least_request, tunnel: None });
+        };
+        let (host, tunnel) = match lend_any(choice.host, connection, choice.among) {
+            Some((host, lent)) => (host, Tunnel::Lent(lent)),
+            None => {
+                self.count(ClusterMetric::TunnelQueued);
+                let among = choice.among.iter().filter_map(|host| host.tunnel()).map(Arc::clone).collect();
+                (choice.host, Tunnel::Busy(Arc::clone(connection), among))
+            }
+        };
+        let host = self.host(host, config);
+        Ok(Picked { host, least_request, tunnel: Some(tunnel) })
+    }
+
+    fn choose<'a>(
+        &self,
+        hosts: &'a HostSet,
+        agent: Option<&str>,
+        cursors: &mut Cursors,
+    ) -> Result<Choice<'a>, UpstreamFailure> {
+        let choice = match agent {
+            Some(agent) => hosts.pick_agent(agent, cursors).ok_or_else(|| self.stats.slot.agent_failure(agent)),
+            None => hosts.pick(cursors).ok_or(UpstreamFailure::NoHealthyHost),
+        };
+        match &choice {
+            Ok(choice) if choice.panic => self.count(ClusterMetric::LbHealthyPanic),
+            Ok(_) => {}
+            Err(_) => self.count(ClusterMetric::RqNoneHealthy),
+        }
+        choice
+    }
+
+    /// The worker's pool of a host, under the configuration of the moment.
+    fn host(&self, host: &Arc<Host>, config: &Arc<ClusterConfig>) -> Rc<HostPool> {
+        if let Some(pool) = self.hosts.borrow().get(&host.id()) {
+            pool.configure(config);
+            return Rc::clone(pool);
+        }
+        let pool = HostPool::new(host, &self.stats, config, &self.clock);
+        self.hosts.borrow_mut().insert(host.id(), Rc::clone(&pool));
+        pool
+    }
+
+    /// The pool of a tunnel's host, once it has been lent after a wait.
+    pub(super) fn host_of(&self, connection: &TunnelConnection, otherwise: &Rc<HostPool>) -> Rc<HostPool> {
+        let mut cache = self.generation.borrow_mut();
+        let generation = cache.load();
+        let member = generation
+            .hosts
+            .members()
+            .iter()
+            .find(|member| member.host.tunnel().is_some_and(|candidate| std::ptr::eq(&**candidate, connection)));
+        match (member, &generation.config) {
+            (Some(member), Some(config)) => self.host(&member.host, config),
+            (None, _) | (_, None) => Rc::clone(otherwise),
+        }
+    }
+
+    /// Closes an idle connection of any host, so that its place in the breaker is free; whether there was one.
+    pub(super) fn evict_idle(&self) -> bool {
+        self.hosts.borrow().values().any(|host| host.evict_idle())
+    }
+}
+
+/// The chosen tunnel if it is free, else any that is and has the same rights.
+fn lend_any<'a>(
+    chosen: &'a Arc<Host>,
+    connection: &Arc<TunnelConnection>,
+    among: &'a [Arc<Host>],
+) -> Option<(&'a Arc<Host>, Lent)> {
+    if let Some(lent) = connection.try_lend() {
+        return Some((chosen, lent));
+    }
+    among.iter().find_map(|host| {
+        let connection = host.tunnel().filter(|other| matches!(other.phase(), Phase::Idle | Phase::Open))?;
+        Some((host, connection.try_lend()?))
+    })
+}

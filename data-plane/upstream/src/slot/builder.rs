@@ -1,0 +1,339 @@
+//! What a slot's next generation is built from: configuration, endpoints, DNS answers, tunnels.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+
+use culvert_model::Name;
+use culvert_model::cluster::{Cluster, Discovery, DnsOptions};
+use culvert_model::endpoint::{Address, Endpoints, Health};
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
+
+use super::{ClusterConfig, ClusterSlot, Generation, TlsClients};
+use crate::balance::{HostSet, Member, Policy};
+use crate::clusters::Publisher;
+use crate::host::{Host, HostPlace, Target};
+use crate::tunnel::{Queue, RegisterError, TunnelClaim, TunnelConnection, TunnelEnd};
+
+/// A name and a port to be resolved.
+pub(crate) type DnsName = (Arc<str>, u16);
+
+#[derive(Debug, Default)]
+pub(super) struct Builder {
+    config: Option<Arc<ClusterConfig>>,
+    epochs: u64,
+    /// From EDS; may come before the cluster.
+    assignment: Option<Arc<Endpoints>>,
+    /// `None`: the lookup failed and never succeeded before.
+    answers: HashMap<DnsName, Option<Vec<SocketAddr>>>,
+    lookups: Lookups,
+    /// Hosts of the configuration, to keep their identity.
+    known: HashMap<Identity, Arc<Host>, foldhash::fast::RandomState>,
+    tunnels: BTreeMap<u64, Arc<Host>>,
+    agents: HashMap<Arc<str>, usize, foldhash::fast::RandomState>,
+    /// Agents that were ever here, as far as there is room.
+    seen: HashSet<Arc<str>, foldhash::fast::RandomState>,
+    sequence: u64,
+}
+
+/// Tasks that resolve names; they end when this is dropped or replaced.
+#[derive(Debug, Default)]
+struct Lookups {
+    of: Option<(Vec<DnsName>, DnsOptions)>,
+    tasks: JoinSet<()>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Identity {
+    Address(SocketAddr),
+    Name(DnsName),
+}
+
+impl Builder {
+    pub(super) fn configure(&mut self, cluster: Arc<Cluster>, tls: Option<Arc<rustls::ClientConfig>>) {
+        let same = self.config.as_ref().is_some_and(|old| old.opens_alike(&cluster, tls.as_ref()));
+        if !same {
+            self.epochs += 1;
+        }
+        if let (Some(old), Discovery::Eds { service_name, .. }) = (&self.config, &cluster.discovery)
+            && !matches!(&old.cluster.discovery, Discovery::Eds { service_name: before, .. } if before == service_name)
+        {
+            self.assignment = None;
+        }
+        let tls = tls.map(|tls| TlsClients::new(tls, cluster.protocol));
+        self.config = Some(Arc::new(ClusterConfig { cluster, tls, epoch: self.epochs }));
+    }
+
+    /// Starts, keeps or ends lookups, as the configuration says.
+    pub(super) fn resolve(&mut self, slot: &Weak<ClusterSlot>, publisher: &Publisher) {
+        let wanted = self.config.as_ref().and_then(|config| config.dns());
+        if wanted == self.lookups.of {
+            return;
+        }
+        self.lookups = Lookups::default();
+        self.answers.retain(|name, _| wanted.as_ref().is_some_and(|(names, _)| names.contains(name)));
+        if let Some((names, options)) = &wanted {
+            for name in names {
+                let lookup =
+                    crate::dns::watch(Weak::clone(slot), name.clone(), options.clone(), publisher.resolver().clone());
+                self.lookups.tasks.spawn_on(lookup, publisher.control());
+            }
+        }
+        self.lookups.of = wanted;
+    }
+
+    pub(super) fn set_assignment(&mut self, endpoints: Arc<Endpoints>) {
+        self.assignment = Some(endpoints);
+    }
+
+    /// Whether anything has changed.
+    pub(super) fn set_answer(&mut self, name: &DnsName, answer: Option<Vec<SocketAddr>>) -> bool {
+        let wanted = self.lookups.of.as_ref().is_some_and(|(names, _)| names.contains(name));
+        let before = self.answers.get(name);
+        let news = match (&answer, before) {
+            (_, None) => true,
+            (None, Some(_)) => false,
+            (Some(_), Some(before)) => *before != answer,
+        };
+        if wanted && news {
+            self.answers.insert(name.clone(), answer);
+        }
+        wanted && news
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.config = None;
+        self.assignment = None;
+        self.answers.clear();
+        self.lookups = Lookups::default();
+        for connection in self.tunnels.values().filter_map(|host| host.tunnel()) {
+            connection.drain(TunnelEnd::ClusterRemoved);
+        }
+    }
+
+    /// Whether the cluster knows its endpoints, or that its names do not resolve.
+    pub(super) fn is_warm(&self) -> bool {
+        match self.config.as_ref().map(|config| &config.cluster.discovery) {
+            None => false,
+            Some(Discovery::Static(_)) => true,
+            Some(Discovery::Eds { .. }) => self.assignment.is_some(),
+            Some(Discovery::StrictDns { .. } | Discovery::LogicalDns { .. }) => self
+                .lookups
+                .of
+                .as_ref()
+                .is_none_or(|(names, _)| names.iter().all(|name| self.answers.contains_key(name))),
+        }
+    }
+
+    pub(super) fn add_tunnel(
+        &mut self,
+        claim: TunnelClaim,
+        queue: &Arc<Queue>,
+    ) -> Result<(Arc<Host>, u64), RegisterError> {
+        if self.config.is_none() {
+            return Err(RegisterError::ClusterUnknown(claim.cluster));
+        }
+        let agent = Arc::clone(&claim.agent);
+        let count = self.agents.entry(Arc::clone(&agent)).or_default();
+        if !agent.is_empty() && *count >= claim.max_connections_per_agent {
+            return Err(RegisterError::TooManyConnections { agent, limit: claim.max_connections_per_agent });
+        }
+        *count += 1;
+        if !agent.is_empty() && self.seen.len() < MAX_SEEN {
+            self.seen.insert(Arc::clone(&agent));
+        }
+        let place = HostPlace { hostname: agent, ..HostPlace::default() };
+        let host = Host::new(Target::Tunnel(TunnelConnection::new(claim, Arc::clone(queue))), place);
+        self.tunnels.insert(host.id(), Arc::clone(&host));
+        self.sequence += 1;
+        Ok((host, self.sequence))
+    }
+
+    pub(super) fn remove_tunnel(&mut self, host: u64) -> bool {
+        let Some(host) = self.tunnels.remove(&host) else { return false };
+        host.set_gone();
+        if let Some(count) = self.agents.get_mut(host.hostname()) {
+            *count -= 1;
+            if *count == 0 {
+                self.agents.remove(host.hostname());
+            }
+        }
+        self.sequence += 1;
+        true
+    }
+
+    pub(super) fn tunnels(&self) -> impl Iterator<Item = &Arc<Host>> {
+        self.tunnels.values()
+    }
+
+    pub(super) fn has_seen(&self, agent: &str) -> bool {
+        self.seen.contains(agent)
+    }
+
+    pub(super) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Builds a generation from all of it. Costs a hash per host of the configuration and a clone per host.
+    pub(super) fn build(&mut self) -> Generation {
+        let Some(config) = self.config.clone() else {
+            self.keep(HashMap::default());
+            return Generation { config: None, hosts: HostSet::empty() };
+        };
+        let cluster = &config.cluster;
+        let endpoints = match &cluster.discovery {
+            Discovery::Static(endpoints)
+            | Discovery::StrictDns { endpoints, .. }
+            | Discovery::LogicalDns { endpoints, .. } => Some(Arc::clone(endpoints)),
+            Discovery::Eds { .. } => self.assignment.clone(),
+        };
+        let mut members = self.tunnel_members();
+        if let Some(endpoints) = &endpoints {
+            self.configured_members(endpoints, &cluster.discovery, &mut members);
+        } else {
+            self.keep(HashMap::default());
+        }
+        let factor = endpoints.as_ref().and_then(|endpoints| endpoints.overprovisioning_factor);
+        let policy = Policy {
+            balancer: cluster.balancer,
+            panic_threshold_percent: cluster.panic_threshold_percent,
+            overprovisioning_factor: factor.unwrap_or(cluster.overprovisioning_factor),
+            locality_weighted: cluster.locality_weighted,
+            drops: endpoints.iter().flat_map(|endpoints| &endpoints.drops).map(|(_, share)| *share).collect(),
+        };
+        Generation { hosts: HostSet::new(members, &policy), config: Some(config) }
+    }
+
+    /// Tunnels serve in the first priority, as one locality.
+    fn tunnel_members(&self) -> Vec<Member> {
+        self.tunnels
+            .values()
+            .filter_map(|host| host.tunnel().map(|connection| (host, connection)))
+            .filter(|(_, connection)| connection.is_live())
+            .map(|(host, connection)| Member {
+                host: Arc::clone(host),
+                weight: connection.claim().weight.max(1),
+                health: Health::Healthy,
+                priority: 0,
+                locality: usize::MAX,
+                locality_weight: Some(1),
+            })
+            .collect()
+    }
+
+    fn configured_members(&mut self, endpoints: &Endpoints, discovery: &Discovery, members: &mut Vec<Member>) {
+        let mut known = HashMap::default();
+        for (index, locality) in endpoints.localities.iter().enumerate() {
+            for endpoint in &locality.endpoints {
+                let place = HostPlace {
+                    hostname: Arc::clone(&endpoint.hostname),
+                    region: Name::clone(&locality.region),
+                    zone: Name::clone(&locality.zone),
+                    sub_zone: Name::clone(&locality.sub_zone),
+                    metadata: Arc::clone(&endpoint.metadata),
+                };
+                for (identity, address) in self.addresses(&endpoint.address, discovery) {
+                    // The same address twice: the first one counts, as in Envoy.
+                    if known.contains_key(&identity) {
+                        tracing::debug!(cluster = %endpoints.cluster, %address, "the same endpoint again, ignored");
+                        continue;
+                    }
+                    let host = self.host(&identity, address, &place);
+                    known.insert(identity, Arc::clone(&host));
+                    members.push(Member {
+                        host,
+                        weight: endpoint.weight.max(1),
+                        health: endpoint.health,
+                        priority: locality.priority,
+                        locality: index,
+                        locality_weight: locality.weight,
+                    });
+                }
+            }
+        }
+        self.keep(known);
+    }
+
+    fn addresses(&self, address: &Address, discovery: &Discovery) -> Vec<(Identity, SocketAddr)> {
+        let (host, port) = match address {
+            Address::Ip(address) => return vec![(Identity::Address(*address), *address)],
+            Address::Name { host, port } => (host, port),
+        };
+        let name = (Arc::clone(host), *port);
+        let answer = self.answers.get(&name).and_then(Option::as_deref).unwrap_or_default();
+        match discovery {
+            Discovery::LogicalDns { .. } => {
+                answer.first().map(|address| (Identity::Name(name), *address)).into_iter().collect()
+            }
+            Discovery::Static(_) | Discovery::StrictDns { .. } | Discovery::Eds { .. } => {
+                answer.iter().map(|address| (Identity::Address(*address), *address)).collect()
+            }
+        }
+    }
+
+    fn host(&self, identity: &Identity, address: SocketAddr, place: &HostPlace) -> Arc<Host> {
+        if let Some(host) = self.known.get(identity)
+            && host.place() == place
+        {
+            if let Target::Logical(current) = host.target() {
+                *current.lock() = address;
+            }
+            return Arc::clone(host);
+        }
+        let target = match identity {
+            Identity::Address(address) => Target::Fixed(*address),
+            Identity::Name(_) => Target::Logical(Mutex::new(address)),
+        };
+        Host::new(target, place.clone())
+    }
+
+    /// Replaces the known hosts; those that are not among the new ones are gone.
+    fn keep(&mut self, known: HashMap<Identity, Arc<Host>, foldhash::fast::RandomState>) {
+        for (identity, host) in std::mem::replace(&mut self.known, known) {
+            if !self.known.get(&identity).is_some_and(|kept| Arc::ptr_eq(kept, &host)) {
+                host.set_gone();
+            }
+        }
+    }
+}
+
+impl ClusterConfig {
+    /// Whether a connection opened under `self` is as good as one opened under the new configuration.
+    fn opens_alike(&self, cluster: &Cluster, tls: Option<&Arc<rustls::ClientConfig>>) -> bool {
+        let (a, b) = (&*self.cluster, cluster);
+        let same_tls = match (&self.tls, tls) {
+            (None, None) => true,
+            (Some(old), Some(new)) => Arc::ptr_eq(&old.given, new),
+            (None, Some(_)) | (Some(_), None) => false,
+        };
+        same_tls
+            && a.tls == b.tls
+            && a.protocol == b.protocol
+            && a.http1 == b.http1
+            && a.http2 == b.http2
+            && a.tcp_keepalive == b.tcp_keepalive
+            && a.source_address == b.source_address
+    }
+
+    /// Which names are to be resolved, and how.
+    fn dns(&self) -> Option<(Vec<DnsName>, DnsOptions)> {
+        let (endpoints, dns) = match &self.cluster.discovery {
+            Discovery::StrictDns { endpoints, dns } | Discovery::LogicalDns { endpoints, dns } => (endpoints, dns),
+            Discovery::Static(_) | Discovery::Eds { .. } => return None,
+        };
+        let mut names: Vec<DnsName> = Vec::new();
+        for endpoint in endpoints.localities.iter().flat_map(|locality| &locality.endpoints) {
+            if let Address::Name { host, port } = &endpoint.address {
+                let name = (Arc::clone(host), *port);
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+        }
+        Some((names, dns.clone()))
+    }
+}
+
+/// Agents whose names a cluster remembers, so that "offline" can be told from "unknown".
+const MAX_SEEN: usize = 65_536;
