@@ -4,6 +4,8 @@
 //!
 //! `CULVERT_SIM_SEEDS=n` runs n seeds (256), `CULVERT_SIM_SEED=n` replays one.
 
+#![expect(clippy::expect_used, reason = "whatever does not hold here fails the test")]
+
 #[path = "simulation/network.rs"]
 mod network;
 #[path = "simulation/world.rs"]

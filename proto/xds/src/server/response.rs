@@ -137,7 +137,7 @@ impl Response {
     pub fn to_delta(&self) -> discovery::DeltaDiscoveryResponse {
         let mut resources: Vec<_> = self.resources().into_iter().map(|resource| delta_resource(resource)).collect();
         if let Body::Delta { hollow, .. } = &self.body {
-            resources.extend(hollow.iter().map(|name| hollow_resource(name)));
+            resources.extend(hollow.iter().map(hollow_resource));
         }
         discovery::DeltaDiscoveryResponse {
             system_version_info: self.version.clone(),

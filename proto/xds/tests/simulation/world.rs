@@ -91,7 +91,7 @@ impl Shadow {
 impl World {
     pub(crate) fn new(seed: u64, verbose: bool) -> Self {
         let mut choices = Choices::new(seed);
-        let variant = if seed % 2 == 0 { Variant::Sotw } else { Variant::Delta };
+        let variant = if seed.is_multiple_of(2) { Variant::Sotw } else { Variant::Delta };
         let partial = !choices.percent(15);
         let split = choices.percent(35);
         let churn = [0, 10, 100][choices.below(3)];
