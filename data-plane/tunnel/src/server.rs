@@ -160,3 +160,6 @@ impl Refusal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

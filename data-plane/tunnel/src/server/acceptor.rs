@@ -181,7 +181,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
     /// An aside connection: graceful closes come in on it, until it ends or has been silent for [`ASIDE_IDLE`].
     /// (MOSN's agents open another one then.)
     async fn aside(&self, mut accepting: Accepting, place: AsidePlace) -> Result<Ended, Failure> {
-        let _counted = Gauge::enter(self.metrics, ServerMetric::Asides);
+        let counted = Gauge::enter(self.metrics, ServerMetric::Asides);
         loop {
             let next = tokio::select! {
                 biased;
@@ -198,7 +198,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
                     accepting
                 }
                 Ok(Opening::Claimed(claimed)) => {
-                    drop(place);
+                    drop((place, counted));
                     let pending = Pending::enter(self.acceptor, self.metrics).ok_or(Failure::PendingOverflow)?;
                     let deadline = Instant::now() + self.acceptor.config.handshake_timeout;
                     return self.join(claimed, deadline, pending).await;
@@ -237,8 +237,9 @@ impl<R: HostRegistry> Accepted<'_, R> {
         let (claim, lease, place, watch) = match registered.map_err(|_| OpeningError::Timeout)? {
             Ok(registered) => registered,
             Err(failure) => {
+                self.metrics.inc(failure.metric());
                 self.refuse(claimed, &failure, deadline).await;
-                return Err(failure);
+                return Ok(Ended::Refused);
             }
         };
         let response = Response {
@@ -303,14 +304,14 @@ impl<R: HostRegistry> Accepted<'_, R> {
             Failure::Registry(refusal) => refusal.status(),
             _ => Status::Unknown,
         };
-        if status == Status::Unknown && !claimed.init.can(CAPABILITY) {
-            return;
-        }
         tracing::info!(
             peer = ?claimed.peer.address, identity = ?claimed.peer.identity, cluster = %claimed.init.cluster_name,
             host_name = %claimed.init.host_name, policy = %claimed.init.credential_policy, reason = %failure,
             "agent refused"
         );
+        if status == Status::Unknown && !claimed.init.can(CAPABILITY) {
+            return;
+        }
         let response = Response { status, ..Response::default() };
         match timeout_at(deadline, claimed.refuse(response)).await {
             Ok(Ok(())) => {}

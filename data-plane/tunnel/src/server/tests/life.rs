@@ -1,0 +1,214 @@
+//! From the reply to the end.
+
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn success_means_routable() {
+    LocalSet::new()
+        .run_until(async {
+            let fixture = Fixture::new(config(), Vec::new());
+            fixture.registry.0.gated.set(true);
+            let mut connected = fixture.connect(AGENT);
+            connected.send(Frame::Init(init("edge"))).await;
+            let early = tokio::time::timeout(Duration::from_secs(2), connected.agent.read_u8()).await;
+            assert!(early.is_err(), "answered {early:?} before the host was published");
+            fixture.registry.0.open.notify_one();
+            assert_eq!(connected.response().await.status, Status::Success);
+            assert_eq!(fixture.diary()[0], Event::Registered("edge".into()), "published before the reply was read");
+        })
+        .await;
+}
+
+/// Publishing takes too long: nothing is left of the host.
+#[tokio::test(start_paused = true)]
+async fn the_deadline_covers_the_registration() {
+    LocalSet::new()
+        .run_until(async {
+            let fixture = Fixture::new(config(), Vec::new());
+            fixture.registry.0.gated.set(true);
+            let mut connected = fixture.connect(AGENT);
+            connected.send(Frame::Init(init("edge"))).await;
+            let started = Instant::now();
+            assert_eq!(connected.rest().await, b"");
+            assert_eq!(started.elapsed().as_secs(), 5);
+            assert_eq!(fixture.count(ServerMetric::Timeout), 1);
+            assert!(fixture.tunnels.is_empty(), "something is left");
+        })
+        .await;
+}
+
+/// Only an agent of ours takes the first byte right behind the reply.
+#[tokio::test(start_paused = true)]
+async fn the_first_byte_waits_for_stock_agents_only() {
+    LocalSet::new()
+        .run_until(async {
+            for (init, waits) in [(init("edge"), true), (capable("edge"), false)] {
+                let fixture = Fixture::new(config(), Vec::new());
+                *fixture.registry.0.greeting.borrow_mut() = b"GET".to_vec();
+                let (mut connected, _) = fixture.join(AGENT, init).await;
+                let replied = Instant::now();
+                let mut first = [0; 3];
+                connected.agent.read_exact(&mut first).await.unwrap();
+                assert_eq!(&first, b"GET");
+                let waited = replied.elapsed();
+                assert_eq!(waited >= Duration::from_millis(20), waits, "the first byte came after {waited:?}");
+            }
+        })
+        .await;
+}
+
+/// Over real TCP, to a reader that takes all there is: the reply comes alone, twenty bytes, and the request later.
+#[tokio::test]
+async fn the_reply_is_alone_in_its_segment() {
+    LocalSet::new()
+        .run_until(async {
+            let fixture = Fixture::new(config(), Vec::new());
+            *fixture.registry.0.greeting.borrow_mut() = b"GET / HTTP/1.1\r\n\r\n".to_vec();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            for round in 0..20 {
+                let mut agent = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+                let (server, peer) = listener.accept().await.unwrap();
+                let served = fixture.serve(Io::tcp(server), Peer { address: Some(peer), identity: None });
+                agent.write_all(&Frame::Init(init("edge")).encode().unwrap()).await.unwrap();
+                // A reader that is late, but not later than the 20 ms.
+                tokio::time::sleep(Duration::from_millis(round % 10)).await;
+                let mut buffer = [0; 1024];
+                let read = agent.read(&mut buffer).await.unwrap();
+                assert_eq!(
+                    &buffer[..read],
+                    b"\x20\x88\x01\x02\x02\x00\x00\x0c{\"status\":1}",
+                    "round {round}: the reply"
+                );
+                let read = agent.read(&mut buffer).await.unwrap();
+                assert_eq!(&buffer[..read], b"GET / HTTP/1.1\r\n\r\n", "round {round}: the first request");
+                drop(agent);
+                assert_eq!(served.await.unwrap(), Ended::Tunnel);
+            }
+        })
+        .await;
+}
+
+/// Over real TCP, unread bytes would make the kernel send a reset that overtakes the answer.
+#[tokio::test]
+async fn a_refusal_reaches_an_agent_that_keeps_on_sending() {
+    LocalSet::new()
+        .run_until(async {
+            let fixture = Fixture::new(config(), Vec::new());
+            fixture.registry.0.refusal.set(Some(Refusal::ClusterUnknown));
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            for round in 0..20 {
+                let mut agent = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+                let (server, peer) = listener.accept().await.unwrap();
+                let served = fixture.serve(Io::tcp(server), Peer { address: Some(peer), identity: None });
+                let mut bytes = Frame::Init(init("edge")).encode().unwrap();
+                bytes.extend_from_slice(&[b'x'; 3000]);
+                agent.write_all(&bytes).await.unwrap();
+                let mut answer = Vec::new();
+                agent.read_to_end(&mut answer).await.unwrap();
+                assert_eq!(answer, b"\x20\x88\x01\x02\x02\x00\x00\x0c{\"status\":4}", "round {round}");
+                drop(agent);
+                assert_eq!(served.await.unwrap(), Ended::Refused, "round {round}");
+            }
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lease_is_dropped_with_the_connection() {
+    LocalSet::new()
+        .run_until(async {
+            let fixture = Fixture::new(config(), Vec::new());
+            let (connected, _) = fixture.join(AGENT, capable("edge")).await;
+            tokio::task::yield_now().await;
+            let id = fixture.registry.0.claims.borrow()[0].id;
+            assert_eq!(connected.ended().await, Ended::Tunnel);
+            let expected = [Event::Registered("edge".into()), Event::Attached(id), Event::Dropped(id)];
+            assert_eq!(fixture.diary(), expected, "in this order");
+            assert!(fixture.tunnels.is_empty(), "something is left");
+            assert_eq!(fixture.count(ServerMetric::Active), 0);
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_draining_listener_drains_its_tunnels_and_takes_no_others() {
+    LocalSet::new()
+        .run_until(async {
+            let fixture = Fixture::new(config(), Vec::new());
+            let (idle, _) = fixture.join("192.0.2.1:1", capable("edge")).await;
+            let pending = fixture.connect("192.0.2.1:2");
+            tokio::task::yield_now().await;
+            let started = Instant::now();
+            fixture.trigger.start(Duration::from_secs(10));
+            assert_eq!(idle.served.await.unwrap(), Ended::Tunnel);
+            assert_eq!(pending.served.await.unwrap(), Ended::Refused, "a handshake under way");
+            let late = fixture.connect("192.0.2.1:3");
+            assert_eq!(late.served.await.unwrap(), Ended::Refused, "a new connection");
+            assert_eq!(started.elapsed(), Duration::ZERO, "nothing was in flight");
+            assert_eq!(fixture.count(ServerMetric::RefusedDraining), 2);
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_in_flight_has_until_the_drains_deadline() {
+    LocalSet::new()
+        .run_until(async {
+            let fixture = Fixture::new(config(), Vec::new());
+            fixture.registry.0.busy.set(true);
+            let (busy, _) = fixture.join(AGENT, capable("edge")).await;
+            let started = Instant::now();
+            fixture.trigger.start(Duration::from_secs(10));
+            assert_eq!(busy.served.await.unwrap(), Ended::Tunnel);
+            assert_eq!(started.elapsed().as_secs(), 10);
+            assert!(matches!(fixture.diary()[..], [.., Event::Drained(_), Event::Dropped(_)]), "{:?}", fixture.diary());
+        })
+        .await;
+}
+
+/// A graceful close sets no deadline: the agent decides how long it waits.
+#[tokio::test(start_paused = true)]
+async fn after_a_graceful_close_what_is_in_flight_goes_on() {
+    LocalSet::new()
+        .run_until(async {
+            let fixture = Fixture::new(config(), Vec::new());
+            fixture.registry.0.busy.set(true);
+            let (busy, response) = fixture.join(AGENT, capable("edge")).await;
+            let mut aside = fixture.connect("192.0.2.1:1");
+            aside
+                .send(Frame::GracefulClose(GracefulClose {
+                    addresses: None,
+                    cluster_name: "edge".into(),
+                    connection_ids: vec![response.connection_id.unwrap()],
+                }))
+                .await;
+            drop(aside.frame().await);
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+            assert!(!busy.served.is_finished(), "cut off");
+            assert!(fixture.tunnels.status()[0].draining, "shown as draining");
+            fixture.trigger.start(Duration::from_secs(1));
+            assert_eq!(busy.served.await.unwrap(), Ended::Tunnel, "the listener's drain ends it still");
+        })
+        .await;
+}
+
+/// Reconnects leave nothing behind.
+#[tokio::test(start_paused = true)]
+async fn a_thousand_reconnects_leave_nothing() {
+    LocalSet::new()
+        .run_until(async {
+            let fixture = Fixture::new(config(), Vec::new());
+            for round in 0..1000_u16 {
+                let address = format!("192.0.2.{}:{}", round % 200, 1024 + round);
+                let (connected, response) = fixture.join(&address, init("edge")).await;
+                assert_eq!(response.status, Status::Success, "round {round}");
+                assert_eq!(connected.ended().await, Ended::Tunnel, "round {round}");
+            }
+            assert!(fixture.tunnels.is_empty(), "something is left");
+            assert_eq!(fixture.count(ServerMetric::Accepted), 1000);
+            assert_eq!(fixture.count(ServerMetric::Active), 0);
+        })
+        .await;
+}
