@@ -174,3 +174,6 @@ impl Agent {
         self.config.host_name.as_deref().unwrap_or(&self.inputs.node_id)
     }
 }
+
+#[cfg(test)]
+mod tests;

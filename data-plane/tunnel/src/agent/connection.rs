@@ -49,11 +49,7 @@ impl<H: Hosting> Connection<H> {
                 break;
             }
             self.metrics.inc(AgentMetric::Lost);
-            // A connection that does not last is no success: else a server that accepts and closes is stormed.
-            if established.elapsed() >= LASTED {
-                backoff.reset();
-            }
-            let delay = backoff.next_delay();
+            let delay = after_tunnel(&mut backoff, established.elapsed());
             tracing::info!(
                 agent = %config.name, server = %self.peer.address, connection = self.index, ?delay, "tunnel ended"
             );
@@ -187,6 +183,15 @@ impl<H: Hosting> Connection<H> {
     }
 }
 
+/// How long to wait after a tunnel that lived so long. One that did not last is no success: else a server that accepts
+/// and closes would be stormed.
+pub(super) fn after_tunnel(backoff: &mut Backoff, lived: Duration) -> Duration {
+    if lived >= LASTED {
+        backoff.reset();
+    }
+    backoff.next_delay()
+}
+
 /// Counts an established connection as long as it lives.
 struct Live<'a> {
     peer: &'a Peer,
@@ -218,6 +223,6 @@ impl Drop for Live<'_> {
 }
 
 /// A connection that lived so long was a success: the back-off begins anew.
-pub(super) const LASTED: Duration = Duration::from_secs(5);
+const LASTED: Duration = Duration::from_secs(5);
 /// How long a request that the server sent before it read the graceful close may be on its way.
 const SETTLE: Duration = Duration::from_millis(500);

@@ -139,3 +139,6 @@ pub(super) async fn handshake(mut io: Io, init: &[u8], local: SocketAddr) -> Res
 
 /// Bytes that are asked for at once.
 const READ: usize = 1024;
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::Agent;
-use super::connection::LASTED;
+use super::connection::after_tunnel;
 use super::dial::{self, DialError};
 use super::peer::{Names, Peer, Phase};
 use crate::metrics::AgentMetric;
@@ -82,16 +82,14 @@ async fn keep_aside(agent: &Agent, peer: &Peer, aside: &mut Option<Io>) {
         peer.set_aside(AsideState::OnDemand);
         peer.is_capable(false).await;
         peer.any_live().await;
-        let opened = Instant::now();
+        let (opened, mut delay) = (Instant::now(), None);
         match timeout(config.connect_timeout, open(agent, peer)).await {
             Ok(Ok(io)) => {
                 peer.set_aside(AsideState::Connected);
                 let ended = wait_for_end(aside.insert(io)).await;
                 *aside = None;
                 tracing::debug!(agent = %config.name, server = %peer.address, ?ended, "aside connection ended");
-                if opened.elapsed() >= LASTED {
-                    backoff.reset();
-                }
+                delay = Some(after_tunnel(&mut backoff, opened.elapsed()));
             }
             Ok(Err(error)) => {
                 tracing::debug!(agent = %config.name, server = %peer.address, %error, "no aside connection");
@@ -99,7 +97,7 @@ async fn keep_aside(agent: &Agent, peer: &Peer, aside: &mut Option<Io>) {
             Err(_) => tracing::debug!(agent = %config.name, server = %peer.address, "no aside connection in time"),
         }
         peer.set_aside(AsideState::OnDemand);
-        sleep(backoff.next_delay()).await;
+        sleep(delay.unwrap_or_else(|| backoff.next_delay())).await;
     }
 }
 

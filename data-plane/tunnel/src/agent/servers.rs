@@ -212,3 +212,6 @@ const MAX_SERVERS: usize = 1024;
 const RESOLVE: Duration = Duration::from_secs(5);
 /// Names in an assignment.
 const ASSIGNMENT_REFRESH: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests;

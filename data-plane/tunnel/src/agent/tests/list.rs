@@ -1,0 +1,121 @@
+//! The set of peers follows the server list.
+
+use super::*;
+
+fn from_eds() -> (watch::Sender<Option<Arc<Endpoints>>>, AgentInputs, Vec<ServerSource>) {
+    let (sender, receiver) = watch::channel(None);
+    let inputs = AgentInputs { eds: vec![("servers".into(), receiver)], ..inputs() };
+    let source = culvert_model::source::ConfigSource {
+        kind: culvert_model::source::ConfigSourceKind::Ads,
+        initial_fetch_timeout: Duration::from_secs(15),
+    };
+    (sender, inputs, vec![ServerSource::Eds { service_name: "servers".into(), config: source }])
+}
+
+/// MOSN's agent starts a further set of connections with each message while a server cannot be reached.
+#[tokio::test]
+async fn the_same_list_again_and_again_dials_nothing_twice() {
+    LocalSet::new()
+        .run_until(async {
+            let server = Server::bind().await;
+            let (assignment, inputs, mut sources) = from_eds();
+            // The same server by two further sources.
+            sources.extend([fixed(server.address), fixed(server.address)]);
+            let fixture = Fixture::start(config(sources), inputs, 2);
+            let (_stream, _) = server.accept().await;
+            for _ in 0..4 {
+                assignment.send_replace(endpoints(&[server.address, server.address]));
+                sleep(Duration::from_millis(10)).await;
+            }
+            // A stock server is kept one aside connection.
+            let (_aside, _) = server.connection().await;
+            let further = timeout(Duration::from_millis(200), server.listener.accept()).await;
+            assert!(further.is_err(), "a further connection: {further:?}");
+            assert_eq!(fixture.agent.status().peers.len(), 1);
+            assert_eq!(fixture.count(AgentMetric::Servers), 1);
+        })
+        .await;
+}
+
+/// And it goes on dialling a server that left the list while it could not be reached.
+#[tokio::test]
+async fn a_server_that_leaves_the_list_is_dialled_no_more() {
+    LocalSet::new()
+        .run_until(async {
+            let unreachable = Server::bind().await;
+            let address = unreachable.address;
+            drop(unreachable);
+            let (assignment, inputs, sources) = from_eds();
+            let fixture = Fixture::start(config(sources), inputs, 2);
+            assignment.send_replace(endpoints(&[address]));
+            eventually("it is tried", || fixture.count(AgentMetric::DialFailures) > 2).await;
+            assignment.send_replace(endpoints(&[]));
+            eventually("the peer is gone", || fixture.agent.status().peers.is_empty()).await;
+            let dials = fixture.count(AgentMetric::Dials);
+            let late = TcpListener::bind(address).await.unwrap();
+            let dialled = timeout(Duration::from_millis(300), late.accept()).await;
+            assert!(dialled.is_err(), "dialled after it left the list: {dialled:?}");
+            assert_eq!(fixture.count(AgentMetric::Dials), dials);
+        })
+        .await;
+}
+
+/// The connections to a server that leaves are drained when those to the one that comes stand.
+#[tokio::test]
+async fn make_before_break() {
+    LocalSet::new()
+        .run_until(async {
+            let (old, new) = (Server::bind().await, Server::bind().await);
+            let (assignment, inputs, sources) = from_eds();
+            let fixture = Fixture::start(config(sources), inputs, 1);
+            assignment.send_replace(endpoints(&[old.address]));
+            let (mut old_stream, old_peer) = old.accept().await;
+            let (mut aside, _) = old.connection().await;
+            assignment.send_replace(endpoints(&[new.address]));
+            let (mut new_stream, _, _) = new.init().await;
+            let told = timeout(Duration::from_millis(200), aside.read_u8()).await;
+            assert!(told.is_err(), "the old server was told before the new one had answered: {told:?}");
+            answer(&mut new_stream, Status::Success).await;
+            let Frame::GracefulClose(close) = read_frame(&mut aside).await else { panic!("another frame") };
+            assert_eq!(close.addresses, Some(vec![old_peer.to_string()]));
+            assert_eq!(old_stream.read(&mut [0]).await.unwrap(), 0, "drained, then closed");
+            eventually("one peer is left", || fixture.agent.status().peers.len() == 1).await;
+            assert_eq!(fixture.agent.established(), 1);
+        })
+        .await;
+}
+
+/// Unless the new one cannot be reached: then the old one has had its time.
+#[tokio::test]
+async fn a_replacement_that_never_comes_is_not_waited_for_longer_than_a_dial() {
+    LocalSet::new()
+        .run_until(async {
+            let (old, new) = (Server::bind().await, Server::bind().await);
+            let (assignment, inputs, sources) = from_eds();
+            let config = TunnelAgent { connect_timeout: Duration::from_millis(300), ..config(sources) };
+            let fixture = Fixture::start(config, inputs, 1);
+            assignment.send_replace(endpoints(&[old.address]));
+            let (_stream, _) = old.accept().await;
+            let (mut aside, _) = old.connection().await;
+            assignment.send_replace(endpoints(&[new.address]));
+            assert!(matches!(read_frame(&mut aside).await, Frame::GracefulClose(_)), "another frame");
+            assert_eq!(fixture.agent.status().peers.len(), 2, "the new one, and the old one as it closes");
+        })
+        .await;
+}
+
+#[test]
+fn every_connection_belongs_to_one_worker() {
+    for (count, ordinal) in [(1, 0), (2, 0), (2, 1), (3, 7), (8, 5)] {
+        let peer = Peer::new(ordinal, "10.0.0.1:9".parse().unwrap(), "x".into());
+        let mut all: Vec<u32> = (0..count).flat_map(|index| peer.share(Worker { index, count }, 20)).collect();
+        all.sort_unstable();
+        assert_eq!(all, (0..20).collect::<Vec<_>>(), "{count} workers, peer {ordinal}");
+    }
+    let first = |ordinal| {
+        let peer = Peer::new(ordinal, "10.0.0.1:9".parse().unwrap(), "x".into());
+        (0..4).find(|index| peer.share(Worker { index: *index, count: 4 }, 1).next().is_some())
+    };
+    let hosts: Vec<_> = (0..4).map(first).collect();
+    assert_eq!(hosts, [Some(0), Some(1), Some(2), Some(3)], "single connections of four peers");
+}
