@@ -35,11 +35,18 @@ pub enum BindError {
     Other { address: SocketAddr, source: std::io::Error },
 }
 
-/// Binds `count` non-blocking listening sockets to one address; with port 0 they share the port that the first gets.
+/// An address that is bound for `count` sockets and not listened on yet: nobody can connect.
+#[derive(Debug)]
+pub struct Reserved {
+    sockets: Vec<Socket>,
+    address: SocketAddr,
+}
+
+/// Binds `count` non-blocking sockets to one address; with port 0 they share the port that the first gets.
 ///
 /// # Errors
 /// The address is in use, also when sockets of another process hold it that would share it, or cannot be bound.
-pub fn bind(address: SocketAddr, count: usize, options: ListenOptions) -> Result<Vec<TcpListener>, BindError> {
+pub fn reserve(address: SocketAddr, count: usize) -> Result<Reserved, BindError> {
     let fail = |source| BindError::new(address, source);
     if address.port() != 0 {
         // A socket that does not share: fails if anybody listens there, and is closed again without ever listening.
@@ -51,11 +58,35 @@ pub fn bind(address: SocketAddr, count: usize, options: ListenOptions) -> Result
     for _ in 1..count {
         sockets.push(socket(bound, Share::Yes).map_err(fail)?);
     }
-    let backlog = i32::try_from(options.backlog).unwrap_or(i32::MAX);
-    for socket in &sockets {
-        socket.listen(backlog).map_err(fail)?;
+    Ok(Reserved { sockets, address: bound })
+}
+
+impl Reserved {
+    /// With the port that was given for port 0.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
-    Ok(sockets.into_iter().map(TcpListener::from).collect())
+
+    /// From now on connections are taken, and wait to be accepted.
+    ///
+    /// # Errors
+    /// The kernel refuses, for instance because somebody else listens there by now.
+    pub fn listen(self, options: ListenOptions) -> Result<Vec<TcpListener>, BindError> {
+        let backlog = i32::try_from(options.backlog).unwrap_or(i32::MAX);
+        for socket in &self.sockets {
+            socket.listen(backlog).map_err(|source| BindError::new(self.address, source))?;
+        }
+        Ok(self.sockets.into_iter().map(TcpListener::from).collect())
+    }
+}
+
+/// [`reserve`] and [`Reserved::listen`].
+///
+/// # Errors
+/// See both.
+pub fn bind(address: SocketAddr, count: usize, options: ListenOptions) -> Result<Vec<TcpListener>, BindError> {
+    reserve(address, count)?.listen(options)
 }
 
 impl BindError {

@@ -5,11 +5,20 @@
 //! [`ApplyHandle`]. Parsing, staging, warming and precedence of sources happened before; **what arrives here replaces
 //! what has its name**, and a change that fails leaves everything as it was.
 
+mod agents;
+mod applier;
+mod clusters;
+mod listeners;
+
 use std::sync::Arc;
+use std::time::Duration;
 
 use culvert_model::Name;
 use culvert_model::resource::Resource;
 use tokio::sync::{mpsc, oneshot};
+
+pub(crate) use self::applier::{Applier, OnWorker, Parts};
+pub(crate) use self::listeners::compile_for_check;
 
 /// One step of a push.
 #[derive(Debug, Clone)]
@@ -63,7 +72,21 @@ pub struct ApplyHandle {
 /// What the applier is asked to do.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Apply { changes: Vec<Change>, answer: oneshot::Sender<Vec<Result<Applied, ApplyError>>> },
+    Apply {
+        changes: Vec<Change>,
+        answer: oneshot::Sender<Vec<Result<Applied, ApplyError>>>,
+    },
+    /// Read certificate and credential files again.
+    Reload,
+    /// Stop accepting everywhere.
+    DrainListeners {
+        within: Duration,
+        answer: oneshot::Sender<()>,
+    },
+    /// Let go of sockets and agents, and end.
+    End {
+        answer: oneshot::Sender<()>,
+    },
 }
 
 impl ApplyHandle {
@@ -81,6 +104,31 @@ impl ApplyHandle {
             return ending();
         }
         answered.await.unwrap_or_else(|_| ending())
+    }
+
+    /// Has certificate and credential files read again.
+    pub async fn reload(&self) {
+        if self.queue.send(Command::Reload).await.is_err() {
+            tracing::info!("nothing is reloaded: the process is ending");
+        }
+    }
+
+    /// Has every listener stop accepting; connections have `within` to finish.
+    pub async fn drain_listeners(&self, within: Duration) {
+        self.ask(|answer| Command::DrainListeners { within, answer }).await;
+    }
+
+    /// Lets go of every socket and stops every agent. Nothing is applied from now on.
+    pub async fn end(&self) {
+        self.ask(|answer| Command::End { answer }).await;
+    }
+
+    async fn ask(&self, command: impl FnOnce(oneshot::Sender<()>) -> Command) {
+        let (answer, answered) = oneshot::channel();
+        // An applier that is gone has nothing left to do.
+        if self.queue.send(command(answer)).await.is_ok() {
+            drop(answered.await);
+        }
     }
 
     /// One change.

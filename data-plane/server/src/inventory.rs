@@ -63,6 +63,15 @@ impl Inventory {
         self.change(type_url, name, |entry| entry.refused = Some((given, reason)));
     }
 
+    /// What was refused is in force after all: its address has become free.
+    pub fn recovered(&self, type_url: &str, name: &Name) {
+        self.change(type_url, name, |entry| {
+            if let Some((given, _)) = entry.refused.take() {
+                *entry = Entry { active: Some(given), ..Entry::default() };
+            }
+        });
+    }
+
     /// The resource is gone.
     pub fn removed(&self, type_url: &str, name: &str) {
         if let Some(entries) = self.types.lock().get_mut(type_url) {

@@ -53,6 +53,16 @@ pub enum SanKind {
 }
 
 impl Trust {
+    /// Whether configurations can be built from it.
+    ///
+    /// # Errors
+    /// The roots or the revocation list are not what they should be.
+    pub fn check(&self) -> Result<(), TlsError> {
+        self.root_store()?;
+        self.crls()?;
+        Ok(())
+    }
+
     pub(super) fn root_store(&self) -> Result<RootCertStore, TlsError> {
         let mut store = RootCertStore::empty();
         match &self.roots {

@@ -1,0 +1,67 @@
+//! Who may ask: not a web page of somebody else's.
+
+use std::net::IpAddr;
+
+use http::{Method, Request, header};
+
+/// Refuses a request whose `host` is a name that others control (DNS rebinding), and a POST that a page of another origin
+/// sent.
+///
+/// # Errors
+/// What to do instead.
+pub(super) fn check<B>(request: &Request<B>) -> Result<(), &'static str> {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
+    if !is_ours(host) {
+        return Err("the host of this request is not this machine; ask for it by address or as localhost\n");
+    }
+    let origin = request.headers().get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
+    if request.method() == Method::POST
+        && let Some(origin) = origin
+        && origin.split_once("://").is_none_or(|(_, authority)| authority != host)
+    {
+        return Err("this request comes from a page of another origin\n");
+    }
+    Ok(())
+}
+
+/// An address, `localhost`, or nothing.
+fn is_ours(authority: &str) -> bool {
+    let host = match authority.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').map_or(rest, |(host, _)| host),
+        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+    };
+    let name = host.trim_end_matches('.').to_ascii_lowercase();
+    host.is_empty() || host.parse::<IpAddr>().is_ok() || name == "localhost" || name.ends_with(".localhost")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(method: &str, host: &str, origin: Option<&str>) -> Request<()> {
+        let builder = Request::builder().method(method).uri("/ready").header("host", host);
+        origin.iter().fold(builder, |builder, origin| builder.header("origin", *origin)).body(()).unwrap()
+    }
+
+    #[test]
+    fn foreign_names_and_foreign_pages_are_refused() {
+        let cases = [
+            ("GET", "127.0.0.1:9901", None, true),
+            ("GET", "[::1]:9901", None, true),
+            ("GET", "localhost:9901", None, true),
+            ("GET", "LOCALHOST", None, true),
+            ("GET", "", None, true),
+            ("GET", "evil.example:9901", None, false),
+            ("GET", "127.0.0.1.evil.example", None, false),
+            ("GET", "notlocalhost", None, false),
+            ("POST", "127.0.0.1:9901", None, true),
+            ("POST", "127.0.0.1:9901", Some("http://127.0.0.1:9901"), true),
+            ("POST", "127.0.0.1:9901", Some("http://evil.example"), false),
+            ("POST", "127.0.0.1:9901", Some("null"), false),
+        ];
+        for (method, host, origin, expected) in cases {
+            let allowed = check(&request(method, host, origin)).is_ok();
+            assert_eq!(allowed, expected, "{method} with host {host:?} and origin {origin:?}");
+        }
+    }
+}

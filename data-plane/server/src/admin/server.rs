@@ -1,0 +1,109 @@
+//! The socket of the admin interface, and the HTTP around its pages.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use culvert_runtime::sockets::{self, BindError, ListenOptions};
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use super::pages::Page;
+use super::{Admin, guard};
+
+/// A bound admin address.
+#[derive(Debug)]
+pub struct AdminSocket {
+    listener: std::net::TcpListener,
+    address: SocketAddr,
+}
+
+impl AdminSocket {
+    /// Binds and listens.
+    ///
+    /// # Errors
+    /// The address is in use or cannot be bound.
+    pub fn bind(address: SocketAddr) -> Result<Self, BindError> {
+        let listener = sockets::bind(address, 1, ListenOptions { backlog: 128 })?.pop();
+        let listener = listener.ok_or(BindError::InUse(address))?;
+        let address = listener.local_addr().unwrap_or(address);
+        Ok(Self { listener, address })
+    }
+
+    /// Serves until the process ends; returns the address, with its port.
+    pub fn serve(self, admin: Arc<Admin>) -> SocketAddr {
+        let address = self.address;
+        if !address.ip().is_loopback() {
+            tracing::warn!(%address, "the admin interface is not on loopback: whoever reaches it may stop this process");
+        }
+        tokio::spawn(async move {
+            match TcpListener::from_std(self.listener) {
+                Ok(listener) => accept(listener, admin).await,
+                Err(error) => tracing::error!(%error, "the admin interface cannot serve"),
+            }
+        });
+        address
+    }
+}
+
+async fn accept(listener: TcpListener, admin: Arc<Admin>) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let admin = Arc::clone(&admin);
+                tokio::spawn(async move {
+                    connection(stream, admin).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the admin interface cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, admin: Arc<Admin>) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let admin = Arc::clone(&admin);
+        async move { Ok::<_, Infallible>(answer(&admin, &request).await) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIME)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "an admin connection failed");
+    }
+}
+
+async fn answer(admin: &Admin, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let page = match guard::check(request) {
+        Ok(()) => admin.page(request.method(), request.uri().path(), request.uri().query().unwrap_or("")).await,
+        Err(refusal) => Page::text(StatusCode::FORBIDDEN, refusal),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(page.body)));
+    *response.status_mut() = page.status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(page.content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, max-age=0"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+const MAX_CONNECTIONS: usize = 64;
+const MAX_HEAD: usize = 16 << 10;
+const HEADER_TIME: Duration = Duration::from_secs(10);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -1,0 +1,29 @@
+//! `/tunnels`: registered connections on the server's side, agents and what they dial on the other.
+
+use serde_json::{Value, json};
+
+use crate::stats::Looked;
+
+pub(super) fn json(looked: &Looked) -> Value {
+    let agents: Vec<_> = looked.overview.agents.lock().values().map(|agent| agent.status()).collect();
+    let hosts: Vec<Value> = looked
+        .process
+        .clusters
+        .tunnels()
+        .iter()
+        .map(|tunnel| {
+            json!({
+                "cluster": &*tunnel.cluster,
+                "agent": &*tunnel.agent,
+                "peer": tunnel.peer.map(|peer| peer.to_string()),
+                "weight": tunnel.weight,
+                "protocol": format!("{:?}", tunnel.protocol),
+                "state": tunnel.state,
+                "requests": tunnel.requests,
+                "active": tunnel.active,
+                "age_seconds": tunnel.age.as_secs(),
+            })
+        })
+        .collect();
+    json!({ "connections": looked.overview.tunnels.status(), "hosts": hosts, "agents": agents })
+}

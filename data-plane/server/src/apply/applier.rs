@@ -1,0 +1,237 @@
+//! The one task that changes what is in force.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_model::Name;
+use culvert_model::endpoint::Endpoints;
+use culvert_model::resource::Resource;
+use culvert_model::route::RouteConfiguration;
+use culvert_proxy::{Process, RouteSlot, RouteTable, TunnelHosting, Worker};
+use culvert_runtime::files::FileWatcher;
+use culvert_runtime::telemetry::Block;
+use culvert_runtime::workers::Workers;
+use culvert_upstream::ClusterSlot;
+use tokio::sync::{mpsc, watch};
+
+use super::agents::Agents;
+use super::clusters::ClusterEntry;
+use super::listeners::Listeners;
+use super::{Applied, ApplyError, Change, Command, Kind};
+use crate::inventory::Inventory;
+use crate::overview::Overview;
+use crate::secrets::Secrets;
+use crate::stats::ManagerMetric;
+
+/// What a worker thread has.
+#[derive(Debug)]
+pub(crate) struct OnWorker {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) hosting: TunnelHosting,
+}
+
+/// Everything that is in force, and the means to change it.
+#[derive(Debug)]
+pub(crate) struct Applier {
+    pub(super) process: Arc<Process>,
+    pub(super) workers: Arc<Workers<OnWorker>>,
+    pub(super) overview: Arc<Overview>,
+    pub(super) inventory: Inventory,
+    pub(super) secrets: Secrets,
+    pub(super) clusters: HashMap<Name, ClusterEntry>,
+    pub(super) listeners: Listeners,
+    pub(super) agents: Agents,
+    /// Assignments by service name, for clusters and agents that come later.
+    pub(super) endpoints: HashMap<Name, Arc<Endpoints>>,
+    /// Assignments that agents look at.
+    pub(super) assignments: HashMap<Name, watch::Sender<Option<Arc<Endpoints>>>>,
+    /// Keeps the slots of route configurations whose listeners are still to come.
+    routes: HashMap<Name, Arc<RouteSlot>>,
+    pub(super) metrics: Block<ManagerMetric>,
+    pub(super) node_id: Arc<str>,
+    /// How long connections of what is replaced may take to finish.
+    pub(super) drain_time: Duration,
+}
+
+/// What an applier is made of.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) process: Arc<Process>,
+    pub(crate) workers: Arc<Workers<OnWorker>>,
+    pub(crate) overview: Arc<Overview>,
+    pub(crate) inventory: Inventory,
+    pub(crate) secrets: Secrets,
+    pub(crate) metrics: Block<ManagerMetric>,
+    pub(crate) node_id: Arc<str>,
+    pub(crate) drain_time: Duration,
+}
+
+impl Applier {
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self {
+            process: parts.process,
+            workers: parts.workers,
+            overview: parts.overview,
+            inventory: parts.inventory,
+            secrets: parts.secrets,
+            clusters: HashMap::new(),
+            listeners: Listeners::default(),
+            agents: Agents::default(),
+            endpoints: HashMap::new(),
+            assignments: HashMap::new(),
+            routes: HashMap::new(),
+            metrics: parts.metrics,
+            node_id: parts.node_id,
+            drain_time: parts.drain_time,
+        }
+    }
+
+    /// Carries out commands until the process ends, and watches the files that configurations were built from.
+    pub(crate) async fn run(mut self, mut queue: mpsc::Receiver<Command>, files: FileWatcher) {
+        let mut paths = self.paths();
+        let mut changes = files.watch(paths.iter().cloned().collect(), FILE_QUIET);
+        loop {
+            tokio::select! {
+                // Commands first: a flood of file events must not hold a push back.
+                biased;
+                command = queue.recv() => match command {
+                    Some(Command::Apply { changes, answer }) => drop(answer.send(self.apply(changes).await)),
+                    Some(Command::Reload) => self.refresh().await,
+                    Some(Command::DrainListeners { within, answer }) => {
+                        self.drain_listeners(within);
+                        drop(answer.send(()));
+                    }
+                    Some(Command::End { answer }) => {
+                        self.end();
+                        drop(answer.send(()));
+                        return;
+                    }
+                    None => return,
+                },
+                () = changes.changed() => {
+                    tracing::info!("certificate or credential files have changed");
+                    self.refresh().await;
+                }
+                () = self.listeners.retry_due() => self.retry_listeners().await,
+            }
+            let now = self.paths();
+            if now != paths {
+                paths = now;
+                changes = files.watch(paths.iter().cloned().collect(), FILE_QUIET);
+            }
+        }
+    }
+
+    /// Applies changes in their order.
+    pub(crate) async fn apply(&mut self, changes: Vec<Change>) -> Vec<Result<Applied, ApplyError>> {
+        // Their addresses may be taken over by listeners that come in the same push.
+        self.listeners.leaving = changes
+            .iter()
+            .filter(|change| matches!(change, Change::Remove { kind: Kind::Listener, .. }))
+            .map(|change| change.target().1)
+            .collect();
+        let mut answers = Vec::with_capacity(changes.len());
+        for change in changes {
+            let (kind, name) = change.target();
+            let answer = match change {
+                Change::Set(resource) => self.set(resource).await,
+                Change::Remove { kind, name } => {
+                    self.remove(kind, &name).await;
+                    Ok(Applied::Active)
+                }
+            };
+            match &answer {
+                Ok(Applied::Active) => tracing::debug!(?kind, %name, "applied"),
+                Ok(Applied::Warming(awaited)) => tracing::info!(?kind, %name, ?awaited, "waits"),
+                Err(error) => tracing::warn!(?kind, %name, %error, "refused; what was in force stays"),
+            }
+            answers.push(answer);
+        }
+        self.listeners.leaving.clear();
+        answers
+    }
+
+    /// Applies resources that were checked before: what fails all the same is logged.
+    pub(crate) async fn set_all(&mut self, resources: impl Iterator<Item = Resource>) {
+        drop(self.apply(resources.map(Change::Set).collect()).await);
+    }
+
+    /// The place of a cluster.
+    pub(crate) fn cluster_slot(&self, name: &str) -> Arc<ClusterSlot> {
+        self.process.clusters.slot(name)
+    }
+
+    async fn set(&mut self, resource: Resource) -> Result<Applied, ApplyError> {
+        match resource {
+            Resource::Secret(secret) => {
+                crate::tls::check_secret(&secret)?;
+                self.secrets.set(secret);
+                self.refresh().await;
+                Ok(Applied::Active)
+            }
+            Resource::Cluster(cluster) => self.set_cluster(cluster),
+            Resource::Endpoints(endpoints) => {
+                self.set_endpoints(&endpoints);
+                Ok(Applied::Active)
+            }
+            Resource::Routes(routes) => self.set_routes(routes),
+            Resource::Listener(listener) => self.set_listener(listener).await,
+            Resource::Agent(agent) => self.set_agent(agent).await,
+        }
+    }
+
+    async fn remove(&mut self, kind: Kind, name: &Name) {
+        match kind {
+            Kind::Secret => self.secrets.remove(name),
+            Kind::Cluster => self.remove_cluster(name),
+            // The hosts of a cluster stay until it gets others or is removed itself.
+            Kind::Endpoints => drop(self.endpoints.remove(name)),
+            Kind::Routes => {
+                self.routes.remove(name);
+                self.process.routes.prune();
+            }
+            Kind::Listener => self.remove_listener(name),
+            Kind::Agent => self.remove_agent(name),
+        }
+    }
+
+    fn set_routes(&mut self, routes: Arc<RouteConfiguration>) -> Result<Applied, ApplyError> {
+        let name = Arc::clone(&routes.name);
+        let table = RouteTable::compile(routes, &self.process.clusters)?;
+        let slot = self.process.routes.slot(&name);
+        // The table before is freed here and not on a worker, if no request holds it.
+        drop(slot.publish(table));
+        self.routes.insert(name, slot);
+        Ok(Applied::Active)
+    }
+
+    /// Looks again at everything that was built from files and secrets, and completes what waited for them.
+    pub(crate) async fn refresh(&mut self) {
+        self.refresh_clusters();
+        self.refresh_agents();
+        self.refresh_listeners().await;
+    }
+
+    /// The files that configurations are built from.
+    fn paths(&self) -> BTreeSet<PathBuf> {
+        let mut paths = BTreeSet::new();
+        self.cluster_files(&mut paths);
+        self.agent_files(&mut paths);
+        self.listener_files(&mut paths);
+        paths
+    }
+
+    /// Lets go of the sockets and of the agents: the process's drain begins.
+    fn end(&mut self) {
+        self.listeners.release();
+        for name in self.agents.names() {
+            self.remove_agent(&name);
+        }
+    }
+}
+
+/// How long certificate files must be left alone before they are read: chain and key are two files.
+const FILE_QUIET: Duration = Duration::from_millis(200);

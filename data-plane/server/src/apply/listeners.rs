@@ -1,0 +1,358 @@
+//! Listeners: their sockets, their generations, and those that wait for a secret or for their address.
+//!
+//! **A listener whose address did not change keeps its sockets**: only its filter chains are swapped. We hold a handle of
+//! every socket besides the accept loops', so that a listener of another name can take over the address of one that
+//! is removed in the same push; it is let go before a listener drains.
+
+mod inputs;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_api::type_url;
+use culvert_model::Name;
+use culvert_model::listener::Listener;
+use culvert_proxy::{FilterChains, ListenerSlot, Process, serve_listener};
+use culvert_runtime::backoff::Backoff;
+use culvert_runtime::sockets::{self, BindError, ListenOptions, Reserved};
+use culvert_runtime::workers::Workers;
+use tokio::time::Instant;
+
+use self::inputs::Prepared;
+pub(crate) use self::inputs::{Credentials, TlsUse};
+use super::applier::{Applier, OnWorker};
+use super::{Applied, ApplyError};
+use crate::overview::{ListenerView, Overview};
+use crate::secrets::Secrets;
+use crate::stats::ManagerMetric;
+
+/// All listeners.
+#[derive(Debug, Default)]
+pub(crate) struct Listeners {
+    running: HashMap<Name, Running>,
+    /// Addresses that were bound ahead of their listeners: all static ones are, before the first is started.
+    reserved: HashMap<Name, Reserved>,
+    /// Listeners that the push under way removes.
+    pub(super) leaving: HashSet<Name>,
+    /// Refused because their address is in use.
+    retries: HashMap<Name, Retry>,
+    /// TLS contexts in use by filter chains.
+    tls: Vec<TlsUse>,
+    /// Tunnel filters in use, with the credentials that they were given.
+    credentials: Vec<Credentials>,
+}
+
+#[derive(Debug)]
+struct Running {
+    slot: Arc<ListenerSlot>,
+    /// As configured.
+    address: Option<SocketAddr>,
+    sockets: Sockets,
+    /// The next generation, until its secrets are there.
+    warming: Option<Arc<FilterChains>>,
+}
+
+/// What a listener holds of its address.
+#[derive(Debug)]
+enum Sockets {
+    /// It has no address, or has let go of it.
+    None,
+    /// Bound; nothing is accepted before the first generation is there.
+    Reserved(Reserved),
+    /// Another handle of every socket that workers accept from.
+    Serving(Vec<TcpListener>),
+}
+
+#[derive(Debug)]
+struct Retry {
+    listener: Arc<Listener>,
+    backoff: Backoff,
+    at: Instant,
+}
+
+impl Listeners {
+    /// Lets go of every socket; accept loops still have theirs.
+    pub(super) fn release(&mut self) {
+        self.reserved.clear();
+        self.retries.clear();
+        for running in self.running.values_mut() {
+            running.sockets = Sockets::None;
+        }
+    }
+
+    /// Returns when an address that was in use should be tried again; never, if there is none.
+    pub(super) async fn retry_due(&self) {
+        match self.retries.values().map(|retry| retry.at).min() {
+            Some(at) => tokio::time::sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Applier {
+    /// Binds the addresses of all `listeners` before any of them is started.
+    ///
+    /// # Errors
+    /// Every address that cannot be bound.
+    pub(crate) fn reserve(&mut self, listeners: &[Arc<Listener>]) -> Result<(), Vec<(Name, BindError)>> {
+        let mut errors = Vec::new();
+        for listener in listeners {
+            if let Some(address) = listener.address {
+                match sockets::reserve(address, self.workers.len()) {
+                    Ok(reserved) => drop(self.listeners.reserved.insert(Arc::clone(&listener.name), reserved)),
+                    Err(error) => errors.push((Arc::clone(&listener.name), error)),
+                }
+            }
+        }
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    pub(super) async fn set_listener(&mut self, listener: Arc<Listener>) -> Result<Applied, ApplyError> {
+        self.listeners.retries.remove(&listener.name);
+        let result = self.try_listener(Arc::clone(&listener)).await;
+        match &result {
+            Err(ApplyError::Bind(_)) => self.retry_later(listener, Backoff::new(RETRY_BASE, RETRY_MAX)),
+            Ok(Applied::Active | Applied::Warming(_)) => {}
+            Err(_) => self.metrics.inc(ManagerMetric::ListenerCreateFailure),
+        }
+        result
+    }
+
+    async fn try_listener(&mut self, listener: Arc<Listener>) -> Result<Applied, ApplyError> {
+        let name = Arc::clone(&listener.name);
+        let same_place = self.listeners.running.get(&name).filter(|running| running.address == listener.address);
+        let (slot, sockets) = match same_place {
+            Some(running) => (Arc::clone(&running.slot), None),
+            None => {
+                let sockets = self.sockets_for(&listener)?;
+                (ListenerSlot::new(Arc::clone(&name), listener.address, &self.process), Some(sockets))
+            }
+        };
+        let prepared = Prepared::new(&listener, &slot, &self.secrets)?;
+        let chains = prepared.compile(listener, &slot, &self.process, &self.overview, &mut self.listeners)?;
+        let existed = self.listeners.running.contains_key(&name);
+        if let Some(sockets) = sockets {
+            let running =
+                Running { slot: Arc::clone(&slot), address: chains.listener().address, sockets, warming: None };
+            if let Some(before) = self.listeners.running.insert(Arc::clone(&name), running) {
+                // Make before break: it drains once its successor serves or waits.
+                drop(before.sockets);
+                before.slot.drain(self.drain_time);
+            }
+            self.process.listeners.insert(slot);
+        }
+        self.metrics.inc(if existed { ManagerMetric::ListenerModified } else { ManagerMetric::ListenerAdded });
+        if chains.is_warm() {
+            self.activate(&name, chains).await?;
+            return Ok(Applied::Active);
+        }
+        let awaited: Vec<String> = prepared.awaited.iter().map(|secret| format!("secret {secret}")).collect();
+        if let Some(running) = self.listeners.running.get_mut(&name) {
+            running.warming = Some(chains);
+        }
+        self.show(&name, awaited.clone());
+        Ok(Applied::Warming(awaited))
+    }
+
+    /// Sockets for an address that the listener does not have yet.
+    fn sockets_for(&mut self, listener: &Listener) -> Result<Sockets, BindError> {
+        let Some(address) = listener.address else { return Ok(Sockets::None) };
+        if let Some(reserved) = self.listeners.reserved.remove(&listener.name) {
+            return Ok(Sockets::Reserved(reserved));
+        }
+        let leaving = self.listeners.running.iter().find(|(name, running)| {
+            self.listeners.leaving.contains(*name) && running.address == Some(address) && address.port() != 0
+        });
+        if let Some((_, Running { sockets: Sockets::Serving(held), .. })) = leaving {
+            let taken: Result<Vec<_>, _> = held.iter().map(TcpListener::try_clone).collect();
+            return taken.map(Sockets::Serving).map_err(|source| BindError::Other { address, source });
+        }
+        sockets::reserve(address, self.workers.len()).map(Sockets::Reserved)
+    }
+
+    /// Puts a generation in force; with the first one the workers begin to accept.
+    async fn activate(&mut self, name: &Name, chains: Arc<FilterChains>) -> Result<(), ApplyError> {
+        let Some(running) = self.listeners.running.get_mut(name) else { return Ok(()) };
+        running.warming = None;
+        let first = running.slot.current().is_none();
+        let backlog = chains.listener().tcp_backlog;
+        let slot = Arc::clone(&running.slot);
+        // The generation before is freed here and not on a worker, if no connection holds it.
+        drop(slot.publish(chains, self.drain_time));
+        if first {
+            let sockets = match std::mem::replace(&mut running.sockets, Sockets::None) {
+                Sockets::Reserved(reserved) => reserved.listen(ListenOptions { backlog })?,
+                Sockets::Serving(taken_over) => taken_over,
+                Sockets::None => Vec::new(),
+            };
+            let held = accept(&self.workers, &slot, sockets).await;
+            if let Some(running) = self.listeners.running.get_mut(name) {
+                running.sockets = Sockets::Serving(held);
+            }
+        }
+        self.show(name, Vec::new());
+        Ok(())
+    }
+
+    pub(super) fn remove_listener(&mut self, name: &Name) {
+        self.listeners.retries.remove(name);
+        self.listeners.reserved.remove(name);
+        let Some(running) = self.listeners.running.remove(name) else { return };
+        self.process.listeners.remove(name);
+        self.overview.listeners.lock().remove(name);
+        self.metrics.inc(ManagerMetric::ListenerRemoved);
+        drop(running.sockets);
+        running.slot.drain(self.drain_time);
+        let drain = self.process.drain.block();
+        tokio::spawn(async move {
+            running.slot.drained().await;
+            tracing::info!(listener = %running.slot.name(), "drained and gone");
+            drop(drain);
+        });
+    }
+
+    /// Stops accepting everywhere; connections have `within` to finish. Listeners stay known, and come back with the
+    /// next change of theirs.
+    pub(super) fn drain_listeners(&mut self, within: Duration) {
+        let names: Vec<Name> = self.listeners.running.keys().cloned().collect();
+        for name in names {
+            if let Some(running) = self.listeners.running.remove(&name) {
+                drop(running.sockets);
+                running.slot.drain(within);
+                self.show(&name, Vec::new());
+            }
+        }
+    }
+
+    pub(super) async fn retry_listeners(&mut self) {
+        let now = Instant::now();
+        let due: Vec<Name> = self
+            .listeners
+            .retries
+            .iter()
+            .filter(|(_, retry)| retry.at <= now)
+            .map(|(name, _)| Arc::clone(name))
+            .collect();
+        for name in due {
+            let Some(retry) = self.listeners.retries.remove(&name) else { continue };
+            match self.try_listener(Arc::clone(&retry.listener)).await {
+                Ok(_) => {
+                    tracing::info!(listener = %name, "its address is free now");
+                    self.inventory.recovered(type_url::LISTENER, &name);
+                }
+                Err(ApplyError::Bind(_)) => self.retry_later(retry.listener, retry.backoff),
+                Err(error) => tracing::warn!(listener = %name, %error, "refused; what was in force stays"),
+            }
+        }
+    }
+
+    fn retry_later(&mut self, listener: Arc<Listener>, mut backoff: Backoff) {
+        self.metrics.inc(ManagerMetric::ListenerCreateFailure);
+        // Never at once: half of the delay is fixed.
+        let at = Instant::now() + backoff.ceiling() / 2 + backoff.next_delay() / 2;
+        self.listeners.retries.insert(Arc::clone(&listener.name), Retry { listener, backoff, at });
+    }
+
+    /// A file or a secret has changed: certificates and credentials rotate, and what waited may begin.
+    pub(super) async fn refresh_listeners(&mut self) {
+        self.listeners.tls.retain(TlsUse::is_in_use);
+        for tls in &mut self.listeners.tls {
+            if let Err(error) = tls.refresh(&self.secrets, &self.overview) {
+                self.metrics.inc(ManagerMetric::TlsUpdateRejected);
+                let listener = &tls.listener;
+                tracing::warn!(%listener, %error, "new TLS material cannot be used; the old stays in force");
+            }
+        }
+        self.listeners.credentials.retain(Credentials::is_in_use);
+        for credentials in &self.listeners.credentials {
+            if let Err(error) = credentials.refresh() {
+                self.metrics.inc(ManagerMetric::TlsUpdateRejected);
+                tracing::warn!(%error, "new tunnel credentials cannot be used; the old stay in force");
+            }
+        }
+        let warming = self.listeners.running.iter().filter_map(|(name, running)| {
+            let chains = running.warming.as_ref().filter(|chains| chains.is_warm())?;
+            Some((Arc::clone(name), Arc::clone(chains)))
+        });
+        for (name, chains) in warming.collect::<Vec<_>>() {
+            match self.activate(&name, chains).await {
+                Ok(()) => tracing::info!(listener = %name, "its secrets are there; it serves"),
+                Err(error) => tracing::error!(listener = %name, %error, "it cannot serve"),
+            }
+        }
+    }
+
+    pub(super) fn listener_files(&self, paths: &mut BTreeSet<PathBuf>) {
+        for tls in self.listeners.tls.iter().filter(|tls| tls.is_in_use()) {
+            paths.extend(tls.files(&self.secrets));
+        }
+        for credentials in self.listeners.credentials.iter().filter(|credentials| credentials.is_in_use()) {
+            paths.extend(credentials.files());
+        }
+    }
+
+    /// Says how the listener stands.
+    fn show(&self, name: &Name, awaiting: Vec<String>) {
+        let mut listeners = self.overview.listeners.lock();
+        let Some(running) = self.listeners.running.get(name) else {
+            listeners.remove(name);
+            return;
+        };
+        let bound = match &running.sockets {
+            Sockets::Serving(sockets) => sockets.first().and_then(|socket| socket.local_addr().ok()),
+            Sockets::Reserved(reserved) => Some(reserved.address()),
+            Sockets::None => None,
+        };
+        let active = running.slot.current().is_some();
+        listeners.insert(Arc::clone(name), ListenerView { bound, active, awaiting });
+    }
+}
+
+/// Starts the accept loops; returns another handle of each socket.
+async fn accept(workers: &Workers<OnWorker>, slot: &Arc<ListenerSlot>, sockets: Vec<TcpListener>) -> Vec<TcpListener> {
+    let mut held = Vec::with_capacity(sockets.len());
+    for (index, socket) in sockets.into_iter().enumerate() {
+        match socket.try_clone() {
+            Ok(clone) => held.push(clone),
+            Err(error) => tracing::warn!(%error, "the listener's address cannot be handed over later"),
+        }
+        let slot = Arc::clone(slot);
+        let name = Arc::clone(slot.name());
+        let started = workers.run(index, move |state| {
+            let worker = Rc::clone(&state.worker);
+            tokio::task::spawn_local(async move {
+                if let Err(error) = serve_listener(worker, socket, Arc::clone(&slot)).await {
+                    tracing::error!(listener = %slot.name(), %error, "a worker does not accept");
+                }
+            });
+        });
+        if let Err(error) = started.await {
+            tracing::error!(listener = %name, %error, "a worker does not accept");
+        }
+    }
+    held
+}
+
+/// Compiles a listener for nothing but its errors.
+///
+/// # Errors
+/// What the listener would be refused for.
+pub(crate) fn compile_for_check(
+    listener: &Arc<Listener>,
+    slot: &ListenerSlot,
+    process: &Process,
+    overview: &Overview,
+    secrets: &Secrets,
+) -> Result<(), ApplyError> {
+    let prepared = Prepared::new(listener, slot, secrets)?;
+    prepared.compile(Arc::clone(listener), slot, process, overview, &mut Listeners::default())?;
+    Ok(())
+}
+
+/// Delays before an address that is in use is tried again.
+const RETRY_BASE: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(30);

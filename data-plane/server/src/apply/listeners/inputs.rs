@@ -1,0 +1,170 @@
+//! What compiling a listener's filter chains takes from files and secrets, and how it follows their changes.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+
+use culvert_model::Name;
+use culvert_model::listener::{FilterChain, Listener};
+use culvert_model::tls::DownstreamTls;
+use culvert_model::tunnel::TunnelServer;
+use culvert_proxy::listener::CompileError;
+use culvert_proxy::{ChainInputs, FilterChains, ListenerSlot, Process, SourceError, TlsSlot, read_source};
+use culvert_tunnel::server::{Acceptor, Tokens, Tunnels};
+
+use super::Listeners;
+use crate::overview::{CertificateView, Overview};
+use crate::secrets::Secrets;
+use crate::tls::{Gathered, Material, MaterialError, files, gather, source_files};
+
+/// A TLS context of a filter chain in force.
+#[derive(Debug)]
+pub(crate) struct TlsUse {
+    pub(super) listener: Name,
+    context: Arc<DownstreamTls>,
+    slot: Weak<TlsSlot>,
+    /// Of what its configuration was built from.
+    digest: Option<u128>,
+}
+
+impl TlsUse {
+    pub(super) fn is_in_use(&self) -> bool {
+        self.slot.strong_count() > 0
+    }
+
+    pub(super) fn files(&self, secrets: &Secrets) -> Vec<PathBuf> {
+        files(&self.context.common, secrets)
+    }
+
+    /// Builds the configuration anew if what it is built from differs. Handshakes from now on use it.
+    pub(super) fn refresh(&mut self, secrets: &Secrets, overview: &Overview) -> Result<(), MaterialError> {
+        let Some(slot) = self.slot.upgrade() else { return Ok(()) };
+        let Gathered::Complete(material) = gather(&self.context.common, secrets)? else { return Ok(()) };
+        if self.digest == Some(material.digest()) {
+            return Ok(());
+        }
+        slot.publish(Some(material.server(&self.context)?));
+        self.digest = Some(material.digest());
+        show(overview, &self.listener, &material);
+        tracing::info!(listener = %self.listener, "TLS material is in force");
+        Ok(())
+    }
+}
+
+fn show(overview: &Overview, listener: &Name, material: &Material) {
+    let (presented, trusted) = material.details();
+    overview.certificates.lock().insert(format!("listener {listener}"), CertificateView { presented, trusted });
+}
+
+/// A tunnel filter in force.
+#[derive(Debug)]
+pub(crate) struct Credentials {
+    config: Arc<TunnelServer>,
+    acceptor: Weak<Acceptor>,
+}
+
+impl Credentials {
+    pub(super) fn is_in_use(&self) -> bool {
+        self.acceptor.strong_count() > 0
+    }
+
+    pub(super) fn files(&self) -> impl Iterator<Item = PathBuf> {
+        self.config.policies.iter().flat_map(|policy| &policy.tokens).flat_map(source_files)
+    }
+
+    pub(super) fn refresh(&self) -> Result<(), SourceError> {
+        if let Some(acceptor) = self.acceptor.upgrade() {
+            acceptor.replace_tokens(tokens(&self.config)?);
+        }
+        Ok(())
+    }
+}
+
+/// The credentials of each policy. A line feed at the end of a file is not part of them.
+fn tokens(config: &TunnelServer) -> Result<Tokens, SourceError> {
+    let read = |source| {
+        let bytes = read_source(source, TOKEN_LIMIT)?;
+        let trimmed = bytes.trim_ascii_end();
+        Ok(Arc::from(trimmed))
+    };
+    config.policies.iter().map(|policy| policy.tokens.iter().map(read).collect()).collect()
+}
+
+/// What new chains of a listener need, read before they are compiled.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    /// TLS contexts of chains that are not in force already.
+    contexts: Vec<(Arc<DownstreamTls>, Arc<TlsSlot>, Option<u128>)>,
+    materials: Vec<Material>,
+    /// Secrets that have not come yet.
+    pub(super) awaited: Vec<Name>,
+}
+
+impl Prepared {
+    pub(super) fn new(listener: &Listener, slot: &ListenerSlot, secrets: &Secrets) -> Result<Self, MaterialError> {
+        let before = slot.current();
+        let before = before.as_ref().map(|chains| chains.listener());
+        let mut prepared = Self { contexts: Vec::new(), materials: Vec::new(), awaited: Vec::new() };
+        for chain in chains(listener) {
+            // It is taken over as it is, with its slot.
+            let kept = before.is_some_and(|before| chains(before).any(|known| known == chain));
+            let Some(tls) = chain.tls.as_ref().filter(|_| !kept) else { continue };
+            match gather(&tls.common, secrets)? {
+                Gathered::Complete(material) => {
+                    let slot = TlsSlot::new(Some(material.server(tls)?));
+                    prepared.contexts.push((Arc::clone(tls), slot, Some(material.digest())));
+                    prepared.materials.push(material);
+                }
+                Gathered::Awaiting(names) => {
+                    prepared.contexts.push((Arc::clone(tls), TlsSlot::new(None), None));
+                    prepared.awaited.extend(names);
+                }
+            }
+        }
+        Ok(prepared)
+    }
+
+    /// Compiles the listener, and remembers what its chains use.
+    pub(super) fn compile(
+        &self,
+        listener: Arc<Listener>,
+        slot: &ListenerSlot,
+        process: &Process,
+        overview: &Overview,
+        listeners: &mut Listeners,
+    ) -> Result<Arc<FilterChains>, CompileError> {
+        let name = Arc::clone(&listener.name);
+        let acceptors = RefCell::new(Vec::new());
+        let tls = |context: &Arc<DownstreamTls>| {
+            let known = self.contexts.iter().find(|(known, _, _)| Arc::ptr_eq(known, context));
+            // Every context of a chain that is not in force was prepared.
+            known.map_or_else(|| TlsSlot::new(None), |(_, slot, _)| Arc::clone(slot))
+        };
+        let tunnel = |config: &Arc<TunnelServer>| {
+            let tunnels: Arc<Tunnels> = Arc::clone(&overview.tunnels);
+            let acceptor = Acceptor::new(Arc::clone(config), tokens(config)?, tunnels);
+            let acceptor_use = Credentials { config: Arc::clone(config), acceptor: Arc::downgrade(&acceptor) };
+            acceptors.borrow_mut().push(acceptor_use);
+            Ok(acceptor)
+        };
+        let inputs = ChainInputs { tls: &tls, tunnel: &tunnel };
+        let compiled = FilterChains::compile(listener, slot, process, &inputs)?;
+        listeners.credentials.extend(acceptors.into_inner());
+        let uses = self.contexts.iter().map(|(context, slot, digest)| TlsUse {
+            listener: Arc::clone(&name),
+            context: Arc::clone(context),
+            slot: Arc::downgrade(slot),
+            digest: *digest,
+        });
+        listeners.tls.extend(uses);
+        self.materials.iter().for_each(|material| show(overview, &name, material));
+        Ok(compiled)
+    }
+}
+
+fn chains(listener: &Listener) -> impl Iterator<Item = &Arc<FilterChain>> {
+    listener.filter_chains.iter().chain(&listener.default_filter_chain)
+}
+
+/// Of one credential.
+const TOKEN_LIMIT: usize = 64 << 10;

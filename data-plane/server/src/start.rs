@@ -1,0 +1,229 @@
+//! Start: from a parsed bootstrap to a process that serves. The order matters and is told here.
+//!
+//! 1. Static resources are checked as a whole ([`crate::check`]); one mistake and nothing starts.
+//! 2. Every address is bound, the admin interface's too; one that is in use and nothing starts.
+//! 3. Workers start, static clusters come into force and are given a moment to resolve, then agents and listeners.
+//! 4. Dynamic configuration begins: the last accepted set, then the control plane's.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_model::bootstrap::Bootstrap;
+use culvert_model::cluster::Discovery;
+use culvert_model::resource::Resource;
+use culvert_proxy::{Process, TunnelHosting, Worker};
+use culvert_runtime::access_log::AccessLogs;
+use culvert_runtime::drain::{self, Trigger};
+use culvert_runtime::files::FileWatcher;
+use culvert_runtime::log::LogControl;
+use culvert_runtime::process::Signals;
+use culvert_runtime::readiness::ReadinessBlocker;
+use culvert_runtime::telemetry::{Registry, ScopePath};
+use culvert_runtime::workers::Workers;
+use culvert_upstream::{Clusters, Resolver, WorkerPools};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::admin::{Admin, AdminSocket};
+use crate::apply::{Applier, ApplyHandle, OnWorker, Parts};
+use crate::bootstrap::Started;
+use crate::inventory::Inventory;
+use crate::lifecycle::{Ending, State};
+use crate::options::Options;
+use crate::overview::Overview;
+use crate::secrets::Secrets;
+use crate::stats::{Looked, ManagerMetric};
+
+/// Why a start failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// One line for each mistake.
+    #[error("the configuration is wrong")]
+    Configuration(Vec<String>),
+    #[error("{}", .0.join("\n"))]
+    Bind(Vec<String>),
+    #[error("{what}: {source}")]
+    System { what: &'static str, source: std::io::Error },
+    #[error(transparent)]
+    Resolver(#[from] culvert_upstream::dns::ResolverError),
+    #[error(transparent)]
+    Workers(#[from] culvert_runtime::workers::StartError),
+    #[error("{}: cannot be written: {source}", path.display())]
+    AdminAddress { path: std::path::PathBuf, source: std::io::Error },
+}
+
+/// What exists before anything is in force.
+struct Base {
+    process: Arc<Process>,
+    drain: Trigger,
+    logs: AccessLogs,
+    secrets: Secrets,
+}
+
+impl Base {
+    /// Must be called inside the control runtime.
+    fn new(bootstrap: &Bootstrap) -> Result<Self, StartError> {
+        let system = |what| move |source| StartError::System { what, source };
+        let logs = AccessLogs::start().map_err(system("cannot start the access-log thread"))?;
+        let clusters = Clusters::new(tokio::runtime::Handle::current(), Resolver::system()?);
+        let (drain, watch) = drain::channel();
+        let process = Arc::new(Process {
+            clusters,
+            listeners: culvert_proxy::Listeners::default(),
+            routes: culvert_proxy::RouteSlots::default(),
+            registry: Registry::default(),
+            logs: logs.clone(),
+            hostname: rustix::system::uname().nodename().to_string_lossy().into(),
+            drain: watch,
+        });
+        Ok(Self { process, drain, logs, secrets: Secrets::new(&bootstrap.secrets) })
+    }
+
+    fn check(&self, started: &Started) -> Result<(), StartError> {
+        let findings = crate::check::statics(&started.bootstrap, &self.process, &self.secrets);
+        if findings.is_empty() {
+            return Ok(());
+        }
+        Err(StartError::Configuration(findings.iter().map(|finding| started.texts.place(finding)).collect()))
+    }
+}
+
+/// Checks the static resources and nothing else.
+///
+/// # Errors
+/// Every mistake.
+pub async fn validate(started: &Started) -> Result<(), StartError> {
+    Base::new(&started.bootstrap)?.check(started)
+}
+
+/// Serves until it is told to end.
+///
+/// # Errors
+/// Nothing was started.
+pub async fn serve(options: Options, started: Started, log: LogControl) -> Result<ExitCode, StartError> {
+    let signals = Signals::new().map_err(|source| StartError::System { what: "cannot take signals over", source })?;
+    let state = Arc::new(State::default());
+    let blocker = state.readiness.block("static configuration");
+    let base = Base::new(&started.bootstrap)?;
+    base.check(&started)?;
+
+    let (workers, drain_time) = (options.workers(), Duration::from_secs(options.drain_time_s.into()));
+    let process = Arc::clone(&base.process);
+    let threads = start_workers(workers, &process)?;
+    let (overview, inventory) = (Arc::new(Overview::default()), Inventory::default());
+    let scope = process.registry.scope::<ManagerMetric>(ScopePath::process(""));
+    let mut applier = Applier::new(Parts {
+        process: Arc::clone(&process),
+        workers: Arc::new(threads),
+        overview: Arc::clone(&overview),
+        inventory: inventory.clone(),
+        secrets: base.secrets,
+        metrics: scope.block(),
+        node_id: Arc::clone(&started.bootstrap.node.id),
+        drain_time,
+    });
+    let admin_socket = bind_all(&mut applier, &started.bootstrap)?;
+
+    let looked = Looked {
+        process: Arc::clone(&process),
+        overview: Arc::clone(&overview),
+        logs: base.logs.clone(),
+        log: log.clone(),
+        concurrency: workers,
+        started: Instant::now(),
+        state: Arc::clone(&state),
+    };
+    process.registry.add_source({
+        let looked = looked.clone();
+        move |samples| looked.samples(samples)
+    });
+    let (queue, commands) = mpsc::channel(COMMANDS);
+    let apply = ApplyHandle::new(queue);
+    if let Some(socket) = admin_socket {
+        let admin = Admin::new(&options, &started, looked, inventory.clone(), apply.clone(), drain_time);
+        let address = socket.serve(admin);
+        tracing::info!(%address, "admin interface");
+        if let Some(path) = &options.admin_address_path {
+            let written = std::fs::write(path, address.to_string());
+            written.map_err(|source| StartError::AdminAddress { path: path.clone(), source })?;
+        }
+    }
+    put_in_force(&mut applier, &started.bootstrap, &state).await;
+    announce(&overview, &started.bootstrap, workers);
+    tokio::spawn(applier.run(commands, FileWatcher::new()));
+    begin_dynamic(blocker);
+    Ok(Ending { state, apply, drain: base.drain, drain_time, logs: base.logs }.run(signals).await)
+}
+
+fn start_workers(count: usize, process: &Arc<Process>) -> Result<Workers<OnWorker>, StartError> {
+    let process = Arc::clone(process);
+    let workers = Workers::start(count, "worker", move |_index| {
+        let pools = WorkerPools::new(Arc::clone(&process.clusters));
+        let worker = Worker::new(Arc::clone(&process), pools);
+        OnWorker { hosting: TunnelHosting::new(std::rc::Rc::clone(&worker)), worker }
+    })?;
+    Ok(workers)
+}
+
+/// Every address of the bootstrap, before anything serves.
+fn bind_all(applier: &mut Applier, bootstrap: &Bootstrap) -> Result<Option<AdminSocket>, StartError> {
+    let mut errors = Vec::new();
+    if let Err(refused) = applier.reserve(&bootstrap.listeners) {
+        errors.extend(refused.into_iter().map(|(name, error)| format!("listener {name}: {error}")));
+    }
+    let admin = bootstrap.admin.as_ref().map(|admin| AdminSocket::bind(admin.address)).transpose();
+    let admin = admin.map_err(|error| errors.push(format!("admin: {error}"))).unwrap_or_default();
+    if errors.is_empty() { Ok(admin) } else { Err(StartError::Bind(errors)) }
+}
+
+/// Static resources: what is referred to comes before what refers to it.
+async fn put_in_force(applier: &mut Applier, bootstrap: &Bootstrap, state: &State) {
+    applier.set_all(bootstrap.clusters.iter().cloned().map(Resource::Cluster)).await;
+    let resolving = bootstrap.clusters.iter().filter(|cluster| !matches!(cluster.discovery, Discovery::Eds { .. }));
+    let resolving: Vec<_> = resolving.map(|cluster| applier.cluster_slot(&cluster.name)).collect();
+    let resolved = async {
+        for slot in &resolving {
+            slot.warmed().await;
+        }
+    };
+    if tokio::time::timeout(RESOLVE_TIME, resolved).await.is_err() {
+        tracing::warn!(within = ?RESOLVE_TIME, "some static clusters are not resolved yet; serving begins without them");
+    }
+    for cluster in bootstrap.clusters.iter().filter(|cluster| matches!(cluster.discovery, Discovery::Eds { .. })) {
+        let blocker = state.readiness.block(&format!("cluster {}", cluster.name));
+        let slot = applier.cluster_slot(&cluster.name);
+        tokio::spawn(async move {
+            let warmed = tokio::time::timeout(FIRST_ASSIGNMENT, slot.warmed()).await;
+            if warmed.is_err() {
+                tracing::warn!(cluster = %slot.name(), "no assignment yet; ready without it");
+            }
+            drop(blocker);
+        });
+    }
+    applier.set_all(bootstrap.agents.iter().cloned().map(Resource::Agent)).await;
+    applier.set_all(bootstrap.listeners.iter().cloned().map(Resource::Listener)).await;
+}
+
+/// Subscribes to what the bootstrap says comes from elsewhere.
+fn begin_dynamic(blocker: ReadinessBlocker) {
+    drop(blocker);
+}
+
+fn announce(overview: &Overview, bootstrap: &Bootstrap, workers: usize) {
+    let listeners: Vec<String> = overview
+        .listeners
+        .lock()
+        .iter()
+        .map(|(name, view)| view.bound.map_or_else(|| name.to_string(), |bound| format!("{name}={bound}")))
+        .collect();
+    let node = &bootstrap.node.id;
+    tracing::info!(%node, workers, listeners = listeners.join(" "), "culvert-proxy {} serves", env!("CARGO_PKG_VERSION"));
+}
+
+/// Pushes that may wait to be applied.
+const COMMANDS: usize = 64;
+/// How long static clusters may take to resolve before listeners start without them.
+const RESOLVE_TIME: Duration = Duration::from_secs(5);
+/// xDS: `initial_fetch_timeout`'s default.
+const FIRST_ASSIGNMENT: Duration = Duration::from_secs(15);

@@ -1,0 +1,112 @@
+//! What the process counts of itself, under Envoy's names, and what is looked up when somebody reads metrics.
+
+use std::sync::Arc;
+
+use culvert_proxy::Process;
+use culvert_runtime::access_log::AccessLogs;
+use culvert_runtime::log::LogControl;
+use culvert_runtime::telemetry::{Metric, MetricKind, Metrics, Sample, ScopePath};
+use tokio::time::Instant;
+
+use crate::overview::Overview;
+
+/// What the applier counts. Its scope has no path of its own: the names are whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum ManagerMetric {
+    ListenerAdded,
+    ListenerModified,
+    ListenerRemoved,
+    ListenerCreateFailure,
+    ClusterAdded,
+    ClusterModified,
+    ClusterRemoved,
+    TlsUpdateRejected,
+}
+
+impl Metrics for ManagerMetric {
+    const ALL: &'static [Metric] = &[
+        counter("listener_manager.listener_added"),
+        counter("listener_manager.listener_modified"),
+        counter("listener_manager.listener_removed"),
+        counter("listener_manager.listener_create_failure"),
+        counter("cluster_manager.cluster_added"),
+        counter("cluster_manager.cluster_modified"),
+        counter("cluster_manager.cluster_removed"),
+        counter("server.tls_update_rejected"),
+    ];
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+const fn counter(name: &'static str) -> Metric {
+    Metric { name, kind: MetricKind::Counter }
+}
+
+/// What the looked-up metrics are taken from.
+#[derive(Debug, Clone)]
+pub struct Looked {
+    pub process: Arc<Process>,
+    pub overview: Arc<Overview>,
+    pub logs: AccessLogs,
+    pub log: LogControl,
+    pub concurrency: usize,
+    pub started: Instant,
+    pub state: Arc<crate::lifecycle::State>,
+}
+
+impl Looked {
+    /// Everything that is not counted but known.
+    pub fn samples(&self, samples: &mut Vec<Sample>) {
+        self.server(samples);
+        self.managers(samples);
+        let filesystem = |name, value| Sample::counter(ScopePath::process("filesystem"), name, value);
+        samples.push(filesystem("write_completed", self.logs.written()));
+        samples.push(filesystem("write_failed", self.logs.dropped()));
+        for cluster in self.process.clusters.snapshot() {
+            if let Some(slot) = self.process.clusters.lookup(&cluster.name) {
+                let stat_name = slot.config().map_or(cluster.name, |config| Arc::clone(&config.cluster.stat_name));
+                let path = ScopePath::cluster(stat_name);
+                slot.gauges(&mut |name, value| samples.push(Sample::gauge(path.clone(), name.to_owned(), value)));
+            }
+        }
+    }
+
+    fn server(&self, samples: &mut Vec<Sample>) {
+        let path = || ScopePath::process("server");
+        let gauge = |name, value| Sample::gauge(path(), name, value);
+        samples.extend([
+            gauge("live", u64::from(self.state.is_live())),
+            gauge("state", self.state.code()),
+            gauge("uptime", self.started.elapsed().as_secs()),
+            gauge("concurrency", u64::try_from(self.concurrency).unwrap_or(u64::MAX)),
+            Sample::counter(path(), "panics", culvert_runtime::process::panics()),
+            Sample::counter(path(), "log_lines_dropped", self.log.dropped()),
+        ]);
+        let now = std::time::SystemTime::now();
+        let certificates = self.overview.certificates.lock();
+        let expiries = certificates.values().flat_map(|view| &view.presented).map(|certificate| {
+            certificate.not_after.duration_since(now).map_or(0, |left| left.as_secs() / (24 * 60 * 60))
+        });
+        if let Some(days) = expiries.min() {
+            samples.push(gauge("days_until_first_cert_expiring", days));
+        }
+    }
+
+    fn managers(&self, samples: &mut Vec<Sample>) {
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        let listeners = self.overview.listeners.lock();
+        let active = listeners.values().filter(|view| view.active).count();
+        let warming = listeners.values().filter(|view| !view.awaiting.is_empty()).count();
+        let gauge = |root, name, value| Sample::gauge(ScopePath::process(root), name, count(value));
+        samples.extend([
+            gauge("listener_manager", "total_listeners_active", active),
+            gauge("listener_manager", "total_listeners_warming", warming),
+            gauge("cluster_manager", "active_clusters", self.process.clusters.snapshot().len()),
+            gauge("cluster_manager", "warming_clusters", self.overview.warming_clusters.lock().len()),
+            gauge("tunnel_server", "connections", self.overview.tunnels.status().len()),
+            gauge("tunnel_agent", "agents", self.overview.agents.lock().len()),
+        ]);
+    }
+}
