@@ -46,8 +46,6 @@ pub enum StartError {
     #[error("{what}: {source}")]
     System { what: &'static str, source: std::io::Error },
     #[error(transparent)]
-    Resolver(#[from] culvert_upstream::dns::ResolverError),
-    #[error(transparent)]
     Workers(#[from] culvert_runtime::workers::StartError),
     #[error("{}: cannot be written: {source}", path.display())]
     AdminAddress { path: std::path::PathBuf, source: std::io::Error },
@@ -66,7 +64,7 @@ impl Base {
     fn new(bootstrap: &Bootstrap) -> Result<Self, StartError> {
         let system = |what| move |source| StartError::System { what, source };
         let logs = AccessLogs::start().map_err(system("cannot start the access-log thread"))?;
-        let clusters = Clusters::new(tokio::runtime::Handle::current(), Resolver::system()?);
+        let clusters = Clusters::new(tokio::runtime::Handle::current(), Resolver::system());
         let (drain, watch) = drain::channel();
         let process = Arc::new(Process {
             clusters,
