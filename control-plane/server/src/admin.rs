@@ -1,0 +1,226 @@
+//! Pages for operators, over HTTP on loopback. They change nothing.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use culvert_api::json::{Secrets, any_to_json};
+use culvert_store::{Conflict, Finding};
+use culvert_xds::Variant;
+use culvert_xds::server::{ResourceState, TypeStatus};
+use http::{Method, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::control::Control;
+use crate::nodes::NodeStatus;
+
+/// Connections at once; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 128;
+/// For the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+const PAGES: &str = "/ready /metrics /config /config_dump /nodes\n";
+
+/// Serves the pages until the process ends.
+pub(crate) async fn serve(listener: TcpListener, control: Arc<Control>) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let control = Arc::clone(&control);
+                tokio::spawn(async move {
+                    connection(stream, control).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection to the admin pages");
+                // Out of descriptors, most likely: not to be tried in a tight loop.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, control: Arc<Control>) {
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        let answer = answer(&control, &request);
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "a connection to the admin pages broke");
+    }
+}
+
+fn answer<B>(control: &Control, request: &http::Request<B>) -> http::Response<Full<Bytes>> {
+    control.metrics.admin_requests.add();
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".to_owned());
+    }
+    match request.uri().path() {
+        "/ready" if control.is_ready() => text(StatusCode::OK, "ready\n".to_owned()),
+        "/ready" => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned()),
+        "/metrics" => text(StatusCode::OK, metrics(control)),
+        "/config" => page(&config(control)),
+        "/config_dump" => page(&config_dump(control)),
+        "/nodes" => page(&Value::Array(control.nodes.status().iter().map(node).collect())),
+        "/" => text(StatusCode::OK, PAGES.to_owned()),
+        _ => text(StatusCode::NOT_FOUND, format!("there is no such page; there are {PAGES}")),
+    }
+}
+
+fn text(status: StatusCode, body: String) -> http::Response<Full<Bytes>> {
+    response(status, "text/plain; charset=utf-8", body)
+}
+
+fn page(value: &Value) -> http::Response<Full<Bytes>> {
+    response(StatusCode::OK, "application/json", format!("{value:#}\n"))
+}
+
+fn response(status: StatusCode, content_type: &'static str, body: String) -> http::Response<Full<Bytes>> {
+    let mut response = http::Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-cache"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn metrics(control: &Control) -> String {
+    let (connected, known) = control.nodes.count();
+    let latest = control.latest();
+    control.metrics.prometheus(&[
+        ("nodes_connected", "Nodes with at least one stream.", connected as u64),
+        ("nodes_known", "Nodes that are connected or remembered.", known as u64),
+        ("snapshots", "Sets of resources that differ, of the nodes placed.", control.snapshots() as u64),
+        ("config_generation", "Times that a directory was put in force.", control.generation()),
+        ("config_in_force_timestamp_seconds", "When what is in force was read.", seconds(latest.in_force_since)),
+        ("config_read_timestamp_seconds", "When the directory was read last.", seconds(latest.at)),
+        ("panics_total", "Panics of the process.", culvert_runtime::process::panics()),
+    ])
+}
+
+/// The latest reading of the directory, and since when what is in force is.
+fn config(control: &Control) -> Value {
+    let latest = control.latest();
+    let findings = |findings: &[Finding]| findings.iter().map(finding).collect::<Vec<_>>();
+    json!({
+        "directory": control.folder.display().to_string(),
+        "generation": control.generation(),
+        "in_force_since": seconds(latest.in_force_since),
+        "resources": control.directory().len(),
+        "last_read": {
+            "at": seconds(latest.at),
+            "accepted": latest.accepted,
+            "files": latest.files,
+            "errors": findings(&latest.errors),
+            "warnings": findings(&latest.warnings),
+        },
+    })
+}
+
+fn finding(finding: &Finding) -> Value {
+    json!({
+        "file": finding.file.display().to_string(),
+        "line": finding.at.map(|at| at.line),
+        "column": finding.at.map(|at| at.column),
+        "path": finding.path,
+        "reason": finding.reason,
+        "text": finding.to_string(),
+    })
+}
+
+/// Everything in force, secrets redacted.
+fn config_dump(control: &Control) -> Value {
+    let directory = control.directory();
+    let resources = directory.resources().map(|(resource, selector, origin)| {
+        json!({
+            "type_url": &**resource.type_url(),
+            "name": &**resource.name(),
+            "version": resource.version().to_string(),
+            "nodes": selector.to_string(),
+            "origin": origin,
+            "resource": any_to_json(&resource.any(), Secrets::Redact),
+        })
+    });
+    json!({ "generation": control.generation(), "resources": resources.collect::<Vec<_>>() })
+}
+
+fn node(node: &NodeStatus) -> Value {
+    json!({
+        "id": node.key.id,
+        "cluster": node.identity.cluster,
+        "certificate": node.key.certificate.as_deref(),
+        "user_agent": node.identity.user_agent,
+        "peer": &*node.peer,
+        "connected": node.connected,
+        "snapshot": node.version.to_string(),
+        "conflicts": node.conflicts.iter().map(conflict).collect::<Vec<_>>(),
+        "types": node.types.iter().map(of_type).collect::<Vec<_>>(),
+    })
+}
+
+fn conflict(conflict: &Conflict) -> Value {
+    json!({
+        "type_url": &*conflict.type_url,
+        "name": &*conflict.name,
+        "origins": conflict.origins,
+        "kept": conflict.kept,
+    })
+}
+
+fn of_type(status: &TypeStatus) -> Value {
+    let resources = status.resources.iter().map(|one| {
+        json!({
+            "name": &*one.name,
+            "state": state(one.state),
+            "version": one.version.map(|version| version.to_string()),
+            "accepted": one.accepted.map(|version| version.to_string()),
+            "error": one.error.as_deref(),
+        })
+    });
+    json!({
+        "type_url": &*status.type_url,
+        "protocol": status.variant.map(|variant| match variant {
+            Variant::Sotw => "state of the world",
+            Variant::Delta => "delta",
+        }),
+        "wildcard": status.wildcard,
+        "names": status.names,
+        "sent": status.sent,
+        "acked": status.acked,
+        "nacked": status.nacked,
+        "outstanding": status.outstanding,
+        "accepted_version": status.accepted_version,
+        "error": status.error.as_deref(),
+        "resources": resources.collect::<Vec<_>>(),
+    })
+}
+
+/// CSDS's words.
+fn state(state: ResourceState) -> &'static str {
+    match state {
+        ResourceState::Synced => "SYNCED",
+        ResourceState::Stale => "STALE",
+        ResourceState::Error => "ERROR",
+        ResourceState::NotSent => "NOT_SENT",
+    }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,177 @@
+//! Client status discovery: what every node holds, as the API words it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use culvert_api::envoy::admin::v3::{ClientResourceStatus, UpdateFailureState};
+use culvert_api::envoy::config::core::v3::Node;
+use culvert_api::envoy::service::status::v3::client_config::GenericXdsConfig;
+use culvert_api::envoy::service::status::v3::client_status_discovery_service_server::ClientStatusDiscoveryService;
+use culvert_api::envoy::service::status::v3::{ClientConfig, ClientStatusRequest, ClientStatusResponse, ConfigStatus};
+use culvert_api::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+use culvert_api::envoy::r#type::matcher::v3::{NodeMatcher, StringMatcher};
+use culvert_api::type_url;
+use culvert_runtime::drain::Watch;
+use culvert_xds::server::{ResourceState, ResourceStatus, TypeStatus};
+use futures_util::{Stream, StreamExt};
+use regex::Regex;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::control::Control;
+use crate::nodes::NodeStatus;
+
+#[derive(Debug)]
+pub(crate) struct Csds {
+    pub(crate) control: Arc<Control>,
+    pub(crate) drain: Watch,
+}
+
+#[tonic::async_trait]
+impl ClientStatusDiscoveryService for Csds {
+    type StreamClientStatusStream = Pin<Box<dyn Stream<Item = Result<ClientStatusResponse, Status>> + Send>>;
+
+    async fn stream_client_status(
+        &self,
+        request: Request<Streaming<ClientStatusRequest>>,
+    ) -> Result<Response<Self::StreamClientStatusStream>, Status> {
+        let control = Arc::clone(&self.control);
+        let drain = self.drain.clone();
+        let requests = request.into_inner().take_until(async move {
+            drain.draining().await;
+        });
+        let answers = requests.map(move |request| answer(&control, &request?));
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn fetch_client_status(
+        &self,
+        request: Request<ClientStatusRequest>,
+    ) -> Result<Response<ClientStatusResponse>, Status> {
+        answer(&self.control, request.get_ref()).map(Response::new)
+    }
+}
+
+fn answer(control: &Control, request: &ClientStatusRequest) -> Result<ClientStatusResponse, Status> {
+    let matchers = request.node_matchers.iter().map(Matcher::new).collect::<Result<Vec<_>, _>>()?;
+    let nodes = control.nodes.status();
+    // CSDS: a node is shown if any matcher matches; without matchers all are.
+    let shown = nodes.iter().filter(|node| matchers.is_empty() || matchers.iter().any(|matcher| matcher.matches(node)));
+    let config = shown.map(|node| client_config(node, request.exclude_resource_contents)).collect();
+    Ok(ClientStatusResponse { config })
+}
+
+fn client_config(node: &NodeStatus, without_contents: bool) -> ClientConfig {
+    let identity = &node.identity;
+    let mut configs = Vec::new();
+    for of_type in &node.types {
+        configs.extend(of_type.resources.iter().map(|one| generic(node, of_type, one, without_contents)));
+    }
+    ClientConfig {
+        node: Some(Node {
+            id: identity.id.clone(),
+            cluster: identity.cluster.clone(),
+            metadata: identity.metadata.clone(),
+            locality: identity.locality.clone(),
+            user_agent_name: identity.user_agent.clone(),
+            client_features: identity.client_features.clone(),
+            ..Node::default()
+        }),
+        generic_xds_configs: configs,
+        ..ClientConfig::default()
+    }
+}
+
+fn generic(node: &NodeStatus, of_type: &TypeStatus, one: &ResourceStatus, without_contents: bool) -> GenericXdsConfig {
+    let (config_status, client_status) = match one.state {
+        ResourceState::Synced => (ConfigStatus::Synced, ClientResourceStatus::Acked),
+        ResourceState::Stale => (ConfigStatus::Stale, ClientResourceStatus::Requested),
+        ResourceState::Error => (ConfigStatus::Error, ClientResourceStatus::Nacked),
+        ResourceState::NotSent => (ConfigStatus::NotSent, ClientResourceStatus::Unknown),
+    };
+    // Never a secret: whoever may read the status of nodes may not read their keys.
+    let shows = !without_contents && &*of_type.type_url != type_url::SECRET;
+    let content = node.snapshot.of_type(&of_type.type_url).and_then(|set| set.get(&one.name)).filter(|_| shows);
+    let version = one.version.map(|version| version.to_string()).unwrap_or_default();
+    GenericXdsConfig {
+        type_url: of_type.type_url.to_string(),
+        name: one.name.to_string(),
+        version_info: version.clone(),
+        xds_config: content.map(|resource| resource.any()),
+        config_status: config_status.into(),
+        client_status: client_status.into(),
+        error_state: one.error.as_ref().map(|details| UpdateFailureState {
+            details: details.to_string(),
+            version_info: version,
+            last_update_attempt: Some(SystemTime::now().into()),
+            ..UpdateFailureState::default()
+        }),
+        ..GenericXdsConfig::default()
+    }
+}
+
+/// Which nodes are asked for: by id; matchers on metadata are refused rather than ignored.
+struct Matcher {
+    id: Option<Text>,
+}
+
+enum Text {
+    Exact(String, Case),
+    Prefix(String, Case),
+    Suffix(String, Case),
+    Contains(String, Case),
+    Regex(Regex),
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Case {
+    Kept,
+    Ignored,
+}
+
+impl Matcher {
+    fn new(matcher: &NodeMatcher) -> Result<Self, Status> {
+        if !matcher.node_metadatas.is_empty() {
+            return Err(Status::invalid_argument("node_matchers.node_metadatas is not supported; match on node_id"));
+        }
+        Ok(Self { id: matcher.node_id.as_ref().map(Text::new).transpose()? })
+    }
+
+    fn matches(&self, node: &NodeStatus) -> bool {
+        self.id.as_ref().is_none_or(|id| id.matches(&node.identity.id))
+    }
+}
+
+impl Text {
+    fn new(matcher: &StringMatcher) -> Result<Self, Status> {
+        let case = if matcher.ignore_case { Case::Ignored } else { Case::Kept };
+        let folded = |text: &String| fold(text, case);
+        match &matcher.match_pattern {
+            Some(MatchPattern::Exact(text)) => Ok(Self::Exact(folded(text), case)),
+            Some(MatchPattern::Prefix(text)) => Ok(Self::Prefix(folded(text), case)),
+            Some(MatchPattern::Suffix(text)) => Ok(Self::Suffix(folded(text), case)),
+            Some(MatchPattern::Contains(text)) => Ok(Self::Contains(folded(text), case)),
+            Some(MatchPattern::SafeRegex(regex)) => match Regex::new(&format!("^(?:{})$", regex.regex)) {
+                Ok(regex) => Ok(Self::Regex(regex)),
+                Err(error) => Err(Status::invalid_argument(format!("node_matchers.node_id.safe_regex: {error}"))),
+            },
+            Some(MatchPattern::Custom(_)) | None => Err(Status::invalid_argument(
+                "node_matchers.node_id: use exact, prefix, suffix, contains or safe_regex",
+            )),
+        }
+    }
+
+    fn matches(&self, text: &str) -> bool {
+        match self {
+            Self::Exact(wanted, case) => fold(text, *case) == *wanted,
+            Self::Prefix(wanted, case) => fold(text, *case).starts_with(wanted),
+            Self::Suffix(wanted, case) => fold(text, *case).ends_with(wanted),
+            Self::Contains(wanted, case) => fold(text, *case).contains(wanted),
+            Self::Regex(regex) => regex.is_match(text),
+        }
+    }
+}
+
+fn fold(text: &str, case: Case) -> String {
+    if case == Case::Ignored { text.to_lowercase() } else { text.to_owned() }
+}

@@ -1,0 +1,225 @@
+//! The discovery services' methods. Routed by a table and not by generated servers: those would encode every response
+//! anew, while a [`Response`] copies bytes that all streams share.
+
+use std::convert::Infallible;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest, DiscoveryResponse};
+use culvert_api::type_url;
+use culvert_runtime::drain::Watch;
+use culvert_runtime::tls::CertificateDetails;
+use culvert_xds::{NodeIdentity, Response, Session, SessionConfig, Snapshot, StreamId, StreamKind, Variant};
+use tonic::body::Body;
+use tonic::codec::{Codec, EncodeBuf, Encoder};
+use tonic::server::Grpc;
+use tonic::{Code, Request, Status, Streaming};
+use tonic_prost::{ProstCodec, ProstDecoder};
+
+use crate::control::Control;
+use crate::stream::{self, Peer};
+
+/// Largest request: 60,000 names are 5 MB.
+const MAX_REQUEST: usize = 64 << 20;
+
+/// A discovery service.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub(crate) name: &'static str,
+    stream: &'static str,
+    delta: &'static str,
+    /// The unary method, and the one type that the service is about; ADS has neither.
+    only: Option<(&'static str, &'static str)>,
+}
+
+/// All of them.
+pub(crate) const SERVICES: [Service; 6] = [
+    Service {
+        name: "envoy.service.discovery.v3.AggregatedDiscoveryService",
+        stream: "StreamAggregatedResources",
+        delta: "DeltaAggregatedResources",
+        only: None,
+    },
+    Service {
+        name: "envoy.service.cluster.v3.ClusterDiscoveryService",
+        stream: "StreamClusters",
+        delta: "DeltaClusters",
+        only: Some(("FetchClusters", type_url::CLUSTER)),
+    },
+    Service {
+        name: "envoy.service.endpoint.v3.EndpointDiscoveryService",
+        stream: "StreamEndpoints",
+        delta: "DeltaEndpoints",
+        only: Some(("FetchEndpoints", type_url::CLUSTER_LOAD_ASSIGNMENT)),
+    },
+    Service {
+        name: "envoy.service.listener.v3.ListenerDiscoveryService",
+        stream: "StreamListeners",
+        delta: "DeltaListeners",
+        only: Some(("FetchListeners", type_url::LISTENER)),
+    },
+    Service {
+        name: "envoy.service.route.v3.RouteDiscoveryService",
+        stream: "StreamRoutes",
+        delta: "DeltaRoutes",
+        only: Some(("FetchRoutes", type_url::ROUTE_CONFIGURATION)),
+    },
+    Service {
+        name: "envoy.service.secret.v3.SecretDiscoveryService",
+        stream: "StreamSecrets",
+        delta: "DeltaSecrets",
+        only: Some(("FetchSecrets", type_url::SECRET)),
+    },
+];
+
+/// Answers the methods of one [`Service`].
+#[derive(Debug, Clone)]
+pub(crate) struct Discovery {
+    pub(crate) service: &'static Service,
+    pub(crate) control: Arc<Control>,
+    pub(crate) drain: Watch,
+}
+
+impl<B> tower::Service<http::Request<B>> for Discovery
+where
+    B: hyper::body::Body + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let this = self.clone();
+        Box::pin(async move { Ok(this.answer(request).await) })
+    }
+}
+
+impl Discovery {
+    async fn answer<B>(self, request: http::Request<B>) -> http::Response<Body>
+    where
+        B: hyper::body::Body + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
+    {
+        let method = request.uri().path().rsplit('/').next().unwrap_or_default();
+        if method == self.service.stream {
+            let mut grpc = Grpc::new(ResponseCodec::<DiscoveryRequest>::new())
+                .apply_max_message_size_config(Some(MAX_REQUEST), Some(usize::MAX));
+            grpc.streaming(self.streaming::<DiscoveryRequest>(Variant::Sotw), request).await
+        } else if method == self.service.delta {
+            let mut grpc = Grpc::new(ResponseCodec::<DeltaDiscoveryRequest>::new())
+                .apply_max_message_size_config(Some(MAX_REQUEST), Some(usize::MAX));
+            grpc.streaming(self.streaming::<DeltaDiscoveryRequest>(Variant::Delta), request).await
+        } else if let Some((fetch, only)) = self.service.only
+            && method == fetch
+        {
+            let codec = ProstCodec::<DiscoveryResponse, DiscoveryRequest>::default();
+            let mut grpc = Grpc::new(codec).apply_max_message_size_config(Some(MAX_REQUEST), Some(usize::MAX));
+            let control = self.control;
+            let fetch = tower::service_fn(move |request: Request<DiscoveryRequest>| {
+                let answer = fetched(&control, only, request.into_inner()).map(tonic::Response::new);
+                std::future::ready(answer)
+            });
+            grpc.unary(fetch, request).await
+        } else {
+            Status::unimplemented(format!("{} has no method {method}", self.service.name)).into_http()
+        }
+    }
+
+    /// The service function of a stream.
+    fn streaming<R: stream::Request>(
+        self,
+        variant: Variant,
+    ) -> impl tower::Service<
+        Request<Streaming<R>>,
+        Response = tonic::Response<impl futures_util::Stream<Item = Result<Response, Status>> + Send + 'static>,
+        Error = Status,
+        Future: Send,
+    > + Send {
+        let Self { service, control, drain } = self;
+        tower::service_fn(move |request: Request<Streaming<R>>| {
+            let kind = StreamKind { variant, type_url: service.only.map(|(_, type_url)| type_url.into()) };
+            let (peer, requests) = (peer_of(&request), request.into_inner());
+            let responses = stream::responses(Arc::clone(&control), drain.clone(), peer, kind, requests);
+            std::future::ready(Ok(tonic::Response::new(responses)))
+        })
+    }
+}
+
+/// Answers a fetch as the first response of a stream would: a session of its own, which nobody remembers.
+fn fetched(
+    control: &Arc<Control>,
+    type_url: &'static str,
+    mut request: DiscoveryRequest,
+) -> Result<DiscoveryResponse, Status> {
+    const ONLY: StreamId = StreamId(0);
+    control.metrics.fetches.add();
+    let identity =
+        NodeIdentity::new(request.node.clone()).map_err(|refused| Status::invalid_argument(refused.to_string()))?;
+    let snapshot = Arc::clone(&control.place(&identity, &Snapshot::default()).snapshot);
+    let mut session = Session::new(SessionConfig::default(), Arc::new(identity), snapshot);
+    let kind = StreamKind { variant: Variant::Sotw, type_url: Some(type_url.into()) };
+    session.open(ONLY, kind).map_err(|occupied| Status::internal(occupied.to_string()))?;
+    // The whole content, whatever the client has.
+    request.version_info.clear();
+    request.response_nonce.clear();
+    session.on_request(ONLY, &request).map_err(|error| Status::new(Code::from_i32(error.code()), error.to_string()))?;
+    let response = session.poll_stream(ONLY).map(|response| response.to_sotw());
+    Ok(response.unwrap_or_else(|| DiscoveryResponse { type_url: type_url.to_owned(), ..DiscoveryResponse::default() }))
+}
+
+/// Whom the connection belongs to: the first URI or DNS name of the client's certificate, else its subject.
+fn peer_of<T>(request: &Request<T>) -> Peer {
+    let address = request.remote_addr().map_or_else(|| "unknown".to_owned(), |address| address.to_string());
+    let certificate = request.peer_certs().and_then(|chain| {
+        let details = CertificateDetails::parse(chain.first()?)
+            .inspect_err(|error| tracing::warn!(%error, "a client's certificate cannot be read"))
+            .ok()?;
+        let name = details.uri_sans.into_iter().chain(details.dns_sans).next().unwrap_or(details.subject);
+        Some(name.into())
+    });
+    Peer { address: address.into(), certificate }
+}
+
+/// Requests in as messages, responses out as they were packed.
+struct ResponseCodec<R>(PhantomData<fn() -> R>);
+
+impl<R> ResponseCodec<R> {
+    fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<R: stream::Request + prost::Message + Default> Codec for ResponseCodec<R> {
+    type Encode = Response;
+    type Decode = R;
+    type Encoder = PackedEncoder;
+    type Decoder = ProstDecoder<R>;
+
+    fn encoder(&mut self) -> PackedEncoder {
+        PackedEncoder
+    }
+
+    fn decoder(&mut self) -> ProstDecoder<R> {
+        ProstDecoder::default()
+    }
+}
+
+struct PackedEncoder;
+
+impl Encoder for PackedEncoder {
+    type Item = Response;
+    type Error = Status;
+
+    fn encode(&mut self, response: Response, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buf.reserve(response.encoded_len());
+        response.encode(buf);
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+//! The control plane's process: a directory of resources in, xDS out.
+//!
+//! ```text
+//! directory -> store -> Control (catalog, generation) -> Nodes (a session per node) -> streams
+//! ```
+//! **A stream holds no queue**: it has the latest generation's number and asks its session for the next response when its
+//! transport has room. What differs between nodes is decided in [`culvert_store`], what a node is sent in
+//! [`culvert_xds::server`]; this crate moves messages and tells people what happens.
+
+pub mod args;
+
+mod admin;
+mod control;
+mod csds;
+mod discovery;
+mod listen;
+mod metrics;
+mod nodes;
+mod reload;
+mod stream;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use culvert_runtime::files::Changes;
+use culvert_runtime::log::LogControl;
+use culvert_runtime::{drain, log, process};
+use culvert_store::{Directory, Load, load};
+
+use args::{Args, Mode};
+use control::Control;
+
+/// What a drain may take before the process ends regardless.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Runs the process to its end. Exit codes: 0 a clean end, 1 a failure, 2 a mistake in the configuration.
+#[must_use]
+pub fn run(args: &Args) -> ExitCode {
+    if let Err(mistake) = args.check() {
+        say(&format!("error: {mistake}\n"));
+        return ExitCode::from(2);
+    }
+    // Before the first reading: no change is missed.
+    let changes = (args.mode == Mode::Serve && args.watch).then(|| reload::watch(&args.config));
+    let first = load(&args.config, args.options(), &Directory::default());
+    if args.mode == Mode::Validate || first.directory.is_none() {
+        say(&report(args, &first));
+        return if first.directory.is_some() { ExitCode::SUCCESS } else { ExitCode::from(2) };
+    }
+    let log = match log::init(args.log_level) {
+        Ok(log) => log,
+        Err(error) => {
+            say(&format!("error: {error}\n"));
+            return ExitCode::FAILURE;
+        }
+    };
+    process::install_panic_hook();
+    process::raise_open_files();
+    let result = serve(args, first, changes);
+    if let Err(error) = &result {
+        tracing::error!("{error:#}");
+    }
+    finish(&log);
+    if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Serves until SIGTERM or SIGINT.
+fn serve(args: &Args, first: Load, changes: Option<Changes>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
+    let result = runtime.block_on(async {
+        let (trigger, watch) = drain::channel();
+        let control = Arc::new(Control::new(args, first));
+        let running = listen::start(args, &control, &watch).await?;
+        reload::until_terminated(&control, changes).await?;
+        tracing::info!("draining");
+        control.stop();
+        trigger.start(DRAIN);
+        running.stopped(DRAIN).await;
+        anyhow::Ok(())
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+/// Everything that was found in the directory, for people.
+fn report(args: &Args, load: &Load) -> String {
+    let mut text = String::new();
+    for warning in &load.warnings {
+        text.push_str(&format!("warning: {warning}\n"));
+    }
+    for error in &load.errors {
+        text.push_str(&format!("error: {error}\n"));
+    }
+    match &load.directory {
+        Some(directory) => {
+            let (folder, files, resources) = (args.config.display(), load.files, directory.len());
+            text.push_str(&format!("{folder}: {resources} resources in {files} files are good\n"));
+        }
+        None => text.push_str(&format!("{}: refused with {} errors\n", args.config.display(), load.errors.len())),
+    }
+    text
+}
+
+/// To standard output, whether somebody reads it or not.
+fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+        tracing::debug!("standard output is closed");
+    }
+}
+
+fn finish(log: &LogControl) {
+    log.flush(Duration::from_secs(1));
+}

@@ -1,0 +1,164 @@
+//! The sockets, and what is served on them.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use culvert_api::DESCRIPTOR_SET;
+use culvert_api::envoy::service::status::v3::client_status_discovery_service_server::ClientStatusDiscoveryServiceServer;
+use culvert_runtime::drain::Watch;
+use culvert_runtime::sockets::{ListenOptions, bind};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tonic::service::Routes;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::admin;
+use crate::args::Args;
+use crate::control::Control;
+use crate::csds::Csds;
+use crate::discovery::{Discovery, SERVICES};
+
+/// As istiod's: a client that is gone without a word is noticed within 40 s.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Largest status request.
+const MAX_STATUS_REQUEST: usize = 1 << 20;
+/// Of one client connection; a client needs a handful.
+const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
+
+const CSDS: &str = "envoy.service.status.v3.ClientStatusDiscoveryService";
+
+/// A process that serves.
+#[derive(Debug)]
+pub(crate) struct Running {
+    grpc: JoinHandle<()>,
+    admin: JoinHandle<()>,
+}
+
+impl Running {
+    /// Waits until every stream has ended, but no longer than `within`.
+    pub(crate) async fn stopped(self, within: Duration) {
+        if tokio::time::timeout(within, self.grpc).await.is_err() {
+            tracing::warn!("some streams did not end in time");
+        }
+        self.admin.abort();
+    }
+}
+
+/// Binds both sockets, writes their addresses where they are wanted, and serves.
+pub(crate) async fn start(args: &Args, control: &Arc<Control>, drain: &Watch) -> anyhow::Result<Running> {
+    let tls = tls(args)?;
+    let (grpc_socket, grpc_address) = listen(args.listen).context("--listen")?;
+    let (admin_socket, admin_address) = listen(args.admin).context("--admin")?;
+    let server = server(tls, control, drain).await?;
+    let stop = drain.clone();
+    let incoming = TcpIncoming::from(grpc_socket).with_nodelay(Some(true));
+    let grpc = tokio::spawn(async move {
+        let stopped = async move {
+            stop.draining().await;
+        };
+        if let Err(error) = server.serve_with_incoming_shutdown(incoming, stopped).await {
+            tracing::error!(%error, "the xDS server failed");
+        }
+    });
+    let admin = tokio::spawn(admin::serve(admin_socket, Arc::clone(control)));
+    // Last: who reads an address finds somebody there.
+    write_address(args.listen_address_path.as_deref(), grpc_address)?;
+    write_address(args.admin_address_path.as_deref(), admin_address)?;
+    tracing::info!(xds = %grpc_address, admin = %admin_address, "serving");
+    Ok(Running { grpc, admin })
+}
+
+fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let socket = bind(address, 1, ListenOptions::default())?.pop().context("no socket")?;
+    let listener = TcpListener::from_std(socket)?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
+
+/// By a rename: a reader never sees half an address.
+fn write_address(path: Option<&Path>, address: SocketAddr) -> anyhow::Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    std::fs::write(&new, address.to_string())
+        .and_then(|()| std::fs::rename(&new, path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn tls(args: &Args) -> anyhow::Result<Option<ServerTlsConfig>> {
+    let (Some(cert), Some(key)) = (&args.tls_cert, &args.tls_key) else { return Ok(None) };
+    let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let mut tls = ServerTlsConfig::new().identity(Identity::from_pem(read(cert)?, read(key)?));
+    if let Some(authority) = &args.tls_client_ca {
+        tls = tls.client_ca_root(Certificate::from_pem(read(authority)?));
+    }
+    Ok(Some(tls))
+}
+
+async fn server(
+    tls: Option<ServerTlsConfig>,
+    control: &Arc<Control>,
+    drain: &Watch,
+) -> anyhow::Result<tonic::transport::server::Router> {
+    let mut server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION);
+    if let Some(tls) = tls {
+        server = server.tls_config(tls).context("--tls-cert, --tls-key, --tls-client-ca")?;
+    }
+    let (health, health_service) = tonic_health::server::health_reporter();
+    follow_readiness(control, health).await;
+    let csds = Csds { control: Arc::clone(control), drain: drain.clone() };
+    let mut routes = Routes::default();
+    let mut router = std::mem::take(routes.axum_router_mut());
+    for service in &SERVICES {
+        let discovery = Discovery { service, control: Arc::clone(control), drain: drain.clone() };
+        router = router.route_service(&format!("/{}/{{method}}", service.name), discovery);
+    }
+    *routes.axum_router_mut() = router;
+    let routes = routes
+        .add_service(ClientStatusDiscoveryServiceServer::new(csds).max_decoding_message_size(MAX_STATUS_REQUEST))
+        .add_service(health_service)
+        .add_service(reflection().build_v1().context("reflection")?)
+        .add_service(reflection().build_v1alpha().context("reflection")?);
+    Ok(server.add_routes(routes))
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    let builder = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .with_service_name(CSDS)
+        .with_service_name("grpc.health.v1.Health")
+        .with_service_name("grpc.reflection.v1.ServerReflection")
+        .with_service_name("grpc.reflection.v1alpha.ServerReflection");
+    SERVICES.iter().fold(builder, |builder, service| builder.with_service_name(service.name))
+}
+
+/// The process and each of its services are healthy until it drains.
+async fn follow_readiness(control: &Control, health: HealthReporter) {
+    let mut readiness = control.readiness();
+    let set = async |serving: bool| {
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for name in SERVICES.iter().map(|service| service.name).chain(["", CSDS]) {
+            health.set_service_status(name, status).await;
+        }
+    };
+    set(*readiness.borrow_and_update()).await;
+    let health = health.clone();
+    tokio::spawn(async move {
+        if readiness.wait_for(|ready| !ready).await.is_ok() {
+            for name in SERVICES.iter().map(|service| service.name).chain(["", CSDS]) {
+                health.set_service_status(name, ServingStatus::NotServing).await;
+            }
+        }
+    });
+}

@@ -1,0 +1,222 @@
+//! The nodes that are, or were lately, connected: a session each, to which their streams attach.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use culvert_store::Conflict;
+use culvert_xds::server::TypeStatus;
+use culvert_xds::{
+    Heard, NodeIdentity, RequestError, Response, Session, SessionConfig, Snapshot, StreamId, StreamKind, Version,
+};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::control::Control;
+
+/// How long a node without a stream is remembered: what it accepted and refused.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+/// Nodes without a stream that are remembered at most.
+const MAX_IDLE: usize = 10_000;
+
+/// Who a stream belongs to: what its certificate says (nothing on plaintext), and the id that it gives.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct NodeKey {
+    pub(crate) certificate: Option<Arc<str>>,
+    pub(crate) id: String,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Nodes {
+    /// A second stream of the same types gets a session of its own.
+    sessions: Mutex<HashMap<NodeKey, Vec<Arc<NodeSession>>>>,
+    streams: AtomicU64,
+}
+
+/// One session and what this process knows of it.
+#[derive(Debug)]
+pub(crate) struct NodeSession {
+    key: NodeKey,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    session: Session,
+    /// Of what the session's snapshot was made.
+    generation: u64,
+    conflicts: Vec<Conflict>,
+    /// Of the latest stream.
+    peer: Arc<str>,
+    idle_since: Option<Instant>,
+}
+
+/// What is known of a node, for people.
+#[derive(Debug)]
+pub(crate) struct NodeStatus {
+    pub(crate) key: NodeKey,
+    pub(crate) identity: Arc<NodeIdentity>,
+    pub(crate) peer: Arc<str>,
+    pub(crate) connected: bool,
+    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) version: Version,
+    pub(crate) conflicts: Vec<Conflict>,
+    pub(crate) types: Vec<TypeStatus>,
+}
+
+/// A stream's place in the session of its node; leaves it when dropped.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    control: Arc<Control>,
+    node: Arc<NodeSession>,
+    stream: StreamId,
+}
+
+impl Nodes {
+    /// Attaches a stream to the session of its node.
+    pub(crate) fn attach(
+        control: &Arc<Control>,
+        certificate: Option<Arc<str>>,
+        identity: NodeIdentity,
+        peer: &Arc<str>,
+        kind: &StreamKind,
+    ) -> Attached {
+        let nodes = &control.nodes;
+        let stream = StreamId(nodes.streams.fetch_add(1, Ordering::Relaxed));
+        let key = NodeKey { certificate, id: identity.id.clone() };
+        let mut sessions = nodes.sessions.lock();
+        sweep(&mut sessions);
+        let same = sessions.entry(key.clone()).or_default();
+        // A node that comes back as somebody else (other cluster, other metadata) is somebody else.
+        same.retain(|node| {
+            let state = node.state.lock();
+            state.idle_since.is_none() || **state.session.node() == identity
+        });
+        let found = same.iter().find(|node| {
+            let mut state = node.state.lock();
+            let joins = **state.session.node() == identity && state.session.open(stream, kind.clone()).is_ok();
+            if joins {
+                state.idle_since = None;
+                state.peer = Arc::clone(peer);
+            }
+            joins
+        });
+        let node = found.cloned().unwrap_or_else(|| {
+            let node = Arc::new(NodeSession::new(control, key, identity, peer));
+            let opened = node.state.lock().session.open(stream, kind.clone());
+            debug_assert!(opened.is_ok(), "a session without streams has room for any");
+            same.push(Arc::clone(&node));
+            node
+        });
+        Attached { control: Arc::clone(control), node, stream }
+    }
+
+    /// Every node, in order of id.
+    pub(crate) fn status(&self) -> Vec<NodeStatus> {
+        let mut all: Vec<Arc<NodeSession>> = self.sessions.lock().values().flatten().cloned().collect();
+        all.sort_by(|a, b| a.key.cmp(&b.key));
+        all.iter().map(|node| node.status()).collect()
+    }
+
+    /// Nodes with a stream, and all that are remembered.
+    pub(crate) fn count(&self) -> (usize, usize) {
+        let sessions = self.sessions.lock();
+        let all = sessions.values().flatten();
+        all.fold((0, 0), |(connected, known), node| {
+            (connected + usize::from(node.state.lock().idle_since.is_none()), known + 1)
+        })
+    }
+}
+
+/// Forgets nodes that were away for long, and beyond the limit those that were away longest.
+fn sweep(sessions: &mut HashMap<NodeKey, Vec<Arc<NodeSession>>>) {
+    let mut idle: Vec<Duration> = Vec::new();
+    for node in sessions.values().flatten() {
+        idle.extend(node.state.lock().idle_since.map(|since| since.elapsed()));
+    }
+    idle.sort();
+    let limit = idle.get(MAX_IDLE).copied().unwrap_or(REMEMBERED).min(REMEMBERED);
+    if idle.last().is_none_or(|longest| *longest < limit) {
+        return;
+    }
+    sessions.retain(|_, same| {
+        same.retain(|node| node.state.lock().idle_since.is_none_or(|since| since.elapsed() < limit));
+        !same.is_empty()
+    });
+}
+
+impl NodeSession {
+    fn new(control: &Arc<Control>, key: NodeKey, identity: NodeIdentity, peer: &Arc<str>) -> Self {
+        let generation = control.generation();
+        let placement = control.place(&identity, &Snapshot::default());
+        let session = Session::new(SessionConfig::default(), Arc::new(identity), Arc::clone(&placement.snapshot));
+        log_conflicts(&key, &placement.conflicts);
+        let conflicts = placement.conflicts.clone();
+        let state = State { session, generation, conflicts, peer: Arc::clone(peer), idle_since: None };
+        Self { key, state: Mutex::new(state) }
+    }
+
+    fn status(&self) -> NodeStatus {
+        let state = self.state.lock();
+        NodeStatus {
+            key: self.key.clone(),
+            identity: Arc::clone(state.session.node()),
+            peer: Arc::clone(&state.peer),
+            connected: state.idle_since.is_none(),
+            snapshot: Arc::clone(state.session.snapshot()),
+            version: state.session.snapshot().version(),
+            conflicts: state.conflicts.clone(),
+            types: state.session.status(),
+        }
+    }
+}
+
+impl Attached {
+    /// What the stream's transport is to send next.
+    pub(crate) fn poll(&self) -> Option<Response> {
+        let mut state = self.node.state.lock();
+        let generation = self.control.generation();
+        if state.generation != generation {
+            let placement = self.control.place(state.session.node(), state.session.snapshot());
+            state.session.on_snapshot(Arc::clone(&placement.snapshot));
+            if state.conflicts != placement.conflicts {
+                log_conflicts(&self.node.key, &placement.conflicts);
+                state.conflicts.clone_from(&placement.conflicts);
+            }
+            state.generation = generation;
+        }
+        state.session.poll_stream(self.stream)
+    }
+
+    /// Hands a request to the session.
+    pub(crate) fn hear(
+        &self,
+        on_request: impl FnOnce(&mut Session, StreamId) -> Result<Heard, RequestError>,
+    ) -> Result<Heard, RequestError> {
+        on_request(&mut self.node.state.lock().session, self.stream)
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let mut state = self.node.state.lock();
+        state.session.on_close(self.stream);
+        if state.session.is_idle() {
+            state.idle_since = Some(Instant::now());
+        }
+    }
+}
+
+fn log_conflicts(key: &NodeKey, conflicts: &[Conflict]) {
+    for conflict in conflicts {
+        let origins = conflict.origins.join(", ");
+        let what = if conflict.kept { "keeps what it had" } else { "does not get it" };
+        tracing::error!(
+            node = key.id,
+            type_url = &*conflict.type_url,
+            name = &*conflict.name,
+            "files tie for a resource and the node {what}; make one selector more specific: {origins}"
+        );
+    }
+}

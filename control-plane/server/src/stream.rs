@@ -1,0 +1,173 @@
+//! One discovery stream: requests in, responses out, one step at a time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_api::envoy::config::core::v3::Node;
+use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use culvert_runtime::drain::{Blocker, Watch};
+use culvert_xds::{Heard, NodeIdentity, RequestError, Response, Session, StreamId, StreamKind};
+use futures_util::Stream;
+use tokio::sync::watch;
+use tonic::{Code, Status, Streaming};
+
+use crate::control::Control;
+use crate::nodes::{Attached, Nodes};
+
+/// How long a stream may take to say who it is.
+const FIRST_REQUEST: Duration = Duration::from_secs(60);
+
+/// A request of either variant.
+pub(crate) trait Request: Send + 'static {
+    /// Only the first message of a stream must carry it.
+    fn node(&self) -> Option<&Node>;
+    fn hand_to(&self, session: &mut Session, stream: StreamId) -> Result<Heard, RequestError>;
+}
+
+impl Request for DiscoveryRequest {
+    fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    fn hand_to(&self, session: &mut Session, stream: StreamId) -> Result<Heard, RequestError> {
+        session.on_request(stream, self)
+    }
+}
+
+impl Request for DeltaDiscoveryRequest {
+    fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    fn hand_to(&self, session: &mut Session, stream: StreamId) -> Result<Heard, RequestError> {
+        session.on_delta_request(stream, self)
+    }
+}
+
+/// Who is at the other end, as the transport knows it.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    pub(crate) address: Arc<str>,
+    pub(crate) certificate: Option<Arc<str>>,
+}
+
+/// The responses of a stream. Made one by one, when the transport asks: **what a slow reader does not read is never
+/// built**.
+pub(crate) fn responses<R: Request>(
+    control: Arc<Control>,
+    drain: Watch,
+    peer: Peer,
+    kind: StreamKind,
+    requests: Streaming<R>,
+) -> impl Stream<Item = Result<Response, Status>> + Send + 'static {
+    control.metrics.streams_opened.add();
+    control.metrics.streams_active.add();
+    let generations = control.generations();
+    let driver = Driver { _blocker: drain.block(), control, drain, peer, kind, requests, generations, attached: None };
+    futures_util::stream::unfold(Some(driver), |driver| async move {
+        let mut driver = driver?;
+        match driver.next().await {
+            Some(Ok(response)) => Some((Ok(response), Some(driver))),
+            // A status ends the stream.
+            Some(Err(status)) => Some((Err(status), None)),
+            None => None,
+        }
+    })
+}
+
+struct Driver<R> {
+    control: Arc<Control>,
+    drain: Watch,
+    peer: Peer,
+    kind: StreamKind,
+    requests: Streaming<R>,
+    generations: watch::Receiver<u64>,
+    /// From the first request on.
+    attached: Option<Attached>,
+    _blocker: Blocker,
+}
+
+enum Event<R> {
+    Request(Result<Option<R>, Status>),
+    Generation,
+    Late,
+    Drain,
+}
+
+impl<R: Request> Driver<R> {
+    async fn next(&mut self) -> Option<Result<Response, Status>> {
+        loop {
+            if let Some(response) = self.attached.as_ref().and_then(Attached::poll) {
+                self.control.metrics.responses.add();
+                self.control.metrics.response_bytes.add_many(response.encoded_len());
+                return Some(Ok(response));
+            }
+            match self.event().await {
+                Event::Request(Ok(Some(request))) => {
+                    if let Err(status) = self.hear(&request) {
+                        self.control.metrics.streams_refused.add();
+                        tracing::warn!(peer = &*self.peer.address, "discovery stream refused: {}", status.message());
+                        return Some(Err(status));
+                    }
+                }
+                Event::Request(Ok(None)) => return None,
+                Event::Request(Err(status)) => {
+                    tracing::debug!(peer = &*self.peer.address, "discovery stream broke: {}", status.message());
+                    return None;
+                }
+                Event::Generation => {}
+                Event::Late => return Some(Err(Status::deadline_exceeded("no request came on this stream"))),
+                // The client comes back to whoever serves then.
+                Event::Drain => return None,
+            }
+        }
+    }
+
+    async fn event(&mut self) -> Event<R> {
+        let late = async {
+            if self.attached.is_some() {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(FIRST_REQUEST).await;
+        };
+        tokio::select! {
+            // A drain ends a stream however busy it is; requests before changes, so that an ACK makes room for them.
+            biased;
+            _ = self.drain.draining() => Event::Drain,
+            request = self.requests.message() => Event::Request(request),
+            changed = self.generations.changed() => if changed.is_ok() { Event::Generation } else { Event::Drain },
+            () = late => Event::Late,
+        }
+    }
+
+    fn hear(&mut self, request: &R) -> Result<(), Status> {
+        self.control.metrics.requests.add();
+        let attached = match &self.attached {
+            Some(attached) => attached,
+            None => {
+                let identity = NodeIdentity::new(request.node().cloned())
+                    .map_err(|refused| Status::invalid_argument(refused.to_string()))?;
+                let certificate = self.peer.certificate.clone();
+                tracing::info!(node = identity.id, peer = &*self.peer.address, "a discovery stream begins");
+                let attached = Nodes::attach(&self.control, certificate, identity, &self.peer.address, &self.kind);
+                self.attached.insert(attached)
+            }
+        };
+        let heard = attached
+            .hear(|session, stream| request.hand_to(session, stream))
+            .map_err(|error| Status::new(Code::from_i32(error.code()), error.to_string()))?;
+        match heard {
+            Heard::Ack => self.control.metrics.acks.add(),
+            Heard::Nack => self.control.metrics.nacks.add(),
+            Heard::Stale => self.control.metrics.stale_requests.add(),
+            Heard::Subscription => {}
+        }
+        Ok(())
+    }
+}
+
+impl<R> Drop for Driver<R> {
+    fn drop(&mut self) {
+        self.control.metrics.streams_active.sub();
+    }
+}
