@@ -14,6 +14,8 @@ pub mod breaker;
 pub mod clusters;
 pub mod dns;
 pub mod failure;
+#[cfg(test)]
+mod fixture;
 pub mod host;
 pub mod pool;
 pub mod slot;
