@@ -43,12 +43,12 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// GET over a new HTTP/1 connection.
 pub async fn get(address: SocketAddr, path: &str) -> Result<Answer> {
-    send(address, Request::get(path).header("host", "culvert.test").body(Full::default())?).await
+    send(address, Request::get(path).header("host", address.to_string()).body(Full::default())?).await
 }
 
 /// POST over a new HTTP/1 connection.
 pub async fn post(address: SocketAddr, path: &str, body: impl Into<Bytes>) -> Result<Answer> {
-    send(address, Request::post(path).header("host", "culvert.test").body(Full::new(body.into()))?).await
+    send(address, Request::post(path).header("host", address.to_string()).body(Full::new(body.into()))?).await
 }
 
 /// Any request over a new HTTP/1 connection.

@@ -23,7 +23,7 @@ use std::time::{Duration, SystemTime};
 use culvert_api::envoy::config::bootstrap::v3 as api;
 use culvert_model::Name;
 
-pub use server::AdminSocket;
+pub(crate) use server::AdminSocket;
 
 use crate::apply::ApplyHandle;
 use crate::bootstrap::Started;
@@ -33,7 +33,7 @@ use crate::stats::Looked;
 
 /// All that the interface looks at.
 #[derive(Debug)]
-pub struct Admin {
+pub(crate) struct Admin {
     bootstrap: api::Bootstrap,
     /// All other clusters came over xDS.
     static_clusters: HashSet<Name>,
@@ -47,7 +47,7 @@ pub struct Admin {
 
 impl Admin {
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         options: &Options,
         started: &Started,
         looked: Looked,

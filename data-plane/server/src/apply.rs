@@ -9,6 +9,8 @@ mod agents;
 mod applier;
 mod clusters;
 mod listeners;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +24,7 @@ pub(crate) use self::listeners::compile_for_check;
 
 /// One step of a push.
 #[derive(Debug, Clone)]
-pub enum Change {
+pub(crate) enum Change {
     /// Adds a resource or replaces the one of its name. Endpoints go by their service name.
     Set(Resource),
     /// Removes a resource. One that is not there is no error.
@@ -31,7 +33,7 @@ pub enum Change {
 
 /// Kinds of resources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
+pub(crate) enum Kind {
     Secret,
     Cluster,
     Endpoints,
@@ -42,7 +44,7 @@ pub enum Kind {
 
 /// What became of a change that did not fail.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Applied {
+pub(crate) enum Applied {
     Active,
     /// Taken, and takes effect by itself when what is named here is there (`secret edge-cert`).
     Warming(Vec<String>),
@@ -50,7 +52,7 @@ pub enum Applied {
 
 /// Why a change was refused. What had the name before stays in force.
 #[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
+pub(crate) enum ApplyError {
     #[error("{0}")]
     Bind(#[from] culvert_runtime::sockets::BindError),
     #[error("{0}")]
@@ -65,7 +67,7 @@ pub enum ApplyError {
 
 /// Sends changes to the one who applies them. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct ApplyHandle {
+pub(crate) struct ApplyHandle {
     queue: mpsc::Sender<Command>,
 }
 
@@ -96,7 +98,7 @@ impl ApplyHandle {
 
     /// Applies changes in their order; one answer for each, in the same order. A listener may take over the address of
     /// one that is removed in the same call: connections that wait to be accepted are not lost.
-    pub async fn apply(&self, changes: Vec<Change>) -> Vec<Result<Applied, ApplyError>> {
+    pub(crate) async fn apply(&self, changes: Vec<Change>) -> Vec<Result<Applied, ApplyError>> {
         let count = changes.len();
         let (answer, answered) = oneshot::channel();
         let ending = || (0..count).map(|_| Err(ApplyError::Ending)).collect();
@@ -107,19 +109,19 @@ impl ApplyHandle {
     }
 
     /// Has certificate and credential files read again.
-    pub async fn reload(&self) {
+    pub(crate) async fn reload(&self) {
         if self.queue.send(Command::Reload).await.is_err() {
             tracing::info!("nothing is reloaded: the process is ending");
         }
     }
 
     /// Has every listener stop accepting; connections have `within` to finish.
-    pub async fn drain_listeners(&self, within: Duration) {
+    pub(crate) async fn drain_listeners(&self, within: Duration) {
         self.ask(|answer| Command::DrainListeners { within, answer }).await;
     }
 
     /// Lets go of every socket and stops every agent. Nothing is applied from now on.
-    pub async fn end(&self) {
+    pub(crate) async fn end(&self) {
         self.ask(|answer| Command::End { answer }).await;
     }
 
@@ -135,7 +137,7 @@ impl ApplyHandle {
     ///
     /// # Errors
     /// See [`ApplyError`].
-    pub async fn set(&self, resource: Resource) -> Result<Applied, ApplyError> {
+    pub(crate) async fn set(&self, resource: Resource) -> Result<Applied, ApplyError> {
         self.apply(vec![Change::Set(resource)]).await.pop().unwrap_or(Err(ApplyError::Ending))
     }
 }
@@ -143,7 +145,7 @@ impl ApplyHandle {
 impl Change {
     /// What is changed: its kind and name.
     #[must_use]
-    pub fn target(&self) -> (Kind, Name) {
+    pub(crate) fn target(&self) -> (Kind, Name) {
         match self {
             Self::Set(Resource::Secret(secret)) => (Kind::Secret, Arc::clone(&secret.name)),
             Self::Set(Resource::Cluster(cluster)) => (Kind::Cluster, Arc::clone(&cluster.name)),

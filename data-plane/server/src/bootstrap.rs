@@ -12,7 +12,7 @@ use crate::options::Options;
 
 /// A bootstrap that can be used.
 #[derive(Debug)]
-pub struct Started {
+pub(crate) struct Started {
     pub bootstrap: Bootstrap,
     /// As it was given, for `/config_dump`.
     pub message: api::Bootstrap,
@@ -26,7 +26,7 @@ pub struct Started {
 ///
 /// # Errors
 /// Every mistake, one line each: `FILE:LINE:COLUMN: PATH: REASON`.
-pub fn load(options: &Options) -> Result<Started, Vec<String>> {
+pub(crate) fn load(options: &Options) -> Result<Started, Vec<String>> {
     let mut texts = Texts::default();
     let mut errors = Vec::new();
     if let Some(path) = &options.config_path {
@@ -54,7 +54,7 @@ pub fn load(options: &Options) -> Result<Started, Vec<String>> {
 
 /// The texts that a bootstrap was read from.
 #[derive(Debug, Default)]
-pub struct Texts {
+pub(crate) struct Texts {
     loaded: Vec<(PathBuf, Loaded<api::Bootstrap>)>,
 }
 
@@ -68,7 +68,7 @@ impl Texts {
 
     /// A finding with the place in the text that it is about.
     #[must_use]
-    pub fn place(&self, finding: &Finding) -> String {
+    pub(crate) fn place(&self, finding: &Finding) -> String {
         let Some((path, loaded)) = self.loaded.first() else { return finding.to_string() };
         let problem: Problem = loaded.problem(&finding.path, finding.reason.clone());
         problem.in_file(path)

@@ -19,7 +19,7 @@ use crate::tls::{MaterialError, check_secret, gather};
 
 /// Every mistake in the static resources, with the path of what it is about.
 #[must_use]
-pub fn statics(bootstrap: &Bootstrap, process: &Process, secrets: &Secrets) -> Vec<Finding> {
+pub(crate) fn statics(bootstrap: &Bootstrap, process: &Process, secrets: &Secrets) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut add = |path: String, reason: String| findings.push(Finding { path, reason });
     for (index, secret) in bootstrap.secrets.iter().enumerate() {

@@ -12,13 +12,13 @@ use parking_lot::Mutex;
 
 /// Every dynamic resource that was received, by type URL and name. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Inventory {
+pub(crate) struct Inventory {
     types: Arc<Mutex<BTreeMap<String, BTreeMap<Name, Entry>>>>,
 }
 
 /// One resource.
 #[derive(Debug, Clone, Default)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// In force.
     pub active: Option<Given>,
     /// Accepted, and waits for something.
@@ -29,7 +29,7 @@ pub struct Entry {
 
 /// A resource as it came.
 #[derive(Debug, Clone)]
-pub struct Given {
+pub(crate) struct Given {
     pub version: Arc<str>,
     pub resource: Any,
     pub at: SystemTime,
@@ -38,19 +38,19 @@ pub struct Given {
 impl Given {
     /// A resource that came just now.
     #[must_use]
-    pub fn now(version: impl Into<Arc<str>>, resource: Any) -> Self {
+    pub(crate) fn now(version: impl Into<Arc<str>>, resource: Any) -> Self {
         Self { version: version.into(), resource, at: SystemTime::now() }
     }
 }
 
 impl Inventory {
     /// The resource is in force.
-    pub fn active(&self, type_url: &str, name: &Name, given: Given) {
+    pub(crate) fn active(&self, type_url: &str, name: &Name, given: Given) {
         self.change(type_url, name, |entry| *entry = Entry { active: Some(given), ..Entry::default() });
     }
 
     /// The resource was accepted and waits for something; what was in force stays.
-    pub fn warming(&self, type_url: &str, name: &Name, given: Given) {
+    pub(crate) fn warming(&self, type_url: &str, name: &Name, given: Given) {
         self.change(type_url, name, |entry| {
             entry.warming = Some(given);
             entry.refused = None;
@@ -58,13 +58,13 @@ impl Inventory {
     }
 
     /// The resource was refused; what was in force stays.
-    pub fn refused(&self, type_url: &str, name: &Name, given: Given, reason: impl Into<String>) {
+    pub(crate) fn refused(&self, type_url: &str, name: &Name, given: Given, reason: impl Into<String>) {
         let reason = reason.into();
         self.change(type_url, name, |entry| entry.refused = Some((given, reason)));
     }
 
     /// What was refused is in force after all: its address has become free.
-    pub fn recovered(&self, type_url: &str, name: &Name) {
+    pub(crate) fn recovered(&self, type_url: &str, name: &Name) {
         self.change(type_url, name, |entry| {
             if let Some((given, _)) = entry.refused.take() {
                 *entry = Entry { active: Some(given), ..Entry::default() };
@@ -73,7 +73,7 @@ impl Inventory {
     }
 
     /// The resource is gone.
-    pub fn removed(&self, type_url: &str, name: &str) {
+    pub(crate) fn removed(&self, type_url: &str, name: &str) {
         if let Some(entries) = self.types.lock().get_mut(type_url) {
             entries.remove(name);
         }
@@ -81,7 +81,7 @@ impl Inventory {
 
     /// All resources of a type, by name.
     #[must_use]
-    pub fn entries(&self, type_url: &str) -> Vec<(Name, Entry)> {
+    pub(crate) fn entries(&self, type_url: &str) -> Vec<(Name, Entry)> {
         let types = self.types.lock();
         let entries = types.get(type_url).into_iter().flatten();
         entries.map(|(name, entry)| (Arc::clone(name), entry.clone())).collect()

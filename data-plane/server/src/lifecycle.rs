@@ -15,7 +15,7 @@ use crate::apply::ApplyHandle;
 
 /// What the process says of itself. Shared.
 #[derive(Debug, Default)]
-pub struct State {
+pub(crate) struct State {
     pub readiness: Readiness,
     draining: AtomicBool,
     /// An operator wants load balancers to think that we are ill.
@@ -26,7 +26,7 @@ pub struct State {
 impl State {
     /// Envoy's word: `LIVE`, `DRAINING`, `PRE_INITIALIZING`.
     #[must_use]
-    pub fn word(&self) -> &'static str {
+    pub(crate) fn word(&self) -> &'static str {
         match self.code() {
             0 => "LIVE",
             1 => "DRAINING",
@@ -36,7 +36,7 @@ impl State {
 
     /// Envoy's number for it (`envoy.admin.v3.ServerInfo.State`).
     #[must_use]
-    pub fn code(&self) -> u64 {
+    pub(crate) fn code(&self) -> u64 {
         if self.draining.load(Ordering::Acquire) || self.failed.load(Ordering::Acquire) {
             1
         } else if self.readiness.is_ready() {
@@ -48,35 +48,35 @@ impl State {
 
     /// Whether work may be sent here.
     #[must_use]
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.code() == 0
     }
 
     /// Whether the process does not end.
     #[must_use]
-    pub fn is_live(&self) -> bool {
+    pub(crate) fn is_live(&self) -> bool {
         !self.draining.load(Ordering::Acquire)
     }
 
     /// Load balancers are told to stay away; nothing else happens.
-    pub fn fail(&self) {
+    pub(crate) fn fail(&self) {
         self.failed.store(true, Ordering::Release);
     }
 
     /// Takes [`Self::fail`] back.
-    pub fn heal(&self) {
+    pub(crate) fn heal(&self) {
         self.failed.store(false, Ordering::Release);
     }
 
     /// Asks for an end as SIGTERM does.
-    pub fn quit(&self) {
+    pub(crate) fn quit(&self) {
         self.quit.notify_one();
     }
 }
 
 /// What an end needs.
 #[derive(Debug)]
-pub struct Ending {
+pub(crate) struct Ending {
     pub state: Arc<State>,
     pub apply: ApplyHandle,
     pub drain: Trigger,
@@ -86,7 +86,7 @@ pub struct Ending {
 
 impl Ending {
     /// Serves signals until one of them, or an operator, ends the process; then ends it.
-    pub async fn run(self, mut signals: Signals) -> ExitCode {
+    pub(crate) async fn run(self, mut signals: Signals) -> ExitCode {
         loop {
             let signal = tokio::select! {
                 signal = signals.next() => signal,

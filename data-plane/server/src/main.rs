@@ -12,6 +12,8 @@ mod overview;
 mod secrets;
 mod start;
 mod stats;
+#[cfg(test)]
+mod testing;
 mod tls;
 
 use std::io::Write;

@@ -8,7 +8,7 @@ use culvert_runtime::log::Level;
 /// The data plane of Culvert: an L4/L7 proxy that takes its configuration over xDS, and both ends of its reverse tunnels.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "culvert-proxy", version, after_help = EXAMPLES)]
-pub struct Options {
+pub(crate) struct Options {
     /// Bootstrap: envoy.config.bootstrap.v3.Bootstrap as YAML or JSON
     #[arg(short = 'c', long, value_name = "FILE", required_unless_present = "config_yaml")]
     pub config_path: Option<PathBuf>,
@@ -63,7 +63,7 @@ pub struct Options {
 
 /// Flags of Envoy's that mean nothing here: there is no hot restart by shared memory.
 #[derive(Debug, Clone, Parser)]
-pub struct Ignored {
+pub(crate) struct Ignored {
     /// Accepted and ignored
     #[arg(long, hide = true)]
     use_dynamic_base_id: bool,
@@ -84,7 +84,7 @@ pub struct Ignored {
 impl Ignored {
     /// Those that were given.
     #[must_use]
-    pub fn given(&self) -> Vec<&'static str> {
+    pub(crate) fn given(&self) -> Vec<&'static str> {
         let flags = [
             ("--use-dynamic-base-id", self.use_dynamic_base_id),
             ("--disable-hot-restart", self.disable_hot_restart),
@@ -97,7 +97,7 @@ impl Ignored {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Mode {
+pub(crate) enum Mode {
     Serve,
     Validate,
 }
@@ -105,7 +105,7 @@ pub enum Mode {
 impl Options {
     /// Worker threads: as asked for, else one for each core that the process may use.
     #[must_use]
-    pub fn workers(&self) -> usize {
+    pub(crate) fn workers(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         self.concurrency.map_or_else(cores, usize::from)
     }

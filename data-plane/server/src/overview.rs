@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 /// Values of the moment. Shared.
 #[derive(Debug, Default)]
-pub struct Overview {
+pub(crate) struct Overview {
     pub listeners: Mutex<BTreeMap<Name, ListenerView>>,
     pub agents: Mutex<BTreeMap<Name, Arc<Agent>>>,
     /// By who uses them: `cluster edge`, `listener gateway`.
@@ -25,7 +25,7 @@ pub struct Overview {
 
 /// One listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListenerView {
+pub(crate) struct ListenerView {
     /// With the port that the kernel gave; `None`: it hosts what tunnels bring.
     pub bound: Option<SocketAddr>,
     /// Whether some generation of it serves.
@@ -36,7 +36,7 @@ pub struct ListenerView {
 
 /// The certificates of one TLS context.
 #[derive(Debug, Clone)]
-pub struct CertificateView {
+pub(crate) struct CertificateView {
     pub presented: Vec<CertificateDetails>,
     pub trusted: Vec<CertificateDetails>,
 }

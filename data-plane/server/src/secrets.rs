@@ -5,18 +5,18 @@ use std::sync::Arc;
 
 use culvert_model::Name;
 use culvert_model::secret::{Secret, SecretKind};
-use culvert_model::source::{ConfigSource, DataSource};
+use culvert_model::source::ConfigSource;
 
 /// All secrets that are there. `Debug` of a [`Secret`] shows no key material.
 #[derive(Debug, Default)]
-pub struct Secrets {
+pub(crate) struct Secrets {
     fixed: HashMap<Name, Arc<Secret>>,
     dynamic: HashMap<Name, Arc<Secret>>,
 }
 
 /// What a reference to a secret leads to.
 #[derive(Debug)]
-pub enum Lookup<'a> {
+pub(crate) enum Lookup<'a> {
     Found(&'a Arc<Secret>),
     /// It is to come by SDS and has not come yet.
     Awaited,
@@ -27,24 +27,24 @@ pub enum Lookup<'a> {
 impl Secrets {
     /// With the static secrets of the bootstrap.
     #[must_use]
-    pub fn new(fixed: &[Arc<Secret>]) -> Self {
+    pub(crate) fn new(fixed: &[Arc<Secret>]) -> Self {
         let fixed = fixed.iter().map(|secret| (Arc::clone(&secret.name), Arc::clone(secret))).collect();
         Self { fixed, dynamic: HashMap::new() }
     }
 
     /// Adds or replaces a secret of SDS.
-    pub fn set(&mut self, secret: Arc<Secret>) {
+    pub(crate) fn set(&mut self, secret: Arc<Secret>) {
         self.dynamic.insert(Arc::clone(&secret.name), secret);
     }
 
     /// Removes a secret of SDS.
-    pub fn remove(&mut self, name: &str) {
+    pub(crate) fn remove(&mut self, name: &str) {
         self.dynamic.remove(name);
     }
 
     /// The secret that a reference names: a static one where the reference says nothing of a source.
     #[must_use]
-    pub fn lookup(&self, name: &str, config: Option<&ConfigSource>) -> Lookup<'_> {
+    pub(crate) fn lookup(&self, name: &str, config: Option<&ConfigSource>) -> Lookup<'_> {
         match config {
             None => self.fixed.get(name).map_or(Lookup::Unknown, Lookup::Found),
             Some(_) => self.dynamic.get(name).map_or(Lookup::Awaited, Lookup::Found),
@@ -52,19 +52,9 @@ impl Secrets {
     }
 }
 
-/// The sources that a secret is read from.
-#[must_use]
-pub fn sources(kind: &SecretKind) -> Vec<&DataSource> {
-    match kind {
-        SecretKind::Certificate(certificate) => vec![&certificate.chain, &certificate.key],
-        SecretKind::Validation(context) => context.trusted_ca.iter().chain(&context.crl).collect(),
-        SecretKind::Generic(source) => vec![source],
-    }
-}
-
 /// What a secret is, for messages.
 #[must_use]
-pub fn describe(kind: &SecretKind) -> &'static str {
+pub(crate) fn describe(kind: &SecretKind) -> &'static str {
     match kind {
         SecretKind::Certificate(_) => "a certificate",
         SecretKind::Validation(_) => "a validation context",

@@ -37,7 +37,7 @@ use crate::stats::{Looked, ManagerMetric};
 
 /// Why a start failed.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub(crate) enum StartError {
     /// One line for each mistake.
     #[error("the configuration is wrong")]
     Configuration(Vec<String>),
@@ -91,7 +91,7 @@ impl Base {
 ///
 /// # Errors
 /// Every mistake.
-pub async fn validate(started: &Started) -> Result<(), StartError> {
+pub(crate) async fn validate(started: &Started) -> Result<(), StartError> {
     Base::new(&started.bootstrap)?.check(started)
 }
 
@@ -99,7 +99,7 @@ pub async fn validate(started: &Started) -> Result<(), StartError> {
 ///
 /// # Errors
 /// Nothing was started.
-pub async fn serve(options: Options, started: Started, log: LogControl) -> Result<ExitCode, StartError> {
+pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -> Result<ExitCode, StartError> {
     let signals = Signals::new().map_err(|source| StartError::System { what: "cannot take signals over", source })?;
     let state = Arc::new(State::default());
     let blocker = state.readiness.block("static configuration");

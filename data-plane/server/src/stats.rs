@@ -13,7 +13,7 @@ use crate::overview::Overview;
 /// What the applier counts. Its scope has no path of its own: the names are whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
-pub enum ManagerMetric {
+pub(crate) enum ManagerMetric {
     ListenerAdded,
     ListenerModified,
     ListenerRemoved,
@@ -46,7 +46,7 @@ const fn counter(name: &'static str) -> Metric {
 
 /// What the looked-up metrics are taken from.
 #[derive(Debug, Clone)]
-pub struct Looked {
+pub(crate) struct Looked {
     pub process: Arc<Process>,
     pub overview: Arc<Overview>,
     pub logs: AccessLogs,
@@ -58,7 +58,7 @@ pub struct Looked {
 
 impl Looked {
     /// Everything that is not counted but known.
-    pub fn samples(&self, samples: &mut Vec<Sample>) {
+    pub(crate) fn samples(&self, samples: &mut Vec<Sample>) {
         self.server(samples);
         self.managers(samples);
         let filesystem = |name, value| Sample::counter(ScopePath::process("filesystem"), name, value);

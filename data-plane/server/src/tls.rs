@@ -19,13 +19,13 @@ use culvert_model::tls::{CommonTls, SecretRef, TlsCertificate, ValidationContext
 use culvert_proxy::{SourceError, read_source};
 use culvert_runtime::tls::{Identity, Roots, Trust};
 
-pub use material::{Material, Validation};
+pub(crate) use material::{Material, Validation};
 
 use crate::secrets::{Lookup, Secrets, describe};
 
 /// Why the material of a TLS context cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum MaterialError {
+pub(crate) enum MaterialError {
     #[error("{what}: {source}")]
     Source { what: &'static str, source: SourceError },
     #[error(transparent)]
@@ -38,7 +38,7 @@ pub enum MaterialError {
 
 /// What is there of a context.
 #[derive(Debug)]
-pub enum Gathered {
+pub(crate) enum Gathered {
     Complete(Material),
     /// Secrets that have not come yet, by name.
     Awaiting(Vec<Name>),
@@ -48,7 +48,7 @@ pub enum Gathered {
 ///
 /// # Errors
 /// A source cannot be read, or a secret is missing or of the wrong kind.
-pub fn gather(context: &CommonTls, secrets: &Secrets) -> Result<Gathered, MaterialError> {
+pub(crate) fn gather(context: &CommonTls, secrets: &Secrets) -> Result<Gathered, MaterialError> {
     let mut awaited = Vec::new();
     let mut material = Material::default();
     for reference in &context.certificates {
@@ -80,7 +80,7 @@ pub fn gather(context: &CommonTls, secrets: &Secrets) -> Result<Gathered, Materi
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check_secret(secret: &Secret) -> Result<(), MaterialError> {
+pub(crate) fn check_secret(secret: &Secret) -> Result<(), MaterialError> {
     match &secret.kind {
         SecretKind::Certificate(certificate) => {
             let chain = read("certificate chain", &certificate.chain)?;
@@ -100,7 +100,7 @@ pub fn check_secret(secret: &Secret) -> Result<(), MaterialError> {
 
 /// The files that `context` reads at the moment, and the directories that it wants watched.
 #[must_use]
-pub fn files(context: &CommonTls, secrets: &Secrets) -> Vec<PathBuf> {
+pub(crate) fn files(context: &CommonTls, secrets: &Secrets) -> Vec<PathBuf> {
     let mut awaited = Vec::new();
     let mut sources = Vec::new();
     for reference in &context.certificates {
@@ -116,7 +116,7 @@ pub fn files(context: &CommonTls, secrets: &Secrets) -> Vec<PathBuf> {
 }
 
 /// The files behind a source.
-pub fn source_files(source: &DataSource) -> impl Iterator<Item = PathBuf> + use<> {
+pub(crate) fn source_files(source: &DataSource) -> impl Iterator<Item = PathBuf> + use<> {
     let paths = match source {
         DataSource::File { path, watched_directory } => [Some(path.clone()), watched_directory.clone()],
         DataSource::Inline(_) | DataSource::Environment(_) => [None, None],
@@ -131,7 +131,7 @@ fn certificate<'a>(
 ) -> Result<Option<&'a TlsCertificate>, MaterialError> {
     match reference {
         SecretRef::Inline(certificate) => Ok(Some(certificate)),
-        SecretRef::Sds { name, config } => match resolve(name, secrets.lookup(name, config.as_ref()), awaited)? {
+        SecretRef::Sds { name, config } => match resolve(name, &secrets.lookup(name, config.as_ref()), awaited)? {
             None => Ok(None),
             Some(SecretKind::Certificate(certificate)) => Ok(Some(certificate)),
             Some(other) => Err(wrong_kind(name, other, "a certificate")),
@@ -146,7 +146,7 @@ fn validation<'a>(
 ) -> Result<Option<&'a ValidationContext>, MaterialError> {
     match reference {
         SecretRef::Inline(context) => Ok(Some(context)),
-        SecretRef::Sds { name, config } => match resolve(name, secrets.lookup(name, config.as_ref()), awaited)? {
+        SecretRef::Sds { name, config } => match resolve(name, &secrets.lookup(name, config.as_ref()), awaited)? {
             None => Ok(None),
             Some(SecretKind::Validation(context)) => Ok(Some(context)),
             Some(other) => Err(wrong_kind(name, other, "a validation context")),
@@ -156,7 +156,7 @@ fn validation<'a>(
 
 fn resolve<'a>(
     name: &Name,
-    found: Lookup<'a>,
+    found: &Lookup<'a>,
     awaited: &mut Vec<Name>,
 ) -> Result<Option<&'a SecretKind>, MaterialError> {
     match found {

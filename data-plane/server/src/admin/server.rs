@@ -20,7 +20,7 @@ use super::{Admin, guard};
 
 /// A bound admin address.
 #[derive(Debug)]
-pub struct AdminSocket {
+pub(crate) struct AdminSocket {
     listener: std::net::TcpListener,
     address: SocketAddr,
 }
@@ -30,7 +30,7 @@ impl AdminSocket {
     ///
     /// # Errors
     /// The address is in use or cannot be bound.
-    pub fn bind(address: SocketAddr) -> Result<Self, BindError> {
+    pub(crate) fn bind(address: SocketAddr) -> Result<Self, BindError> {
         let listener = sockets::bind(address, 1, ListenOptions { backlog: 128 })?.pop();
         let listener = listener.ok_or(BindError::InUse(address))?;
         let address = listener.local_addr().unwrap_or(address);
@@ -38,7 +38,7 @@ impl AdminSocket {
     }
 
     /// Serves until the process ends; returns the address, with its port.
-    pub fn serve(self, admin: Arc<Admin>) -> SocketAddr {
+    pub(crate) fn serve(self, admin: Arc<Admin>) -> SocketAddr {
         let address = self.address;
         if !address.ip().is_loopback() {
             tracing::warn!(%address, "the admin interface is not on loopback: whoever reaches it may stop this process");

@@ -1,1 +1,128 @@
+use clap::Parser;
+use culvert_runtime::log::LogControl;
+use http::{Method, StatusCode};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 
+use super::*;
+use crate::inventory::Given;
+use crate::lifecycle::State;
+use crate::overview::{ListenerView, Overview};
+use crate::testing::process;
+
+fn log() -> LogControl {
+    static LOG: std::sync::OnceLock<LogControl> = std::sync::OnceLock::new();
+    LOG.get_or_init(|| culvert_runtime::log::init(culvert_runtime::log::Level::Error).unwrap()).clone()
+}
+
+/// An interface over nothing but a bootstrap.
+fn admin(bootstrap: &str) -> Arc<Admin> {
+    let options = Options::try_parse_from(["culvert-proxy", "--config-yaml", bootstrap]).unwrap();
+    let started = crate::bootstrap::load(&options).unwrap();
+    let (process, _drain) = process();
+    let looked = Looked {
+        logs: process.logs.clone(),
+        process,
+        overview: Arc::new(Overview::default()),
+        log: log(),
+        concurrency: 2,
+        started: Instant::now(),
+        state: Arc::new(State::default()),
+    };
+    let (queue, _) = mpsc::channel(1);
+    Admin::new(&options, &started, looked, Inventory::default(), ApplyHandle::new(queue), Duration::from_secs(1))
+}
+
+async fn get(admin: &Admin, path: &str) -> (StatusCode, String) {
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
+    let page = admin.page(&Method::GET, path, query).await;
+    (page.status, page.body)
+}
+
+#[tokio::test]
+async fn a_get_changes_nothing_and_a_post_shows_nothing() {
+    let admin = admin("{node: {id: a}}");
+    for path in ["/quitquitquit", "/drain_listeners", "/healthcheck/fail", "/reopen_logs"] {
+        assert_eq!(get(&admin, path).await.0, StatusCode::METHOD_NOT_ALLOWED, "GET {path}");
+    }
+    let posted = admin.page(&Method::POST, "/config_dump", "").await;
+    assert_eq!(posted.status, StatusCode::METHOD_NOT_ALLOWED, "POST /config_dump");
+    let (status, help) = get(&admin, "/nowhere").await;
+    assert!(status == StatusCode::NOT_FOUND && help.contains("/stats/prometheus"), "a page that is not there: {help}");
+}
+
+#[tokio::test]
+async fn readiness_is_told_with_what_is_waited_for() {
+    let admin = admin("{node: {id: a}}");
+    let state = Arc::clone(&admin.looked.state);
+    let blocker = state.readiness.block("cluster edge");
+    let (status, text) = get(&admin, "/ready").await;
+    assert_eq!((status.as_u16(), text.as_str()), (503, "PRE_INITIALIZING\nwaits for cluster edge\n"), "not ready");
+    drop(blocker);
+    assert_eq!(get(&admin, "/ready").await, (StatusCode::OK, "LIVE\n".to_owned()), "ready");
+    admin.page(&Method::POST, "/healthcheck/fail", "").await;
+    assert_eq!(get(&admin, "/ready").await.0.as_u16(), 503, "failed by an operator");
+    admin.page(&Method::POST, "/healthcheck/ok", "").await;
+    assert_eq!(get(&admin, "/ready").await.0, StatusCode::OK, "healed by an operator");
+}
+
+#[tokio::test]
+async fn log_levels_are_shown_and_set() {
+    let admin = admin("{node: {id: a}}");
+    let set = admin.page(&Method::POST, "/logging", "level=warning&culvert_http=off").await;
+    assert!(set.body.contains("default: warning") && set.body.contains("culvert_http: off"), "got {}", set.body);
+    let refused = admin.page(&Method::POST, "/logging", "level=loud").await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST, "an unknown level: {}", refused.body);
+    assert!(get(&admin, "/logging").await.1.contains("default: warning"), "a bad request changes nothing");
+}
+
+#[tokio::test]
+async fn the_dump_holds_bootstrap_and_dynamic_resources_without_secrets() {
+    let admin = admin(
+        "{node: {id: a}, static_resources: {clusters: [{name: c1, type: STATIC}], \
+         secrets: [{name: s1, tls_certificate: {private_key: {inline_string: very-private}, \
+         certificate_chain: {inline_string: chain}}}]}}",
+    );
+    let cluster = culvert_api::envoy::config::cluster::v3::Cluster { name: "d1".to_owned(), ..Default::default() };
+    let any = culvert_api::Any::pack(&cluster);
+    admin.inventory.active(culvert_api::type_url::CLUSTER, &"d1".into(), Given::now("v7", any.clone()));
+    admin.inventory.refused(culvert_api::type_url::CLUSTER, &"d1".into(), Given::now("v8", any), "no such thing");
+
+    let (status, text) = get(&admin, "/config_dump").await;
+    assert_eq!(status, StatusCode::OK, "{text}");
+    assert!(!text.contains("very-private"), "a private key is shown:\n{text}");
+    let dump: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let clusters = &dump["configs"][1];
+    assert_eq!(clusters["static_clusters"][0]["cluster"]["name"], "c1", "static cluster in {clusters}");
+    let dynamic = &clusters["dynamic_active_clusters"][0];
+    assert_eq!((&dynamic["version_info"], &dynamic["cluster"]["name"]), (&"v7".into(), &"d1".into()), "{dynamic}");
+    assert_eq!(dynamic["error_state"]["details"], "no such thing", "why v8 is not in force: {dynamic}");
+    let one: serde_json::Value =
+        serde_json::from_str(&get(&admin, "/config_dump?resource=static_clusters&name_regex=%5Ec").await.1).unwrap();
+    assert_eq!(one["configs"].as_array().map(Vec::len), Some(1), "one resource list: {one}");
+}
+
+#[tokio::test]
+async fn listeners_are_listed_with_their_real_ports() {
+    let admin = admin("{node: {id: a}}");
+    let view = ListenerView { bound: Some("127.0.0.1:4711".parse().unwrap()), active: true, awaiting: Vec::new() };
+    admin.looked.overview.listeners.lock().insert("gateway".into(), view);
+    assert_eq!(get(&admin, "/listeners").await.1, "gateway::127.0.0.1:4711\n", "text");
+    let json: serde_json::Value = serde_json::from_str(&get(&admin, "/listeners?format=json").await.1).unwrap();
+    let port = &json["listener_statuses"][0]["local_address"]["socket_address"]["port_value"];
+    assert_eq!(*port, 4711, "port in {json}");
+}
+
+#[tokio::test]
+async fn server_info_and_stats_are_served() {
+    let admin = admin("{node: {id: edge-7, cluster: edge}}");
+    let info: serde_json::Value = serde_json::from_str(&get(&admin, "/server_info").await.1).unwrap();
+    assert_eq!((&info["node"]["id"], &info["state"]), (&"edge-7".into(), &"LIVE".into()), "{info}");
+    let looked = admin.looked.clone();
+    admin.looked.process.registry.add_source(move |samples| looked.samples(samples));
+    let (_, stats) = get(&admin, "/stats?filter=%5Eserver%5C.").await;
+    assert!(stats.contains("server.live: 1\n") && !stats.contains("listener_manager"), "filtered: {stats}");
+    let (_, exposed) = get(&admin, "/stats/prometheus").await;
+    assert!(exposed.contains("envoy_server_concurrency{} 2\n"), "for Prometheus: {exposed}");
+    assert_eq!(get(&admin, "/stats?filter=(").await.0, StatusCode::BAD_REQUEST, "a bad expression");
+}

@@ -88,7 +88,6 @@ impl Applier {
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "the shape that the agent takes")]
     fn agent_eds(&mut self, config: &TunnelAgent) -> Vec<(Name, watch::Receiver<Option<Arc<Endpoints>>>)> {
         let names = config.servers.iter().filter_map(|source| match source {
             ServerSource::Eds { service_name, .. } => Some(service_name),

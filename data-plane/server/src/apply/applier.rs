@@ -102,11 +102,13 @@ impl Applier {
                     Some(Command::Reload) => self.refresh().await,
                     Some(Command::DrainListeners { within, answer }) => {
                         self.drain_listeners(within);
-                        drop(answer.send(()));
+                        // Nobody may wait any more.
+                        let _ = answer.send(());
                     }
                     Some(Command::End { answer }) => {
                         self.end();
-                        drop(answer.send(()));
+                        // Nobody may wait any more.
+                        let _ = answer.send(());
                         return;
                     }
                     None => return,

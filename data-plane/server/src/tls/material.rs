@@ -15,7 +15,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 /// Everything that a context needs, read. No `Debug` of the bytes: there are private keys among them.
 #[derive(Default)]
-pub struct Material {
+pub(crate) struct Material {
     /// Chains with their keys.
     pub certificates: Vec<(Bytes, Bytes)>,
     pub validation: Option<Validation>,
@@ -23,7 +23,7 @@ pub struct Material {
 
 /// How peers are verified.
 #[derive(Debug)]
-pub struct Validation {
+pub(crate) struct Validation {
     pub trusted_ca: Option<Bytes>,
     pub crl: Option<Bytes>,
     pub system_roots: bool,
@@ -39,7 +39,7 @@ impl std::fmt::Debug for Material {
 impl Material {
     /// Differs when any byte differs.
     #[must_use]
-    pub fn digest(&self) -> u128 {
+    pub(crate) fn digest(&self) -> u128 {
         let mut hash = Xxh3::new();
         let mut add = |part: Option<&Bytes>| {
             hash.update(&part.map_or(u64::MAX, |part| part.len() as u64).to_le_bytes());
@@ -62,7 +62,7 @@ impl Material {
     ///
     /// # Errors
     /// Bytes that are no certificates or keys, or that do not belong together.
-    pub fn server(&self, tls: &DownstreamTls) -> Result<Arc<rustls::ServerConfig>, TlsError> {
+    pub(crate) fn server(&self, tls: &DownstreamTls) -> Result<Arc<rustls::ServerConfig>, TlsError> {
         let (min, max) = versions(&tls.common);
         runtime::server_config(ServerTls {
             identities: self.identities()?,
@@ -79,7 +79,7 @@ impl Material {
     ///
     /// # Errors
     /// As [`Self::server`].
-    pub fn client(
+    pub(crate) fn client(
         &self,
         tls: &UpstreamTls,
         protocol: Option<UpstreamProtocol>,
@@ -106,7 +106,7 @@ impl Material {
 
     /// The certificates that are presented, and those that are trusted, for `/certs`. What does not parse is left out.
     #[must_use]
-    pub fn details(&self) -> (Vec<CertificateDetails>, Vec<CertificateDetails>) {
+    pub(crate) fn details(&self) -> (Vec<CertificateDetails>, Vec<CertificateDetails>) {
         let parse = |pem: &Bytes| -> Vec<CertificateDetails> {
             let certificates = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok);
             certificates.filter_map(|der| CertificateDetails::parse(&der).ok()).collect()

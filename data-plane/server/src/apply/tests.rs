@@ -1,0 +1,193 @@
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_model::listener::{FilterChain, FilterChainMatch, Listener, NetworkFilter};
+use culvert_model::secret::{Secret, SecretKind};
+use culvert_model::tls::DownstreamTls;
+use culvert_model::tunnel::{TunnelProtocol, TunnelServer};
+use culvert_proxy::{TunnelHosting, Worker};
+use culvert_runtime::drain::Trigger;
+use culvert_runtime::telemetry::ScopePath;
+use culvert_runtime::workers::Workers;
+use culvert_upstream::WorkerPools;
+
+use super::*;
+use crate::inventory::Inventory;
+use crate::overview::Overview;
+use crate::secrets::Secrets;
+use crate::stats::ManagerMetric;
+use crate::testing::{certificate, common, process, sds, tls_certificate};
+
+struct Site {
+    applier: Applier,
+    overview: Arc<Overview>,
+    _drain: Trigger,
+}
+
+impl Site {
+    fn new() -> Self {
+        let (process, drain) = process();
+        let for_workers = Arc::clone(&process);
+        let workers = Workers::start(2, "apply-test", move |_| {
+            let pools = WorkerPools::new(Arc::clone(&for_workers.clusters));
+            let worker = Worker::new(Arc::clone(&for_workers), pools);
+            OnWorker { hosting: TunnelHosting::new(std::rc::Rc::clone(&worker)), worker }
+        });
+        let overview = Arc::new(Overview::default());
+        let metrics = process.registry.scope::<ManagerMetric>(ScopePath::process("")).block();
+        let applier = Applier::new(Parts {
+            workers: Arc::new(workers.unwrap()),
+            overview: Arc::clone(&overview),
+            inventory: Inventory::default(),
+            secrets: Secrets::default(),
+            metrics,
+            node_id: "test".into(),
+            drain_time: Duration::from_secs(1),
+            process,
+        });
+        Self { applier, overview, _drain: drain }
+    }
+
+    async fn apply(&mut self, changes: Vec<Change>) -> Vec<Result<Applied, String>> {
+        let answers = self.applier.apply(changes).await;
+        answers.into_iter().map(|answer| answer.map_err(|error| error.to_string())).collect()
+    }
+
+    fn bound(&self, listener: &str) -> Option<SocketAddr> {
+        self.overview.listeners.lock().get(listener).and_then(|view| view.bound)
+    }
+
+    fn slot(&self, listener: &str) -> Arc<culvert_proxy::ListenerSlot> {
+        self.applier.process.listeners.get(listener).unwrap()
+    }
+}
+
+/// A tunnel listener: the filter needs nothing but itself.
+fn listener(name: &str, address: &str, stat_prefix: &str) -> Listener {
+    let server = TunnelServer {
+        stat_prefix: stat_prefix.into(),
+        policies: Vec::new(),
+        allowed_clusters: Vec::new(),
+        handshake_timeout: Duration::from_secs(5),
+        max_handshake_bytes: 16384,
+        max_pending_handshakes: 16,
+        max_connections_per_agent: 16,
+        protocol: TunnelProtocol::Http1,
+        queue_timeout: Duration::from_secs(5),
+        max_queued_requests: 16,
+    };
+    let chain = FilterChain {
+        name: "all".into(),
+        matches: FilterChainMatch::default(),
+        tls: None,
+        transport_timeout: Duration::from_secs(10),
+        filter: NetworkFilter::Tunnel(Arc::new(server)),
+    };
+    Listener {
+        name: name.into(),
+        address: (!address.is_empty()).then(|| address.parse().unwrap()),
+        filter_chains: vec![Arc::new(chain)],
+        default_filter_chain: None,
+        inspect_tls: false,
+        listener_filters_timeout: Duration::from_secs(15),
+        buffer_limit: 1 << 20,
+        access_log: Vec::new(),
+        tcp_backlog: 16,
+        max_connections: None,
+        drain_modify_only: false,
+    }
+}
+
+fn set(listener: Listener) -> Change {
+    Change::Set(Resource::Listener(Arc::new(listener)))
+}
+
+fn remove(name: &str) -> Change {
+    Change::Remove { kind: Kind::Listener, name: name.into() }
+}
+
+const ANY: &str = "127.0.0.1:0";
+
+#[tokio::test]
+async fn an_update_keeps_sockets_and_slot() {
+    let mut site = Site::new();
+    assert_eq!(site.apply(vec![set(listener("a", ANY, "one"))]).await, [Ok(Applied::Active)], "a new listener");
+    let (bound, slot) = (site.bound("a").unwrap(), site.slot("a"));
+    assert_eq!(site.apply(vec![set(listener("a", ANY, "two"))]).await, [Ok(Applied::Active)], "its update");
+    assert_eq!(site.bound("a"), Some(bound), "the address stays");
+    assert!(Arc::ptr_eq(&slot, &site.slot("a")), "the slot stays");
+    TcpStream::connect(bound).unwrap();
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_refused_and_tried_again() {
+    let mut site = Site::new();
+    let holder = std::net::TcpListener::bind(ANY).unwrap();
+    let address = holder.local_addr().unwrap();
+    let answers = site.apply(vec![set(listener("a", &address.to_string(), "one")), set(listener("b", ANY, "b"))]).await;
+    let refusal = answers[0].as_ref().unwrap_err();
+    assert!(refusal.contains(&address.to_string()) && refusal.contains("in use"), "the address is named: {refusal}");
+    assert_eq!(answers[1], Ok(Applied::Active), "the other listener is not concerned");
+    drop(holder);
+    tokio::time::timeout(Duration::from_secs(10), site.applier.listeners.retry_due()).await.unwrap();
+    site.applier.retry_listeners().await;
+    assert_eq!(site.bound("a"), Some(address), "it serves once the address is free");
+}
+
+#[tokio::test]
+async fn a_listener_takes_the_address_of_one_that_leaves() {
+    let mut site = Site::new();
+    site.apply(vec![set(listener("old", ANY, "one"))]).await;
+    let address = site.bound("old").unwrap();
+    // As configured: the port must be named for an address to be the same.
+    site.apply(vec![remove("old")]).await;
+    let fixed = address.to_string();
+    let free = || std::net::TcpListener::bind(address).map(drop);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while free().is_err() {
+        assert!(tokio::time::Instant::now() < deadline, "the sockets of a removed listener were not closed");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(site.apply(vec![set(listener("old", &fixed, "one"))]).await, [Ok(Applied::Active)], "at a fixed port");
+    let conflict = site.apply(vec![set(listener("new", &fixed, "two"))]).await;
+    assert!(conflict[0].is_err(), "two listeners cannot have one address, got {conflict:?}");
+    let answers = site.apply(vec![set(listener("new", &fixed, "two")), remove("old")]).await;
+    assert_eq!(answers, [Ok(Applied::Active), Ok(Applied::Active)], "unless one leaves with the same push");
+    assert_eq!((site.bound("new"), site.bound("old")), (Some(address), None), "the address has changed hands");
+    TcpStream::connect(address).unwrap();
+}
+
+#[tokio::test]
+async fn a_listener_without_its_secret_stays_warming_and_serves_when_it_comes() {
+    let mut site = Site::new();
+    let mut tls = listener("a", ANY, "one");
+    let context = DownstreamTls { common: common(vec![sds("edge-cert")]), require_client_certificate: false };
+    let mut chain = (*tls.filter_chains[0]).clone();
+    chain.tls = Some(Arc::new(context));
+    tls.filter_chains = vec![Arc::new(chain)];
+    let answers = site.apply(vec![set(tls)]).await;
+    assert_eq!(answers, [Ok(Applied::Warming(vec!["secret edge-cert".to_owned()]))], "the secret is named");
+    let address = site.bound("a").unwrap();
+    assert!(TcpStream::connect(address).is_err(), "nobody can connect before it serves");
+
+    let secret = |kind| Change::Set(Resource::Secret(Arc::new(Secret { name: "edge-cert".into(), kind })));
+    let pair = certificate("edge.test");
+    let bad = (pair.0.clone(), "garbage".to_owned());
+    let refused = site.apply(vec![secret(SecretKind::Certificate(tls_certificate(&bad)))]).await;
+    assert!(refused[0].is_err(), "a bad secret is refused, got {refused:?}");
+    let answers = site.apply(vec![secret(SecretKind::Certificate(tls_certificate(&pair)))]).await;
+    assert_eq!(answers, [Ok(Applied::Active)], "a good one is taken");
+    assert!(site.slot("a").current().is_some(), "the listener is in force");
+    TcpStream::connect(address).unwrap();
+    let awaiting = site.overview.listeners.lock()["a"].awaiting.clone();
+    assert!(awaiting.is_empty(), "nothing is waited for any more, got {awaiting:?}");
+}
+
+#[tokio::test]
+async fn a_listener_without_an_address_binds_nothing() {
+    let mut site = Site::new();
+    assert_eq!(site.apply(vec![set(listener("hosting", "", "h"))]).await, [Ok(Applied::Active)], "it hosts tunnels");
+    assert_eq!(site.bound("hosting"), None, "no address");
+    assert!(site.slot("hosting").current().is_some(), "its chains are in force");
+}
