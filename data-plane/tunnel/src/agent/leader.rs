@@ -100,10 +100,11 @@ impl Leader<'_> {
 }
 
 impl Agent {
-    /// Where a dial goes to, once the secrets that it needs are there.
+    /// Where a dial goes to, once the secrets that it needs are there. **Never plaintext where TLS is configured.**
     pub(super) async fn target(&self, peer: &Peer) -> Target {
         let tls = match self.inputs.tls.clone() {
-            None => None,
+            None if self.config.tls.is_none() => None,
+            None => std::future::pending().await,
             Some(mut secrets) => match secrets.wait_for(Option::is_some).await {
                 Ok(config) => config.clone(),
                 // Whoever delivers them has ended without any: they will never be there.

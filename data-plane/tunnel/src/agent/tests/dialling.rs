@@ -130,7 +130,7 @@ fn the_back_off_begins_anew_only_after_a_connection_that_lasted() {
     let mut backoff = culvert_runtime::backoff::Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
     let mut ceilings = Vec::new();
     for lived in [0, 1, 4999, 5000, 0, 60_000, 60_000] {
-        drop(connection::after_tunnel(&mut backoff, Duration::from_millis(lived)));
+        let _delay = connection::after_tunnel(&mut backoff, Duration::from_millis(lived));
         ceilings.push(backoff.ceiling().as_millis());
     }
     assert_eq!(ceilings, [200, 400, 800, 200, 400, 200, 200], "ceiling of the attempt after the next");
@@ -175,6 +175,40 @@ async fn a_silent_server_is_given_up_at_the_deadline_and_blocks_no_other_connect
             eventually("tried again", || fixture.listener.0.live.get() == 3).await;
             assert_eq!(fixture.count(AgentMetric::DialFailures), 1, "the silent one");
             drop(silent);
+        })
+        .await;
+}
+
+/// An agent that is to speak TLS never falls back to plaintext.
+#[tokio::test]
+async fn without_its_tls_configuration_nothing_is_dialled() {
+    LocalSet::new()
+        .run_until(async {
+            let server = Server::bind().await;
+            let common = culvert_model::tls::CommonTls {
+                certificates: Vec::new(),
+                validation: None,
+                validation_default: None,
+                alpn: Vec::new(),
+                min: culvert_model::tls::TlsVersion::V1_2,
+                max: culvert_model::tls::TlsVersion::V1_3,
+            };
+            let tls = culvert_model::tls::UpstreamTls {
+                common,
+                sni: None,
+                auto_host_sni: false,
+                auto_sni_san_validation: false,
+            };
+            let config = TunnelAgent { tls: Some(Arc::new(tls)), ..config(vec![fixed(server.address)]) };
+            let (secrets, receiver) = watch::channel(None);
+            for tls in [None, Some(receiver)] {
+                let fixture = Fixture::start(config.clone(), AgentInputs { tls, ..inputs() }, 1);
+                eventually("shown as waiting", || fixture.states() == [ConnectionState::WaitingForSecret]).await;
+                let early = timeout(Duration::from_millis(100), server.listener.accept()).await;
+                assert!(early.is_err(), "dialled without TLS: {early:?}");
+                fixture.stopped().await;
+            }
+            drop(secrets);
         })
         .await;
 }

@@ -156,7 +156,7 @@ async fn handshakes_over_the_limit_are_closed_at_once() {
             assert_eq!(third.rest().await, b"", "closed without an answer");
             assert_eq!(started.elapsed(), Duration::ZERO, "at once");
             assert_eq!(fixture.count(ServerMetric::PendingOverflow), 1);
-            drop((first.ended().await, second.ended().await));
+            assert_eq!([first.ended().await, second.ended().await], [Ended::Refused; 2]);
             let (_connected, response) = fixture.join(AGENT, init("edge")).await;
             assert_eq!(response.status, Status::Success, "room again");
         })
@@ -172,7 +172,7 @@ async fn credentials_rotate_without_a_gap() {
             let status = async |policy: &str, credential: &str| {
                 let init = with_credential("edge", policy, credential);
                 let (connected, response) = fixture.join(AGENT, init).await;
-                drop(connected.ended().await);
+                connected.ended().await;
                 response.status
             };
             assert_eq!(status("token", "old").await, Status::Success);
@@ -260,7 +260,7 @@ async fn an_agent_has_so_many_connections_and_no_more() {
             assert_eq!(fixture.count(ServerMetric::RefusedLimit), 1);
             let (_other, response) = fixture.join("192.0.2.1:4", named("edge-8")).await;
             assert_eq!(response.status, Status::Success, "another agent at the same address");
-            drop(first.ended().await);
+            assert_eq!(first.ended().await, Ended::Tunnel);
             let (_again, response) = fixture.join("192.0.2.1:5", named("edge-7")).await;
             assert_eq!(response.status, Status::Success, "in the place of one that ended");
         })

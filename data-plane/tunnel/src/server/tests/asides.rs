@@ -97,7 +97,7 @@ async fn our_agents_close_by_id_and_hear_of_it() {
             settle().await;
             assert_eq!(fixture.count(ServerMetric::GracefulCloseIgnored), 1, "by an address that anybody could guess");
             let mut stranger = fixture.connect("203.0.113.9:7");
-            stranger.send(by_id(&[id.clone()], "edge")).await;
+            stranger.send(by_id(std::slice::from_ref(&id), "edge")).await;
             let ack = |closed| Frame::GracefulCloseAck(crate::wire::GracefulCloseAck { closed });
             assert_eq!(stranger.frame().await, ack(0), "from another agent");
             assert!(!tunnel.served.is_finished(), "the stranger closed it");
