@@ -2,9 +2,11 @@
 //! dynamic configuration, admin interface, life and end of the process.
 
 mod admin;
+mod ads;
 mod apply;
 mod bootstrap;
 mod check;
+mod config;
 mod inventory;
 mod lifecycle;
 mod options;

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_model::bootstrap::Bootstrap;
-use culvert_model::cluster::Discovery;
+use culvert_model::cluster::{Discovery, UpstreamProtocol};
 use culvert_model::resource::Resource;
+use culvert_model::tls::UpstreamTls;
 use culvert_proxy::{Process, TunnelHosting, Worker};
 use culvert_runtime::access_log::AccessLogs;
 use culvert_runtime::drain::{self, Trigger};
@@ -22,18 +23,21 @@ use culvert_runtime::readiness::ReadinessBlocker;
 use culvert_runtime::telemetry::{Registry, ScopePath};
 use culvert_runtime::workers::Workers;
 use culvert_upstream::{Clusters, Resolver, WorkerPools};
+use prost::Message;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::admin::{Admin, AdminSocket};
 use crate::apply::{Applier, ApplyHandle, OnWorker, Parts};
 use crate::bootstrap::Started;
+use crate::config;
 use crate::inventory::Inventory;
 use crate::lifecycle::{Ending, State};
 use crate::options::Options;
 use crate::overview::Overview;
 use crate::secrets::Secrets;
 use crate::stats::{Looked, ManagerMetric};
+use crate::tls::{self, Gathered};
 
 /// Why a start failed.
 #[derive(Debug, thiserror::Error)]
@@ -149,8 +153,12 @@ pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -
     }
     put_in_force(&mut applier, &started.bootstrap, &state).await;
     announce(&overview, &started.bootstrap, workers);
-    tokio::spawn(applier.run(commands, FileWatcher::new()));
-    begin_dynamic(blocker);
+    let watcher = FileWatcher::new();
+    tokio::spawn(applier.run(commands, watcher.clone()));
+    let ready = state.readiness.block("dynamic configuration");
+    drop(blocker);
+    let settings = dynamic(&options, &started, inventory, process.registry.clone(), watcher);
+    let _configuration = config::begin(settings(apply.clone(), ready)).await;
     Ok(Ending { state, apply, drain: base.drain, drain_time, logs: base.logs }.run(signals).await)
 }
 
@@ -203,9 +211,37 @@ async fn put_in_force(applier: &mut Applier, bootstrap: &Bootstrap, state: &Stat
     applier.set_all(bootstrap.listeners.iter().cloned().map(Resource::Listener)).await;
 }
 
-/// Subscribes to what the bootstrap says comes from elsewhere.
-fn begin_dynamic(blocker: ReadinessBlocker) {
-    drop(blocker);
+/// What dynamic configuration begins with.
+fn dynamic(
+    options: &Options,
+    started: &Started,
+    inventory: Inventory,
+    registry: Registry,
+    watcher: FileWatcher,
+) -> impl FnOnce(ApplyHandle, ReadinessBlocker) -> config::Settings {
+    let secrets = Secrets::new(&started.bootstrap.secrets);
+    let client_tls = move |context: &UpstreamTls| match tls::gather(&context.common, &secrets) {
+        Ok(Gathered::Complete(material)) => {
+            material.client(context, Some(UpstreamProtocol::Http2)).map_err(|error| error.to_string())
+        }
+        Ok(Gathered::Awaiting(names)) => {
+            Err(format!("it takes {} from SDS, which only a control plane could bring", names.join(", ")))
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    let (bootstrap, state_dir) = (Arc::new(started.bootstrap.clone()), options.state_dir.clone());
+    let bootstrap_hash = xxhash_rust::xxh3::xxh3_64(&started.message.encode_to_vec());
+    move |apply, ready| config::Settings {
+        bootstrap,
+        bootstrap_hash,
+        state_dir,
+        apply,
+        inventory,
+        registry,
+        watcher,
+        client_tls: Arc::new(client_tls),
+        ready,
+    }
 }
 
 fn announce(overview: &Overview, bootstrap: &Bootstrap, workers: usize) {

@@ -1,0 +1,166 @@
+//! A connection to a control plane: the endpoints of a static cluster, with its TLS.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_model::bootstrap::Bootstrap;
+use culvert_model::cluster::{Cluster, Discovery};
+use culvert_model::endpoint::{Address, Endpoint};
+use culvert_model::source::GrpcSource;
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tonic::transport::{Channel, Endpoint as Target};
+
+use crate::config::ClientTls;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectError {
+    #[error("no static cluster is named {0}")]
+    NoCluster(culvert_model::Name),
+    #[error("cluster {0} has no endpoints; the control plane's cluster must be STATIC, STRICT_DNS or LOGICAL_DNS")]
+    NoEndpoints(culvert_model::Name),
+    #[error("TLS of cluster {cluster}: {reason}")]
+    Tls { cluster: culvert_model::Name, reason: String },
+    #[error("{0:?} cannot be an authority")]
+    Authority(String),
+    #[error("{0}")]
+    Transport(String),
+}
+
+/// Connects to the first endpoint of the first cluster that answers, beginning with another one at each attempt.
+pub(super) async fn connect(
+    bootstrap: &Bootstrap,
+    source: &GrpcSource,
+    client_tls: &ClientTls,
+    attempt: u32,
+) -> Result<Channel, ConnectError> {
+    let mut last = None;
+    for name in &source.clusters {
+        let cluster = bootstrap.clusters.iter().find(|cluster| cluster.name == *name);
+        let cluster = cluster.ok_or_else(|| ConnectError::NoCluster(Arc::clone(name)))?;
+        let endpoints = endpoints(cluster);
+        if endpoints.is_empty() {
+            return Err(ConnectError::NoEndpoints(Arc::clone(name)));
+        }
+        let count = endpoints.len();
+        let first = usize::try_from(attempt).unwrap_or(0) % count;
+        for endpoint in endpoints.iter().cycle().skip(first).take(count) {
+            match connect_to(cluster, endpoint, source, client_tls).await {
+                Ok(channel) => return Ok(channel),
+                Err(error) => {
+                    tracing::debug!(cluster = %name, address = ?endpoint.address, %error, "cannot connect");
+                    last = Some(error);
+                }
+            }
+        }
+    }
+    Err(last.unwrap_or_else(|| ConnectError::NoEndpoints("".into())))
+}
+
+fn endpoints(cluster: &Cluster) -> Vec<Endpoint> {
+    let (Discovery::Static(endpoints)
+    | Discovery::StrictDns { endpoints, .. }
+    | Discovery::LogicalDns { endpoints, .. }) = &cluster.discovery
+    else {
+        return Vec::new();
+    };
+    endpoints.localities.iter().flat_map(|locality| locality.endpoints.iter().cloned()).collect()
+}
+
+async fn connect_to(
+    cluster: &Cluster,
+    endpoint: &Endpoint,
+    source: &GrpcSource,
+    client_tls: &ClientTls,
+) -> Result<Channel, ConnectError> {
+    let tls = cluster.tls.as_ref().map(|tls| {
+        let config = client_tls(tls)
+            .map_err(|reason| ConnectError::Tls { cluster: Arc::clone(&cluster.name), reason })?;
+        let mut config = rustls::ClientConfig::clone(&config);
+        // gRPC speaks HTTP/2 and nothing else.
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(TlsTo { config: Arc::new(config), name: server_name(tls.sni.as_deref(), endpoint)? })
+    });
+    let tls = tls.transpose()?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let authority = source.authority.as_deref().unwrap_or(&cluster.name);
+    let origin = format!("{scheme}://{authority}");
+    let origin: Uri = origin.parse().map_err(|_| ConnectError::Authority(authority.to_owned()))?;
+    let address = endpoint.address.clone();
+    let connector = tower::service_fn(move |_uri: Uri| open(address.clone(), tls.clone()));
+    Target::from_static("http://control-plane")
+        .origin(origin)
+        .connect_timeout(cluster.connect_timeout)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .connect_with_connector(connector)
+        .await
+        .map_err(|error| ConnectError::Transport(with_causes(&error)))
+}
+
+#[derive(Clone)]
+struct TlsTo {
+    config: Arc<rustls::ClientConfig>,
+    name: ServerName<'static>,
+}
+
+fn server_name(sni: Option<&str>, endpoint: &Endpoint) -> Result<ServerName<'static>, ConnectError> {
+    let host = match (sni, &endpoint.address) {
+        (Some(sni), _) => sni.to_owned(),
+        (None, _) if !endpoint.hostname.is_empty() => endpoint.hostname.to_string(),
+        (None, Address::Name { host, .. }) => host.to_string(),
+        (None, Address::Ip(address)) => address.ip().to_string(),
+    };
+    ServerName::try_from(host.clone()).map_err(|_| ConnectError::Authority(host))
+}
+
+/// A connection, encrypted or not.
+trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
+
+async fn open(address: Address, tls: Option<TlsTo>) -> std::io::Result<TokioIo<Box<dyn Connection>>> {
+    let stream = match address {
+        Address::Ip(address) => TcpStream::connect(address).await?,
+        Address::Name { host, port } => {
+            let addresses: Vec<SocketAddr> = tokio::net::lookup_host((&*host, port)).await?.collect();
+            TcpStream::connect(&addresses[..]).await?
+        }
+    };
+    stream.set_nodelay(true)?;
+    let Some(TlsTo { config, name }) = tls else { return Ok(TokioIo::new(Box::new(stream))) };
+    let handshake = tokio_rustls::TlsConnector::from(config).connect(name, stream);
+    let stream = tokio::time::timeout(HANDSHAKE_TIME, handshake).await.map_err(|_| {
+        std::io::Error::new(std::io::ErrorKind::TimedOut, "the TLS handshake took too long")
+    })??;
+    Ok(TokioIo::new(Box::new(stream)))
+}
+
+/// The error and what caused it, on one line: tonic's own text is only `transport error`.
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// A dead control plane is noticed within 40 s.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;

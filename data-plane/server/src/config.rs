@@ -1,0 +1,274 @@
+//! Dynamic configuration: from what a control plane, files and the cache bring to what is in force.
+//!
+//! ```text
+//! ads, files, cache -> judge (parse) -> Stage (stage, warm) -> publish -> ApplyHandle
+//! ```
+//! [`begin`] starts all of it. A stream's loop judges and stages what it receives and answers at once; **it never waits
+//! for a change to be applied**. One task publishes: it takes from the stage what may come into force, has it applied,
+//! and says in the inventory and in the log how that went. Another one saves what was accepted.
+
+mod judge;
+mod persist;
+mod publisher;
+mod references;
+mod stage;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_model::Name;
+use culvert_model::bootstrap::Bootstrap;
+use culvert_model::source::ConfigSourceKind;
+use culvert_model::tls::UpstreamTls;
+use culvert_runtime::files::FileWatcher;
+use culvert_runtime::readiness::ReadinessBlocker;
+use culvert_runtime::telemetry::Registry;
+use culvert_xds::client::{Interest, Missing};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+pub(crate) use self::judge::{Judged, judge};
+pub(crate) use self::references::{kind_of, type_url_of};
+pub(crate) use self::stage::Batch;
+use self::persist::StateDir;
+use self::stage::Stage;
+use crate::ads::Metrics;
+use crate::apply::{ApplyHandle, Kind};
+use crate::inventory::{Given, Inventory};
+
+/// What dynamic configuration needs of the process.
+pub(crate) struct Settings {
+    pub(crate) bootstrap: Arc<Bootstrap>,
+    /// Of the bootstrap as it was given: another one does not use what was saved under this one.
+    pub(crate) bootstrap_hash: u64,
+    /// Where accepted configuration is kept. `None`: nowhere, with a warning.
+    pub(crate) state_dir: Option<PathBuf>,
+    pub(crate) apply: ApplyHandle,
+    pub(crate) inventory: Inventory,
+    pub(crate) registry: Registry,
+    pub(crate) watcher: FileWatcher,
+    /// Builds the TLS configuration of a control-plane connection; called anew for each, so that renewed files count.
+    pub(crate) client_tls: ClientTls,
+    /// Dropped when the first dynamic configuration is in force, or when there is nothing to wait for.
+    pub(crate) ready: ReadinessBlocker,
+}
+
+/// From a TLS context to a TLS configuration, or the reason why there is none.
+pub(crate) type ClientTls = Arc<dyn Fn(&UpstreamTls) -> Result<Arc<rustls::ClientConfig>, String> + Send + Sync>;
+
+/// Dynamic configuration that runs. Cheap to clone; the tasks behind it live as long as the runtime.
+#[derive(Debug, Clone)]
+pub(crate) struct Configuration {
+    shared: Arc<Shared>,
+}
+
+/// What a client of the control plane says about one type, for CSDS and the admin page.
+#[derive(Debug, Clone)]
+pub(crate) struct Waiting {
+    pub(crate) kind: Kind,
+    pub(crate) name: Name,
+    /// `Secret edge-cert`, `RouteConfiguration routes`.
+    pub(crate) on: Vec<String>,
+}
+
+/// Loads the cache, puts it in force, and subscribes to everything that the bootstrap says comes from elsewhere. Static
+/// resources are in force already. Must be called inside the control runtime; returns when what was cached is applied.
+pub(crate) async fn begin(settings: Settings) -> Configuration {
+    let mut stage = Stage::new(&settings.bootstrap);
+    let dynamic = !stage.interests().is_empty();
+    let state = if dynamic { open_state(&settings) } else { None };
+    if let Some(state) = &state {
+        load(state, &mut stage);
+    }
+    let (wanted, _) = watch::channel(0);
+    let shared = Arc::new(Shared {
+        stage: Mutex::new(stage),
+        started: Instant::now(),
+        work: Notify::new(),
+        wanted,
+        inventory: settings.inventory.clone(),
+        failed_once: watch::channel(false).0,
+    });
+    let metrics = Metrics::new(&settings.registry);
+    let mut publisher = publisher::Publisher::new(Arc::clone(&shared), settings.apply.clone());
+    publisher.publish().await;
+    if dynamic {
+        tokio::spawn(release_when_ready(Arc::clone(&shared), settings.ready));
+        let (saves, saving) = watch::channel(0);
+        if let Some(state) = state {
+            tokio::spawn(save(Arc::clone(&shared), state, saving));
+        }
+        tokio::spawn(publisher.run(saves));
+        let sources = crate::ads::Sources {
+            bootstrap: settings.bootstrap,
+            configuration: Configuration { shared: Arc::clone(&shared) },
+            metrics,
+            watcher: settings.watcher,
+            client_tls: settings.client_tls,
+        };
+        tokio::spawn(sources.run());
+    }
+    Configuration { shared }
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Held for moments, never across an await.
+    stage: Mutex<Stage>,
+    started: Instant,
+    /// Something was staged.
+    work: Notify,
+    /// Counts changes of what is subscribed to.
+    wanted: watch::Sender<u64>,
+    inventory: Inventory,
+    /// A control plane could not be reached.
+    failed_once: watch::Sender<bool>,
+}
+
+impl Configuration {
+    /// The time that the stage counts in.
+    pub(crate) fn now(&self) -> Duration {
+        self.shared.started.elapsed()
+    }
+
+    /// Stages what a source brought. Refused resources are noted; what was in force for them stays.
+    pub(crate) fn receive(&self, batch: Batch) {
+        let type_url = type_url_of(batch.kind);
+        for judged in &batch.resources {
+            if let Err(reason) = &judged.verdict {
+                let short = culvert_api::type_url::short_name(type_url);
+                tracing::warn!("{short}/{}: refused: {reason}", judged.name);
+                self.shared.inventory.refused(type_url, &judged.name, judged.given.clone(), reason.clone());
+            }
+        }
+        self.shared.stage.lock().receive(batch, self.now());
+        self.shared.changed();
+    }
+
+    /// A name that was asked for does not exist.
+    pub(crate) fn not_found(&self, missing: &Missing) {
+        let Some(kind) = kind_of(&missing.type_url) else { return };
+        let short = culvert_api::type_url::short_name(&missing.type_url);
+        tracing::warn!("{short}/{}: the control plane did not deliver it in time", missing.name);
+        self.shared.stage.lock().not_found((kind, Arc::clone(&missing.name)));
+        self.shared.changed();
+    }
+
+    /// What is subscribed to, by kind and source.
+    pub(crate) fn interests(&self) -> Vec<(Kind, ConfigSourceKind, Interest)> {
+        self.shared.stage.lock().interests()
+    }
+
+    /// Changes whenever [`Configuration::interests`] may have.
+    pub(crate) fn watch_interests(&self) -> watch::Receiver<u64> {
+        self.shared.wanted.subscribe()
+    }
+
+    /// Names for which a cached resource stands in.
+    pub(crate) fn cached(&self, kind: Kind) -> Vec<Name> {
+        self.shared.stage.lock().cached(kind)
+    }
+
+    /// A control plane could not be reached: whoever can serve without it need not wait any longer.
+    pub(crate) fn unreachable(&self) {
+        self.shared.failed_once.send_replace(true);
+    }
+
+    /// Accepted resources that are not in force yet, and what each waits for.
+    #[expect(dead_code, reason = "the admin interface shows the inventory's view of it so far")]
+    pub(crate) fn warming(&self) -> Vec<Waiting> {
+        let warming = self.shared.stage.lock().warming(self.now());
+        warming.into_iter().map(|((kind, name), on)| Waiting { kind, name, on }).collect()
+    }
+}
+
+impl Shared {
+    fn changed(&self) {
+        self.wanted.send_modify(|count| *count += 1);
+        self.work.notify_one();
+    }
+}
+
+fn open_state(settings: &Settings) -> Option<StateDir> {
+    let Some(path) = &settings.state_dir else {
+        tracing::warn!("no --state-dir and no $STATE_DIRECTORY: accepted configuration does not survive this process");
+        return None;
+    };
+    StateDir::open(path, &settings.bootstrap.node.id, settings.bootstrap_hash)
+        .inspect_err(|error| tracing::warn!(%error, "accepted configuration is not kept"))
+        .ok()
+}
+
+fn load(state: &StateDir, stage: &mut Stage) {
+    match state.load() {
+        Ok(kept) => {
+            tracing::info!(resources = kept.len(), "starting with the configuration that was accepted last");
+            let judged = kept.into_iter().map(|kept| {
+                let name = Name::from(kept.name);
+                judge(&kept.body.type_url, &name, &kept.version, &kept.body)
+            });
+            stage.load_cached(judged.collect());
+        }
+        Err(persist::Unusable::Absent) => tracing::debug!("no accepted configuration was kept"),
+        Err(reason) => {
+            let file = state.file();
+            tracing::warn!(file = %file.display(), %reason, "the accepted configuration that was kept is ignored");
+        }
+    }
+}
+
+/// Saves what is accepted, at most once a second.
+async fn save(shared: Arc<Shared>, mut state: StateDir, mut saving: watch::Receiver<u64>) {
+    while saving.changed().await.is_ok() {
+        saving.mark_unchanged();
+        let accepted: Vec<(String, Given)> = shared.stage.lock().accepted();
+        let written = tokio::task::spawn_blocking(move || {
+            state.save(&accepted);
+            state
+        });
+        match written.await {
+            Ok(returned) => state = returned,
+            Err(error) => {
+                tracing::error!(%error, "saving accepted configuration panicked; it is not kept any more");
+                return;
+            }
+        }
+        tokio::time::sleep(SAVE_INTERVAL).await;
+    }
+}
+
+/// Ready when the control plane has said what there is and that is in force, when it cannot be reached and there is
+/// something to serve without it, or after the time that Envoy gives it.
+async fn release_when_ready(shared: Arc<Shared>, ready: ReadinessBlocker) {
+    let mut failed = shared.failed_once.subscribe();
+    let mut wanted = shared.wanted.subscribe();
+    let settled = async {
+        loop {
+            {
+                let stage = shared.stage.lock();
+                let answered = [Kind::Cluster, Kind::Listener].into_iter().all(|kind| stage.is_answered(kind));
+                if (answered && stage.warming(shared.started.elapsed()).is_empty())
+                    || (*failed.borrow() && stage.has_listener())
+                {
+                    return;
+                }
+            }
+            tokio::select! {
+                _ = failed.changed() => {}
+                _ = wanted.changed() => {}
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
+            }
+        }
+    };
+    if tokio::time::timeout(READY_TIME, settled).await.is_err() {
+        tracing::warn!(within = ?READY_TIME, "no complete dynamic configuration yet; ready without it");
+    }
+    drop(ready);
+}
+
+/// Envoy: `initial_fetch_timeout`.
+const READY_TIME: Duration = Duration::from_secs(15);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const SAVE_INTERVAL: Duration = Duration::from_secs(1);

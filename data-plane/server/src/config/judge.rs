@@ -1,0 +1,47 @@
+//! Judges received resources: each parsed on its own.
+
+use std::sync::Arc;
+
+use culvert_api::Any;
+use culvert_model::Name;
+use culvert_model::report::Finding;
+use culvert_model::resource::{Resource, parse_any};
+use culvert_xds::Rejection;
+
+use super::references::key_of;
+use crate::inventory::Given;
+
+/// A received resource and what was found in it.
+#[derive(Debug)]
+pub(crate) struct Judged {
+    pub(crate) name: Name,
+    pub(crate) given: Given,
+    /// Or every reason why it is refused.
+    pub(crate) verdict: Result<Resource, String>,
+}
+
+/// Parses one resource. A warning is logged; it refuses nothing.
+pub(crate) fn judge(type_url: &str, name: &Name, version: &str, body: &Any) -> Judged {
+    let parsed = parse_any(&body.type_url, &body.value);
+    let short = culvert_api::type_url::short_name(type_url);
+    for warning in &parsed.warnings {
+        tracing::warn!("{short}/{name}: {warning}");
+    }
+    let verdict = parsed.value.map_err(|findings| text_of(&findings)).and_then(|resource| {
+        let (_, own) = key_of(&resource);
+        if own == *name { Ok(resource) } else { Err(format!("name: it says {own:?}, and was sent as {name:?}")) }
+    });
+    Judged { name: Arc::clone(name), given: Given::now(version, body.clone()), verdict }
+}
+
+impl Judged {
+    /// What goes back to the control plane, if it is refused.
+    pub(crate) fn rejection(&self) -> Option<Rejection> {
+        let reason = self.verdict.as_ref().err()?;
+        Some(Rejection { name: self.name.to_string(), reason: reason.clone() })
+    }
+}
+
+fn text_of(findings: &[Finding]) -> String {
+    findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}

@@ -1,0 +1,105 @@
+//! The one who has changes applied, in order, and says how that went.
+
+use std::sync::Arc;
+
+use culvert_api::type_url;
+use tokio::sync::watch;
+
+use super::references::type_url_of;
+use super::stage::{Publication, Step};
+use super::{Configuration, Shared};
+use crate::apply::{Applied, ApplyError, ApplyHandle, Change};
+
+#[derive(Debug)]
+pub(super) struct Publisher {
+    shared: Arc<Shared>,
+    apply: ApplyHandle,
+}
+
+impl Publisher {
+    pub(super) fn new(shared: Arc<Shared>, apply: ApplyHandle) -> Self {
+        Self { shared, apply }
+    }
+
+    /// Publishes whenever something was staged or a wait is over. Counts up `saves` when the accepted set may differ.
+    pub(super) async fn run(mut self, saves: watch::Sender<u64>) {
+        loop {
+            let now = self.shared.started.elapsed();
+            let next = self.shared.stage.lock().next_look(now);
+            let staged = self.shared.work.notified();
+            match next {
+                Some(at) => {
+                    // Reaching the time is as good as being told.
+                    let _timed_out = tokio::time::timeout(at.saturating_sub(now), staged).await;
+                }
+                None => staged.await,
+            }
+            self.publish().await;
+            saves.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Publishes until nothing more may come into force: one step may be what another one waited for.
+    pub(super) async fn publish(&mut self) {
+        loop {
+            let publication = {
+                let configuration = Configuration { shared: Arc::clone(&self.shared) };
+                self.shared.stage.lock().publish(configuration.now())
+            };
+            self.announce(&publication);
+            if publication.steps.is_empty() {
+                return;
+            }
+            let changes: Vec<Change> = publication.steps.iter().map(|step| step.change.clone()).collect();
+            let results = self.apply.apply(changes).await;
+            let mut ending = false;
+            for (step, result) in publication.steps.iter().zip(results) {
+                ending |= matches!(result, Err(ApplyError::Ending));
+                self.shared.stage.lock().applied(step, result.is_ok());
+                self.note(step, result);
+            }
+            // What is in force decides what is referred to.
+            self.shared.wanted.send_modify(|count| *count += 1);
+            if ending {
+                return;
+            }
+        }
+    }
+
+    fn announce(&self, publication: &Publication) {
+        for ((kind, name), given) in &publication.confirmed {
+            self.shared.inventory.active(type_url_of(*kind), name, given.clone());
+        }
+        for ((kind, name), given, on) in &publication.waiting {
+            let short = type_url::short_name(type_url_of(*kind));
+            tracing::info!("{short}/{name}: warming, waits for {}", on.join(", "));
+            self.shared.inventory.warming(type_url_of(*kind), name, given.clone());
+        }
+    }
+
+    fn note(&self, step: &Step, result: Result<Applied, ApplyError>) {
+        let (kind, name) = &step.key;
+        let type_url = type_url_of(*kind);
+        let short = type_url::short_name(type_url);
+        let inventory = &self.shared.inventory;
+        match (result, &step.given) {
+            (Ok(Applied::Active), Some(given)) => {
+                tracing::debug!("{short}/{name}: in force at version {}", given.version);
+                inventory.active(type_url, name, given.clone());
+            }
+            (Ok(Applied::Warming(on)), Some(given)) => {
+                tracing::info!("{short}/{name}: warming, waits for {}", on.join(", "));
+                inventory.warming(type_url, name, given.clone());
+            }
+            (Ok(_), None) => {
+                tracing::debug!("{short}/{name}: removed");
+                inventory.removed(type_url, name);
+            }
+            (Err(error), Some(given)) => {
+                tracing::warn!("{short}/{name}: accepted and cannot be applied: {error}");
+                inventory.refused(type_url, name, given.clone(), error.to_string());
+            }
+            (Err(error), None) => tracing::warn!("{short}/{name}: cannot be removed: {error}"),
+        }
+    }
+}

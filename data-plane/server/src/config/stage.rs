@@ -1,0 +1,229 @@
+//! Stage: what was accepted, what of it is in force, and what has to be fetched for it.
+//!
+//! A plain value: resources go in, changes come out ([`Stage::publish`]). It opens nothing and waits for nothing; time
+//! is passed in.
+
+mod publish;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_model::Name;
+use culvert_model::bootstrap::Bootstrap;
+use culvert_model::resource::Resource;
+use culvert_model::source::{ConfigSource, ConfigSourceKind};
+use culvert_xds::client::Interest;
+
+pub(crate) use self::publish::{Publication, Step};
+use super::judge::Judged;
+use super::references::{self, Reference, kind_of, type_url_of};
+use crate::apply::Kind;
+use crate::inventory::Given;
+
+/// A resource's place.
+pub(crate) type Key = (Kind, Name);
+
+/// **Invariants:** static resources are never replaced or removed; a refusal changes nothing; what is in force stays
+/// until what replaces it is ready.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    slots: BTreeMap<Key, Slot>,
+    /// What is subscribed to as a whole, and from where.
+    roots: BTreeMap<Kind, ConfigSource>,
+    /// Roots of which a control plane has said what there is.
+    answered: BTreeSet<Kind>,
+    /// Referred to, and said not to exist: nothing waits for it.
+    missing: BTreeSet<Key>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    /// Of the bootstrap.
+    fixed: bool,
+    /// Accepted last, if it is to exist.
+    wanted: Option<Candidate>,
+    /// In force.
+    active: Option<Candidate>,
+    /// When `wanted` became `None`.
+    gone: Duration,
+    /// `wanted` comes from the cache, and no control plane has confirmed it.
+    cached: bool,
+    /// Cached, and not among what the control plane has: removed when its time has come.
+    leftover: Option<Duration>,
+    /// Applying `wanted` failed; it is not tried again.
+    failed: bool,
+    /// It was said that `wanted` waits.
+    told: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Candidate {
+    resource: Resource,
+    given: Option<Given>,
+    since: Duration,
+}
+
+/// What arrived of one kind at once.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) kind: Kind,
+    pub(crate) resources: Vec<Judged>,
+    pub(crate) removed: Vec<Name>,
+    /// Names whose form alone was refused: they exist.
+    pub(crate) malformed: Vec<Name>,
+    /// Everything of the kind stands in it (state of the world).
+    pub(crate) whole: bool,
+}
+
+impl Stage {
+    /// With the static resources of a bootstrap in force.
+    pub(crate) fn new(bootstrap: &Bootstrap) -> Self {
+        let fixed = bootstrap.clusters.iter().cloned().map(Resource::Cluster);
+        let fixed = fixed.chain(bootstrap.listeners.iter().cloned().map(Resource::Listener));
+        let fixed = fixed.chain(bootstrap.agents.iter().cloned().map(Resource::Agent));
+        let fixed = fixed.chain(bootstrap.secrets.iter().cloned().map(Resource::Secret));
+        let mut slots = BTreeMap::new();
+        for resource in fixed {
+            let key = references::key_of(&resource);
+            let candidate = Candidate { resource, given: None, since: Duration::ZERO };
+            let slot =
+                Slot { fixed: true, wanted: Some(candidate.clone()), active: Some(candidate), ..Slot::default() };
+            slots.insert(key, slot);
+        }
+        let roots = [
+            (Kind::Cluster, &bootstrap.dynamic.cds),
+            (Kind::Listener, &bootstrap.dynamic.lds),
+            (Kind::Agent, &bootstrap.agents_config),
+        ];
+        let roots = roots.into_iter().filter_map(|(kind, source)| Some((kind, source.clone()?))).collect();
+        Self { slots, roots, answered: BTreeSet::new(), missing: BTreeSet::new() }
+    }
+
+    /// Stages what a cache had. It was accepted once, and is judged again like anything else.
+    pub(crate) fn load_cached(&mut self, resources: Vec<Judged>) {
+        for judged in resources {
+            match (kind_of(&judged.given.resource.type_url), judged.verdict) {
+                (Some(kind), Ok(resource)) => {
+                    self.accept((kind, judged.name), resource, judged.given, Duration::ZERO, true);
+                }
+                (_, Err(reason)) => tracing::warn!(name = %judged.name, reason, "a cached resource is no longer valid"),
+                (None, Ok(_)) => {}
+            }
+        }
+    }
+
+    /// Stages what a control plane sent: good resources, and the last good ones in place of refused ones.
+    pub(crate) fn receive(&mut self, batch: Batch, now: Duration) {
+        let Batch { kind, resources, removed, malformed, whole } = batch;
+        let mut present: BTreeSet<Name> = malformed.into_iter().collect();
+        for judged in resources {
+            present.insert(Arc::clone(&judged.name));
+            let key = (kind, judged.name);
+            self.missing.remove(&key);
+            if let Ok(resource) = judged.verdict {
+                self.accept(key, resource, judged.given, now, false);
+            }
+        }
+        for name in removed {
+            self.remove((kind, name), now);
+        }
+        if self.roots.contains_key(&kind) && self.answered.insert(kind) {
+            self.mark_leftovers(kind, &present, whole, now);
+        }
+    }
+
+    /// A control plane was asked for a name for too long.
+    pub(crate) fn not_found(&mut self, key: Key) {
+        self.missing.insert(key);
+    }
+
+    /// Everything to subscribe to: by kind and source, with all names that are referred to.
+    pub(crate) fn interests(&self) -> Vec<(Kind, ConfigSourceKind, Interest)> {
+        let mut interests: Vec<(Kind, ConfigSourceKind, Interest)> = self
+            .roots
+            .iter()
+            .map(|(kind, source)| (*kind, source.kind.clone(), Interest::everything()))
+            .collect();
+        for Reference { kind, name, source } in self.references() {
+            let feed = interests.iter_mut().find(|(k, s, _)| *k == kind && *s == source.kind);
+            match feed {
+                Some((_, _, interest)) => _ = interest.names.insert(name),
+                None => interests.push((kind, source.kind, Interest::named([name]))),
+            }
+        }
+        interests
+    }
+
+    /// Names for which a cached resource stands in.
+    pub(crate) fn cached(&self, kind: Kind) -> Vec<Name> {
+        let of_kind = self.slots.iter().filter(|((k, _), slot)| *k == kind && slot.cached);
+        of_kind.map(|((_, name), _)| Arc::clone(name)).collect()
+    }
+
+    /// Whether a control plane has said what there is of a kind, or is not asked at all.
+    pub(crate) fn is_answered(&self, kind: Kind) -> bool {
+        !self.roots.contains_key(&kind) || self.answered.contains(&kind)
+    }
+
+    /// Accepted dynamic resources, without secrets: what the next cold start may begin with.
+    pub(crate) fn accepted(&self) -> Vec<(String, Given)> {
+        let slots = self.slots.iter().filter(|((kind, _), slot)| *kind != Kind::Secret && !slot.fixed && !slot.failed);
+        slots.filter_map(|((_, name), slot)| Some((name.to_string(), slot.wanted.as_ref()?.given.clone()?))).collect()
+    }
+
+    /// Whether any listener is in force, whatever brought it.
+    pub(crate) fn has_listener(&self) -> bool {
+        self.slots.iter().any(|((kind, _), slot)| *kind == Kind::Listener && slot.active.is_some())
+    }
+
+    fn accept(&mut self, key: Key, resource: Resource, given: Given, now: Duration, cached: bool) {
+        let slot = self.slots.entry(key.clone()).or_default();
+        if slot.fixed {
+            let short = culvert_api::type_url::short_name(type_url_of(key.0));
+            tracing::warn!("{short}/{}: ignored, a static resource has that name", key.1);
+            return;
+        }
+        let same = slot.wanted.as_ref().is_some_and(|wanted| wanted.resource == resource);
+        let since = slot.wanted.as_ref().filter(|_| same).map_or(now, |wanted| wanted.since);
+        slot.failed &= same;
+        slot.told &= same;
+        slot.wanted = Some(Candidate { resource, given: Some(given), since });
+        slot.cached = cached;
+        slot.leftover = None;
+    }
+
+    /// A root's resource is gone. One that is referred to by name keeps serving: nothing else says what to do instead.
+    fn remove(&mut self, key: Key, now: Duration) {
+        if !matches!(key.0, Kind::Cluster | Kind::Listener | Kind::Agent) {
+            self.missing.insert(key);
+            return;
+        }
+        if let Some(slot) = self.slots.get_mut(&key).filter(|slot| !slot.fixed) {
+            slot.wanted = None;
+            slot.gone = now;
+        }
+    }
+
+    fn mark_leftovers(&mut self, kind: Kind, present: &BTreeSet<Name>, whole: bool, now: Duration) {
+        // A delta server may spread its first answer over several responses.
+        let due = if whole { now } else { now + LEFTOVER_TIME };
+        for ((_, name), slot) in self.slots.iter_mut().filter(|((k, _), slot)| *k == kind && slot.cached) {
+            if !present.contains(name) {
+                slot.leftover = Some(due);
+            }
+        }
+    }
+
+    fn references(&self) -> impl Iterator<Item = Reference> {
+        self.slots
+            .values()
+            .flat_map(|slot| slot.wanted.iter().chain(&slot.active))
+            .flat_map(|candidate| references::of(&candidate.resource))
+    }
+}
+
+/// How long a cached resource that a delta server did not send at once is kept.
+const LEFTOVER_TIME: Duration = Duration::from_secs(15);

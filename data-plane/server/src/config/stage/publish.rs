@@ -1,0 +1,234 @@
+//! Warm and publish: which accepted resources may come into force now, in which order, and what the others wait for.
+//!
+//! Make before break: what is referred to comes into force before what refers to it, and goes after it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_model::Name;
+use culvert_model::resource::Resource;
+
+use super::{Candidate, Key, Stage};
+use crate::apply::{Change, Kind};
+use crate::config::references::{self, type_url_of};
+use crate::inventory::Given;
+
+/// What is to be applied, in its order.
+#[derive(Debug, Default)]
+pub(crate) struct Publication {
+    pub(crate) steps: Vec<Step>,
+    /// In force already under another version.
+    pub(crate) confirmed: Vec<(Key, Given)>,
+    /// Newly known to wait, and for what (`secret edge-cert`).
+    pub(crate) waiting: Vec<(Key, Given, Vec<String>)>,
+}
+
+/// One change and where it came from.
+#[derive(Debug, Clone)]
+pub(crate) struct Step {
+    pub(crate) key: Key,
+    pub(crate) change: Change,
+    pub(crate) given: Option<Given>,
+    since: Duration,
+}
+
+impl Stage {
+    /// What may come into force now. The caller applies it and says how that went with [`Stage::applied`] before it asks
+    /// again.
+    pub(crate) fn publish(&mut self, now: Duration) -> Publication {
+        self.settle_leftovers(now);
+        self.sweep(now);
+        let mut publication = Publication::default();
+        let mut coming = BTreeSet::new();
+        for kind in ORDER {
+            self.publish_kind(kind, now, &mut coming, &mut publication);
+        }
+        let used = self.clusters_in_use(&coming);
+        for kind in ORDER.into_iter().rev() {
+            for (key, slot) in self.of_kind(kind) {
+                let gone = slot.wanted.is_none() && slot.active.is_some() && !slot.fixed;
+                let held = kind == Kind::Cluster && used.contains(&key.1) && now < slot.gone + IN_USE_TIME;
+                if gone && !held {
+                    let change = Change::Remove { kind, name: Arc::clone(&key.1) };
+                    publication.steps.push(Step { key: key.clone(), change, given: None, since: now });
+                }
+            }
+        }
+        publication
+    }
+
+    /// How a step went. A failure keeps what was in force.
+    pub(crate) fn applied(&mut self, step: &Step, succeeded: bool) {
+        let Some(slot) = self.slots.get_mut(&step.key) else { return };
+        match (&step.change, succeeded) {
+            (Change::Set(resource), true) => {
+                slot.active =
+                    Some(Candidate { resource: resource.clone(), given: step.given.clone(), since: step.since });
+            }
+            (Change::Set(resource), false) => {
+                slot.failed = slot.wanted.as_ref().is_some_and(|wanted| wanted.resource == *resource);
+            }
+            // Whatever went wrong with a removal, it is not asked for twice.
+            (Change::Remove { .. }, _) => slot.active = None,
+        }
+        if slot.active.is_none() && slot.wanted.is_none() {
+            self.slots.remove(&step.key);
+        }
+    }
+
+    /// When [`Stage::publish`] has to look again although nothing arrived.
+    pub(crate) fn next_look(&self, now: Duration) -> Option<Duration> {
+        let nothing = BTreeSet::new();
+        let pending = self.slots.iter().filter_map(|(_, slot)| slot.wanted.as_ref().filter(|_| slot.is_pending()));
+        let timeouts = pending.flat_map(|candidate| {
+            let waits = self.waits(candidate, now, &nothing);
+            waits.into_iter().filter_map(|(_, until)| until)
+        });
+        let leftovers = self.slots.values().filter_map(|slot| slot.leftover);
+        let removals = self.slots.values().filter(|slot| slot.wanted.is_none()).map(|slot| slot.gone + IN_USE_TIME);
+        timeouts.chain(leftovers).chain(removals).filter(|at| *at > now).min()
+    }
+
+    /// Everything that waits now, and for what.
+    pub(crate) fn warming(&self, now: Duration) -> Vec<(Key, Vec<String>)> {
+        let nothing = BTreeSet::new();
+        let pending = self.slots.iter().filter(|(_, slot)| slot.is_pending());
+        pending
+            .filter_map(|(key, slot)| {
+                let waits = self.waits(slot.wanted.as_ref()?, now, &nothing);
+                let names: Vec<String> = waits.into_iter().map(|(what, _)| what).collect();
+                (!names.is_empty()).then(|| (key.clone(), names))
+            })
+            .collect()
+    }
+
+    fn publish_kind(&mut self, kind: Kind, now: Duration, coming: &mut BTreeSet<Key>, publication: &mut Publication) {
+        let keys: Vec<Key> = self.of_kind(kind).map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            let Some(slot) = self.slots.get_mut(&key) else { continue };
+            let Some(wanted) = slot.wanted.clone().filter(|_| !slot.fixed && !slot.failed) else { continue };
+            let Some(given) = wanted.given.clone() else { continue };
+            if let Some(active) = slot.active.as_mut().filter(|active| active.resource == wanted.resource) {
+                if active.given.as_ref().is_none_or(|active| active.version != given.version) {
+                    publication.confirmed.push((key, given));
+                    *active = wanted;
+                }
+                continue;
+            }
+            let waits = self.waits(&wanted, now, coming);
+            if waits.is_empty() {
+                let change = Change::Set(wanted.resource);
+                publication.steps.push(Step { key: key.clone(), change, given: Some(given), since: wanted.since });
+                coming.insert(key);
+            } else if let Some(slot) = self.slots.get_mut(&key).filter(|slot| !slot.told) {
+                slot.told = true;
+                publication.waiting.push((key, given, waits.into_iter().map(|(what, _)| what).collect()));
+            }
+        }
+    }
+
+    /// What a candidate waits for, each with the time at which it no longer does.
+    fn waits(&self, candidate: &Candidate, now: Duration, coming: &BTreeSet<Key>) -> Vec<(String, Option<Duration>)> {
+        let mut waits = Vec::new();
+        for reference in references::of(&candidate.resource) {
+            let key = (reference.kind, reference.name);
+            let timeout = reference.source.initial_fetch_timeout;
+            let until = (!timeout.is_zero()).then(|| candidate.since + timeout);
+            let is_there = self.slots.get(&key).is_some_and(|slot| match key.0 {
+                // A route configuration may itself wait for a cluster.
+                Kind::Routes => slot.active.is_some() || coming.contains(&key),
+                _ => slot.active.is_some() || slot.wanted.is_some(),
+            });
+            if !is_there && !self.missing.contains(&key) && until.is_none_or(|until| now < until) {
+                waits.push((describe(&key), until));
+            }
+        }
+        for cluster in references::clusters(&candidate.resource) {
+            let key = (Kind::Cluster, cluster);
+            // A cluster that nobody has announced is not waited for: it may never come.
+            let warming = self.slots.get(&key).filter(|slot| slot.is_pending() && slot.active.is_none());
+            let until = candidate.since + CLUSTER_TIME;
+            if warming.is_some() && !coming.contains(&key) && now < until {
+                waits.push((describe(&key), Some(until)));
+            }
+        }
+        waits
+    }
+
+    /// Removes what nobody refers to any more.
+    fn sweep(&mut self, now: Duration) {
+        let referred: BTreeSet<Key> =
+            self.references().map(|reference| (reference.kind, reference.name)).collect();
+        self.missing.retain(|key| referred.contains(key));
+        for (key, slot) in &mut self.slots {
+            let by_reference = matches!(key.0, Kind::Endpoints | Kind::Routes | Kind::Secret);
+            if by_reference && !slot.fixed && slot.wanted.is_some() && !referred.contains(key) {
+                slot.wanted = None;
+                slot.gone = now;
+            }
+        }
+        self.slots.retain(|_, slot| slot.wanted.is_some() || slot.active.is_some());
+    }
+
+    /// Cached resources that the control plane does not have go: clusters only when live listeners and routes have
+    /// taken the place of cached ones.
+    fn settle_leftovers(&mut self, now: Duration) {
+        if self.slots.values().all(|slot| slot.leftover.is_none()) {
+            return;
+        }
+        let referred: BTreeSet<Key> =
+            self.references().map(|reference| (reference.kind, reference.name)).collect();
+        let cached_routes = self.slots.iter().any(|(key, slot)| {
+            key.0 == Kind::Routes && slot.cached && referred.contains(key) && !self.missing.contains(key)
+        });
+        let live = self.is_answered(Kind::Listener) && !cached_routes;
+        for (key, slot) in &mut self.slots {
+            if slot.leftover.is_some_and(|due| due <= now) && (key.0 != Kind::Cluster || live) {
+                slot.leftover = None;
+                slot.wanted = None;
+                slot.gone = now;
+            }
+        }
+    }
+
+    /// The clusters to which traffic goes once `coming` is in force.
+    fn clusters_in_use(&self, coming: &BTreeSet<Key>) -> BTreeSet<Name> {
+        let in_force = self.slots.iter().filter_map(|(key, slot)| {
+            let candidate = if coming.contains(key) { &slot.wanted } else { &slot.active };
+            candidate.as_ref()
+        });
+        let routes = in_force.filter(|candidate| {
+            matches!(candidate.resource, Resource::Routes(_) | Resource::Listener(_))
+        });
+        routes.flat_map(|candidate| references::clusters(&candidate.resource)).collect()
+    }
+
+    fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&Key, &super::Slot)> {
+        self.slots.iter().filter(move |((k, _), _)| *k == kind)
+    }
+}
+
+impl super::Slot {
+    /// Accepted, not in force, and still worth a try.
+    fn is_pending(&self) -> bool {
+        let Some(wanted) = &self.wanted else { return false };
+        !self.fixed && !self.failed && self.active.as_ref().is_none_or(|active| active.resource != wanted.resource)
+    }
+}
+
+fn describe((kind, name): &Key) -> String {
+    let short = culvert_api::type_url::short_name(type_url_of(*kind));
+    format!("{short} {name}")
+}
+
+/// What is referred to stands before what refers to it.
+const ORDER: [Kind; 6] =
+    [Kind::Secret, Kind::Cluster, Kind::Endpoints, Kind::Routes, Kind::Listener, Kind::Agent];
+
+/// How long routes wait for a cluster that is announced and still warming. Envoy: `initial_fetch_timeout`.
+const CLUSTER_TIME: Duration = Duration::from_secs(15);
+
+/// How long a removed cluster stays while routes in force still lead to it: a control plane that sends clusters before
+/// routes would otherwise break traffic in between.
+const IN_USE_TIME: Duration = Duration::from_secs(15);
