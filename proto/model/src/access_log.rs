@@ -1,6 +1,8 @@
 //! Access logs: where lines go, what is logged, and as what.
 
 mod format;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,5 +1,8 @@
 //! `culvert.tunnel.v1.TunnelAgent`.
 
+#[cfg(test)]
+mod tests;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;

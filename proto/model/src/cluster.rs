@@ -2,6 +2,8 @@
 
 mod parse;
 mod protocol;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,5 +1,8 @@
 //! `envoy.config.endpoint.v3.ClusterLoadAssignment`: localities by priority, and endpoints as configured.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

@@ -25,6 +25,9 @@ pub mod source;
 pub mod tls;
 pub mod tunnel;
 
+#[cfg(test)]
+mod testing;
+
 use std::sync::Arc;
 
 pub use resource::{Resource, parse_any};

@@ -2,6 +2,8 @@
 
 mod parse;
 mod tcp_proxy;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,5 +1,8 @@
 //! Any resource of xDS, parsed out of its bytes.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use culvert_api::type_url;

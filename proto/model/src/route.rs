@@ -6,6 +6,8 @@ mod headers;
 mod matches;
 mod parse;
 mod retry;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

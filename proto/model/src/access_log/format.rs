@@ -180,7 +180,7 @@ fn argument<'t>(name: &str, text: &'t str) -> Result<(&'t str, &'t str), String>
             return Ok((argument, rest));
         }
     }
-    Err(format!("`%{name}(`: the argument is not closed by `)%`"))
+    Err(format!("`%{name}(`: the argument is not closed by `)%` or by `):`, a length and `%`"))
 }
 
 fn named(name: &str, argument: Option<&str>) -> Result<Operator, String> {

@@ -15,7 +15,7 @@ use super::{
     HttpConnectionManager, RouteSource, RouterOptions, ServerHeader, StripPort, UpgradeConfig, options,
 };
 use crate::access_log;
-use crate::report::Report;
+use crate::report::{Report, clip};
 use crate::route;
 use crate::scalar;
 use crate::source;
@@ -169,9 +169,10 @@ fn router_options(report: &mut Report, config: &Any) -> Option<RouterOptions> {
 
 /// An HTTP filter that is not there: refused unless the configuration allows for that.
 fn left_out(report: &mut Report, filter: &api::HttpFilter) {
-    let (field, name) = match typed_config(filter) {
-        Some(config) => ("typed_config", config.type_name()),
-        None => ("config_discovery", filter.name.as_str()),
+    let (field, name) = match &filter.config_type {
+        Some(api::http_filter::ConfigType::TypedConfig(config)) => ("typed_config", config.type_name()),
+        Some(api::http_filter::ConfigType::ConfigDiscovery(_)) => ("config_discovery", clip(&filter.name)),
+        None => ("typed_config", clip(&filter.name)),
     };
     if filter.disabled {
         report.warn_at(field, format!("{name} is not there; it is disabled, and routes cannot enable it"));

@@ -1,1 +1,126 @@
+use std::borrow::Cow;
+use std::time::{Duration, SystemTime};
 
+use super::*;
+
+fn exact(value: &str, ignore_case: bool) -> StringMatcher {
+    StringMatcher::Exact { value: value.into(), ignore_case }
+}
+
+#[test]
+fn strings_match() {
+    let prefix = |value: &str, ignore_case| StringMatcher::Prefix { value: value.into(), ignore_case };
+    let suffix = |value: &str, ignore_case| StringMatcher::Suffix { value: value.into(), ignore_case };
+    let contains = |value: &str, ignore_case| StringMatcher::Contains { value: value.into(), ignore_case };
+    let regex = |source: &str| StringMatcher::Regex(SafeRegex::new(source).unwrap());
+    let cases = [
+        (exact("abc", false), "abc", true),
+        (exact("abc", false), "ABC", false),
+        (exact("abc", true), "aBC", true),
+        (exact("abc", true), "abcd", false),
+        (exact("", false), "", true),
+        (prefix("ab", false), "abc", true),
+        (prefix("ab", false), "a", false),
+        (prefix("ab", true), "ABc", true),
+        (suffix("bc", false), "abc", true),
+        (suffix("bc", false), "c", false),
+        (suffix("bc", true), "aBC", true),
+        (contains("b", false), "abc", true),
+        (contains("b", true), "aBc", true),
+        (contains("bb", false), "abcb", false),
+        (regex("a+"), "aaa", true),
+        (regex("a+"), "aab", false),
+        (regex("a|b"), "ab", false),
+        (regex("a|b"), "b", true),
+        (regex("(?m)^a$"), "b\na", false),
+    ];
+    for (matcher, subject, expected) in cases {
+        assert_eq!(matcher.matches(subject.as_bytes()), expected, "{matcher:?} on {subject:?}");
+    }
+}
+
+#[test]
+fn regular_expressions_are_bounded_and_whole() {
+    let long = "a".repeat(MAX_SOURCE + 1);
+    let deep = format!("{}a{}", "(".repeat(1000), ")".repeat(1000));
+    let cases = [
+        ("", "empty"),
+        ("(", "not a regular expression"),
+        ("a)(b", "not a regular expression"),
+        ("a)|(?:b", "not a regular expression"),
+        ("(?=a)", "look-around"),
+        (r"(a)\1", "backreferences"),
+        (long.as_str(), "more than"),
+        (deep.as_str(), "not a regular expression"),
+        ("((a{100}){100}){100}", "compiles to more than"),
+        (r"(\pL{1000}){1000}", "compiles to more than"),
+    ];
+    for (source, expected) in cases {
+        let started = SystemTime::now();
+        let error = SafeRegex::new(source).expect_err(source);
+        assert!(error.contains(expected), "{source}: expected {expected:?} in {error:?}");
+        // Far above what it takes, far below what a bomb would.
+        let elapsed = started.elapsed().unwrap();
+        assert!(elapsed < Duration::from_secs(2), "{source}: took {elapsed:?}");
+    }
+}
+
+fn header_matcher(value: HeaderValueMatcher, invert: bool, treat_missing_as_empty: bool) -> HeaderMatcher {
+    HeaderMatcher { name: "x".into(), value, invert, treat_missing_as_empty }
+}
+
+#[test]
+fn headers_match_as_envoy_documents() {
+    use HeaderValueMatcher::{Present, Range, String};
+    let empty = || String(StringMatcher::Regex(SafeRegex::new("^$").unwrap()));
+    let range = || Range { start: 0, end: 10 };
+    let cases = [
+        (header_matcher(Present(true), false, false), Some("v"), true),
+        (header_matcher(Present(true), false, false), None, false),
+        (header_matcher(Present(true), true, false), None, true),
+        (header_matcher(Present(false), false, false), None, true),
+        (header_matcher(Present(false), true, false), None, false),
+        (header_matcher(String(exact("v", false)), false, false), Some("v"), true),
+        (header_matcher(String(exact("v", false)), true, false), Some("v"), false),
+        (header_matcher(String(exact("v", false)), true, false), Some("w"), true),
+        // A missing header: the rule is ignored, inverted or not.
+        (header_matcher(String(exact("v", false)), true, false), None, false),
+        (header_matcher(range(), true, true), None, true),
+        (header_matcher(range(), true, false), None, false),
+        (header_matcher(empty(), false, true), None, true),
+        (header_matcher(empty(), false, false), None, false),
+        (header_matcher(range(), false, false), Some("0"), true),
+        (header_matcher(range(), false, false), Some("10"), false),
+        (header_matcher(range(), false, false), Some("1x"), false),
+        (header_matcher(range(), false, false), Some("99999999999999999999"), false),
+    ];
+    for (matcher, value, expected) in cases {
+        let matched = matcher.matches(|name| {
+            assert_eq!(name, "x", "the matcher asks for its own header");
+            value.map(|value: &str| Cow::Borrowed(value.as_bytes()))
+        });
+        assert_eq!(matched, expected, "{matcher:?} on {value:?}");
+    }
+}
+
+#[test]
+fn queries_match_on_the_first_parameter_as_it_was_sent() {
+    let matcher = |value| QueryMatcher { name: "a".into(), value };
+    let equals = |value: &str| QueryValueMatcher::String(exact(value, false));
+    let cases = [
+        (matcher(QueryValueMatcher::Present(true)), "a=1", true),
+        (matcher(QueryValueMatcher::Present(true)), "a", true),
+        (matcher(QueryValueMatcher::Present(true)), "b=1", false),
+        (matcher(QueryValueMatcher::Present(false)), "", true),
+        (matcher(QueryValueMatcher::Present(false)), "a=", false),
+        (matcher(equals("1")), "b=2&a=1", true),
+        (matcher(equals("1")), "a=2&a=1", false),
+        (matcher(equals("1=2")), "a=1=2", true),
+        (matcher(equals("%31")), "a=%31", true),
+        (matcher(equals("")), "a", true),
+        (matcher(equals("")), "aa=1", false),
+    ];
+    for (matcher, query, expected) in cases {
+        assert_eq!(matcher.matches(query.as_bytes()), expected, "{matcher:?} on {query:?}");
+    }
+}
