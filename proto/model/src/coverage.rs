@@ -9,6 +9,8 @@ mod access_log;
 mod bootstrap;
 mod cluster;
 mod core;
+#[cfg(test)]
+mod documentation;
 mod http;
 mod listener;
 mod matcher;
