@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use super::{Covered, TABLES, Verdict};
 
 /// Everything behind this line of docs/xds.md is written by the test.
-pub(super) const MARK: &str = "<!-- Written by the tests of culvert-model from proto/model/src/coverage; do not edit below. -->\n";
+pub(super) const MARK: &str =
+    "<!-- Written by the tests of culvert-model from proto/model/src/coverage; do not edit below. -->\n";
 
 /// One section for each table, one heading for each message, one line for each group of fields.
 pub(super) fn tables() -> String {
