@@ -48,10 +48,7 @@ pub struct Reserved {
 /// The address is in use, also when sockets of another process hold it that would share it, or cannot be bound.
 pub fn reserve(address: SocketAddr, count: usize) -> Result<Reserved, BindError> {
     let fail = |source| BindError::new(address, source);
-    if address.port() != 0 {
-        // A socket that does not share: fails if anybody listens there, and is closed again without ever listening.
-        socket(address, Share::No).map_err(fail)?;
-    }
+    probe(address)?;
     let first = socket(address, Share::Yes).map_err(fail)?;
     let bound = first.local_addr().map_err(fail)?.as_socket().unwrap_or(address);
     let mut sockets = vec![first];
@@ -59,6 +56,14 @@ pub fn reserve(address: SocketAddr, count: usize) -> Result<Reserved, BindError>
         sockets.push(socket(bound, Share::Yes).map_err(fail)?);
     }
     Ok(Reserved { sockets, address: bound })
+}
+
+/// A socket that does not share: it fails if anybody listens there, and is closed again without ever listening.
+fn probe(address: SocketAddr) -> Result<(), BindError> {
+    if address.port() == 0 {
+        return Ok(());
+    }
+    socket(address, Share::No).map(drop).map_err(|source| BindError::new(address, source))
 }
 
 impl Reserved {
@@ -73,6 +78,8 @@ impl Reserved {
     /// # Errors
     /// The kernel refuses, for instance because somebody else listens there by now.
     pub fn listen(self, options: ListenOptions) -> Result<Vec<TcpListener>, BindError> {
+        // Somebody may have begun to listen since; ours do not yet, so they do not stand in their own way.
+        probe(self.address)?;
         let backlog = i32::try_from(options.backlog).unwrap_or(i32::MAX);
         for socket in &self.sockets {
             socket.listen(backlog).map_err(|source| BindError::new(self.address, source))?;

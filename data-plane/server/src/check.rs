@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use culvert_model::Name;
-use culvert_model::bootstrap::Bootstrap;
 use culvert_model::http::RouteSource;
 use culvert_model::listener::{FilterChain, Listener, NetworkFilter};
 use culvert_model::report::Finding;
@@ -13,13 +12,18 @@ use culvert_model::route::{Action, ClusterChoice, RouteConfiguration};
 use culvert_proxy::{ListenerSlot, Process};
 
 use crate::apply::compile_for_check;
+use crate::bootstrap::Started;
 use crate::overview::Overview;
 use crate::secrets::Secrets;
 use crate::tls::{MaterialError, check_secret, gather};
 
 /// Every mistake in the static resources, with the path of what it is about.
 #[must_use]
-pub(crate) fn statics(bootstrap: &Bootstrap, process: &Process, secrets: &Secrets) -> Vec<Finding> {
+pub(crate) fn statics(started: &Started, process: &Process, secrets: &Secrets) -> Vec<Finding> {
+    let bootstrap = &started.bootstrap;
+    let extensions = &started.message.bootstrap_extensions;
+    let agents = extensions.iter().position(|extension| extension.name == AGENTS_EXTENSION).unwrap_or_default();
+    let agents = format!("bootstrap_extensions[{agents}].typed_config");
     let mut findings = Vec::new();
     let mut add = |path: String, reason: String| findings.push(Finding { path, reason });
     for (index, secret) in bootstrap.secrets.iter().enumerate() {
@@ -38,7 +42,7 @@ pub(crate) fn statics(bootstrap: &Bootstrap, process: &Process, secrets: &Secret
         if let Some(tls) = &agent.tls
             && let Err(error) = client_material(tls, secrets)
         {
-            add(format!("bootstrap_extensions: agents[{index}].transport_socket"), error.to_string());
+            add(format!("{agents}.agents[{index}].transport_socket"), error.to_string());
         }
     }
     let clusters: HashSet<&Name> = bootstrap.clusters.iter().map(|cluster| &cluster.name).collect();
@@ -103,4 +107,42 @@ fn unknown_clusters<'a>(routes: &'a RouteConfiguration, known: &HashSet<&Name>) 
     unknown.sort();
     unknown.dedup();
     unknown
+}
+
+/// The bootstrap extension in which static agents stand.
+const AGENTS_EXTENSION: &str = "culvert.tunnel_agents";
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::options::Options;
+    use crate::testing::process;
+
+    #[tokio::test]
+    async fn every_mistake_that_parsing_cannot_know_is_found_in_one_run() {
+        let yaml = r#"{node: {id: a}, static_resources: {
+            clusters: [{name: c1, type: STATIC, transport_socket: {name: tls, typed_config: {
+                "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext,
+                common_tls_context: {validation_context: {trusted_ca: {filename: /nonexistent/ca.pem}}}}}}],
+            listeners: [
+                {name: l1, address: {socket_address: {address: 127.0.0.1, port_value: 4711}}, filter_chains: [{filters: [
+                    {name: t, typed_config: {"@type": type.googleapis.com/culvert.tunnel.v1.TunnelServer, stat_prefix: t,
+                        credential_policies: [{name: p, tokens: [{filename: /nonexistent/token}]}]}}]}]}]}}"#;
+        let options = Options::try_parse_from(["culvert-proxy", "--config-yaml", yaml]).unwrap();
+        let started = crate::bootstrap::load(&options).unwrap();
+        let (process, _drain) = process();
+        let findings = statics(&started, &process, &Secrets::new(&started.bootstrap.secrets));
+        let found = |path: &str, reason: &str| {
+            findings.iter().any(|finding| finding.path.starts_with(path) && finding.reason.contains(reason))
+        };
+        for (path, reason) in [
+            ("static_resources.clusters[0].transport_socket", "/nonexistent/ca.pem"),
+            ("static_resources.listeners[0]", "/nonexistent/token"),
+        ] {
+            assert!(found(path, reason), "{path}: {reason} is missing in {findings:#?}");
+        }
+        assert_eq!(findings.len(), 2, "and nothing else: {findings:#?}");
+    }
 }

@@ -83,7 +83,7 @@ impl Base {
     }
 
     fn check(&self, started: &Started) -> Result<(), StartError> {
-        let findings = crate::check::statics(&started.bootstrap, &self.process, &self.secrets);
+        let findings = crate::check::statics(started, &self.process, &self.secrets);
         if findings.is_empty() {
             return Ok(());
         }

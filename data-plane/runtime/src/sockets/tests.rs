@@ -26,6 +26,17 @@ fn an_address_that_shared_sockets_hold_is_refused() {
 }
 
 #[test]
+fn an_address_that_was_taken_between_binding_and_listening_is_refused() {
+    let first = reserve(loopback(), 2).unwrap();
+    let address = first.address();
+    assert!(TcpStream::connect(address).is_err(), "nobody can connect to what is only bound");
+    let second = reserve(address, 2).unwrap();
+    let _listening = first.listen(ListenOptions::default()).unwrap();
+    let refused = second.listen(ListenOptions::default());
+    assert!(matches!(refused, Err(BindError::InUse(of)) if of == address), "{address} is held, got {refused:?}");
+}
+
+#[test]
 fn foreign_and_privileged_addresses_are_named() {
     let foreign = SocketAddr::from(([192, 0, 2, 1], 18000));
     let refused = bind(foreign, 1, ListenOptions::default());

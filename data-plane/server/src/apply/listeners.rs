@@ -171,6 +171,11 @@ impl Applier {
             let taken: Result<Vec<_>, _> = held.iter().map(TcpListener::try_clone).collect();
             return taken.map(Sockets::Serving).map_err(|source| BindError::Other { address, source });
         }
+        // Also one that only waits: it would share the port once it serves.
+        let taken = |(name, running): (&Name, &Running)| **name != *listener.name && running.address == Some(address);
+        if address.port() != 0 && self.listeners.running.iter().any(taken) {
+            return Err(BindError::InUse(address));
+        }
         sockets::reserve(address, self.workers.len()).map(Sockets::Reserved)
     }
 
