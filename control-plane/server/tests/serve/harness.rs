@@ -12,13 +12,16 @@ use culvert_api::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use culvert_api::google::rpc::Status as Refusal;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
 use tonic::{Status, Streaming};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
 /// For anything that should happen.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -49,6 +52,45 @@ impl Folder {
         std::fs::remove_file(self.config().join(name)).unwrap();
     }
 
+    /// Has `name` be a link into a volume's version, and swaps the volume to it as Kubernetes does.
+    pub(crate) fn mount(&self, version: &str, name: &str, text: &str) {
+        use std::os::unix::fs::symlink;
+        let config = self.config();
+        let hidden = format!("..{version}");
+        std::fs::create_dir(config.join(&hidden)).unwrap();
+        std::fs::write(config.join(&hidden).join(name), text).unwrap();
+        symlink(&hidden, config.join("..data_tmp")).unwrap();
+        std::fs::rename(config.join("..data_tmp"), config.join("..data")).unwrap();
+        if !config.join(name).exists() {
+            symlink(format!("..data/{name}"), config.join(name)).unwrap();
+        }
+    }
+
+    /// An authority, a server's and a client's certificate, beside the directory.
+    pub(crate) fn certificates(&self) -> Certificates {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = params.self_signed(&key).unwrap();
+        let issuer = Issuer::new(params, key);
+        let write = |name: &str, pem: String| {
+            let path = self.root.path().join(name);
+            std::fs::write(&path, pem).unwrap();
+            path.to_string_lossy().into_owned()
+        };
+        let issue = |name: &str, san: SanType| {
+            let key = KeyPair::generate().unwrap();
+            let mut params = CertificateParams::new(Vec::new()).unwrap();
+            params.subject_alt_names = vec![san];
+            let certificate = params.signed_by(&key, &issuer).unwrap();
+            (write(&format!("{name}.pem"), certificate.pem()), write(&format!("{name}.key"), key.serialize_pem()))
+        };
+        let (cert, key) = issue("server", SanType::DnsName("control.culvert.test".try_into().unwrap()));
+        let (client_cert, client_key) =
+            issue("client", SanType::URI("spiffe://culvert.test/node/n".try_into().unwrap()));
+        Certificates { authority: write("authority.pem", authority.pem()), cert, key, client_cert, client_key }
+    }
+
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_culvert-control"));
         command.arg("--config").arg(self.config()).args(args).kill_on_drop(true).stdin(Stdio::null());
@@ -57,14 +99,23 @@ impl Folder {
 
     /// Runs the binary to its end; its exit code and what it said.
     pub(crate) async fn run(&self, args: &[&str]) -> (Option<i32>, String) {
-        let mut command = self.command(&["--listen", "127.0.0.1:0"]);
-        if !args.contains(&"--admin") {
-            command.args(["--admin", "127.0.0.1:0"]);
+        let mut command = self.command(&[]);
+        for address in ["--listen", "--admin"].into_iter().filter(|address| !args.contains(address)) {
+            command.args([address, "127.0.0.1:0"]);
         }
         let output = tokio::time::timeout(DEADLINE, command.args(args).output()).await.unwrap().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         (output.status.code(), text)
     }
+}
+
+/// Paths of PEM files.
+pub(crate) struct Certificates {
+    pub(crate) authority: String,
+    pub(crate) cert: String,
+    pub(crate) key: String,
+    client_cert: String,
+    client_key: String,
 }
 
 pub(crate) struct Daemon {
@@ -104,18 +155,35 @@ impl Daemon {
         Channel::from_shared(format!("http://{}", self.xds)).unwrap().connect().await.unwrap()
     }
 
+    /// A TLS connection, with the client's certificate or without one.
+    pub(crate) async fn tls_channel(&self, files: &Certificates, identity: Option<()>) -> Result<Channel, String> {
+        let read = |path: &str| std::fs::read(path).unwrap();
+        let mut tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(read(&files.authority)))
+            .domain_name("control.culvert.test");
+        if identity.is_some() {
+            tls = tls.identity(Identity::from_pem(read(&files.client_cert), read(&files.client_key)));
+        }
+        let endpoint = Channel::from_shared(format!("https://{}", self.xds)).unwrap().tls_config(tls).unwrap();
+        let channel = endpoint.connect().await.map_err(|error| error.to_string())?;
+        // TLS 1.3: the server's refusal of a certificate shows with the first request.
+        let mut health = HealthClient::new(channel.clone());
+        health.check(HealthCheckRequest::default()).await.map_err(|status| status.to_string())?;
+        Ok(channel)
+    }
+
     pub(crate) async fn sotw(&self) -> Stream<DiscoveryRequest, DiscoveryResponse> {
-        let (requests, queue) = mpsc::channel(8);
+        let (mut stream, queue) = Stream::queue();
         let mut client = AggregatedDiscoveryServiceClient::new(self.channel().await);
-        let responses = client.stream_aggregated_resources(ReceiverStream::new(queue)).await.unwrap();
-        Stream { requests, responses: responses.into_inner() }
+        stream.responses = Some(client.stream_aggregated_resources(queue).await.unwrap().into_inner());
+        stream
     }
 
     pub(crate) async fn delta(&self) -> Stream<DeltaDiscoveryRequest, DeltaDiscoveryResponse> {
-        let (requests, queue) = mpsc::channel(8);
+        let (mut stream, queue) = Stream::queue();
         let mut client = AggregatedDiscoveryServiceClient::new(self.channel().await);
-        let responses = client.delta_aggregated_resources(ReceiverStream::new(queue)).await.unwrap();
-        Stream { requests, responses: responses.into_inner() }
+        stream.responses = Some(client.delta_aggregated_resources(queue).await.unwrap().into_inner());
+        stream
     }
 
     /// The body of an admin page.
@@ -162,33 +230,43 @@ impl Daemon {
 /// An open discovery stream.
 pub(crate) struct Stream<Request, Response> {
     requests: mpsc::Sender<Request>,
-    responses: Streaming<Response>,
+    /// From the moment that the server answered the call.
+    pub(crate) responses: Option<Streaming<Response>>,
 }
 
 impl<Request, Response> Stream<Request, Response> {
+    /// A stream to be, and what it sends.
+    pub(crate) fn queue() -> (Self, ReceiverStream<Request>) {
+        let (requests, queue) = mpsc::channel(8);
+        (Self { requests, responses: None }, ReceiverStream::new(queue))
+    }
+
+    async fn message(&mut self, within: Duration) -> Option<Result<Option<Response>, Status>> {
+        let responses = self.responses.as_mut().expect("an open stream");
+        tokio::time::timeout(within, responses.message()).await.ok()
+    }
+
     pub(crate) async fn send(&self, request: Request) {
         assert!(self.requests.send(request).await.is_ok(), "the stream takes requests");
     }
 
     pub(crate) async fn next(&mut self) -> Response {
-        let response = tokio::time::timeout(DEADLINE, self.responses.message()).await;
-        response.expect("a response in time").expect("no error").expect("no end")
+        self.message(DEADLINE).await.expect("a response in time").expect("no error").expect("no end")
     }
 
     /// Whether nothing comes for a while.
     pub(crate) async fn is_quiet(&mut self) -> bool {
-        tokio::time::timeout(QUIET, self.responses.message()).await.is_err()
+        self.message(QUIET).await.is_none()
     }
 
     /// How the stream fails.
     pub(crate) async fn failure(&mut self) -> Status {
-        let result = tokio::time::timeout(DEADLINE, self.responses.message()).await.expect("an answer in time");
-        result.err().expect("a failure")
+        self.message(DEADLINE).await.expect("an answer in time").err().expect("a failure")
     }
 
     /// Whether the stream ends with OK.
     pub(crate) async fn ended(&mut self) -> bool {
-        matches!(tokio::time::timeout(DEADLINE, self.responses.message()).await, Ok(Ok(None)))
+        matches!(self.message(DEADLINE).await, Some(Ok(None)))
     }
 }
 

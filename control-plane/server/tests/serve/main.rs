@@ -1,15 +1,17 @@
 //! The binary, and a client that speaks the protocol to it message by message.
 
+#[cfg(test)]
 mod harness;
 
 use std::time::Duration;
 
+use culvert_api::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use culvert_api::envoy::service::status::v3::ClientStatusRequest;
 use culvert_api::envoy::service::status::v3::client_status_discovery_service_client::ClientStatusDiscoveryServiceClient;
 use culvert_api::google::rpc::Status as Refusal;
 use culvert_api::type_url::{CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, SECRET};
-use harness::{Daemon, Folder, cluster, cluster_names, names, node, seconds};
+use harness::{Daemon, Folder, Stream, cluster, cluster_names, names, node, seconds};
 
 #[tokio::test]
 async fn state_of_the_world_pushes_edits_and_acknowledges_quietly() {
@@ -251,4 +253,78 @@ async fn termination_ends_streams_cleanly() {
     daemon.terminate().await;
     assert!(begun.elapsed() < Duration::from_secs(5), "an open stream does not hold the process back");
     assert!(stream.ended().await, "the stream ends with OK");
+}
+
+#[tokio::test]
+async fn streams_of_one_type_each_belong_to_one_node() {
+    use culvert_api::envoy::service::cluster::v3::cluster_discovery_service_client::ClusterDiscoveryServiceClient;
+    use culvert_api::envoy::service::listener::v3::listener_discovery_service_client::ListenerDiscoveryServiceClient;
+    let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
+    let daemon = Daemon::start(&folder, &[]).await;
+    let channel = daemon.channel().await;
+    let (mut clusters, queue) = Stream::queue();
+    let responses = ClusterDiscoveryServiceClient::new(channel.clone()).delta_clusters(queue).await.unwrap();
+    clusters.responses = Some(responses.into_inner());
+    clusters.send(DeltaDiscoveryRequest { node: node("n"), ..Default::default() }).await;
+    let first = clusters.next().await;
+    assert_eq!((names(&first), first.type_url.as_str()), (vec!["a"], CLUSTER));
+    let (mut listeners, queue) = Stream::queue();
+    let responses = ListenerDiscoveryServiceClient::new(channel).stream_listeners(queue).await.unwrap();
+    listeners.responses = Some(responses.into_inner());
+    listeners.send(DiscoveryRequest { node: node("n"), ..Default::default() }).await;
+    let first = listeners.next().await;
+    assert_eq!((first.resources.len(), first.type_url.as_str()), (0, LISTENER));
+    let nodes = daemon.get("/nodes").await;
+    assert_eq!(nodes.matches("\"id\": \"n\"").count(), 1, "one node, two streams: {nodes}");
+    assert!(nodes.contains("\"delta\"") && nodes.contains("\"state of the world\""), "{nodes}");
+    // The wrong type on a stream of one type.
+    listeners.send(DiscoveryRequest { type_url: CLUSTER.into(), ..Default::default() }).await;
+    assert_eq!(listeners.failure().await.code(), tonic::Code::InvalidArgument);
+    daemon.terminate().await;
+}
+
+#[tokio::test]
+async fn a_swap_of_a_mounted_volume_is_seen() {
+    let folder = Folder::new(&[]);
+    folder.mount("one", "a.yaml", &cluster("a", 1));
+    let daemon = Daemon::start(&folder, &[]).await;
+    let mut stream = daemon.sotw().await;
+    stream.send(DiscoveryRequest { node: node("n"), type_url: CLUSTER.into(), ..Default::default() }).await;
+    for (seconds_expected, version) in [(1, "two"), (2, "three"), (3, "four")] {
+        let response = stream.next().await;
+        assert_eq!(seconds(&response.resources[0]), seconds_expected);
+        stream.answer(&response, None).await;
+        folder.mount(version, "a.yaml", &cluster("a", u32::try_from(seconds_expected + 1).unwrap()));
+    }
+    daemon.terminate().await;
+}
+
+#[tokio::test]
+async fn over_mutual_tls_a_node_is_who_its_certificate_says() {
+    let secret = "selector: {node_id: n}\nresources:\n- {\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret,
+    name: s, generic_secret: {secret: {inline_string: TOP-SECRET}}}";
+    let folder = Folder::new(&[("s.yaml", secret)]);
+    let (code, text) = folder.run(&["--listen", "0.0.0.0:0", "--mode", "validate"]).await;
+    assert_eq!((code, text.contains("would be served in plaintext")), (Some(2), true), "{text}");
+    let files = folder.certificates();
+    let args = ["--tls-cert", &files.cert, "--tls-key", &files.key, "--tls-client-ca", &files.authority];
+    let daemon = Daemon::start(&folder, &args).await;
+    assert!(daemon.tls_channel(&files, None).await.is_err(), "a client without a certificate is refused");
+    let (mut stream, queue) = Stream::queue();
+    let channel = daemon.tls_channel(&files, Some(())).await.unwrap();
+    let responses = AggregatedDiscoveryServiceClient::new(channel).stream_aggregated_resources(queue).await.unwrap();
+    stream.responses = Some(responses.into_inner());
+    let wanted = vec!["s".to_owned()];
+    stream
+        .send(DiscoveryRequest {
+            node: node("n"),
+            type_url: SECRET.into(),
+            resource_names: wanted,
+            ..Default::default()
+        })
+        .await;
+    assert_eq!(stream.next().await.resources.len(), 1);
+    let nodes = daemon.get("/nodes").await;
+    assert!(nodes.contains("\"certificate\": \"spiffe://culvert.test/node/n\""), "{nodes}");
+    daemon.terminate().await;
 }
