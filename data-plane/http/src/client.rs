@@ -1,5 +1,10 @@
 //! The client's half: connections to upstream hosts, one exchange interface over HTTP/1 and HTTP/2.
 
+use std::time::Duration;
+
+use crate::http1::client as http1;
+use crate::http2::client as http2;
+use crate::stream::{Sink, Source};
 use crate::{BodyKind, Chunk, Fields, Io, RequestHead, ResponseHead, StreamError};
 
 /// A connection to an upstream host.
@@ -13,23 +18,20 @@ pub enum Client {
 
 /// An idle HTTP/1 connection. `Send`: a tunnel's may be borrowed by another worker for one exchange.
 #[derive(Debug)]
-pub struct Http1Client {
-    io: Io,
-}
+pub struct Http1Client(Box<http1::Connection>);
 
 impl Http1Client {
     #[must_use]
     pub fn new(io: Io) -> Self {
-        Self { io }
+        Self(Box::new(http1::Connection::new(io)))
     }
 
     /// Ready when the idle connection is closed by the peer or holds bytes that nobody asked for: either way it is of
     /// no more use. Holds no buffer, and makes no system call while the reactor knows of no event. The waker stays
-    /// registered with the socket (`poll_read_ready`) until the next read or poll, so that whoever gives a borrowed
-    /// connection back can register its watcher's waker without waking it.
+    /// registered with the socket until the next read or poll, so that whoever gives a borrowed connection back can
+    /// register its watcher's waker without waking it.
     pub fn poll_closed(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<()> {
-        let _ = (&self.io, cx);
-        todo!()
+        self.0.poll_closed(cx)
     }
 
     /// Resolves when [`Self::poll_closed`] is ready.
@@ -40,131 +42,254 @@ impl Http1Client {
     /// Begins an exchange.
     #[must_use]
     pub fn exchange(self) -> ClientExchange {
-        todo!()
+        ClientExchange(Inner::Http1(self.0))
+    }
+
+    /// Whether it has served an exchange before: then it may turn out to be closed (see [`StreamError::untouched`]).
+    #[must_use]
+    pub fn is_reused(&self) -> bool {
+        self.0.is_reused()
     }
 
     /// The raw connection, for TCP proxying.
     #[must_use]
     pub fn into_io(self) -> Io {
-        self.io
+        self.0.into_io()
+    }
+
+    /// The raw connection, to look at.
+    #[must_use]
+    pub fn io(&mut self) -> &mut Io {
+        self.0.wire.io.get_mut()
     }
 }
-
-/// An HTTP/2 connection's handle.
-#[derive(Debug, Clone)]
-pub struct Http2Client(());
 
 /// Options of an HTTP/2 client connection.
 #[derive(Debug, Clone)]
 pub struct Http2ClientOptions {
+    /// Bytes that the peer may send ahead on a stream.
     pub initial_stream_window: u32,
+    /// And on all of them together.
     pub initial_connection_window: u32,
+    /// Streams that we open at a time, whatever more the peer allows.
     pub max_concurrent_streams: u32,
+    /// Response heads beyond this many bytes fail their stream.
     pub max_head_bytes: u32,
-    pub keepalive_interval: Option<std::time::Duration>,
-    pub keepalive_timeout: std::time::Duration,
+    /// A PING at this interval; unanswered within the timeout the connection is closed.
+    pub keepalive_interval: Option<Duration>,
+    pub keepalive_timeout: Duration,
 }
+
+impl Default for Http2ClientOptions {
+    fn default() -> Self {
+        Self {
+            initial_stream_window: 256 * 1024,
+            initial_connection_window: 1024 * 1024,
+            max_concurrent_streams: 1024,
+            max_head_bytes: 60 * 1024,
+            keepalive_interval: None,
+            keepalive_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+/// An HTTP/2 connection's handle. Clones share the connection; the driver stays with the worker that owns the socket.
+#[derive(Debug, Clone)]
+pub struct Http2Client(http2::Handle);
 
 impl Http2Client {
     /// Opens HTTP/2 on `io`: the handle, and the driver that must run on the worker that owns `io`. The driver ends
-    /// when the connection does.
+    /// when the connection does: with the last handle and stream, or as an error.
+    ///
+    /// # Errors
+    /// The preface could not be sent.
     pub async fn connect(
         io: Io,
         options: &Http2ClientOptions,
-    ) -> Result<(Self, impl Future<Output = Result<(), StreamError>> + use<>), StreamError> {
-        let _ = (io, options);
-        if true {
-            todo!()
-        }
-        Ok((Self(()), async { Ok(()) }))
+    ) -> Result<(Self, impl Future<Output = Result<(), StreamError>> + Send + use<>), StreamError> {
+        let (handle, driver) = http2::connect(io, options).await?;
+        Ok((Self(handle), driver))
     }
 
-    /// Streams that may still be opened now: the peer's limit less those open. Zero: open another connection.
+    /// Streams that may still be opened now: the peer's limit (or ours) less those open. Zero: open another connection.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        todo!()
+        self.0.capacity()
+    }
+
+    /// Exchanges that are open now, of all clones.
+    #[must_use]
+    pub fn active(&self) -> usize {
+        self.0.active()
     }
 
     /// Whether the connection still takes new streams (no GOAWAY, not closed).
     #[must_use]
     pub fn is_open(&self) -> bool {
-        todo!()
+        self.0.is_open()
     }
 
     /// Begins an exchange.
     #[must_use]
     pub fn exchange(&self) -> ClientExchange {
-        todo!()
+        ClientExchange(Inner::Http2(Box::new(http2::Exchange::new(self.0.clone()))))
     }
 }
 
 /// One request and its response.
 #[derive(Debug)]
-pub struct ClientExchange(());
+pub struct ClientExchange(Inner);
+
+#[derive(Debug)]
+enum Inner {
+    Http1(Box<http1::Connection>),
+    Http2(Box<http2::Exchange>),
+}
 
 impl ClientExchange {
     /// Sends the request's head. Buffered until the first piece of body, [`RequestSink::finish`] or
-    /// [`RequestSink::flush`].
+    /// [`RequestSink::flush`]. [`BodyKind::Empty`] says that nothing follows; it still wants a
+    /// [`RequestSink::finish`] or [`RequestSink::flush`]. An upgrade or CONNECT has [`BodyKind::Empty`].
+    ///
+    /// # Errors
+    /// The connection is gone (`untouched`), or the head cannot be sent (blame `Internal`).
     pub async fn send_head(&mut self, head: &RequestHead, body: BodyKind) -> Result<(), StreamError> {
-        let _ = (head, body);
-        todo!()
+        match &mut self.0 {
+            Inner::Http1(connection) => connection.send_head(head, body),
+            Inner::Http2(exchange) => exchange.send_head(head, body).await,
+        }
     }
 
-    /// Both directions, to be driven at the same time.
+    /// Both directions, to be driven at the same time by one task.
     pub fn split(&mut self) -> (RequestSink<'_>, ResponseSource<'_>) {
-        todo!()
+        match &mut self.0 {
+            Inner::Http1(connection) => {
+                let http1::Connection { wire, read, write, state, .. } = &mut **connection;
+                let wire = &*wire;
+                let source = http1::Source { wire, read, state };
+                (RequestSink(Sink::Http1 { wire, write }), ResponseSource(Origin::Http1(source)))
+            }
+            Inner::Http2(exchange) => {
+                let (send, response) = exchange.split();
+                (RequestSink(Sink::Http2(send)), ResponseSource(Origin::Http2(response)))
+            }
+        }
+    }
+
+    /// Whether this runs on an HTTP/1 connection that has served an exchange before.
+    #[must_use]
+    pub fn is_reused(&self) -> bool {
+        match &self.0 {
+            Inner::Http1(connection) => connection.is_reused(),
+            Inner::Http2(_) => false,
+        }
     }
 
     /// Ends the exchange. `Some`: an HTTP/1 connection whose request and response both ended cleanly and that may
     /// serve another. Dropping an exchange resets its stream or closes its connection.
     #[must_use]
     pub fn finish(self) -> Option<Http1Client> {
-        todo!()
+        match self.0 {
+            Inner::Http1(mut connection) => connection.reset_for_reuse().then_some(Http1Client(connection)),
+            Inner::Http2(_) => None,
+        }
     }
 }
 
 /// Where the request's body goes.
 #[derive(Debug)]
-pub struct RequestSink<'a>(std::marker::PhantomData<&'a mut ()>);
+pub struct RequestSink<'a>(pub(crate) Sink<'a>);
 
 impl RequestSink<'_> {
     /// Sends a piece; returns when there is room for the next.
+    ///
+    /// # Errors
+    /// The connection or stream is gone, or there is more body than the head said (blame `Internal`).
     pub async fn data(&mut self, chunk: Chunk<'_>) -> Result<(), StreamError> {
-        let _ = chunk;
-        todo!()
+        self.0.data(chunk, false).await
+    }
+
+    /// As [`Self::data`], but a small piece may wait for the next call: for when more is there already.
+    ///
+    /// # Errors
+    /// As [`Self::data`].
+    pub async fn queue(&mut self, chunk: Chunk<'_>) -> Result<(), StreamError> {
+        self.0.data(chunk, true).await
     }
 
     /// Sends what is buffered.
+    ///
+    /// # Errors
+    /// The connection or stream is gone.
     pub async fn flush(&mut self) -> Result<(), StreamError> {
-        todo!()
+        self.0.flush().await
     }
 
-    /// Ends the request.
+    /// Ends the request. Forbidden trailer fields are left out.
+    ///
+    /// # Errors
+    /// The connection or stream is gone, or there is less body than the head said (blame `Internal`).
     pub async fn finish(&mut self, trailers: Option<&Fields>) -> Result<(), StreamError> {
-        let _ = trailers;
-        todo!()
+        self.0.finish(trailers).await
     }
 }
 
 /// Where the response comes from.
 #[derive(Debug)]
-pub struct ResponseSource<'a>(std::marker::PhantomData<&'a mut ()>);
+pub struct ResponseSource<'a>(Origin<'a>);
+
+#[derive(Debug)]
+enum Origin<'a> {
+    Http1(http1::Source<'a>),
+    Http2(&'a mut http2::Response),
+}
 
 impl ResponseSource<'_> {
-    /// The next head, 1xx included; says how the body ends. `request_was_head` suppresses the body.
+    /// The next head, 1xx included; says how the body ends (a HEAD request's response has none). 101, and a 2xx that
+    /// answers CONNECT or an extended CONNECT, come as [`BodyKind::Tunnel`].
+    ///
+    /// # Errors
+    /// The connection or stream is gone, or the peer broke the protocol (502).
     pub async fn head(&mut self, into: &mut ResponseHead) -> Result<BodyKind, StreamError> {
-        let _ = into;
-        todo!()
+        match &mut self.0 {
+            Origin::Http1(source) => source.head(into).await,
+            Origin::Http2(response) => response.head(into).await,
+        }
+    }
+
+    pub(crate) fn body(&mut self) -> Result<Source<'_>, StreamError> {
+        match &mut self.0 {
+            Origin::Http1(source) => Ok(Source::Http1 { wire: source.wire, read: source.read }),
+            Origin::Http2(response) => response.body().map(Source::Http2),
+        }
     }
 
     /// The next piece of the body; `None` at its end.
+    ///
+    /// # Errors
+    /// The connection or stream is gone, or the peer broke the body's framing.
     pub async fn chunk(&mut self) -> Result<Option<Chunk<'_>>, StreamError> {
-        todo!()
+        match &mut self.0 {
+            Origin::Http1(source) => {
+                let http1::Source { wire, read, .. } = source;
+                let range = std::future::poll_fn(|cx| read.poll_chunk(wire, cx)).await?;
+                Ok(range.map(|range| Chunk::Borrowed(read.buffer.slice(range))))
+            }
+            Origin::Http2(response) => Ok(response.body()?.chunk().await?.map(Chunk::Owned)),
+        }
+    }
+
+    /// Whether [`Self::chunk`] would return without waiting. If not, what was queued into a sink should be flushed.
+    pub fn ready(&mut self) -> bool {
+        self.body().is_ok_and(|mut body| body.ready())
     }
 
     /// After the end.
     #[must_use]
     pub fn trailers(&self) -> Option<&Fields> {
-        todo!()
+        match &self.0 {
+            Origin::Http1(source) => source.read.trailers(),
+            Origin::Http2(response) => response.trailers(),
+        }
     }
 }

@@ -33,3 +33,27 @@ pub struct StreamError {
     /// No byte of this exchange was seen by the peer's application: sending it again cannot do it twice.
     pub untouched: bool,
 }
+
+impl StreamError {
+    pub(crate) const fn new(blame: Blame, kind: StreamErrorKind) -> Self {
+        Self { blame, kind, untouched: false }
+    }
+
+    pub(crate) const fn closed(blame: Blame) -> Self {
+        Self::new(blame, StreamErrorKind::Closed)
+    }
+
+    pub(crate) const fn protocol(blame: Blame, status: u16, detail: &'static str) -> Self {
+        Self::new(blame, StreamErrorKind::Protocol { status, detail })
+    }
+
+    /// The caller used the interface in a way that cannot be put on the wire.
+    pub(crate) const fn misuse(detail: &'static str) -> Self {
+        Self::protocol(Blame::Internal, 500, detail)
+    }
+
+    pub(crate) const fn untouched(mut self, untouched: bool) -> Self {
+        self.untouched = untouched;
+        self
+    }
+}

@@ -1,57 +1,136 @@
 //! Header and trailer fields as a flat list over one buffer: no allocation per field, reused from request to request.
 
-/// Fields in order of arrival. Names are lower-case and valid, values hold no CR, LF or NUL: whoever adds one has
-/// checked it (the codecs, or the model when it was parsed).
-#[derive(Debug, Default, Clone)]
+use std::fmt;
+
+/// Fields in order of arrival. Names are lower-case and valid, values hold no control bytes but tab: [`Fields::push`]
+/// and [`Fields::set`] refuse anything else, so that no field can smuggle a line (RFC 9110, 5.5).
+///
+/// The bytes are kept as they stand on the wire (`name: value\r\n`), so that a run of untouched fields is sent by one
+/// copy.
+#[derive(Default, Clone)]
 pub struct Fields {
     bytes: Vec<u8>,
     list: Vec<Field>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 struct Field {
     start: u32,
-    name: u16,
+    name: u32,
     value: u32,
 }
 
-impl Fields {
-    /// Appends a field.
-    pub fn push(&mut self, name: &[u8], value: &[u8]) {
-        let _ = (name, value);
-        todo!()
+impl Field {
+    const SEPARATORS: usize = b": \r\n".len();
+
+    fn name(self) -> std::ops::Range<usize> {
+        self.start as usize..self.start as usize + self.name as usize
     }
 
-    /// The first value of that name.
+    fn value(self) -> std::ops::Range<usize> {
+        let start = self.start as usize + self.name as usize + 2;
+        start..start + self.value as usize
+    }
+
+    fn wire(self) -> std::ops::Range<usize> {
+        let start = self.start as usize;
+        start..start + self.name as usize + self.value as usize + Self::SEPARATORS
+    }
+}
+
+impl Fields {
+    /// None yet; allocates nothing.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { bytes: Vec::new(), list: Vec::new() }
+    }
+
+    /// Appends a field. A name that is no lower-case token or a value with CR, LF, NUL or another control byte would
+    /// let one field pass for two: it is refused, logged, and `false` returned.
+    pub fn push(&mut self, name: &[u8], value: &[u8]) -> bool {
+        let valid = !name.is_empty() && name.iter().all(|&byte| is_lower_token(byte)) && is_value(value);
+        if valid {
+            self.push_valid(name, value);
+        } else {
+            tracing::warn!(name = %name.escape_ascii(), "a header field that is not valid was not added");
+        }
+        valid
+    }
+
+    /// Appends a field that a parser has checked already; only the case of the name is changed.
+    pub(crate) fn push_valid(&mut self, name: &[u8], value: &[u8]) {
+        let (Ok(start), Ok(name_len), Ok(value_len)) =
+            (u32::try_from(self.bytes.len()), u32::try_from(name.len()), u32::try_from(value.len()))
+        else {
+            tracing::warn!("a header field beyond 4 GiB was not added");
+            return;
+        };
+        let at = self.bytes.len();
+        self.bytes.extend_from_slice(name);
+        self.bytes[at..].make_ascii_lowercase();
+        self.bytes.extend_from_slice(b": ");
+        self.bytes.extend_from_slice(value);
+        self.bytes.extend_from_slice(b"\r\n");
+        self.list.push(Field { start, name: name_len, value: value_len });
+    }
+
+    /// The first value of that name (lower-case).
     #[must_use]
     pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
-        self.iter().find(|(candidate, _)| *candidate == name).map(|(_, value)| value)
+        self.list
+            .iter()
+            .find(|field| field.name as usize == name.len() && &self.bytes[field.name()] == name)
+            .map(|field| &self.bytes[field.value()])
     }
 
-    /// Replaces all fields of that name by one.
-    pub fn set(&mut self, name: &[u8], value: &[u8]) {
-        self.remove(name);
-        self.push(name, value);
+    /// All values of that name (lower-case), in order.
+    pub fn get_all<'a>(&'a self, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        self.iter().filter(move |(candidate, _)| *candidate == name).map(|(_, value)| value)
     }
 
-    /// Removes all fields of that name; whether there were any.
+    /// Whether there is a field of that name (lower-case).
+    #[must_use]
+    pub fn contains(&self, name: &[u8]) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// Replaces all fields of that name by one at the end; refuses what [`Self::push`] refuses, and then changes nothing.
+    pub fn set(&mut self, name: &[u8], value: &[u8]) -> bool {
+        let before = self.list.len();
+        let added = self.push(name, value);
+        if added {
+            let mut at = 0;
+            let bytes = &self.bytes;
+            self.list.retain(|field| {
+                at += 1;
+                at > before || &bytes[field.name()] != name
+            });
+        }
+        added
+    }
+
+    /// Removes all fields of that name (lower-case); whether there were any.
     pub fn remove(&mut self, name: &[u8]) -> bool {
-        let _ = name;
-        todo!()
+        let before = self.list.len();
+        let bytes = &self.bytes;
+        self.list.retain(|field| field.name as usize != name.len() || &bytes[field.name()] != name);
+        self.list.len() != before
+    }
+
+    pub(crate) fn remove_ignore_case(&mut self, name: &[u8]) {
+        let bytes = &self.bytes;
+        self.list.retain(|field| !bytes[field.name()].eq_ignore_ascii_case(name));
     }
 
     /// Keeps the fields that `keep` likes.
-    pub fn retain(&mut self, keep: impl FnMut(&[u8], &[u8]) -> bool) {
-        let _ = keep;
-        todo!()
+    pub fn retain(&mut self, mut keep: impl FnMut(&[u8], &[u8]) -> bool) {
+        let bytes = &self.bytes;
+        self.list.retain(|field| keep(&bytes[field.name()], &bytes[field.value()]));
     }
 
     /// All fields in order.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.list.iter().map(|field| {
-            let name_end = field.start as usize + usize::from(field.name);
-            (&self.bytes[field.start as usize..name_end], &self.bytes[name_end..name_end + field.value as usize])
-        })
+        self.list.iter().map(|field| (&self.bytes[field.name()], &self.bytes[field.value()]))
     }
 
     /// How many.
@@ -65,9 +144,72 @@ impl Fields {
         self.list.is_empty()
     }
 
+    /// Bytes that the fields take on an HTTP/1 wire.
+    #[must_use]
+    pub fn wire_len(&self) -> usize {
+        self.list.iter().map(|field| field.wire().len()).sum()
+    }
+
     /// Forgets all fields, keeps the memory.
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.list.clear();
     }
+
+    /// Memory held for reuse, in bytes.
+    pub(crate) fn capacity(&self) -> usize {
+        self.bytes.capacity() + self.list.capacity() * size_of::<Field>()
+    }
+
+    /// Appends the fields that `keep` likes as they stand on an HTTP/1 wire.
+    pub(crate) fn write_wire(&self, out: &mut Vec<u8>, mut keep: impl FnMut(&[u8]) -> bool) {
+        let mut run = 0..0;
+        for field in &self.list {
+            if !keep(&self.bytes[field.name()]) {
+                continue;
+            }
+            let wire = field.wire();
+            if wire.start != run.end {
+                out.extend_from_slice(&self.bytes[run]);
+                run = wire;
+            } else {
+                run.end = wire.end;
+            }
+        }
+        out.extend_from_slice(&self.bytes[run]);
+    }
+
+    /// One copy of all bytes, and where each name and value stands in it.
+    pub(crate) fn spans(&self) -> impl Iterator<Item = (std::ops::Range<usize>, std::ops::Range<usize>)> {
+        self.list.iter().map(|field| (field.name(), field.value()))
+    }
+
+    pub(crate) fn raw(&self) -> &[u8] {
+        &self.bytes
+    }
 }
+
+/// RFC 9110, 5.6.2: `tchar`, without capitals.
+pub(crate) fn is_lower_token(byte: u8) -> bool {
+    !byte.is_ascii_uppercase() && is_token(byte)
+}
+
+/// RFC 9110, 5.6.2: `tchar`.
+pub(crate) fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// RFC 9110, 5.5: visible bytes, space, tab and obs-text.
+pub(crate) fn is_value(value: &[u8]) -> bool {
+    value.iter().all(|&byte| byte == b'\t' || (byte >= 0x20 && byte != 0x7f))
+}
+
+/// Names only: values may be secrets.
+impl fmt::Debug for Fields {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter().map(|(name, _)| String::from_utf8_lossy(name))).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,14 +1,22 @@
 //! The one connection type of the data plane: a socket, TLS over it, or memory; with bytes that were read ahead.
 
+mod meter;
+mod tls;
+
 use std::io::{IoSlice, Result};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use std::sync::Arc;
+
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
+
+pub use meter::Meter;
+pub use tls::TlsInfo;
 
 /// A byte stream towards a peer.
 #[derive(Debug)]
@@ -16,6 +24,7 @@ pub struct Io {
     /// Read before anything else: what an inspector or a handshake read ahead.
     prefix: Bytes,
     kind: IoKind,
+    meter: Option<Arc<Meter>>,
 }
 
 #[derive(Debug)]
@@ -27,24 +36,28 @@ enum IoKind {
 }
 
 impl Io {
+    fn new(kind: IoKind) -> Self {
+        Self { prefix: Bytes::new(), kind, meter: None }
+    }
+
     #[must_use]
     pub fn tcp(stream: TcpStream) -> Self {
-        Self { prefix: Bytes::new(), kind: IoKind::Tcp(stream) }
+        Self::new(IoKind::Tcp(stream))
     }
 
     #[must_use]
     pub fn memory(stream: DuplexStream) -> Self {
-        Self { prefix: Bytes::new(), kind: IoKind::Memory(stream) }
+        Self::new(IoKind::Memory(stream))
     }
 
     #[must_use]
     pub fn tls_server(stream: tokio_rustls::server::TlsStream<Box<Self>>) -> Self {
-        Self { prefix: Bytes::new(), kind: IoKind::TlsServer(Box::new(stream)) }
+        Self::new(IoKind::TlsServer(Box::new(stream)))
     }
 
     #[must_use]
     pub fn tls_client(stream: tokio_rustls::client::TlsStream<Box<Self>>) -> Self {
-        Self { prefix: Bytes::new(), kind: IoKind::TlsClient(Box::new(stream)) }
+        Self::new(IoKind::TlsClient(Box::new(stream)))
     }
 
     /// Puts bytes back in front of what is still to be read.
@@ -56,6 +69,16 @@ impl Io {
             self.prefix = [prefix, self.prefix].concat().into();
         }
         self
+    }
+
+    /// Counts the bytes that pass this layer from now on (not those of a prefix that was read before).
+    pub fn meter(&mut self) -> Arc<Meter> {
+        Arc::clone(self.meter.get_or_insert_default())
+    }
+
+    /// Whether closing needs a last word on the wire (TLS: `close_notify`) before the socket is dropped.
+    pub(crate) fn says_goodbye(&self) -> bool {
+        !matches!(self.kind, IoKind::Tcp(_))
     }
 
     /// Waits until a read would make progress, holding no buffer. May wake spuriously.
@@ -102,6 +125,12 @@ impl Io {
         self.tcp_stream().map(AsFd::as_fd)
     }
 
+    fn count_written(&self, result: &Poll<Result<usize>>) {
+        if let (Some(meter), Poll::Ready(Ok(count))) = (&self.meter, result) {
+            meter.count_written(*count);
+        }
+    }
+
     fn tcp_stream(&self) -> Option<&TcpStream> {
         match &self.kind {
             IoKind::Tcp(stream) => Some(stream),
@@ -125,32 +154,43 @@ impl AsyncRead for Io {
             }
             return Poll::Ready(Ok(()));
         }
-        match &mut this.kind {
+        let before = buf.filled().len();
+        let result = match &mut this.kind {
             IoKind::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             IoKind::TlsServer(stream) => Pin::new(stream).poll_read(cx, buf),
             IoKind::TlsClient(stream) => Pin::new(stream).poll_read(cx, buf),
             IoKind::Memory(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
+        if let Some(meter) = &this.meter {
+            meter.count_read(buf.filled().len() - before);
         }
+        result
     }
 }
 
 impl AsyncWrite for Io {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<Result<usize>> {
-        match &mut self.get_mut().kind {
+        let this = self.get_mut();
+        let result = match &mut this.kind {
             IoKind::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             IoKind::TlsServer(stream) => Pin::new(stream).poll_write(cx, buf),
             IoKind::TlsClient(stream) => Pin::new(stream).poll_write(cx, buf),
             IoKind::Memory(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
+        };
+        this.count_written(&result);
+        result
     }
 
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<Result<usize>> {
-        match &mut self.get_mut().kind {
+        let this = self.get_mut();
+        let result = match &mut this.kind {
             IoKind::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             IoKind::TlsServer(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             IoKind::TlsClient(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             IoKind::Memory(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
+        };
+        this.count_written(&result);
+        result
     }
 
     fn is_write_vectored(&self) -> bool {

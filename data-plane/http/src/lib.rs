@@ -2,20 +2,30 @@
 //!
 //! **Knows no routes**: a server connection yields [`Exchange`]s to a [`Handler`]; a client connection takes requests.
 //! Bodies are streamed chunk by chunk with back-pressure and never held whole.
+//!
+//! Both directions of an exchange are driven by one task at the same time (`select`, `join`), never by two.
 
+mod buffers;
 pub mod client;
+mod drain;
 pub mod error;
 pub mod fields;
 pub mod head;
+mod http1;
+mod http2;
 pub mod io;
+mod relay;
 pub mod server;
+mod stream;
 
-pub use client::{Client, ClientExchange, RequestSink, ResponseSource};
+pub use buffers::{give_response, take_response};
+pub use client::{Client, ClientExchange, Http1Client, Http2Client, Http2ClientOptions, RequestSink, ResponseSource};
 pub use error::{Blame, StreamError, StreamErrorKind};
 pub use fields::Fields;
 pub use head::{BodyKind, Method, RequestHead, ResponseHead, Version};
-pub use io::Io;
-pub use server::{Exchange, Handler, RequestBody, ResponseSink};
+pub use io::{Io, Meter, TlsInfo};
+pub use relay::{relay_request, relay_response};
+pub use server::{Exchange, Handler, Protocol, RequestBody, ResponseSink, ServerOptions, serve};
 
 /// A piece of a body: borrowed from a read buffer (HTTP/1) or owned (HTTP/2).
 #[derive(Debug)]
@@ -29,6 +39,17 @@ impl std::ops::Deref for Chunk<'_> {
     fn deref(&self) -> &[u8] {
         match self {
             Self::Borrowed(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
+
+impl Chunk<'_> {
+    /// The bytes as their own; copies what is borrowed.
+    #[must_use]
+    pub fn into_owned(self) -> bytes::Bytes {
+        match self {
+            Self::Borrowed(bytes) => bytes::Bytes::copy_from_slice(bytes),
             Self::Owned(bytes) => bytes,
         }
     }

@@ -1,8 +1,17 @@
 //! The server's half: a downstream connection yields exchanges.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::buffers::Buffer;
+use crate::drain::Drain;
+use crate::http1::read::Reader;
+use crate::http1::server::{Reply, Sink as Http1Sink};
+use crate::http1::write::Writer;
+use crate::http1::{self, Wire};
+use crate::http2::{self, receive::Receive, server::Respond};
+use crate::stream::{Sink, Source};
 use crate::{BodyKind, Chunk, Fields, Io, RequestHead, ResponseHead, StreamError};
 
 /// Serves one request. HTTP/1: called for one request after the other. HTTP/2: one local task per stream.
@@ -27,21 +36,57 @@ pub struct Exchange<'a> {
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
     pub protocol: Protocol,
+    /// A request head beyond this many bytes is answered by 431.
     pub max_head_bytes: usize,
+    /// So is one with more fields than this.
     pub max_fields: usize,
+    /// From the first byte of a head to its last; then 408.
     pub head_timeout: Option<Duration>,
+    /// Without a request.
     pub idle_timeout: Option<Duration>,
+    /// Of the connection; the exchange that it ends in is finished.
     pub max_duration: Option<Duration>,
+    /// The connection ends with this many.
     pub max_requests: Option<u32>,
+    /// HTTP/1.0 is answered by 426 otherwise.
     pub accept_http_10: bool,
+    /// Methods that are not registered are answered by 400 otherwise.
     pub custom_methods: bool,
+    /// HTTP/2: streams at a time, bytes that a peer may send ahead on each and on all together.
     pub max_concurrent_streams: u32,
     pub initial_stream_window: u32,
     pub initial_connection_window: u32,
+    /// HTTP/2: a PING at this interval; unanswered within the timeout the connection is closed.
     pub keepalive_interval: Option<Duration>,
     pub keepalive_timeout: Duration,
+    /// HTTP/2: RFC 8441.
     pub extended_connect: bool,
+    /// `http` or `https`.
     pub scheme: &'static str,
+}
+
+impl Default for ServerOptions {
+    /// Envoy's advice for the edge: what is safe against strangers.
+    fn default() -> Self {
+        Self {
+            protocol: Protocol::Auto,
+            max_head_bytes: 60 * 1024,
+            max_fields: 100,
+            head_timeout: Some(Duration::from_secs(10)),
+            idle_timeout: Some(Duration::from_secs(3600)),
+            max_duration: None,
+            max_requests: None,
+            accept_http_10: false,
+            custom_methods: false,
+            max_concurrent_streams: 100,
+            initial_stream_window: 64 * 1024,
+            initial_connection_window: 1024 * 1024,
+            keepalive_interval: None,
+            keepalive_timeout: Duration::from_secs(20),
+            extended_connect: false,
+            scheme: "http",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,71 +97,179 @@ pub enum Protocol {
     Http2,
 }
 
-/// Serves a connection until it ends, breaks or has drained.
-pub async fn serve<H: Handler>(io: Io, options: &ServerOptions, handler: Rc<H>, drain: impl Future<Output = ()>) {
-    let _ = (io, options, handler, drain);
-    todo!()
+/// Serves a connection until it ends, breaks or has drained. Must run inside a `LocalSet` (HTTP/2 streams are tasks).
+///
+/// When `drain` resolves, the exchange that runs is finished with `connection: close` (HTTP/2: GOAWAY, and the open
+/// streams are finished), and the connection then closed.
+pub async fn serve<H: Handler>(mut io: Io, options: &ServerOptions, handler: Rc<H>, drain: impl Future<Output = ()>) {
+    let drain = pin!(drain);
+    let mut drain = Drain::new(drain);
+    let mut buffer = Buffer::default();
+    let http2 = match options.protocol {
+        Protocol::Http1 => false,
+        Protocol::Http2 => true,
+        Protocol::Auto => match http2::preface::detect(&mut io, &mut buffer, options, &mut drain).await {
+            Some(http2) => http2,
+            None => return,
+        },
+    };
+    if http2 {
+        let io = io.with_prefix(bytes::Bytes::copy_from_slice(buffer.data()));
+        drop(buffer);
+        Box::pin(http2::server::serve(io, options, &handler, &mut drain)).await;
+    } else {
+        http1::server::serve(io, buffer, options, &handler, &mut drain).await;
+    }
 }
 
 /// The request's body.
 #[derive(Debug)]
-pub struct RequestBody<'a>(std::marker::PhantomData<&'a mut ()>);
+pub struct RequestBody<'a> {
+    pub(crate) source: Source<'a>,
+    /// HTTP/2: where a reset would show.
+    reset: Option<&'a Respond>,
+    kind: BodyKind,
+}
+
+impl<'a> RequestBody<'a> {
+    pub(crate) fn http1(wire: &'a Wire, read: &'a mut Reader, kind: BodyKind) -> Self {
+        Self { source: Source::Http1 { wire, read }, reset: None, kind }
+    }
+
+    pub(crate) fn http2(receive: &'a mut Receive, reset: &'a Respond, kind: BodyKind) -> Self {
+        Self { source: Source::Http2(receive), reset: Some(reset), kind }
+    }
+}
 
 impl RequestBody<'_> {
-    /// What the head says of the body.
+    /// What the head says of the body. Of an upgrade or CONNECT: [`BodyKind::Empty`]; once the response's head was sent
+    /// as [`BodyKind::Tunnel`], [`Self::chunk`] yields the tunnel's bytes.
     #[must_use]
     pub fn kind(&self) -> BodyKind {
-        todo!()
+        self.kind
     }
 
     /// The next piece; `None` at the end.
+    ///
+    /// # Errors
+    /// The client is gone, reset the stream, or broke the body's framing (then the error names the status to answer
+    /// with, and what was sent upstream must not be completed).
     pub async fn chunk(&mut self) -> Result<Option<Chunk<'_>>, StreamError> {
-        todo!()
+        self.source.chunk().await
+    }
+
+    /// Whether [`Self::chunk`] would return without waiting. If not, what was queued into a sink should be flushed.
+    pub fn ready(&mut self) -> bool {
+        self.source.ready()
     }
 
     /// After the end.
     #[must_use]
     pub fn trailers(&self) -> Option<&Fields> {
-        todo!()
+        self.source.trailers()
+    }
+
+    /// Resolves when the client is gone or reset the stream: nobody waits for the response any more. Notices it only
+    /// once the body was read to its end (before, [`Self::chunk`] does). An HTTP/1 client that closes its sending
+    /// direction counts as gone; one that has pipelined further requests is not seen going. Cheap enough for each request.
+    pub async fn closed(&mut self) {
+        match (&mut self.source, self.reset) {
+            (Source::Http1 { wire, read }, _) => std::future::poll_fn(|cx| read.poll_closed(wire, cx)).await,
+            (Source::Http2(_), Some(respond)) => std::future::poll_fn(|cx| respond.poll_reset(cx)).await,
+            (Source::Http2(_), None) => std::future::pending().await,
+        }
     }
 }
 
 /// Where the response goes.
 #[derive(Debug)]
-pub struct ResponseSink<'a>(std::marker::PhantomData<&'a mut ()>);
+pub struct ResponseSink<'a>(Response<'a>);
+
+#[derive(Debug)]
+enum Response<'a> {
+    Http1(Http1Sink<'a>),
+    Http2(&'a mut http2::server::Reply),
+}
+
+impl<'a> ResponseSink<'a> {
+    pub(crate) fn http1(wire: &'a Wire, write: &'a mut Writer, reply: &'a mut Reply) -> Self {
+        Self(Response::Http1(Http1Sink { wire, write, reply }))
+    }
+
+    pub(crate) fn http2(reply: &'a mut http2::server::Reply) -> Self {
+        Self(Response::Http2(reply))
+    }
+}
 
 impl ResponseSink<'_> {
-    /// Sends a head: a 1xx (any number of times), then the final one (once). `BodyKind::Empty` ends the stream.
-    /// Nothing reaches the socket before the first [`Self::data`], [`Self::finish`] or [`Self::flush`] must send it.
+    /// Sends a head: a 1xx (any number of times), then the final one (once). `BodyKind::Empty` ends the stream; trailers
+    /// of a body that is empty belong into its head.
+    /// Nothing of a final head reaches the socket before the first [`Self::data`], [`Self::finish`] or [`Self::flush`]
+    /// must send it. [`BodyKind::Tunnel`] answers an upgrade or CONNECT: as 101 or 2xx, whichever the client's protocol
+    /// wants, whatever `head` says of the two.
+    ///
+    /// # Errors
+    /// The client is gone, or the head cannot be sent (blame `Internal`).
     pub async fn head(&mut self, head: &ResponseHead, body: BodyKind) -> Result<(), StreamError> {
-        let _ = (head, body);
-        todo!()
+        match &mut self.0 {
+            Response::Http1(sink) => sink.head(head, body).await,
+            Response::Http2(reply) => reply.head(head, body),
+        }
+    }
+
+    pub(crate) fn body(&mut self) -> Sink<'_> {
+        match &mut self.0 {
+            Response::Http1(sink) => Sink::Http1 { wire: sink.wire, write: sink.write },
+            Response::Http2(reply) => Sink::Http2(reply.body()),
+        }
     }
 
     /// Sends a piece of the body; returns when there is room for the next.
+    ///
+    /// # Errors
+    /// The client is gone, or there is more body than the head said (blame `Internal`).
     pub async fn data(&mut self, chunk: Chunk<'_>) -> Result<(), StreamError> {
-        let _ = chunk;
-        todo!()
+        self.body().data(chunk, false).await
+    }
+
+    /// As [`Self::data`], but a small piece may wait for the next call: for when more is there already.
+    ///
+    /// # Errors
+    /// As [`Self::data`].
+    pub async fn queue(&mut self, chunk: Chunk<'_>) -> Result<(), StreamError> {
+        self.body().data(chunk, true).await
     }
 
     /// Sends what is buffered.
+    ///
+    /// # Errors
+    /// The client is gone.
     pub async fn flush(&mut self) -> Result<(), StreamError> {
-        todo!()
+        self.body().flush().await
     }
 
-    /// Ends the body.
+    /// Ends the body. Forbidden trailer fields are left out.
+    ///
+    /// # Errors
+    /// The client is gone, or there is less body than the head said (blame `Internal`).
     pub async fn finish(&mut self, trailers: Option<&Fields>) -> Result<(), StreamError> {
-        let _ = trailers;
-        todo!()
+        self.body().finish(trailers).await
     }
 
     /// Ends the stream at once as failed: RST_STREAM, or the connection is closed.
     pub fn reset(&mut self) {
-        todo!()
+        match &mut self.0 {
+            Response::Http1(sink) => sink.write.fail(),
+            Response::Http2(reply) => reply.reset(),
+        }
     }
 
-    /// After this response the connection is closed (HTTP/1: `connection: close`; HTTP/2: GOAWAY).
+    /// After this response the connection is closed (HTTP/1: `connection: close`, if the head is still to be sent;
+    /// HTTP/2: GOAWAY).
     pub fn close_after(&mut self) {
-        todo!()
+        match &mut self.0 {
+            Response::Http1(sink) => sink.wire.closing.set(true),
+            Response::Http2(reply) => reply.close_after(),
+        }
     }
 }

@@ -1,0 +1,213 @@
+//! Buffers from per-thread free lists: a connection holds one only while it has bytes in it.
+
+use std::cell::RefCell;
+use std::io;
+use std::ops::Range;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, ReadBuf};
+
+use crate::{Io, RequestHead, ResponseHead};
+
+/// Enough for almost every head and small body.
+pub(crate) const SMALL: usize = 16 * 1024;
+/// For bodies that stream: fewer system calls a byte.
+pub(crate) const LARGE: usize = 128 * 1024;
+
+/// What a thread keeps: 4 MiB of small blocks, 4 MiB of large ones, 512 heads.
+const KEEP_SMALL: usize = 256;
+const KEEP_LARGE: usize = 32;
+const KEEP_HEADS: usize = 512;
+/// A head or output buffer that grew beyond this is freed rather than kept.
+const KEEP_CAPACITY: usize = 32 * 1024;
+
+#[derive(Default)]
+#[expect(clippy::vec_box, reason = "the boxes themselves are what is kept for reuse")]
+struct Lists {
+    small: Vec<Box<[u8]>>,
+    large: Vec<Box<[u8]>>,
+    out: Vec<Vec<u8>>,
+    requests: Vec<Box<RequestHead>>,
+    responses: Vec<Box<ResponseHead>>,
+}
+
+thread_local! {
+    static LISTS: RefCell<Lists> = RefCell::new(Lists::default());
+}
+
+/// Runs on this thread's lists; not while the thread ends (then memory is simply freed).
+fn lists<T>(run: impl FnOnce(&mut Lists) -> T) -> Option<T> {
+    LISTS.try_with(|lists| lists.try_borrow_mut().ok().map(|mut lists| run(&mut lists))).ok().flatten()
+}
+
+fn take_block(large: bool) -> Box<[u8]> {
+    lists(|lists| if large { lists.large.pop() } else { lists.small.pop() })
+        .flatten()
+        .unwrap_or_else(|| vec![0; if large { LARGE } else { SMALL }].into_boxed_slice())
+}
+
+fn give_block(block: Box<[u8]>) {
+    lists(|lists| {
+        let (list, keep) =
+            if block.len() == LARGE { (&mut lists.large, KEEP_LARGE) } else { (&mut lists.small, KEEP_SMALL) };
+        if list.len() < keep {
+            list.push(block);
+        }
+    });
+}
+
+/// An empty output buffer.
+pub(crate) fn take_out() -> Vec<u8> {
+    lists(|lists| lists.out.pop()).flatten().unwrap_or_else(|| Vec::with_capacity(4 * 1024))
+}
+
+pub(crate) fn give_out(mut out: Vec<u8>) {
+    if out.capacity() == 0 || out.capacity() > KEEP_CAPACITY {
+        return;
+    }
+    out.clear();
+    lists(|lists| {
+        if lists.out.len() < KEEP_SMALL {
+            lists.out.push(out);
+        }
+    });
+}
+
+pub(crate) fn take_request() -> Box<RequestHead> {
+    lists(|lists| lists.requests.pop()).flatten().unwrap_or_default()
+}
+
+pub(crate) fn give_request(mut head: Box<RequestHead>) {
+    if head.fields.capacity() + head.path.capacity() + head.authority.capacity() > KEEP_CAPACITY {
+        return;
+    }
+    head.clear();
+    lists(|lists| {
+        if lists.requests.len() < KEEP_HEADS {
+            lists.requests.push(head);
+        }
+    });
+}
+
+/// A response head from this thread's free list: give it back by [`give_response`] when the exchange is over, so that
+/// the next one allocates nothing.
+#[must_use]
+pub fn take_response() -> Box<ResponseHead> {
+    lists(|lists| lists.responses.pop()).flatten().unwrap_or_default()
+}
+
+/// The counterpart of [`take_response`].
+pub fn give_response(mut head: Box<ResponseHead>) {
+    if head.fields.capacity() > KEEP_CAPACITY {
+        return;
+    }
+    head.clear();
+    lists(|lists| {
+        if lists.responses.len() < KEEP_HEADS {
+            lists.responses.push(head);
+        }
+    });
+}
+
+/// Bytes read and not yet consumed.
+#[derive(Debug, Default)]
+pub(crate) struct Buffer {
+    block: Option<Box<[u8]>>,
+    start: usize,
+    end: usize,
+}
+
+impl Buffer {
+    pub(crate) fn data(&self) -> &[u8] {
+        self.slice(self.start..self.end)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// A piece that [`Self::consume`] named; valid until the next fill.
+    pub(crate) fn slice(&self, range: Range<usize>) -> &[u8] {
+        self.block.as_deref().and_then(|block| block.get(range)).unwrap_or_default()
+    }
+
+    /// Takes up to `count` bytes off the front and says where they stand.
+    pub(crate) fn consume(&mut self, count: usize) -> Range<usize> {
+        let from = self.start;
+        self.start = self.end.min(from + count);
+        from..self.start
+    }
+
+    /// The block is full.
+    pub(crate) fn is_full(&self) -> bool {
+        self.block.as_ref().is_some_and(|block| self.end - self.start == block.len())
+    }
+
+    /// Gives the block back if there is nothing in it.
+    pub(crate) fn release(&mut self) {
+        if self.is_empty()
+            && let Some(block) = self.block.take()
+        {
+            self.start = 0;
+            self.end = 0;
+            give_block(block);
+        }
+    }
+
+    /// One read behind what is there; how many bytes came (0: the peer sends no more). `large` prefers a large block for
+    /// a fresh one. While it waits with nothing in hand it holds no block.
+    pub(crate) fn poll_fill(&mut self, io: &mut Io, cx: &mut Context<'_>, large: bool) -> Poll<io::Result<usize>> {
+        self.make_room(large);
+        let Some(block) = self.block.as_deref_mut() else {
+            return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
+        };
+        let mut room = ReadBuf::new(block.get_mut(self.end..).unwrap_or_default());
+        if room.capacity() == 0 {
+            return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
+        }
+        let result = Pin::new(io).poll_read(cx, &mut room);
+        let count = room.filled().len();
+        if count == 0 {
+            self.release();
+        }
+        ready!(result)?;
+        self.end += count;
+        Poll::Ready(Ok(count))
+    }
+
+    fn make_room(&mut self, large: bool) {
+        if self.is_empty() {
+            self.start = 0;
+            self.end = 0;
+            if large && self.block.as_ref().is_some_and(|block| block.len() == SMALL) {
+                self.release();
+            }
+        }
+        let Some(block) = self.block.as_deref_mut() else {
+            self.block = Some(take_block(large));
+            return;
+        };
+        if self.end < block.len() {
+            return;
+        }
+        if self.start > 0 {
+            block.copy_within(self.start..self.end, 0);
+        } else if block.len() == SMALL {
+            let mut larger = take_block(true);
+            larger[..self.end].copy_from_slice(&block[..self.end]);
+            if let Some(old) = self.block.replace(larger) {
+                give_block(old);
+            }
+        }
+        self.end -= self.start;
+        self.start = 0;
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.start = self.end;
+        self.release();
+    }
+}

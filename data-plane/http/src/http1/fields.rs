@@ -1,0 +1,195 @@
+//! What requests and responses have in common in their header sections.
+
+use memchr::memchr_iter;
+use smallvec::SmallVec;
+
+use crate::Fields;
+
+/// More fields than this are parsed on the heap.
+pub(crate) const STACK_FIELDS: usize = 128;
+pub(crate) const MAX_HEAD_BYTES: usize = 60 * 1024;
+pub(crate) const MAX_FIELDS: usize = 100;
+
+/// Fields that belong to one connection, not to the message (RFC 9110, 7.6.1), and framing, which the encoder writes.
+pub(crate) fn is_hop_field(name: &[u8]) -> bool {
+    match name.len() {
+        4 => name == b"host",
+        7 => name == b"upgrade",
+        10 => name == b"connection" || name == b"keep-alive",
+        14 => name == b"content-length",
+        16 => name == b"proxy-connection",
+        17 => name == b"transfer-encoding",
+        _ => false,
+    }
+}
+
+/// What may not stand in a trailer section: framing, routing, authentication, and what changes how a message is read
+/// (RFC 9110, 6.5.1).
+pub(crate) fn is_forbidden_trailer(name: &[u8]) -> bool {
+    is_hop_field(name)
+        || matches!(
+            name,
+            b"authorization"
+                | b"proxy-authorization"
+                | b"proxy-authenticate"
+                | b"www-authenticate"
+                | b"cookie"
+                | b"set-cookie"
+                | b"cache-control"
+                | b"content-encoding"
+                | b"content-range"
+                | b"content-type"
+                | b"expect"
+                | b"http2-settings"
+                | b"max-forwards"
+                | b"pragma"
+                | b"range"
+                | b"te"
+                | b"trailer"
+        )
+        || name.starts_with(b"x-forwarded-")
+        || name.starts_with(b"x-envoy-")
+}
+
+/// Every line of a head must end in CRLF: a lenient neighbour may see other lines than we do.
+pub(crate) fn has_bare_lf(head: &[u8]) -> bool {
+    memchr_iter(b'\n', head).any(|at| at == 0 || head.get(at - 1) != Some(&b'\r'))
+}
+
+/// Whether the blank line that ends a head may stand at or after `from`.
+pub(crate) fn may_end_head(data: &[u8], from: usize) -> bool {
+    let from = from.saturating_sub(3);
+    let tail = data.get(from..).unwrap_or_default();
+    memchr_iter(b'\n', tail).any(|at| {
+        let rest = tail.get(at + 1..).unwrap_or_default();
+        rest.starts_with(b"\r\n") || rest.starts_with(b"\n")
+    })
+}
+
+/// What the `connection` fields say.
+#[derive(Debug, Default)]
+pub(crate) struct ConnectionTokens<'a> {
+    pub(crate) close: bool,
+    pub(crate) keep_alive: bool,
+    pub(crate) upgrade: bool,
+    /// Fields that are for this connection only.
+    named: SmallVec<[&'a [u8]; 4]>,
+}
+
+impl<'a> ConnectionTokens<'a> {
+    /// Reads one `connection` field.
+    ///
+    /// # Errors
+    /// It names a field that must not be taken off: to forward the message without it would change what it means.
+    pub(crate) fn read(&mut self, value: &'a [u8]) -> Result<(), &'static str> {
+        for token in list(value) {
+            if token.eq_ignore_ascii_case(b"close") {
+                self.close = true;
+            } else if token.eq_ignore_ascii_case(b"keep-alive") {
+                self.keep_alive = true;
+            } else if token.eq_ignore_ascii_case(b"upgrade") {
+                self.upgrade = true;
+            } else if is_protected(token) {
+                return Err("connection names a field that is not its to remove");
+            } else if !token.is_empty() && !token.eq_ignore_ascii_case(b"te") {
+                self.named.push(token);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes off the fields that were named.
+    pub(crate) fn apply(&self, fields: &mut Fields) {
+        for name in &self.named {
+            fields.remove_ignore_case(name);
+        }
+    }
+}
+
+fn is_protected(token: &[u8]) -> bool {
+    const PROTECTED: [&[u8]; 9] = [
+        b"host",
+        b"content-length",
+        b"transfer-encoding",
+        b"trailer",
+        b"expect",
+        b"authorization",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-proto",
+    ];
+    token.starts_with(b":") || PROTECTED.iter().any(|name| token.eq_ignore_ascii_case(name))
+}
+
+/// The elements of a comma-separated list, trimmed; empty ones too.
+pub(crate) fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
+}
+
+/// `1*DIGIT` up to 2^64 - 1 (RFC 9110, 8.6); no sign, list, or white space.
+pub(crate) fn content_length(value: &[u8]) -> Option<u64> {
+    if value.is_empty() {
+        return None;
+    }
+    value.iter().try_fold(0u64, |sum, &byte| {
+        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+        sum.checked_mul(10)?.checked_add(digit)
+    })
+}
+
+/// Why a `transfer-encoding` is refused.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum CodingError {
+    /// Not a list of tokens, or `chunked` where it cannot be.
+    Invalid,
+    /// A coding that we do not know.
+    Unknown,
+}
+
+/// `chunked`, alone: nothing else is understood (RFC 9112, 6.1).
+pub(crate) fn is_chunked(value: &[u8]) -> Result<(), CodingError> {
+    let mut count = 0;
+    let mut chunked = 0;
+    let mut last_chunked = false;
+    for coding in list(value) {
+        if coding.is_empty() || !coding.iter().all(|&byte| crate::fields::is_token(byte)) {
+            return Err(CodingError::Invalid);
+        }
+        count += 1;
+        last_chunked = coding.eq_ignore_ascii_case(b"chunked");
+        chunked += usize::from(last_chunked);
+    }
+    match (count, chunked, last_chunked) {
+        (1, 1, _) => Ok(()),
+        (_, 0, _) | (_, 1, true) => Err(CodingError::Unknown),
+        _ => Err(CodingError::Invalid),
+    }
+}
+
+/// Parses a trailer section: its length, or `None` if more must be read.
+///
+/// # Errors
+/// It is malformed, or there is too much of it.
+pub(crate) fn trailers(data: &[u8], into: &mut Option<Box<Fields>>) -> Result<Option<usize>, &'static str> {
+    if data.starts_with(b"\r\n") {
+        return Ok(Some(2));
+    }
+    let mut parsed = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    match httparse::parse_headers(data, &mut parsed) {
+        Ok(httparse::Status::Complete((len, fields))) if len <= MAX_HEAD_BYTES => {
+            if has_bare_lf(data.get(..len).unwrap_or_default()) {
+                return Err("a trailer line ends in a bare LF");
+            }
+            let kept = into.get_or_insert_default();
+            for field in fields {
+                kept.push_valid(field.name.as_bytes(), field.value);
+            }
+            kept.retain(|name, _| !is_forbidden_trailer(name));
+            Ok(Some(len))
+        }
+        Ok(httparse::Status::Partial) if data.len() <= MAX_HEAD_BYTES => Ok(None),
+        Ok(_) => Err("trailers exceed 60 KiB"),
+        Err(httparse::Error::TooManyHeaders) => Err("too many trailers"),
+        Err(_) => Err("malformed trailers"),
+    }
+}

@@ -1,0 +1,169 @@
+//! Message bodies off the wire.
+
+use std::ops::Range;
+use std::task::{Context, Poll, ready};
+
+use super::Wire;
+use super::chunked::{Decoder, Step};
+use super::fields;
+use crate::buffers::{Buffer, SMALL};
+use crate::{Blame, BodyKind, Fields, StreamError};
+
+/// How the end of what is read is known.
+#[derive(Debug)]
+enum Body {
+    /// Nothing more belongs to this message.
+    Done,
+    Length(u64),
+    Chunked(Decoder),
+    UntilClose,
+    Tunnel,
+    /// The peer closed its direction of a tunnel.
+    Ended,
+    Failed(StreamError),
+}
+
+/// The reading direction of a connection.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    pub(crate) buffer: Buffer,
+    body: Body,
+    blame: Blame,
+    /// The last read filled its block: the next one takes a large block.
+    large: bool,
+    /// A piece that was decoded ahead of being asked for.
+    ahead: Option<Result<Option<Range<usize>>, StreamError>>,
+    trailers: Option<Box<Fields>>,
+}
+
+impl Reader {
+    pub(crate) fn new(buffer: Buffer, blame: Blame) -> Self {
+        Self { buffer, body: Body::Done, blame, large: false, ahead: None, trailers: None }
+    }
+
+    /// A head was taken off the buffer: this body follows.
+    pub(crate) fn begin(&mut self, kind: BodyKind, until_close: bool) {
+        self.ahead = None;
+        self.trailers = None;
+        self.body = match kind {
+            BodyKind::Empty | BodyKind::Tunnel | BodyKind::Length(0) => Body::Done,
+            BodyKind::Length(length) => Body::Length(length),
+            BodyKind::Stream if until_close => Body::UntilClose,
+            BodyKind::Stream => Body::Chunked(Decoder::new()),
+        };
+    }
+
+    /// The message has ended, and cleanly.
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self.body, Body::Done) && matches!(self.ahead, None | Some(Ok(None)))
+    }
+
+    pub(crate) fn trailers(&self) -> Option<&Fields> {
+        self.trailers.as_deref()
+    }
+
+    fn fail(&mut self, error: StreamError) -> StreamError {
+        self.body = Body::Failed(error);
+        error
+    }
+
+    /// The next piece of what is in the buffer; `None`: more must be read first.
+    fn decode(&mut self, tunnel: bool) -> Option<Result<Option<Range<usize>>, StreamError>> {
+        loop {
+            match &mut self.body {
+                Body::Failed(error) => return Some(Err(*error)),
+                Body::Done if tunnel => self.body = Body::Tunnel,
+                Body::Done | Body::Ended => return Some(Ok(None)),
+                _ if self.buffer.is_empty() => return None,
+                Body::UntilClose | Body::Tunnel => return Some(Ok(Some(self.buffer.consume(usize::MAX)))),
+                Body::Length(left) => {
+                    let range = self.buffer.consume(usize::try_from(*left).unwrap_or(usize::MAX));
+                    *left -= range.len() as u64;
+                    if *left == 0 {
+                        self.body = Body::Done;
+                    }
+                    return Some(Ok(Some(range)));
+                }
+                Body::Chunked(decoder) => match decoder.step(self.buffer.data()) {
+                    Ok(Step::More) => {
+                        self.buffer.consume(usize::MAX);
+                        return None;
+                    }
+                    Ok(Step::Data(range)) => {
+                        self.buffer.consume(range.start);
+                        return Some(Ok(Some(self.buffer.consume(range.len()))));
+                    }
+                    Ok(Step::Trailers(offset)) => {
+                        self.buffer.consume(offset);
+                        match fields::trailers(self.buffer.data(), &mut self.trailers) {
+                            Ok(Some(len)) => {
+                                self.buffer.consume(len);
+                                self.body = Body::Done;
+                                return Some(Ok(None));
+                            }
+                            Ok(None) => return None,
+                            Err(detail) => return Some(Err(self.broken(detail))),
+                        }
+                    }
+                    Err(detail) => return Some(Err(self.broken(detail))),
+                },
+            }
+        }
+    }
+
+    fn broken(&mut self, detail: &'static str) -> StreamError {
+        let status = if self.blame == Blame::Downstream { 400 } else { 502 };
+        self.fail(StreamError::protocol(self.blame, status, detail))
+    }
+
+    /// The next piece (a range of the buffer, valid until the next call), or `None` at the end.
+    pub(crate) fn poll_chunk(
+        &mut self,
+        wire: &Wire,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Range<usize>>, StreamError>> {
+        if let Some(ahead) = self.ahead.take() {
+            return Poll::Ready(ahead);
+        }
+        loop {
+            if let Some(piece) = self.decode(wire.tunnel.get()) {
+                return Poll::Ready(piece);
+            }
+            let large = match self.body {
+                Body::Length(left) => left > SMALL as u64,
+                _ => self.large,
+            };
+            match ready!(self.buffer.poll_fill(&mut wire.io.borrow_mut(), cx, large)) {
+                Ok(0) if matches!(self.body, Body::UntilClose) => self.body = Body::Done,
+                Ok(0) if matches!(self.body, Body::Tunnel) => self.body = Body::Ended,
+                Ok(0) | Err(_) => return Poll::Ready(Err(self.fail(StreamError::closed(self.blame)))),
+                Ok(count) => self.large = count >= SMALL,
+            }
+        }
+    }
+
+    /// Whether [`Self::poll_chunk`] would return without waiting.
+    pub(crate) fn ready(&mut self, wire: &Wire) -> bool {
+        if self.ahead.is_none() {
+            self.ahead = self.decode(wire.tunnel.get());
+        }
+        self.ahead.is_some()
+    }
+
+    /// Once the message has been read: resolves when the peer is gone. What it sends before stays in the buffer (and
+    /// hides its end from us).
+    pub(crate) fn poll_closed(&mut self, wire: &Wire, cx: &mut Context<'_>) -> Poll<()> {
+        match self.body {
+            Body::Failed(_) | Body::Ended => return Poll::Ready(()),
+            Body::Done if !wire.tunnel.get() && self.buffer.is_empty() => {}
+            _ => return Poll::Pending,
+        }
+        match ready!(self.buffer.poll_fill(&mut wire.io.borrow_mut(), cx, false)) {
+            Ok(0) | Err(_) => {
+                self.fail(StreamError::closed(self.blame));
+                Poll::Ready(())
+            }
+            Ok(_) => Poll::Pending,
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! HTTP/1 towards a client: one request after the other.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::AsyncWrite;
+use tokio::time::{Instant, Sleep};
+
+use super::encode::{self, Asked};
+use super::read::Reader;
+use super::request::{self, Parsed, Refusal};
+use super::write::{Framing, Writer};
+use super::{Wire, fields};
+use crate::buffers::{Buffer, give_request, take_request};
+use crate::drain::{Drain, GRACE};
+use crate::server::{Exchange, Handler, RequestBody, ResponseSink, ServerOptions};
+use crate::{Blame, BodyKind, Io, Method, RequestHead, ResponseHead, StreamError, Version};
+
+/// RFC 9112, 2.2 wants one to be ignored; clients that send a few after a body exist.
+const MAX_EMPTY_LINES: u8 = 8;
+/// What a handler leaves of a request's body is read up to this, so that the connection may live on.
+const MAX_DRAINED: u64 = 64 * 1024;
+/// How long a client may take to read our last answer while it still sends.
+const LINGER: Duration = Duration::from_secs(1);
+/// Per-response state that the response's sink and the connection share.
+#[derive(Debug, Default)]
+pub(crate) struct Reply {
+    asked: Asked,
+    /// A 100 or the final head was sent.
+    continued: bool,
+    /// Status of the final head.
+    status: u16,
+}
+
+struct Connection<'a> {
+    wire: Wire,
+    read: Reader,
+    write: Writer,
+    options: &'a ServerOptions,
+    deadline: Deadline,
+    opened: Instant,
+    /// When the current wait began: idle, or for the rest of a head.
+    waiting_since: Instant,
+    scanned: usize,
+    empty_lines: u8,
+    served: u32,
+}
+
+/// What a connection at rest is followed by.
+enum Next {
+    Request(Parsed),
+    Refused(Refusal),
+    End,
+}
+
+/// How an exchange leaves the connection.
+#[derive(PartialEq, Eq)]
+enum After {
+    Reuse,
+    /// The client may still be sending.
+    Linger,
+    Close,
+    /// The response is not complete: nothing may look like its end.
+    Abort,
+}
+
+/// Serves requests until the connection ends or has drained.
+pub(crate) async fn serve<H: Handler>(
+    io: Io,
+    buffer: Buffer,
+    options: &ServerOptions,
+    handler: &Rc<H>,
+    drain: &mut Drain<'_, impl Future<Output = ()>>,
+) {
+    let now = Instant::now();
+    let mut connection = Connection {
+        wire: Wire::new(io),
+        read: Reader::new(buffer, Blame::Downstream),
+        write: Writer::new(Blame::Downstream),
+        options,
+        deadline: Deadline(None),
+        opened: now,
+        waiting_since: now,
+        scanned: 0,
+        empty_lines: 0,
+        served: 0,
+    };
+    loop {
+        let mut head = None;
+        let next = poll_fn(|cx| connection.poll_next(cx, &mut head, drain)).await;
+        let after = match (next, head.take()) {
+            (Next::Request(parsed), Some(mut head)) => {
+                let after = connection.exchange(&mut head, parsed, handler, drain).await;
+                give_request(head);
+                after
+            }
+            (Next::Refused(refusal), _) => {
+                tracing::debug!(status = refusal.status, detail = refusal.detail, "request refused");
+                handler.refused(refusal.status, refusal.detail);
+                connection.refuse(refusal).await
+            }
+            (Next::End | Next::Request(_), _) => After::Close,
+        };
+        if after != After::Reuse {
+            return Box::pin(connection.close(after)).await;
+        }
+        connection.waiting_since = Instant::now();
+    }
+}
+
+impl Connection<'_> {
+    /// The next head. An idle connection holds neither buffer nor head.
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        head: &mut Option<Box<RequestHead>>,
+        drain: &mut Drain<'_, impl Future<Output = ()>>,
+    ) -> Poll<Next> {
+        loop {
+            match self.parse(head) {
+                Ok(Some(parsed)) => return Poll::Ready(Next::Request(parsed)),
+                Ok(None) => {}
+                Err(refusal) => return Poll::Ready(Next::Refused(refusal)),
+            }
+            let idle = self.read.buffer.is_empty();
+            match self.read.buffer.poll_fill(self.wire.io.get_mut(), cx, false) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::End),
+                Poll::Ready(Ok(_)) if idle => self.waiting_since = Instant::now(),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => break,
+            }
+        }
+        self.poll_drain(cx, drain);
+        self.poll_deadline(cx)
+    }
+
+    /// Notes when draining begins.
+    fn poll_drain(&mut self, cx: &mut Context<'_>, drain: &mut Drain<'_, impl Future<Output = ()>>) {
+        if !self.wire.closing.get() && drain.poll(cx) {
+            self.wire.closing.set(true);
+            self.waiting_since = Instant::now();
+        }
+    }
+
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
+        let idle = self.read.buffer.is_empty();
+        let patience = match (idle, self.wire.closing.get()) {
+            (false, _) => self.options.head_timeout,
+            (true, true) => Some(GRACE),
+            (true, false) => self.options.idle_timeout,
+        };
+        let deadline = patience.and_then(|patience| self.waiting_since.checked_add(patience));
+        let end = if idle { self.options.max_duration.and_then(|limit| self.opened.checked_add(limit)) } else { None };
+        let Some(deadline) = deadline.into_iter().chain(end).min() else { return Poll::Pending };
+        if self.deadline.poll(cx, deadline).is_pending() {
+            return Poll::Pending;
+        }
+        Poll::Ready(if idle {
+            Next::End
+        } else {
+            Next::Refused(Refusal { status: 408, detail: "the request head took too long" })
+        })
+    }
+
+    fn parse(&mut self, head: &mut Option<Box<RequestHead>>) -> Result<Option<Parsed>, Refusal> {
+        while self.scanned == 0 && self.read.buffer.data().starts_with(b"\r\n") {
+            self.empty_lines += 1;
+            if self.empty_lines > MAX_EMPTY_LINES {
+                return Err(Refusal { status: 400, detail: "too many empty lines before a request" });
+            }
+            self.read.buffer.consume(2);
+        }
+        let data = self.read.buffer.data();
+        match data {
+            [] | b"\r" => return Ok(None),
+            [b'\r' | b'\n', ..] => return Err(Refusal { status: 400, detail: "malformed request line" }),
+            _ => {}
+        }
+        // The whole head is parsed once it may be there; at the first bytes too, so that garbage is known at once.
+        let worth_it = self.scanned == 0
+            || fields::may_end_head(data, self.scanned)
+            || data.len() >= self.options.max_head_bytes
+            || self.read.buffer.is_full();
+        self.scanned = data.len();
+        if !worth_it {
+            return Ok(None);
+        }
+        let parsed = request::parse(data, self.options, head.get_or_insert_with(take_request))?;
+        match parsed {
+            Some(parsed) => {
+                self.read.buffer.consume(parsed.len);
+                self.scanned = 0;
+                self.empty_lines = 0;
+            }
+            None => {
+                if let Some(head) = head.take() {
+                    give_request(head);
+                }
+            }
+        }
+        Ok(parsed)
+    }
+
+    async fn exchange<H: Handler>(
+        &mut self,
+        head: &mut RequestHead,
+        parsed: Parsed,
+        handler: &Rc<H>,
+        drain: &mut Drain<'_, impl Future<Output = ()>>,
+    ) -> After {
+        self.served = self.served.saturating_add(1);
+        if !parsed.keep_alive
+            || self.options.max_requests.is_some_and(|limit| self.served >= limit)
+            || self.options.max_duration.is_some_and(|limit| self.opened.elapsed() >= limit)
+        {
+            self.wire.closing.set(true);
+        }
+        self.read.begin(parsed.body, false);
+        self.write.begin(&self.wire);
+        let mut reply = Reply {
+            asked: Asked {
+                head: head.method == Method::Head,
+                connect: head.method == Method::Connect,
+                http_10: head.version == Version::Http10,
+                upgrade: head.upgrade.clone(),
+            },
+            continued: false,
+            status: 0,
+        };
+        let wire = &self.wire;
+        {
+            let exchange = Exchange {
+                request: head,
+                body: RequestBody::http1(wire, &mut self.read, parsed.body),
+                response: ResponseSink::http1(wire, &mut self.write, &mut reply),
+            };
+            // Boxed for as long as a request runs, so that an idle connection is small.
+            let mut run = Box::pin(handler.handle(exchange));
+            poll_fn(|cx| {
+                if !wire.closing.get() && drain.poll(cx) {
+                    wire.closing.set(true);
+                }
+                run.as_mut().poll(cx)
+            })
+            .await;
+        }
+        self.after(parsed, &reply).await
+    }
+
+    async fn after(&mut self, parsed: Parsed, reply: &Reply) -> After {
+        if self.write.has_pending() && self.write.flush(&self.wire).await.is_err() {
+            return After::Abort;
+        }
+        if self.wire.tunnel.get() {
+            return if self.write.framing() == Framing::Discard { After::Close } else { After::Abort };
+        }
+        if !self.write.is_done() {
+            if reply.status == 0 {
+                tracing::debug!("a request ended without a response");
+            }
+            return After::Abort;
+        }
+        let unread = !self.read.is_done();
+        if unread && parsed.expects_continue && !reply.continued {
+            // The body may or may not follow: no telling what the next bytes are.
+            return After::Linger;
+        }
+        if unread && (self.wire.closing.get() || !Box::pin(self.drain_body()).await) {
+            return After::Linger;
+        }
+        if !self.wire.closing.get() {
+            After::Reuse
+        } else if self.read.buffer.is_empty() {
+            After::Close
+        } else {
+            After::Linger
+        }
+    }
+
+    /// Reads what the handler left; whether the connection can go on.
+    async fn drain_body(&mut self) -> bool {
+        let (wire, read) = (&self.wire, &mut self.read);
+        let drained = async {
+            let mut left = MAX_DRAINED;
+            loop {
+                match poll_fn(|cx| read.poll_chunk(wire, cx)).await {
+                    Ok(None) => return true,
+                    Ok(Some(range)) => match left.checked_sub(range.len() as u64) {
+                        Some(rest) => left = rest,
+                        None => return false,
+                    },
+                    Err(_) => return false,
+                }
+            }
+        };
+        tokio::time::timeout(LINGER, drained).await.unwrap_or(false)
+    }
+
+    /// Answers what the handler never sees.
+    async fn refuse(&mut self, refusal: Refusal) -> After {
+        self.write.begin(&self.wire);
+        let head = ResponseHead::new(refusal.status);
+        let written = self
+            .write
+            .write_head(|out| encode::response(out, &head, BodyKind::Empty, &Asked::default(), true))
+            .and(self.write.flush(&self.wire).await);
+        if written.is_ok() { After::Linger } else { After::Close }
+    }
+
+    async fn close(mut self, after: After) {
+        self.read.buffer.consume(usize::MAX);
+        self.read.buffer.release();
+        let io = self.wire.io.get_mut();
+        if after == After::Abort {
+            return;
+        }
+        let goodbye = after == After::Linger || io.says_goodbye();
+        let farewell = async {
+            if goodbye && poll_fn(|cx| Pin::new(&mut *io).poll_shutdown(cx)).await.is_err() {
+                return;
+            }
+            // A socket that is closed with bytes unread resets, and takes our last answer with it (RFC 9112, 9.6).
+            while after == After::Linger {
+                self.read.buffer.consume(usize::MAX);
+                match poll_fn(|cx| self.read.buffer.poll_fill(io, cx, false)).await {
+                    Ok(0) | Err(_) => return,
+                    Ok(_) => {}
+                }
+            }
+        };
+        if tokio::time::timeout(LINGER, farewell).await.is_err() {
+            tracing::trace!("a client went on sending after its last answer");
+        }
+    }
+}
+
+/// The response's half of an exchange.
+#[derive(Debug)]
+pub(crate) struct Sink<'a> {
+    pub(crate) wire: &'a Wire,
+    pub(crate) write: &'a mut Writer,
+    pub(crate) reply: &'a mut Reply,
+}
+
+impl Sink<'_> {
+    pub(crate) async fn head(&mut self, head: &ResponseHead, body: BodyKind) -> Result<(), StreamError> {
+        let reply = &mut *self.reply;
+        if head.is_informational() {
+            reply.continued |= head.status == 100;
+            if reply.asked.http_10 {
+                return Ok(());
+            }
+        } else {
+            reply.status = head.status;
+        }
+        let close = self.wire.closing.get();
+        let framing = self.write.write_head(|out| encode::response(out, head, body, &reply.asked, close))?;
+        match framing {
+            Framing::Head => self.write.flush(self.wire).await,
+            Framing::UntilClose => {
+                self.wire.closing.set(true);
+                Ok(())
+            }
+            Framing::Tunnel => {
+                self.wire.tunnel.set(true);
+                self.wire.closing.set(true);
+                self.write.flush(self.wire).await
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// One timer for all of a connection's deadlines. It is moved only to make it earlier, or when it fires too early: a
+/// busy connection does not touch the timer wheel.
+struct Deadline(Option<Pin<Box<Sleep>>>);
+
+impl Deadline {
+    fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        let sleep = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if sleep.deadline() > deadline {
+            sleep.as_mut().reset(deadline);
+        }
+        while sleep.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,239 @@
+//! Message heads and bodies onto the wire.
+
+use std::future::poll_fn;
+use std::io::IoSlice;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::AsyncWrite;
+
+use super::{Wire, chunked, encode};
+use crate::buffers::{SMALL, give_out, take_out};
+use crate::{Blame, Fields, StreamError};
+
+/// Pieces up to this are copied behind what waits to be sent; larger ones are sent from where they are.
+const COPY: usize = 4 * 1024;
+
+/// What may be written next, and how its end is marked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Framing {
+    /// No head was written yet.
+    Head,
+    Length(u64),
+    Chunked,
+    UntilClose,
+    Tunnel,
+    /// The body of a response that has none on the wire (HEAD): taken and dropped.
+    Discard,
+    Done,
+    Failed,
+}
+
+impl Framing {
+    pub(crate) fn length(length: u64) -> Self {
+        if length == 0 { Self::Done } else { Self::Length(length) }
+    }
+}
+
+/// The writing direction of a connection.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    /// Waits to be sent, from `sent` on.
+    out: Vec<u8>,
+    sent: usize,
+    framing: Framing,
+    blame: Blame,
+}
+
+impl Writer {
+    pub(crate) fn new(blame: Blame) -> Self {
+        Self { out: Vec::new(), sent: 0, framing: Framing::Head, blame }
+    }
+
+    /// The next message.
+    pub(crate) fn begin(&mut self, wire: &Wire) {
+        self.framing = Framing::Head;
+        wire.written.set(0);
+    }
+
+    pub(crate) fn framing(&self) -> Framing {
+        self.framing
+    }
+
+    pub(crate) fn fail(&mut self) {
+        self.framing = Framing::Failed;
+    }
+
+    /// Everything was written and sent.
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self.framing, Framing::Done) && self.out.is_empty()
+    }
+
+    pub(crate) fn has_pending(&self) -> bool {
+        !self.out.is_empty()
+    }
+
+    /// Appends a head (or anything else) to what waits to be sent.
+    pub(crate) fn write_head(
+        &mut self,
+        encode: impl FnOnce(&mut Vec<u8>) -> Result<Framing, StreamError>,
+    ) -> Result<Framing, StreamError> {
+        if self.framing != Framing::Head {
+            return Err(StreamError::misuse("a second head"));
+        }
+        if self.out.capacity() == 0 {
+            self.out = take_out();
+        }
+        let before = self.out.len();
+        let result = encode(&mut self.out);
+        match result {
+            Ok(framing) => self.framing = framing,
+            Err(_) => self.out.truncate(before),
+        }
+        result
+    }
+
+    /// Sends a piece of the body. With `queue` a small one may wait for the next call.
+    pub(crate) async fn data(&mut self, wire: &Wire, chunk: &[u8], queue: bool) -> Result<(), StreamError> {
+        if chunk.is_empty() {
+            return if queue { Ok(()) } else { self.flush(wire).await };
+        }
+        if self.framing == Framing::Done && wire.tunnel.get() {
+            self.framing = Framing::Tunnel;
+        }
+        let framing = match self.framing {
+            Framing::Length(left) => match left.checked_sub(chunk.len() as u64) {
+                Some(left) => Framing::length(left),
+                None => return Err(StreamError::misuse("more body than its length")),
+            },
+            Framing::Chunked | Framing::UntilClose | Framing::Tunnel => self.framing,
+            Framing::Discard => return Ok(()),
+            Framing::Failed => return Err(self.closed(wire)),
+            Framing::Head | Framing::Done => return Err(StreamError::misuse("a body where none can be")),
+        };
+        if self.out.capacity() == 0 {
+            self.out = take_out();
+        }
+        let tail: &[u8] = if framing == Framing::Chunked {
+            chunked::write_size(&mut self.out, chunk.len());
+            b"\r\n"
+        } else {
+            b""
+        };
+        if queue && chunk.len() <= COPY && self.out.len() + chunk.len() <= SMALL {
+            self.out.extend_from_slice(chunk);
+            self.out.extend_from_slice(tail);
+            self.framing = framing;
+            return Ok(());
+        }
+        // Whoever gives up half-way leaves a message that nobody can end.
+        self.framing = Framing::Failed;
+        let mut sent = 0;
+        poll_fn(|cx| self.poll_send(wire, cx, chunk, tail, &mut sent)).await?;
+        self.framing = framing;
+        Ok(())
+    }
+
+    fn closed(&self, wire: &Wire) -> StreamError {
+        StreamError::closed(self.blame).untouched(wire.written.get() == 0)
+    }
+
+    /// Sends what waits.
+    pub(crate) async fn flush(&mut self, wire: &Wire) -> Result<(), StreamError> {
+        if self.out.is_empty() {
+            return if self.framing == Framing::Failed { Err(self.closed(wire)) } else { Ok(()) };
+        }
+        let mut sent = 0;
+        poll_fn(|cx| self.poll_send(wire, cx, b"", b"", &mut sent)).await
+    }
+
+    /// Ends the body.
+    pub(crate) async fn finish(&mut self, wire: &Wire, trailers: Option<&Fields>) -> Result<(), StreamError> {
+        match self.framing {
+            Framing::Chunked => {
+                if self.out.capacity() == 0 {
+                    self.out = take_out();
+                }
+                encode::trailers(&mut self.out, trailers);
+                self.framing = Framing::Done;
+            }
+            Framing::Discard | Framing::UntilClose => self.framing = Framing::Done,
+            Framing::Done if wire.tunnel.get() => return self.shut_down(wire).await,
+            Framing::Tunnel => return self.shut_down(wire).await,
+            Framing::Done => {}
+            Framing::Failed => return Err(self.closed(wire)),
+            Framing::Length(_) => {
+                self.framing = Framing::Failed;
+                return Err(StreamError::misuse("less body than its length"));
+            }
+            Framing::Head => return Err(StreamError::misuse("an end without a head")),
+        }
+        self.flush(wire).await
+    }
+
+    /// Ends our direction of a tunnel.
+    async fn shut_down(&mut self, wire: &Wire) -> Result<(), StreamError> {
+        self.flush(wire).await?;
+        self.framing = Framing::Discard;
+        poll_fn(|cx| Pin::new(&mut *wire.io.borrow_mut()).poll_shutdown(cx)).await.map_err(|_| self.closed(wire))
+    }
+
+    /// Sends what waits, then `chunk` and `tail`, of which `sent` bytes are out already.
+    fn poll_send(
+        &mut self,
+        wire: &Wire,
+        cx: &mut Context<'_>,
+        chunk: &[u8],
+        tail: &[u8],
+        sent: &mut usize,
+    ) -> Poll<Result<(), StreamError>> {
+        let result = ready!(self.poll_write(wire, cx, chunk, tail, sent));
+        self.sent = 0;
+        give_out(std::mem::take(&mut self.out));
+        if result.is_err() {
+            self.framing = Framing::Failed;
+        }
+        Poll::Ready(result.map_err(|_| self.closed(wire)))
+    }
+
+    fn poll_write(
+        &mut self,
+        wire: &Wire,
+        cx: &mut Context<'_>,
+        chunk: &[u8],
+        tail: &[u8],
+        sent: &mut usize,
+    ) -> Poll<std::io::Result<()>> {
+        let mut io = wire.io.borrow_mut();
+        loop {
+            let head = self.out.get(self.sent..).unwrap_or_default();
+            let body = chunk.get(*sent..).unwrap_or_default();
+            let tail = tail.get(sent.saturating_sub(chunk.len())..).unwrap_or_default();
+            let written = if body.is_empty() && tail.is_empty() {
+                if head.is_empty() {
+                    break;
+                }
+                ready!(Pin::new(&mut *io).poll_write(cx, head))?
+            } else if head.is_empty() && tail.is_empty() {
+                ready!(Pin::new(&mut *io).poll_write(cx, body))?
+            } else {
+                let slices = [IoSlice::new(head), IoSlice::new(body), IoSlice::new(tail)];
+                ready!(Pin::new(&mut *io).poll_write_vectored(cx, &slices))?
+            };
+            if written == 0 {
+                return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
+            }
+            wire.written.set(wire.written.get() + written as u64);
+            let of_head = written.min(head.len());
+            self.sent += of_head;
+            *sent += written - of_head;
+        }
+        Pin::new(&mut *io).poll_flush(cx)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        give_out(std::mem::take(&mut self.out));
+    }
+}

@@ -1,0 +1,49 @@
+//! HTTP/1 or HTTP/2, by the first bytes (RFC 9113, 3.4).
+
+use std::future::poll_fn;
+use std::task::{Poll, ready};
+
+use tokio::time::{Instant, sleep_until};
+
+use crate::Io;
+use crate::buffers::Buffer;
+use crate::drain::{Drain, GRACE};
+use crate::server::ServerOptions;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Reads until it is clear which it is (what was read stays in `buffer`); `None`: the connection ended, drained, or
+/// said nothing in time.
+pub(crate) async fn detect<F: Future<Output = ()>>(
+    io: &mut Io,
+    buffer: &mut Buffer,
+    options: &ServerOptions,
+    drain: &mut Drain<'_, F>,
+) -> Option<bool> {
+    let far = Instant::now() + std::time::Duration::from_secs(86400 * 365);
+    let patience = options.idle_timeout.or(options.head_timeout);
+    let deadline = patience.and_then(|patience| Instant::now().checked_add(patience)).unwrap_or(far);
+    let mut timer = Box::pin(sleep_until(deadline));
+    let mut draining = false;
+    poll_fn(|cx| {
+        loop {
+            let data = buffer.data();
+            if data.len() >= PREFACE.len() || !PREFACE.starts_with(data) {
+                return Poll::Ready(Some(data.starts_with(PREFACE)));
+            }
+            if !draining && drain.poll(cx) {
+                draining = true;
+                timer.as_mut().reset(Instant::now() + GRACE);
+            }
+            match buffer.poll_fill(io, cx, false) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => {
+                    ready!(timer.as_mut().poll(cx));
+                    return Poll::Ready(None);
+                }
+            }
+        }
+    })
+    .await
+}

@@ -1,0 +1,310 @@
+//! HTTP/2 towards a client: a local task per stream.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::{Builder, Connection, SendResponse};
+use h2::{Reason, RecvStream};
+use http::{Request, Response, StatusCode};
+use tokio::time::{Instant, Sleep};
+
+use super::convert::{self, Refusal};
+use super::keepalive::Keepalive;
+use super::receive::Receive;
+pub(crate) use super::transmit::Respond;
+use super::transmit::{Out, Stage, Transmit};
+use super::{MAX_LOCAL_RESETS, MAX_PENDING_RESETS, SEND_BUFFER, stream_error};
+use crate::buffers::{give_request, take_request};
+use crate::drain::Drain;
+use crate::server::{Exchange, Handler, RequestBody, ResponseSink, ServerOptions};
+use crate::{Blame, BodyKind, Io, Method, RequestHead, ResponseHead, StreamError};
+
+/// How long a peer may take to acknowledge that an idle connection ends.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// What a connection and its streams share.
+#[derive(Debug, Default)]
+struct Shared {
+    active: Cell<usize>,
+    /// A handler wants the connection to end.
+    goaway: Cell<bool>,
+}
+
+/// Counts a stream as long as its task runs.
+struct Active(Rc<Shared>);
+
+impl Active {
+    fn new(shared: &Rc<Shared>) -> Self {
+        shared.active.set(shared.active.get() + 1);
+        Self(Rc::clone(shared))
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.active.set(self.0.active.get().saturating_sub(1));
+    }
+}
+
+/// Serves a connection until it ends or has drained.
+pub(crate) async fn serve<H: Handler, F: Future<Output = ()>>(
+    io: Io,
+    options: &ServerOptions,
+    handler: &Rc<H>,
+    drain: &mut Drain<'_, F>,
+) {
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(options.initial_stream_window)
+        .initial_connection_window_size(options.initial_connection_window)
+        .max_concurrent_streams(options.max_concurrent_streams)
+        .max_header_list_size(u32::try_from(options.max_head_bytes).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(Some(MAX_LOCAL_RESETS))
+        .max_send_buffer_size(SEND_BUFFER);
+    if options.extended_connect {
+        builder.enable_connect_protocol();
+    }
+    let patience = options.head_timeout.unwrap_or(Duration::from_secs(3600));
+    let connection = match tokio::time::timeout(patience, builder.handshake::<_, Bytes>(io)).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return tracing::debug!(%error, "an HTTP/2 connection did not begin"),
+        Err(_) => return tracing::debug!("an HTTP/2 connection did not begin in time"),
+    };
+    Driver::new(connection, options).run(handler, drain).await;
+}
+
+struct Driver<'a> {
+    connection: Connection<Io, Bytes>,
+    options: &'a ServerOptions,
+    shared: Rc<Shared>,
+    keepalive: Option<Keepalive>,
+    opened: Instant,
+    idle_since: Option<Instant>,
+    /// Since when the connection takes no more streams.
+    ending: Option<Instant>,
+    timer: std::pin::Pin<Box<Sleep>>,
+    served: u32,
+}
+
+enum Event {
+    Request(Box<(Request<RecvStream>, SendResponse<Bytes>)>),
+    End,
+}
+
+impl<'a> Driver<'a> {
+    fn new(mut connection: Connection<Io, Bytes>, options: &'a ServerOptions) -> Self {
+        let now = Instant::now();
+        let keepalive = options.keepalive_interval.and_then(|interval| {
+            connection.ping_pong().map(|pings| Keepalive::new(pings, interval, options.keepalive_timeout))
+        });
+        Self {
+            connection,
+            options,
+            shared: Rc::default(),
+            keepalive,
+            opened: now,
+            idle_since: Some(now),
+            ending: None,
+            timer: Box::pin(tokio::time::sleep_until(now)),
+            served: 0,
+        }
+    }
+
+    async fn run<H: Handler, F: Future<Output = ()>>(mut self, handler: &Rc<H>, drain: &mut Drain<'_, F>) {
+        loop {
+            match poll_fn(|cx| self.poll_event(cx, drain)).await {
+                Event::Request(stream) => self.begin(stream, handler),
+                Event::End => return,
+            }
+        }
+    }
+
+    fn poll_event<F: Future<Output = ()>>(&mut self, cx: &mut Context<'_>, drain: &mut Drain<'_, F>) -> Poll<Event> {
+        if self.ending.is_none() && (self.shared.goaway.get() || drain.poll(cx)) {
+            self.end();
+        }
+        if self.keepalive.as_mut().is_some_and(|keepalive| keepalive.poll_dead(cx).is_ready()) {
+            tracing::debug!("an HTTP/2 client did not answer a keepalive PING");
+            return Poll::Ready(Event::End);
+        }
+        match self.connection.poll_accept(cx) {
+            Poll::Ready(Some(Ok(stream))) => return Poll::Ready(Event::Request(Box::new(stream))),
+            Poll::Ready(Some(Err(error))) => {
+                tracing::debug!(%error, "an HTTP/2 connection broke");
+                return Poll::Ready(Event::End);
+            }
+            Poll::Ready(None) => return Poll::Ready(Event::End),
+            Poll::Pending => {}
+        }
+        self.poll_deadlines(cx)
+    }
+
+    /// GOAWAY: what is open is finished, nothing new begins.
+    fn end(&mut self) {
+        if self.ending.is_none() {
+            self.ending = Some(Instant::now());
+            self.connection.graceful_shutdown();
+        }
+    }
+
+    fn poll_deadlines(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let busy = self.shared.active.get() > 0;
+        self.idle_since = if busy { None } else { self.idle_since.or_else(|| Some(Instant::now())) };
+        loop {
+            let idle = match (self.idle_since, self.ending) {
+                (Some(since), Some(ending)) => since.max(ending).checked_add(FAREWELL),
+                (Some(since), None) => self.options.idle_timeout.and_then(|limit| since.checked_add(limit)),
+                (None, _) => None,
+            };
+            let age = match self.ending {
+                None => self.options.max_duration.and_then(|limit| self.opened.checked_add(limit)),
+                Some(_) => None,
+            };
+            let Some(deadline) = idle.into_iter().chain(age).min() else { return Poll::Pending };
+            if self.timer.deadline() != deadline {
+                self.timer.as_mut().reset(deadline);
+            }
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if self.ending.is_some() {
+                return Poll::Ready(Event::End);
+            }
+            self.end();
+            // The GOAWAY goes out with the next poll.
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    fn begin<H: Handler>(&mut self, stream: Box<(Request<RecvStream>, SendResponse<Bytes>)>, handler: &Rc<H>) {
+        let (request, mut respond) = *stream;
+        self.served = self.served.saturating_add(1);
+        if self.options.max_requests.is_some_and(|limit| self.served >= limit) {
+            self.shared.goaway.set(true);
+        }
+        let mut head = take_request();
+        match convert::read_request(&request, self.options, &mut head) {
+            Ok(()) => {
+                let active = Active::new(&self.shared);
+                let receive = Receive::new(request.into_body(), Blame::Downstream);
+                tokio::task::spawn_local(run(Rc::clone(handler), head, receive, respond, active));
+            }
+            Err(Refusal::Malformed(detail)) => {
+                tracing::debug!(detail, "request refused");
+                handler.refused(400, detail);
+                respond.send_reset(Reason::PROTOCOL_ERROR);
+            }
+            Err(Refusal::Answer(status, detail)) => {
+                tracing::debug!(status, detail, "request refused");
+                handler.refused(status, detail);
+                refuse(&mut respond, status);
+            }
+        }
+    }
+}
+
+fn refuse(respond: &mut SendResponse<Bytes>, status: u16) {
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
+    if let Err(error) = respond.send_response(response, true) {
+        tracing::debug!(%error, "a refusal could not be sent");
+    }
+}
+
+/// One stream.
+async fn run<H: Handler>(
+    handler: Rc<H>,
+    mut head: Box<RequestHead>,
+    mut receive: Receive,
+    respond: SendResponse<Bytes>,
+    active: Active,
+) {
+    let connect = head.method == Method::Connect;
+    let kind = if connect { BodyKind::Empty } else { convert::body_kind(&head.fields, receive.is_ended()) };
+    let respond = Respond::new(respond);
+    let mut reply = Reply {
+        stage: respond.clone(),
+        asked_head: head.method == Method::Head,
+        connect,
+        body: Transmit::new(Out::Response(respond.clone()), Blame::Downstream),
+        sent: false,
+        shared: Rc::clone(&active.0),
+    };
+    handler
+        .handle(Exchange {
+            request: &mut head,
+            body: RequestBody::http2(&mut receive, &respond, kind),
+            response: ResponseSink::http2(&mut reply),
+        })
+        .await;
+    if !reply.is_ended() {
+        tracing::debug!("a stream was left without the end of its response");
+        reply.reset();
+    } else if !receive.is_ended() && !connect {
+        reply.stop_request();
+    }
+    give_request(head);
+}
+
+/// The response's half of an exchange.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    stage: Respond,
+    asked_head: bool,
+    connect: bool,
+    body: Transmit,
+    /// The final head is out, or the stream was reset.
+    sent: bool,
+    shared: Rc<Shared>,
+}
+
+impl Reply {
+    pub(crate) fn head(&mut self, head: &ResponseHead, body: BodyKind) -> Result<(), StreamError> {
+        if body == BodyKind::Tunnel && !self.connect {
+            return Err(StreamError::misuse("a tunnel that nobody asked for"));
+        }
+        let response = convert::write_response(head, body, self.asked_head)?;
+        let failed = |error: h2::Error| stream_error(Blame::Downstream, &error);
+        let mut stage = self.stage.0.borrow_mut();
+        let Stage::Waiting(respond) = &mut *stage else { return Err(StreamError::misuse("a second head")) };
+        if head.is_informational() {
+            return respond.send_informational(response).map_err(failed);
+        }
+        let bodyless = self.asked_head || matches!(head.status, 204 | 304);
+        let end = bodyless || body.is_empty();
+        *stage = Stage::Sent(respond.send_response(response, end).map_err(failed)?);
+        self.sent = true;
+        self.body.begin(body, end, bodyless);
+        Ok(())
+    }
+
+    pub(crate) fn body(&mut self) -> &mut Transmit {
+        &mut self.body
+    }
+
+    fn is_ended(&self) -> bool {
+        self.sent && self.body.is_ended()
+    }
+
+    pub(crate) fn reset(&mut self) {
+        if !self.is_ended() {
+            self.sent = true;
+            self.body.begin(BodyKind::Empty, true, true);
+            self.stage.reset(Reason::INTERNAL_ERROR);
+        }
+    }
+
+    /// RFC 9113, 8.1: the response is complete, the rest of the request is not wanted.
+    fn stop_request(&self) {
+        self.stage.reset(Reason::NO_ERROR);
+    }
+
+    pub(crate) fn close_after(&mut self) {
+        self.shared.goaway.set(true);
+    }
+}

@@ -1,0 +1,71 @@
+//! The two directions of a body over either protocol.
+
+use crate::http1::Wire;
+use crate::http1::read::Reader;
+use crate::http1::write::Writer;
+use crate::http2::receive::Receive;
+use crate::http2::transmit::Transmit;
+use crate::{Chunk, Fields, StreamError};
+
+/// Where a body comes from.
+#[derive(Debug)]
+pub(crate) enum Source<'a> {
+    Http1 { wire: &'a Wire, read: &'a mut Reader },
+    Http2(&'a mut Receive),
+}
+
+impl Source<'_> {
+    pub(crate) async fn chunk(&mut self) -> Result<Option<Chunk<'_>>, StreamError> {
+        match self {
+            Self::Http1 { wire, read } => {
+                let range = std::future::poll_fn(|cx| read.poll_chunk(wire, cx)).await?;
+                Ok(range.map(|range| Chunk::Borrowed(read.buffer.slice(range))))
+            }
+            Self::Http2(receive) => Ok(receive.chunk().await?.map(Chunk::Owned)),
+        }
+    }
+
+    pub(crate) fn ready(&mut self) -> bool {
+        match self {
+            Self::Http1 { wire, read } => read.ready(wire),
+            Self::Http2(receive) => receive.ready(),
+        }
+    }
+
+    pub(crate) fn trailers(&self) -> Option<&Fields> {
+        match self {
+            Self::Http1 { read, .. } => read.trailers(),
+            Self::Http2(receive) => receive.trailers(),
+        }
+    }
+}
+
+/// Where a body goes.
+#[derive(Debug)]
+pub(crate) enum Sink<'a> {
+    Http1 { wire: &'a Wire, write: &'a mut Writer },
+    Http2(&'a mut Transmit),
+}
+
+impl Sink<'_> {
+    pub(crate) async fn data(&mut self, chunk: Chunk<'_>, queue: bool) -> Result<(), StreamError> {
+        match self {
+            Self::Http1 { wire, write } => write.data(wire, &chunk, queue).await,
+            Self::Http2(send) => send.data(chunk, queue).await,
+        }
+    }
+
+    pub(crate) async fn flush(&mut self) -> Result<(), StreamError> {
+        match self {
+            Self::Http1 { wire, write } => write.flush(wire).await,
+            Self::Http2(send) => send.flush().await,
+        }
+    }
+
+    pub(crate) async fn finish(&mut self, trailers: Option<&Fields>) -> Result<(), StreamError> {
+        match self {
+            Self::Http1 { wire, write } => write.finish(wire, trailers).await,
+            Self::Http2(send) => send.finish(trailers).await,
+        }
+    }
+}
