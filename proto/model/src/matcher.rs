@@ -81,6 +81,11 @@ impl SafeRegex {
     /// What is wrong with it: syntax, or a source or program over the limits. RE2's syntax is accepted (no
     /// look-around, no back-references).
     pub fn new(source: &str) -> Result<Self, String> {
+        Self::sized(source).map(|(regex, _)| regex)
+    }
+
+    /// As [`Self::new`], and how many bytes the program takes at most.
+    fn sized(source: &str) -> Result<(Self, usize), String> {
         if source.is_empty() {
             return Err("is empty; give a regular expression".to_owned());
         }
@@ -97,18 +102,24 @@ impl SafeRegex {
             };
             return Err(format!("{:?} is not a regular expression: {reason}", clip(source)));
         }
-        let whole = RegexBuilder::new(&format!(r"\A(?:{source})\z"))
-            .size_limit(MAX_PROGRAM)
-            .dfa_size_limit(MAX_PROGRAM)
-            .nest_limit(MAX_NEST.saturating_add(2))
-            .build()
-            .map_err(|error| match error {
-                regex::Error::CompiledTooBig(limit) => {
-                    format!("{:?} compiles to more than {limit} bytes; make it simpler", clip(source))
+        // The smallest limit that it fits says how much it may take; the compiler itself does not.
+        let mut limits = PROGRAM_LIMITS.into_iter().peekable();
+        while let Some(limit) = limits.next() {
+            let compiled = RegexBuilder::new(&format!(r"\A(?:{source})\z"))
+                .size_limit(limit)
+                .dfa_size_limit(MAX_DFA)
+                .nest_limit(MAX_NEST.saturating_add(2))
+                .build();
+            match compiled {
+                Ok(whole) => return Ok((Self { source: source.into(), whole }, limit)),
+                Err(regex::Error::CompiledTooBig(_)) if limits.peek().is_some() => {}
+                Err(regex::Error::CompiledTooBig(limit)) => {
+                    return Err(format!("{:?} compiles to more than {limit} bytes; make it simpler", clip(source)));
                 }
-                _ => format!("{:?} is not a regular expression", clip(source)),
-            })?;
-        Ok(Self { source: source.into(), whole })
+                Err(_) => break,
+            }
+        }
+        Err(format!("{:?} is not a regular expression", clip(source)))
     }
 
     /// Whether the whole of `subject` matches.
@@ -237,7 +248,8 @@ fn filled<'m>(report: &mut Report, field: &'static str, value: &'m str) -> Optio
 
 /// Parses the `RegexMatcher` at hand.
 pub(crate) fn regex(report: &mut Report, message: &api::RegexMatcher) -> Option<SafeRegex> {
-    SafeRegex::new(&message.regex).map_err(|reason| report.error_at("regex", reason)).ok()
+    let (regex, bytes) = SafeRegex::sized(&message.regex).map_err(|reason| report.error_at("regex", reason)).ok()?;
+    report.admit_regex(bytes).then_some(regex)
 }
 
 /// Parses the `RegexMatchAndSubstitute` at hand: pattern and substitution. The substitution is kept as it is written
@@ -323,6 +335,8 @@ pub(crate) fn query(report: &mut Report, message: &route::QueryParameterMatcher)
 
 /// Bytes of a regular expression's source.
 const MAX_SOURCE: usize = 4096;
-/// Bytes that a compiled program may take; Unicode classes alone take some ten thousand.
-const MAX_PROGRAM: usize = 1024 * 1024;
+/// Bytes that a compiled program may take, tried in this order. Unicode classes alone take some ten thousand.
+const PROGRAM_LIMITS: [usize; 3] = [8 * 1024, 64 * 1024, 1024 * 1024];
+/// Bytes of the cache that a search may fill.
+const MAX_DFA: usize = 1024 * 1024;
 const MAX_NEST: u32 = 64;

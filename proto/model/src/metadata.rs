@@ -71,6 +71,13 @@ fn selector_of(report: &mut Report, selector: &Struct) -> Option<AgentSelector> 
     found.pop()
 }
 
+/// As proto3 JSON writes it: whole numbers without a fraction.
+fn number(number: f64) -> serde_json::Value {
+    #[expect(clippy::cast_possible_truncation, reason = "it is whole and fits")]
+    let whole = (number.fract() == 0.0 && number.abs() <= MAX_WHOLE).then_some(number as i64);
+    whole.map_or_else(|| number.into(), serde_json::Value::from)
+}
+
 fn object(message: &Struct) -> serde_json::Value {
     serde_json::Value::Object(message.fields.iter().map(|(key, field)| (key.clone(), value(field))).collect())
 }
@@ -78,10 +85,13 @@ fn object(message: &Struct) -> serde_json::Value {
 fn value(message: &Value) -> serde_json::Value {
     match &message.kind {
         Some(Kind::StringValue(text)) => serde_json::Value::String(text.clone()),
-        Some(Kind::NumberValue(number)) => serde_json::Value::from(*number),
+        Some(Kind::NumberValue(number)) => self::number(*number),
         Some(Kind::BoolValue(value)) => serde_json::Value::Bool(*value),
         Some(Kind::StructValue(inner)) => object(inner),
         Some(Kind::ListValue(list)) => serde_json::Value::Array(list.values.iter().map(value).collect()),
         Some(Kind::NullValue(_)) | None => serde_json::Value::Null,
     }
 }
+
+/// 2^53: up to here every whole number is itself.
+const MAX_WHOLE: f64 = 9_007_199_254_740_992.0;

@@ -30,6 +30,8 @@ pub struct Report {
     pub errors: Vec<Finding>,
     /// Set, and not honoured by culvert-proxy; the value can be used without it.
     pub warnings: Vec<Finding>,
+    /// Bytes that the regular expressions of this resource may take so far.
+    regex_bytes: usize,
 }
 
 /// One step of a path.
@@ -111,6 +113,18 @@ impl Report {
         }
     }
 
+    /// Counts a compiled regular expression of at most `bytes`; whether all of them together are still few enough.
+    pub(crate) fn admit_regex(&mut self, bytes: usize) -> bool {
+        self.regex_bytes = self.regex_bytes.saturating_add(bytes);
+        if self.regex_bytes <= MAX_REGEX_BYTES {
+            return true;
+        }
+        self.error(format!(
+            "the regular expressions of this resource may take more than {MAX_REGEX_BYTES} bytes together"
+        ));
+        false
+    }
+
     /// Ends the parse: `value` counts only when nothing was refused.
     pub(crate) fn finish<T>(mut self, value: Option<T>) -> Parsed<T> {
         if value.is_none() && self.errors.is_empty() {
@@ -183,6 +197,8 @@ fn push_bounded(findings: &mut Vec<Finding>, finding: Finding) {
     }
 }
 
+/// Bytes that the regular expressions of one resource may take.
+const MAX_REGEX_BYTES: usize = 512 * 1024 * 1024;
 /// Findings of one kind that one resource may yield.
 const MAX_FINDINGS: usize = 1000;
 /// Characters of a value that a finding quotes.

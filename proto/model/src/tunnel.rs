@@ -68,7 +68,8 @@ pub(crate) fn server(report: &mut Report, message: &api::TunnelServer) -> Option
         report
             .error_at("credential_policies", format!("{:?} stands there twice; put its tokens into one", clip(twice)));
     }
-    let allowed_clusters = report.items("allowed_clusters", &message.allowed_clusters, pattern);
+    let allowed_clusters =
+        report.items("allowed_clusters", &message.allowed_clusters, |report, text| pattern(report, text));
     let handshake_timeout =
         scalar::positive(report, "handshake_timeout", message.handshake_timeout.as_ref(), Duration::from_secs(5));
     let queue_timeout =
@@ -108,17 +109,17 @@ fn policy(report: &mut Report, message: &api::CredentialPolicy) -> Option<Creden
             report.item("tokens", index, |report| report.error("is empty; anybody could present it"));
         }
     }
-    let clusters = report.items("clusters", &message.clusters, pattern);
+    let clusters = report.items("clusters", &message.clusters, |report, text| pattern(report, text));
     Some(CredentialPolicy { name: name?, tokens, clusters })
 }
 
-fn pattern(report: &mut Report, text: &String) -> Option<NamePattern> {
+fn pattern(report: &mut Report, text: &str) -> Option<NamePattern> {
     match text.split_once('*') {
         None if text.is_empty() => {
             report.error("is empty; give a cluster's name or a pattern such as `edge-*`");
             None
         }
-        None => Some(NamePattern::Exact(text.as_str().into())),
+        None => Some(NamePattern::Exact(text.into())),
         Some((prefix, "")) => Some(NamePattern::Prefix(prefix.into())),
         Some(_) => {
             report.error(format!("{:?}: a `*` stands at the end only", clip(text)));

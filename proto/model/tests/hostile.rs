@@ -1,5 +1,7 @@
 //! Whatever a message holds, parsing it ends in a value or in findings, never in a panic.
 
+#![expect(clippy::expect_used, reason = "a test may fail")]
+
 use culvert_api::{envoy, type_url};
 use culvert_model::{parse_any, report::Parsed};
 use proptest::prelude::*;

@@ -75,6 +75,16 @@ fn clusters_that_cannot_be_used() {
                 "upstream_bind_config.source_address.address",
                 "not an IP address",
             ),
+        ],
+    );
+}
+
+#[test]
+fn protocols_that_cannot_be_used() {
+    refused(
+        &base(),
+        parse,
+        &[
             (
                 &protocol(r#""explicit_http_config": {"http3_protocol_options": {}}"#),
                 &inside("explicit_http_config.http3_protocol_options"),

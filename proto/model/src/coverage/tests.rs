@@ -126,9 +126,11 @@ fn every_field_that_is_set_is_treated_as_its_verdict_says() {
 
 #[test]
 fn what_is_false_or_empty_is_not_set() {
-    let mut message = culvert_api::envoy::config::listener::v3::Listener::default();
-    message.use_original_dst = Some(false);
-    message.transparent = Some(false);
+    let message = culvert_api::envoy::config::listener::v3::Listener {
+        use_original_dst: Some(false),
+        transparent: Some(false),
+        ..Default::default()
+    };
     let mut bytes = message.encode_to_vec();
     // A sender that writes defaults out: stat_prefix (28) "", enable_mptcp (30) false.
     prost::encoding::string::encode(28, &String::new(), &mut bytes);

@@ -94,7 +94,7 @@ fn endpoints_keep_order_weight_health_and_metadata() {
         {"priority": 2, "lb_endpoints": [{"health_status": "DRAINING", "endpoint": {
             "hostname": "edge", "address": {"socket_address": {"address": "::1", "port_value": 1}}}}]},
         {"locality": {"zone": "z"}, "load_balancing_weight": 7, "lb_endpoints": [{
-            "load_balancing_weight": 3, "metadata": {"filter_metadata": {"a": {"n": 1, "s": ["x", null]}}},
+            "load_balancing_weight": 3, "metadata": {"filter_metadata": {"a": {"n": 1, "f": 0.5, "s": ["x", null]}}},
             "endpoint": {"address": {"socket_address": {"address": "10.0.0.1", "port_value": 2}}}}]},
     ]});
     let parsed = parse(&message(&json));
@@ -104,7 +104,7 @@ fn endpoints_keep_order_weight_health_and_metadata() {
     assert_eq!(priorities, [0, 2], "sorted by priority, the gap stays");
     let first = &endpoints.localities[0];
     assert_eq!((&*first.zone, first.weight, first.endpoints[0].weight), ("z", Some(7), 3));
-    assert_eq!(first.endpoints[0].metadata["a"], r#"{"n":1.0,"s":["x",null]}"#);
+    assert_eq!(first.endpoints[0].metadata["a"], r#"{"f":0.5,"n":1,"s":["x",null]}"#);
     let second = &endpoints.localities[1].endpoints[0];
     assert_eq!((&*second.hostname, second.health), ("edge", Health::Draining));
 }

@@ -28,7 +28,7 @@ pub(crate) fn connection_manager(
     let routes = routes(report, message);
     let router = filters(report, &message.http_filters);
     let timers = timers(report, message);
-    let common = message.common_http_protocol_options.clone().unwrap_or_default();
+    let common = message.common_http_protocol_options.unwrap_or_default();
     let common = report.field("common_http_protocol_options", |report| options::common(report, &common));
     let http2 = message.http2_protocol_options.as_ref().map_or_else(Http2Options::default, |message| {
         report.field("http2_protocol_options", |report| options::http2(report, message))

@@ -192,7 +192,7 @@ fn chain_match(report: &mut Report, message: &api::FilterChainMatch) -> Option<F
     Some(FilterChainMatch {
         destination_port,
         prefix_ranges: report.items("prefix_ranges", &message.prefix_ranges, cidr),
-        server_names: report.items("server_names", &message.server_names, server_name),
+        server_names: report.items("server_names", &message.server_names, |report, name| server_name(report, name)),
         transport_protocol,
         application_protocols: message.application_protocols.iter().map(|name| name.as_bytes().into()).collect(),
         source_type,
@@ -207,7 +207,7 @@ fn chain_match(report: &mut Report, message: &api::FilterChainMatch) -> Option<F
 }
 
 /// Envoy: whole labels only; `*` alone is to be left out.
-fn server_name(report: &mut Report, name: &String) -> Option<Arc<str>> {
+fn server_name(report: &mut Report, name: &str) -> Option<Arc<str>> {
     let plain = name.strip_prefix("*.").unwrap_or(name);
     if plain.is_empty() || plain.contains('*') {
         report.error(format!("{:?} is neither a name nor `*.` and a name; leave it out to match any", clip(name)));

@@ -71,9 +71,11 @@ fn mutations(report: &mut Report, fields: &Fields<'_>) -> HeaderMutations {
     let response_add = add("response_headers_to_add", fields.response_add);
     HeaderMutations {
         request_add,
-        request_remove: report.items("request_headers_to_remove", fields.request_remove, removed),
+        request_remove: report
+            .items("request_headers_to_remove", fields.request_remove, |report, name| removed(report, name)),
         response_add,
-        response_remove: report.items("response_headers_to_remove", fields.response_remove, removed),
+        response_remove: report
+            .items("response_headers_to_remove", fields.response_remove, |report, name| removed(report, name)),
     }
 }
 
@@ -106,7 +108,7 @@ fn header(report: &mut Report, message: &core::HeaderValueOption) -> Option<Head
     Some(HeaderAdd { name: name?, value: value?, append, keep_empty: message.keep_empty_value })
 }
 
-fn removed(report: &mut Report, name: &String) -> Option<Arc<str>> {
+fn removed(report: &mut Report, name: &str) -> Option<Arc<str>> {
     if !is_changeable(name) {
         report.error(format!("{:?} is not a header that can be removed", clip(name)));
         return None;

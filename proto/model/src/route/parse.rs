@@ -63,7 +63,7 @@ fn distinct(report: &mut Report, hosts: &[VirtualHost]) {
 fn virtual_host(report: &mut Report, message: &api::VirtualHost, max_body: u32) -> Option<VirtualHost> {
     use api::virtual_host::TlsRequirementType;
     let name = scalar::name(report, "name", &message.name);
-    let domains = report.items("domains", &message.domains, domain);
+    let domains = report.items("domains", &message.domains, |report, name| domain(report, name));
     if message.domains.is_empty() {
         report.error_at("domains", "is empty; `*` matches every host");
     }
@@ -88,7 +88,7 @@ fn virtual_host(report: &mut Report, message: &api::VirtualHost, max_body: u32) 
     })
 }
 
-fn domain(report: &mut Report, domain: &String) -> Option<Arc<str>> {
+fn domain(report: &mut Report, domain: &str) -> Option<Arc<str>> {
     let stars = domain.bytes().filter(|byte| *byte == b'*').count();
     let at_an_end = domain.starts_with('*') || domain.ends_with('*');
     let printable = domain.bytes().all(|byte| byte.is_ascii_graphic());

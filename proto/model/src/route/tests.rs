@@ -110,7 +110,6 @@ fn actions_that_cannot_be_used() {
     let weighted =
         |clusters: &str| doing(&format!(r#""route": {{"weighted_clusters": {{"clusters": [{clusters}]}}}}"#));
     let header = |header: &str| doing(&format!(r#""route": {{"cluster": "c"}}, "request_headers_to_add": [{header}]"#));
-    let body = "x".repeat(4097);
     refused(
         &base(),
         parse,
@@ -168,6 +167,17 @@ fn actions_that_cannot_be_used() {
                 &at("request_headers_to_add[0].header.value"),
                 "not a known operator",
             ),
+        ],
+    );
+}
+
+#[test]
+fn local_answers_that_cannot_be_used() {
+    let body = "x".repeat(4097);
+    refused(
+        &base(),
+        parse,
+        &[
             (&doing(r#""redirect": {"port_redirect": 65536}"#), &at("redirect.port_redirect"), "not a port"),
             (&doing(r#""direct_response": {"status": 199}"#), &at("direct_response.status"), "200 to 599"),
             (
