@@ -1,14 +1,38 @@
-//! The HTTP connection manager.
+//! The HTTP connection manager: what all requests of a filter chain have in common. The codecs are `culvert_http`'s;
+//! each request goes through [`crate::router`].
 
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
-use culvert_model::http::HttpConnectionManager;
+use culvert_http::server::{Protocol, ServerOptions};
+use culvert_http::{Exchange, Handler, Io, RequestHead, ResponseHead, Version};
+use culvert_model::http::{Codec, HttpConnectionManager, RouteSource, ServerHeader};
+use culvert_runtime::drain::Watch;
+use culvert_runtime::telemetry::{Scope, ScopePath};
+use tokio::time::Instant;
 
-use crate::listener::CompileError;
-use crate::worker::Process;
+use crate::access_log::{LogTargets, WorkerLogs};
+use crate::flags::ResponseFlag;
+use crate::format::http_date;
+use crate::forwarding::append;
+use crate::listener::{Active, CompileError, Downstream, inline_routes};
+use crate::record::{Record, Scene};
+use crate::router::{self, Origin, Stream};
+use crate::routes::RouteSlot;
+use crate::stats::HttpMetric;
+use crate::worker::{Counters, Process, Worker, WorkerRoutes};
 
+/// The compiled connection manager of one filter chain. Shared by the workers.
 #[derive(Debug)]
-pub(crate) struct HttpManager {}
+pub(crate) struct HttpManager {
+    pub(crate) config: Arc<HttpConnectionManager>,
+    routes: Arc<RouteSlot>,
+    logs: LogTargets,
+    stats: Scope<HttpMetric>,
+    options: ServerOptions,
+}
 
 impl HttpManager {
     pub(crate) fn compile(
@@ -16,7 +40,250 @@ impl HttpManager {
         process: &Process,
         tls: bool,
     ) -> Result<Arc<Self>, CompileError> {
-        let _ = (config, process, tls);
-        todo!()
+        let routes = match &config.routes {
+            RouteSource::Rds { name, .. } => process.routes.slot(name),
+            RouteSource::Inline(routes) => {
+                let slot = RouteSlot::new(Arc::clone(&routes.name));
+                drop(slot.publish(inline_routes(routes, process)?));
+                slot
+            }
+        };
+        Ok(Arc::new(Self {
+            routes,
+            logs: LogTargets::open(&config.access_log, &process.logs)?,
+            stats: process.registry.scope(ScopePath::http(Arc::clone(&config.stat_prefix))),
+            options: options(config, tls),
+            config: Arc::clone(config),
+        }))
+    }
+}
+
+fn options(config: &HttpConnectionManager, tls: bool) -> ServerOptions {
+    ServerOptions {
+        protocol: match config.codec {
+            Codec::Auto => Protocol::Auto,
+            Codec::Http1 => Protocol::Http1,
+            Codec::Http2 => Protocol::Http2,
+        },
+        max_head_bytes: config.max_request_headers_bytes as usize,
+        max_fields: config.max_headers_count as usize,
+        head_timeout: config.request_headers_timeout,
+        idle_timeout: config.idle_timeout,
+        max_duration: config.max_connection_duration,
+        max_requests: config.max_requests_per_connection,
+        accept_http_10: config.http1.accept_http_10,
+        custom_methods: config.http1.allow_custom_methods,
+        max_concurrent_streams: config.http2.max_concurrent_streams,
+        initial_stream_window: config.http2.initial_stream_window,
+        initial_connection_window: config.http2.initial_connection_window,
+        keepalive_interval: config.http2.keepalive_interval,
+        keepalive_timeout: config.http2.keepalive_timeout,
+        extended_connect: config.http2.allow_connect,
+        scheme: if tls { "https" } else { "http" },
+    }
+}
+
+/// A connection manager on one worker.
+#[derive(Debug)]
+pub(crate) struct WorkerHttp {
+    pub(crate) manager: Arc<HttpManager>,
+    pub(crate) routes: Rc<WorkerRoutes>,
+    pub(crate) counters: Counters<HttpMetric>,
+    pub(crate) logs: WorkerLogs,
+}
+
+impl WorkerHttp {
+    pub(crate) fn new(manager: &Arc<HttpManager>, worker: &Worker) -> Rc<Self> {
+        Rc::new(Self {
+            routes: worker.routes(&manager.routes),
+            counters: Counters::new(&manager.stats),
+            logs: manager.logs.for_worker(),
+            manager: Arc::clone(manager),
+        })
+    }
+}
+
+/// Serves a connection until it ends; `watch` or `drain` tell it to finish.
+pub(crate) async fn serve(
+    http: &Rc<WorkerHttp>,
+    worker: &Rc<Worker>,
+    io: Io,
+    downstream: &Rc<Downstream>,
+    watch: &Watch,
+    drain: impl Future<Output = ()>,
+) {
+    let counters = &http.counters;
+    counters.inc(HttpMetric::CxTotal);
+    let _active = Active::new(counters, HttpMetric::CxActive, Some(HttpMetric::CxDestroy));
+    let alpn = downstream.tls.as_ref().and_then(|tls| tls.alpn.as_deref());
+    let _secure = downstream.tls.is_some().then(|| {
+        counters.inc(HttpMetric::CxSslTotal);
+        Active::new(counters, HttpMetric::CxSslActive, None)
+    });
+    let mut options = http.manager.options.clone();
+    if options.protocol == Protocol::Auto {
+        options.protocol = match alpn {
+            Some(b"h2") => Protocol::Http2,
+            Some(b"http/1.1" | b"http/1.0") => Protocol::Http1,
+            _ => Protocol::Auto,
+        };
+    }
+    let handler = Rc::new(HttpConnection {
+        http: Rc::clone(http),
+        worker: Rc::clone(worker),
+        downstream: Rc::clone(downstream),
+        version: Cell::new(None),
+    });
+    let drain = async {
+        tokio::select! { () = watch.draining() => {} () = drain => {} }
+        counters.inc(HttpMetric::CxDrainClose);
+    };
+    culvert_http::server::serve(io, &options, handler, drain).await;
+}
+
+/// One downstream connection: what its requests share.
+#[derive(Debug)]
+pub(crate) struct HttpConnection {
+    pub(crate) http: Rc<WorkerHttp>,
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) downstream: Rc<Downstream>,
+    /// Of its requests; known from the first on.
+    version: Cell<Option<Version>>,
+}
+
+impl Handler for HttpConnection {
+    async fn handle(self: &Rc<Self>, exchange: Exchange<'_>) {
+        router::serve(self, exchange).await;
+    }
+
+    fn refused(&self, status: u16, detail: &'static str) {
+        let counters = &self.http.counters;
+        counters.inc(HttpMetric::RqTotal);
+        counters.inc(HttpMetric::of_status(status));
+        counters.inc(match status {
+            408 => HttpMetric::RqHeaderTimeout,
+            413 | 414 | 431 => HttpMetric::RqTooLarge,
+            _ => HttpMetric::CxProtocolError,
+        });
+        if self.http.logs.is_empty() {
+            return;
+        }
+        let mut record = Record::new(&self.downstream, Instant::now());
+        record.status = status;
+        record.end = Some(record.start);
+        record.details = detail.replace(' ', "_").into();
+        record.flag(ResponseFlag::DownstreamProtocolError);
+        let hostname = &*self.worker.process.hostname;
+        self.http.logs.write(&Scene { record: &record, request: None, response: None, trailers: None, hostname });
+    }
+}
+
+impl HttpConnection {
+    /// Counts a request that begins.
+    pub(crate) fn began(&self, version: Version) {
+        let counters = &self.http.counters;
+        let is_http2 = version == Version::Http2;
+        if self.version.replace(Some(version)).is_none() {
+            counters.inc(if is_http2 { HttpMetric::CxHttp2Total } else { HttpMetric::CxHttp1Total });
+        }
+        counters.inc(if is_http2 { HttpMetric::RqHttp2Total } else { HttpMetric::RqHttp1Total });
+        counters.inc(HttpMetric::RqTotal);
+        counters.inc(HttpMetric::RqActive);
+    }
+
+    /// Counts and logs a request that has ended.
+    pub(crate) fn finished(&self, stream: &mut Stream<'_>) {
+        let counters = &self.http.counters;
+        let record = &mut stream.record;
+        counters.dec(HttpMetric::RqActive);
+        counters.inc(HttpMetric::RqCompleted);
+        if record.status > 0 {
+            counters.inc(HttpMetric::of_status(record.status));
+        }
+        if record.flags.contains(ResponseFlag::DownstreamConnectionTermination) {
+            counters.inc(HttpMetric::RqRxReset);
+        }
+        // A response that came in one piece ended when it began: the clock is not asked again.
+        let known = record.response_begun.filter(|_| stream.prompt && self.http.logs.is_empty());
+        let end = known.unwrap_or_else(Instant::now);
+        record.end = Some(end);
+        counters.record(HttpMetric::RqTime, end.saturating_duration_since(record.start).as_secs_f64() * 1000.0);
+        if !self.http.logs.is_empty() {
+            self.http.logs.write(&Scene {
+                record: &stream.record,
+                request: Some(stream.request),
+                response: (stream.record.status > 0).then_some(&*stream.head),
+                trailers: stream.trailers.as_ref(),
+                hostname: &self.worker.process.hostname,
+            });
+        }
+    }
+
+    /// Counts an upgraded connection while the returned value lives.
+    pub(crate) fn upgraded(&self) -> Active<HttpMetric> {
+        self.http.counters.inc(HttpMetric::CxUpgradesTotal);
+        Active::new(&self.http.counters, HttpMetric::CxUpgradesActive, None)
+    }
+
+    /// What every response gets: `date`, `server`, `via`, and the request's id where that is configured.
+    pub(crate) fn finish_head(&self, head: &mut ResponseHead, request: &RequestHead, origin: Origin, now: Instant) {
+        let config = &self.http.manager.config;
+        let fields = &mut head.fields;
+        let (mut has_date, mut has_server) = (false, false);
+        for (name, _) in fields.iter() {
+            has_date |= name == b"date";
+            has_server |= name == b"server";
+        }
+        // An upstream's date is kept (RFC 9110 §6.6.1); a response without one gets it here.
+        if !has_date {
+            self.worker.date.with(now, |date| fields.push(b"date", date));
+        }
+        let name = config.server_name.as_bytes();
+        match config.server_header {
+            ServerHeader::PassThrough if origin == Origin::Upstream => {}
+            ServerHeader::AppendIfAbsent if has_server => {}
+            _ if has_server => {
+                fields.set(b"server", name);
+            }
+            _ => {
+                fields.push(b"server", name);
+            }
+        }
+        if !config.via.is_empty() {
+            append(fields, b"via", config.via.as_bytes());
+        }
+        if config.always_set_request_id_in_response
+            && let Some(id) = request.fields.get(b"x-request-id")
+        {
+            fields.set(b"x-request-id", id);
+        }
+    }
+}
+
+/// The date of the moment, formatted once a second.
+#[derive(Debug)]
+pub(crate) struct DateCache {
+    cached: RefCell<(Instant, Vec<u8>)>,
+}
+
+impl Default for DateCache {
+    fn default() -> Self {
+        Self { cached: RefCell::new((Instant::now(), Vec::new())) }
+    }
+}
+
+impl DateCache {
+    /// Calls `f` with the text at `now`.
+    pub(crate) fn with<T>(&self, now: Instant, f: impl FnOnce(&[u8]) -> T) -> T {
+        let mut cached = self.cached.borrow_mut();
+        let (until, text) = &mut *cached;
+        if now >= *until || text.is_empty() {
+            let time = std::time::SystemTime::now();
+            let into_second = time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().subsec_nanos();
+            text.clear();
+            http_date(time, text);
+            *until = now + Duration::from_secs(1) - Duration::from_nanos(u64::from(into_second));
+        }
+        f(text)
     }
 }

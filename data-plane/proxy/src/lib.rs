@@ -27,6 +27,8 @@ pub mod routes;
 pub mod source;
 pub mod stats;
 mod tcp_proxy;
+#[cfg(test)]
+mod testing;
 mod timer;
 mod tunnel;
 mod worker;

@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 pub use accept::serve_listener;
-pub(crate) use accept::{Downstream, serve_hosted};
+pub(crate) use accept::{Active, Downstream, WorkerListener, serve_hosted};
 pub(crate) use inspect::TlsDetails;
 
 use self::matching::ChainIndex;

@@ -1,1 +1,502 @@
-//! The router.
+//! **Begin reading here.** [`serve`] takes one request through its steps: admit, forward fields, route, act, log. The
+//! act of forwarding is [`forward`]: choose a cluster, rewrite, then attempts until one of them answers.
+
+mod attempt;
+mod failure;
+pub(crate) mod limits;
+mod relay;
+mod retry;
+mod rewrite;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_http::{BodyKind, Chunk, Exchange, Method, RequestBody, RequestHead, ResponseHead, ResponseSink, Version};
+use culvert_model::route::{AgentSelector, HeaderMutations};
+use culvert_upstream::{ClusterMetric, ClusterSlot, UpstreamFailure};
+use tokio::time::Instant;
+
+use self::attempt::{Attempt, Attempted};
+use self::failure::Failure;
+use self::limits::Limits;
+use self::relay::{Received, Replay};
+use self::retry::Retries;
+use crate::flags::ResponseFlag;
+use crate::forwarding::{self, path};
+use crate::http_manager::HttpConnection;
+use crate::local_reply::{LocalReply, Trailing};
+use crate::record::Record;
+use crate::routes::{CompiledAction, Forward, Found, Matched, RouteTable, Subject, Target, Targets, is_grpc};
+use crate::stats::HttpMetric;
+use crate::timer::Timer;
+use crate::worker::Pooled;
+
+/// One request on its way. What is borrowed for `'a` lives as long as the request: its connection and its route table.
+#[derive(Debug)]
+pub(crate) struct Stream<'a> {
+    pub(crate) connection: &'a HttpConnection,
+    pub(crate) request: &'a mut RequestHead,
+    /// The response's head: upstream's, or our own.
+    pub(crate) head: Pooled<ResponseHead>,
+    pub(crate) record: Record<'a>,
+    pub(crate) matched: Option<Matched<'a>>,
+    /// Mutations of the weighted cluster that was chosen.
+    weighted: Option<&'a Arc<HeaderMutations>>,
+    most_specific_wins: bool,
+    pub(crate) trailers: Option<culvert_http::Fields>,
+    /// The response came in one piece, so that its first moment is its last.
+    pub(crate) prompt: bool,
+}
+
+/// How a request ended without a response from upstream.
+#[derive(Debug)]
+pub(crate) enum Unanswered {
+    /// We answer ourselves.
+    Reply(Box<LocalReply>),
+    /// Nobody is there to be answered, or a response that had begun cannot be completed.
+    Abort,
+}
+
+impl From<LocalReply> for Unanswered {
+    fn from(reply: LocalReply) -> Self {
+        Self::Reply(Box::new(reply))
+    }
+}
+
+/// Takes one request through its steps.
+pub(crate) async fn serve(connection: &HttpConnection, exchange: Exchange<'_>) {
+    let Exchange { request, mut body, mut response } = exchange;
+    // Pinned for the whole request, by a count that only this worker writes.
+    let table = connection.http.routes.table();
+    let table = table.as_deref().map(|table| &**table);
+    let mut stream = Stream::new(connection, request, Instant::now());
+
+    let outcome = match stream.admit().and_then(|()| stream.route(table)) {
+        Ok(matched) => stream.act(table, matched, &mut body, &mut response).await,
+        Err(reply) => Err(reply.into()),
+    };
+    match outcome {
+        Ok(()) => {}
+        Err(Unanswered::Reply(reply)) => stream.reply(&reply, &mut response).await,
+        Err(Unanswered::Abort) => response.reset(),
+    }
+    connection.finished(&mut stream);
+}
+
+impl<'a> Stream<'a> {
+    fn new(connection: &'a HttpConnection, request: &'a mut RequestHead, start: Instant) -> Self {
+        connection.began(request.version);
+        Self {
+            head: connection.worker.heads.take(),
+            record: Record::new(&connection.downstream, start),
+            connection,
+            request,
+            matched: None,
+            weighted: None,
+            most_specific_wins: false,
+            trailers: None,
+            prompt: true,
+        }
+    }
+
+    /// Step 1: is it a request that may be looked at? Brings its path into normal form.
+    fn admit(&mut self) -> Result<(), LocalReply> {
+        let config = &self.connection.http.manager.config;
+        if forwarding::underscores(self.request, config.headers_with_underscores) {
+            return Err(LocalReply::new(400, "", "unexpected_underscore"));
+        }
+        if self.request.authority.is_empty() && self.request.version == Version::Http10 {
+            self.request.authority.push_str(&config.http1.default_host_for_http_10);
+        }
+        match path::normalize(&mut self.request.path, config) {
+            path::Verdict::Go => {}
+            path::Verdict::Redirect => {
+                self.connection.http.counters.inc(HttpMetric::RqRedirectedWithNormalizedPath);
+                let location = self.request.path.clone();
+                return Err(LocalReply::redirect(307, location, "path_normalization_failed"));
+            }
+            path::Verdict::Refuse => {
+                self.connection.http.counters.inc(HttpMetric::RqFailedPathNormalization);
+                return Err(LocalReply::new(400, "", "path_normalization_failed"));
+            }
+        }
+        // Step 2: what a proxy does to a head because it is one.
+        let client = forwarding::prepare(self.request, config, &self.connection.downstream);
+        self.record.remote = client.address;
+        Ok(())
+    }
+
+    /// Step 3: which route?
+    fn route(&mut self, table: Option<&'a RouteTable>) -> Result<Matched<'a>, LocalReply> {
+        let counters = &self.connection.http.counters;
+        let not_found = |details| LocalReply::new(404, "", details).flagged(ResponseFlag::NoRouteFound);
+        let Some(table) = table else {
+            counters.inc(HttpMetric::NoRoute);
+            return Err(not_found("route_configuration_not_found"));
+        };
+        let downstream = &self.connection.downstream;
+        let subject = Subject {
+            head: self.request,
+            random: fastrand::u64(..),
+            client_certificate: downstream.tls.as_ref().is_some_and(|tls| tls.peer.is_some()),
+        };
+        match table.find(&subject) {
+            None => {
+                counters.inc(HttpMetric::NoRoute);
+                Err(not_found("route_not_found"))
+            }
+            Some(Found::NeedsTls(host)) => {
+                self.record.virtual_host = &host.name;
+                counters.inc(HttpMetric::RqRedirect);
+                Err(LocalReply::redirect(301, rewrite::https_location(self.request), "direct_response"))
+            }
+            Some(Found::Route(matched)) => {
+                self.record.virtual_host = &matched.host.name;
+                self.record.route = &matched.route.name;
+                self.matched = Some(matched);
+                self.most_specific_wins = table.config().most_specific_header_mutations_wins;
+                Ok(matched)
+            }
+        }
+    }
+
+    /// Step 4: what does the route do?
+    async fn act(
+        &mut self,
+        table: Option<&'a RouteTable>,
+        matched: Matched<'a>,
+        body: &mut RequestBody<'_>,
+        response: &mut ResponseSink<'_>,
+    ) -> Result<(), Unanswered> {
+        let counters = &self.connection.http.counters;
+        match &matched.compiled.action {
+            CompiledAction::Forward(action) => {
+                counters.inc(HttpMetric::RqTotalRouter);
+                self.forward(table, matched, action, body, response).await
+            }
+            CompiledAction::Redirect(redirect) => {
+                counters.inc(HttpMetric::RqRedirect);
+                let location = rewrite::redirect_location(self.request, redirect, &matched.route.matches.path);
+                Err(LocalReply::redirect(redirect.config.status, location, "direct_response").into())
+            }
+            CompiledAction::Direct { status, body } => {
+                counters.inc(HttpMetric::RqDirectResponse);
+                Err(LocalReply::new(*status, "", "direct_response").with_body(body.to_vec()).into())
+            }
+            CompiledAction::NonForwarding => Err(LocalReply::new(404, "", "non_forwarding_action").into()),
+        }
+    }
+
+    /// Sends the request to a cluster: attempts until one answers.
+    async fn forward(
+        &mut self,
+        table: Option<&'a RouteTable>,
+        matched: Matched<'a>,
+        action: &'a Forward,
+        body: &mut RequestBody<'_>,
+        response: &mut ResponseSink<'_>,
+    ) -> Result<(), Unanswered> {
+        self.permit_upgrade(action)?;
+        let chosen = self.choose(table, action)?;
+        let target = chosen.slot();
+        self.rewrite(matched, action, &chosen);
+        let timeout = self.timeout(action);
+        let limits = Limits::new(self.record.start, self.idle_timeout(action));
+        let mut retries = Retries::new(action.retry.as_deref());
+        self.expected_timeout(timeout, &retries);
+        let has_body = body.kind() != BodyKind::Empty;
+        if !has_body {
+            self.record.request_done = Some(self.record.start);
+            limits.overall.set(timeout.map(|timeout| self.record.start + timeout));
+        }
+        let mut timer = self.connection.worker.timers.timer();
+        let mut replay = Replay::new(has_body && retries.are_possible());
+        let received = Received::default();
+        let mut stale = 0;
+        loop {
+            let attempt = Attempt {
+                slot: target,
+                action,
+                agent: chosen.agent.as_deref(),
+                timeout,
+                limits: &limits,
+                timer: &mut timer,
+                retries: &mut retries,
+                replay: &mut replay,
+                received: &received,
+                matched,
+            };
+            let pause = match attempt.run(self, body, response).await {
+                Attempted::Answered => return Ok(()),
+                Attempted::Broken => return Err(Unanswered::Abort),
+                Attempted::Again(pause) => pause,
+                Attempted::Failed { failure, stale: true } if stale < MAX_STALE && received.is_kept() => {
+                    // The host had closed a kept connection and did not see the request: nothing is lost.
+                    tracing::debug!(?failure, "a stale connection is replaced");
+                    stale += 1;
+                    self.record.attempts -= 1;
+                    continue;
+                }
+                Attempted::Failed { failure, .. } => {
+                    let again = retries.covers_failure(&failure) && received.is_kept();
+                    match again.then(|| self.another(target, action, &mut retries)).flatten() {
+                        Some(pause) => pause,
+                        None => return Err(self.failed(&failure, retries.done(), action)),
+                    }
+                }
+            };
+            pause_for(&mut timer, pause).await;
+        }
+    }
+
+    /// Another attempt after a failure, if there is one left and the cluster allows it: the pause before it.
+    fn another(&mut self, slot: &Arc<ClusterSlot>, action: &Forward, retries: &mut Retries<'_>) -> Option<Duration> {
+        if !retries.are_possible() {
+            self.retries_exhausted(slot);
+            return None;
+        }
+        let pools = &self.connection.worker.pools;
+        retries.take(|| pools.retry(slot, action.config.priority))
+    }
+
+    /// Whether a tunnel is asked for: an upgrade or CONNECT.
+    fn wants_tunnel(&self) -> bool {
+        self.request.upgrade.is_some() || self.request.method == Method::Connect
+    }
+
+    fn retries_exhausted(&mut self, slot: &Arc<ClusterSlot>) {
+        self.record.flag(ResponseFlag::UpstreamRetryLimitExceeded);
+        self.connection.worker.pools.count(slot, ClusterMetric::RqRetryLimitExceeded);
+    }
+
+    /// What the client is told of a failure.
+    fn failed(&mut self, failure: &Failure, retried: u32, action: &Forward) -> Unanswered {
+        self.record.transport_failure = failure.transport_failure();
+        if matches!(failure, Failure::Unavailable(UpstreamFailure::NoCluster)) {
+            self.connection.http.counters.inc(HttpMetric::NoCluster);
+        }
+        if matches!(failure, Failure::Idle) {
+            self.connection.http.counters.inc(HttpMetric::RqIdleTimeout);
+        }
+        let complete = self.record.request_done.is_some();
+        match failure.reply(retried, complete, action.config.cluster_not_found) {
+            Some(reply) => reply.into(),
+            None => {
+                self.record.flag(ResponseFlag::DownstreamConnectionTermination);
+                self.record.details = Cow::Borrowed("downstream_remote_disconnect");
+                Unanswered::Abort
+            }
+        }
+    }
+
+    /// Upgrades and CONNECT only where they are configured, on the route or else on the listener.
+    fn permit_upgrade(&self, action: &Forward) -> Result<(), LocalReply> {
+        let kind = match &self.request.upgrade {
+            Some(kind) => &**kind,
+            None if self.request.method == Method::Connect => "connect",
+            None => return Ok(()),
+        };
+        let of = |upgrades: &[culvert_model::http::UpgradeConfig]| {
+            upgrades.iter().find(|upgrade| upgrade.kind.eq_ignore_ascii_case(kind)).map(|upgrade| upgrade.enabled)
+        };
+        let config = &self.connection.http.manager.config;
+        if of(&action.config.upgrades).or_else(|| of(&config.upgrades)) == Some(true) {
+            return Ok(());
+        }
+        self.connection.http.counters.inc(HttpMetric::RqWsOnNonWsRoute);
+        Err(LocalReply::new(403, "", "upgrade_failed"))
+    }
+
+    /// Which cluster, and which tunnel agent of it.
+    fn choose(&mut self, table: Option<&'a RouteTable>, action: &'a Forward) -> Result<Chosen<'a>, LocalReply> {
+        let (target, weighted_host) = match &action.targets {
+            Targets::One(target) => (target, None),
+            Targets::Weighted { targets, total } => {
+                let point = fastrand::u64(..(*total).max(1));
+                let chosen = targets.iter().find(|(end, _)| point < *end).map(|(_, target)| target);
+                let Some(chosen) = chosen else {
+                    // All weights are zero: the model refuses that, so no request comes here.
+                    return Err(LocalReply::new(503, "", "cluster_not_found").flagged(ResponseFlag::NoClusterFound));
+                };
+                self.weighted = chosen.headers.as_ref();
+                (&chosen.target, chosen.host_rewrite.as_ref())
+            }
+            Targets::Header(name) => return self.choose_by_header(table, action, name),
+        };
+        self.record.cluster = Some(Cow::Borrowed(&target.name));
+        let agent = target.agent.as_ref().map(|selector| self.agent(selector).into());
+        Ok(Chosen { slot: Slot::Routed(target), weighted_host, agent })
+    }
+
+    /// `cluster_header`.
+    fn choose_by_header(
+        &mut self,
+        table: Option<&'a RouteTable>,
+        action: &Forward,
+        name: &str,
+    ) -> Result<Chosen<'a>, LocalReply> {
+        let value = self.request.fields.get(name.as_bytes()).and_then(|value| std::str::from_utf8(value).ok());
+        let slot = value.zip(table).and_then(|(value, table)| table.clusters().lookup(value));
+        let Some(slot) = slot else {
+            self.connection.http.counters.inc(HttpMetric::NoCluster);
+            let status = action.config.cluster_not_found;
+            return Err(LocalReply::new(status, "", "cluster_not_found").flagged(ResponseFlag::NoClusterFound));
+        };
+        self.record.cluster = Some(Cow::Owned(slot.name().to_string()));
+        Ok(Chosen { slot: Slot::Named(slot), weighted_host: None, agent: None })
+    }
+
+    /// The name of the tunnel agent that the request wants; empty if it names none (no agent is called that).
+    fn agent(&self, selector: &AgentSelector) -> String {
+        match selector {
+            AgentSelector::Fixed(name) => name.to_string(),
+            AgentSelector::HostLabel => {
+                self.request.authority.split(['.', ':']).next().unwrap_or_default().to_ascii_lowercase()
+            }
+            AgentSelector::Header(name) => {
+                let value = self.request.fields.get(name.as_bytes()).and_then(|value| std::str::from_utf8(value).ok());
+                value.unwrap_or_default().to_owned()
+            }
+        }
+    }
+
+    /// What the route changes in the request.
+    fn rewrite(&mut self, matched: Matched<'a>, action: &Forward, chosen: &Chosen<'a>) {
+        let hostname = &*self.connection.worker.process.hostname;
+        for mutations in rewrite::levels(&matched, self.weighted, self.most_specific_wins) {
+            rewrite::mutate_request(self.request, mutations, &self.record, hostname);
+        }
+        let suppress = self.connection.http.manager.config.router.suppress_envoy_headers;
+        rewrite::rewrite_request(self.request, action, &matched, chosen.weighted_host, suppress);
+    }
+
+    /// The route's timeout, or the one that a gRPC client asks for where the route lets it.
+    fn timeout(&self, action: &Forward) -> Option<Duration> {
+        let route = Some(action.config.timeout).filter(|timeout| !timeout.is_zero());
+        let Some(max) = action.config.grpc_timeout_max.filter(|_| is_grpc(self.request)) else { return route };
+        let asked = self.request.fields.get(b"grpc-timeout").and_then(grpc_timeout);
+        match asked {
+            Some(asked) if max.is_zero() => Some(asked),
+            Some(asked) => Some(asked.min(max)),
+            None => Some(max).filter(|max| !max.is_zero()),
+        }
+    }
+
+    fn idle_timeout(&self, action: &Forward) -> Option<Duration> {
+        let of_listener = self.connection.http.manager.config.stream_idle_timeout;
+        action.config.idle_timeout.or(of_listener).filter(|idle| !idle.is_zero())
+    }
+
+    /// Tells upstream how long we wait.
+    fn expected_timeout(&mut self, timeout: Option<Duration>, retries: &Retries<'_>) {
+        let config = &self.connection.http.manager.config.router;
+        let expected = match (timeout, retries.attempt_limit()) {
+            (Some(timeout), Some(attempt)) => Some(timeout.min(attempt)),
+            (timeout, attempt) => attempt.or(timeout),
+        };
+        let Some(expected) = expected.filter(|_| !config.suppress_envoy_headers) else { return };
+        let mut digits = itoa::Buffer::new();
+        self.request.fields.set(b"x-envoy-expected-rq-timeout-ms", digits.format(expected.as_millis()).as_bytes());
+    }
+
+    /// Answers in upstream's place.
+    async fn reply(&mut self, reply: &LocalReply, response: &mut ResponseSink<'_>) {
+        if let Some(flag) = reply.flag {
+            self.record.flag(flag);
+        }
+        self.record.details = reply.details.clone();
+        let trailing = reply.head(self.request, &mut self.head);
+        self.finish_head(Origin::Local);
+        let length = BodyKind::Length(reply.body.len() as u64);
+        let kind = if trailing == Trailing::Body { length } else { BodyKind::Empty };
+        let sent = async {
+            response.head(&self.head, kind).await?;
+            if trailing == Trailing::Body {
+                response.data(Chunk::Borrowed(&reply.body)).await?;
+                response.finish(None).await?;
+                self.record.bytes_sent = reply.body.len() as u64;
+            }
+            Ok::<_, culvert_http::StreamError>(())
+        };
+        if let Err(error) = sent.await {
+            tracing::debug!(%error, "a local reply could not be sent");
+            self.record.flag(ResponseFlag::DownstreamConnectionTermination);
+        }
+    }
+
+    /// What the proxy adds to every response: the route's mutations, `date`, `server`, `via`.
+    fn finish_head(&mut self, origin: Origin) {
+        let connection = self.connection;
+        self.record.status = self.head.status;
+        let routed = origin == Origin::Upstream || self.record.details == "direct_response";
+        if let Some(matched) = self.matched.as_ref().filter(|_| routed) {
+            let hostname = &*connection.worker.process.hostname;
+            for mutations in rewrite::levels(matched, self.weighted, self.most_specific_wins) {
+                rewrite::mutate_response(&mut self.head, mutations, &self.record, self.request, hostname);
+            }
+        }
+        let now = self.record.response_begun.unwrap_or(self.record.start);
+        connection.finish_head(&mut self.head, self.request, origin, now);
+    }
+}
+
+/// Who made a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Upstream,
+    Local,
+}
+
+/// Where a request goes.
+#[derive(Debug)]
+struct Chosen<'a> {
+    slot: Slot<'a>,
+    weighted_host: Option<&'a Arc<str>>,
+    agent: Option<Box<str>>,
+}
+
+#[derive(Debug)]
+enum Slot<'a> {
+    Routed(&'a Target),
+    Named(Arc<ClusterSlot>),
+}
+
+impl Chosen<'_> {
+    fn slot(&self) -> &Arc<ClusterSlot> {
+        match &self.slot {
+            Slot::Routed(target) => &target.slot,
+            Slot::Named(slot) => slot,
+        }
+    }
+}
+
+/// gRPC over HTTP/2, "Timeout": at most eight digits and a unit.
+fn grpc_timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if digits.is_empty() || digits.len() > 8 {
+        return None;
+    }
+    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(match unit {
+        b'H' => Duration::from_secs(number * 3600),
+        b'M' => Duration::from_secs(number * 60),
+        b'S' => Duration::from_secs(number),
+        b'm' => Duration::from_millis(number),
+        b'u' => Duration::from_micros(number),
+        b'n' => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+/// Waits before a retry.
+async fn pause_for(timer: &mut Timer, pause: Duration) {
+    let until = Instant::now() + pause;
+    // Elapsing is the point.
+    let _elapsed = timer.until(Some(until), std::future::pending::<()>()).await;
+}
+
+/// How often a request may find that a kept connection was closed.
+const MAX_STALE: u32 = 2;

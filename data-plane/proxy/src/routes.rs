@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 pub(crate) use action::{CompiledAction, CompiledPathRewrite, CompiledRedirect, Forward, Target, Targets};
-pub(crate) use conditions::{Subject, field_matches, header_matches, is_grpc, method, split_path};
+pub(crate) use conditions::{Subject, field_matches, header_matches, is_grpc, split_path};
 pub(crate) use domains::without_port;
 
 use self::domains::Domains;

@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use culvert_http::Io;
 use culvert_model::tunnel::TunnelServer;
+use culvert_runtime::drain::Watch;
 use culvert_runtime::telemetry::{Scope, ScopePath};
 use culvert_tunnel::agent::{Hosted, Hosting};
 use culvert_tunnel::metrics::ServerMetric;
-use culvert_tunnel::server::{Acceptor, Claim, HostLease, HostRegistry, Refusal};
+use culvert_tunnel::server::{Acceptor, Claim, HostLease, HostRegistry, Peer, Refusal};
 use culvert_upstream::{Clusters, RegisterError, TunnelClaim, TunnelLease};
 
-use crate::listener::serve_hosted;
-use crate::worker::{Process, Worker};
+use crate::listener::{Downstream, serve_hosted};
+use crate::worker::{Counters, Process, Worker};
 
 /// The tunnel network filter of one chain.
 #[derive(Debug)]
@@ -26,6 +27,30 @@ impl TunnelFilter {
         let path = ScopePath::named("tunnel_server", "culvert_tunnel_server_prefix", Arc::clone(&config.stat_prefix));
         Arc::new(Self { acceptor, stats: process.registry.scope(path) })
     }
+}
+
+/// The tunnel filter on one worker.
+#[derive(Debug)]
+pub(crate) struct WorkerTunnel {
+    filter: Arc<TunnelFilter>,
+    counters: Counters<ServerMetric>,
+}
+
+impl WorkerTunnel {
+    pub(crate) fn new(filter: &Arc<TunnelFilter>) -> Rc<Self> {
+        Rc::new(Self { counters: Counters::new(&filter.stats), filter: Arc::clone(filter) })
+    }
+}
+
+/// Runs an accepted connection as a tunnel, from its handshake to its end.
+pub(crate) async fn serve(tunnel: &WorkerTunnel, worker: &Worker, io: Io, downstream: &Downstream, watch: &Watch) {
+    let certificate = downstream.tls.as_ref().and_then(|tls| tls.peer.as_deref());
+    let names = certificate.and_then(|peer| peer.uri_sans.first().or(peer.dns_sans.first()));
+    let peer = Peer { address: Some(downstream.remote), identity: names.map(|name| name.as_str().into()) };
+    let acceptor = &tunnel.filter.acceptor;
+    let hosts = ClusterHosts(&worker.process.clusters);
+    let ended = acceptor.serve(io, peer, &hosts, &tunnel.counters, watch).await;
+    tracing::debug!(connection = downstream.id, ?ended, "a tunnel connection has ended");
 }
 
 /// Admitted agents become hosts of clusters.
@@ -44,8 +69,7 @@ impl HostRegistry for ClusterHosts<'_> {
             protocol: claim.protocol,
             queue_timeout: claim.queue_timeout,
             max_queued_requests: claim.max_queued_requests,
-            // The acceptor counts them before it asks.
-            max_connections_per_agent: usize::MAX,
+            max_connections_per_agent: claim.max_connections_per_agent,
         };
         match self.0.register(claim).await {
             Ok(lease) => Ok(Lease(lease)),
@@ -55,7 +79,7 @@ impl HostRegistry for ClusterHosts<'_> {
             }
             Err(error @ RegisterError::TooManyConnections { .. }) => {
                 tracing::info!(%error, "a tunnel is refused");
-                Err(Refusal::Unavailable)
+                Err(Refusal::TooManyConnections)
             }
         }
     }
@@ -96,6 +120,6 @@ impl Hosting for TunnelHosting {
 
     async fn serve(&self, io: Io, hosted: Hosted) {
         let slot = self.worker.process.listeners.active(&hosted.listener).await;
-        serve_hosted(&self.worker, &slot, io, hosted.peer, hosted.local).await;
+        serve_hosted(&self.worker, &slot, io, (hosted.peer, hosted.local), hosted.drain.draining()).await;
     }
 }

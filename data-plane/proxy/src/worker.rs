@@ -6,14 +6,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
+use culvert_http::ResponseHead;
 use culvert_runtime::drain::Watch;
 use culvert_runtime::telemetry::{Block, Metrics, Registry, Scope};
 use culvert_upstream::{Clusters, WorkerPools};
 use foldhash::fast::RandomState;
 
 use crate::access_log::LogSinks;
-use crate::listener::Listeners;
+use crate::http_manager::DateCache;
+use crate::listener::{ListenerSlot, Listeners, WorkerListener};
 use crate::routes::{RouteSlot, RouteSlots, RouteTable};
+use crate::tcp_proxy::CopyBuffer;
 use crate::timer::Timers;
 
 /// What all workers share. Built once by the composition root.
@@ -39,6 +42,12 @@ pub struct Worker {
     pub process: Arc<Process>,
     pub pools: Rc<WorkerPools>,
     pub(crate) timers: Timers,
+    /// Response heads with their memory.
+    pub(crate) heads: Pool<ResponseHead>,
+    /// Copy buffers of TCP proxies.
+    pub(crate) buffers: Pool<CopyBuffer>,
+    pub(crate) date: DateCache,
+    listeners: RefCell<HashMap<usize, Rc<WorkerListener>, RandomState>>,
     tables: RefCell<HashMap<usize, Rc<WorkerRoutes>, RandomState>>,
     next_connection: Cell<u64>,
 }
@@ -50,6 +59,10 @@ impl Worker {
             process,
             pools,
             timers: Timers::default(),
+            heads: Pool::default(),
+            buffers: Pool::default(),
+            date: DateCache::default(),
+            listeners: RefCell::default(),
             tables: RefCell::default(),
             next_connection: Cell::new(fastrand::u64(..1 << 48)),
         })
@@ -60,6 +73,19 @@ impl Worker {
         let id = self.next_connection.get();
         self.next_connection.set(id.wrapping_add(1));
         id
+    }
+
+    /// This worker's view of a listener.
+    pub(crate) fn listener(self: &Rc<Self>, slot: &Arc<ListenerSlot>) -> Rc<WorkerListener> {
+        let key = Arc::as_ptr(slot).addr();
+        let mut listeners = self.listeners.borrow_mut();
+        if let Some(listener) = listeners.get(&key) {
+            return Rc::clone(listener);
+        }
+        listeners.retain(|_, listener| Rc::strong_count(listener) > 1 || listener.is_alive());
+        let listener = Rc::new(WorkerListener::new(self, Arc::clone(slot)));
+        listeners.insert(key, Rc::clone(&listener));
+        listener
     }
 
     /// This worker's view of a route slot.
@@ -128,3 +154,67 @@ impl<M> std::ops::Deref for Counters<M> {
         &self.0
     }
 }
+
+/// Values whose memory is used again and again.
+#[derive(Debug)]
+pub(crate) struct Pool<T> {
+    free: Rc<RefCell<Vec<T>>>,
+}
+
+impl<T> Default for Pool<T> {
+    fn default() -> Self {
+        Self { free: Rc::default() }
+    }
+}
+
+/// What can lie in a [`Pool`].
+pub(crate) trait Reusable: Default {
+    /// Forgets the content; whether the memory is worth keeping.
+    fn recycle(&mut self) -> bool;
+}
+
+impl Reusable for ResponseHead {
+    fn recycle(&mut self) -> bool {
+        self.clear();
+        true
+    }
+}
+
+impl<T: Reusable> Pool<T> {
+    pub(crate) fn take(&self) -> Pooled<T> {
+        let value = self.free.borrow_mut().pop().unwrap_or_default();
+        Pooled { value, home: Rc::clone(&self.free) }
+    }
+}
+
+/// A value that goes back to its pool when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Pooled<T: Reusable> {
+    value: T,
+    home: Rc<RefCell<Vec<T>>>,
+}
+
+impl<T: Reusable> std::ops::Deref for Pooled<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T: Reusable> std::ops::DerefMut for Pooled<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.value
+    }
+}
+
+impl<T: Reusable> Drop for Pooled<T> {
+    fn drop(&mut self) {
+        let mut home = self.home.borrow_mut();
+        if home.len() < KEPT && self.value.recycle() {
+            home.push(std::mem::take(&mut self.value));
+        }
+    }
+}
+
+/// Most free values that a pool keeps.
+const KEPT: usize = 256;

@@ -1,17 +1,34 @@
 //! From an accepted connection to its network filter.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use culvert_http::Io;
+use culvert_runtime::drain::Blocker;
+use culvert_runtime::sockets;
+use foldhash::fast::RandomState;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout};
 
-use super::{ListenerSlot, TlsDetails};
-use crate::worker::Worker;
+use super::inspect::{self, Hello, Inspected, Inspection, TlsDetails};
+use super::matching::Arrival;
+use super::{Chain, Filter, FilterChains, ListenerSlot};
+use crate::access_log::WorkerLogs;
+use crate::http_manager::{self, WorkerHttp};
+use crate::record::{Record, Scene};
+use crate::stats::ListenerMetric;
+use crate::tcp_proxy::{self, WorkerTcp};
+use crate::tunnel::{self, WorkerTunnel};
+use crate::worker::{Counters, Worker};
 
 /// Accepts connections from `socket` on this worker and serves each as a local task. Returns when the listener has
-/// been told to drain and what waited in the accept queue has been taken; the socket is closed then. Connections live on:
-/// see [`ListenerSlot::drained`].
+/// been told to drain and what waited in the accept queue has been taken; the socket is closed then. Connections live
+/// on: see [`ListenerSlot::drained`].
 ///
 /// # Errors
 /// The socket cannot be registered with this worker's reactor.
@@ -20,8 +37,39 @@ pub async fn serve_listener(
     socket: std::net::TcpListener,
     slot: Arc<ListenerSlot>,
 ) -> std::io::Result<()> {
-    let _ = (worker, socket, slot);
-    todo!()
+    socket.set_nonblocking(true)?;
+    let socket = TcpListener::from_std(socket)?;
+    let listener = worker.listener(&slot);
+    let mut draining = slot.watch.draining();
+    loop {
+        // Without a permit nothing is accepted: what waits is the kernel's to hold, and other workers' to take.
+        let accepted = tokio::select! {
+            biased;
+            () = &mut draining => break,
+            accepted = listener.accept(&socket) => accepted,
+        };
+        match accepted {
+            Ok((stream, remote, permit)) => listener.spawn(stream, remote, permit),
+            Err(error) => {
+                listener.counters.inc(ListenerMetric::AcceptError);
+                tracing::warn!(listener = %slot.name, %error, "cannot accept");
+                if is_exhaustion(&error) {
+                    // Out of descriptors or memory: an immediate retry would only spin.
+                    tokio::time::sleep(EXHAUSTION_PAUSE).await;
+                }
+            }
+        }
+    }
+    for (stream, remote) in sockets::drain_accept_queue(&socket, MAX_DRAINED) {
+        listener.spawn(TcpStream::from_std(stream)?, remote, None);
+    }
+    Ok(())
+}
+
+/// Whether accepting failed for lack of descriptors or memory.
+fn is_exhaustion(error: &std::io::Error) -> bool {
+    // EMFILE, ENFILE, ENOBUFS, ENOMEM
+    matches!(error.raw_os_error(), Some(24 | 23 | 105 | 12))
 }
 
 /// Serves a connection that a tunnel brought.
@@ -29,11 +77,56 @@ pub(crate) async fn serve_hosted(
     worker: &Rc<Worker>,
     slot: &Arc<ListenerSlot>,
     io: Io,
-    peer: SocketAddr,
-    local: SocketAddr,
+    (remote, local): (SocketAddr, SocketAddr),
+    drain: impl Future<Output = ()>,
 ) {
-    let _ = (worker, slot, io, peer, local);
-    todo!()
+    let listener = worker.listener(slot);
+    let Some(generation) = listener.generation() else {
+        tracing::debug!(listener = %slot.name, "a tunnel's connection found no filter chains");
+        return;
+    };
+    let arrived = Arrived { io, remote, local, start: Instant::now() };
+    // Boxed: a tunnel's task is long-lived and already large.
+    Box::pin(listener.serve(generation, arrived, drain)).await;
+}
+
+/// A listener as one worker sees it.
+#[derive(Debug)]
+pub(crate) struct WorkerListener {
+    worker: std::rc::Weak<Worker>,
+    slot: Arc<ListenerSlot>,
+    counters: Counters<ListenerMetric>,
+    generation: RefCell<Option<Rc<Generation>>>,
+}
+
+/// One generation of chains, with this worker's state of each.
+#[derive(Debug)]
+struct Generation {
+    chains: Arc<FilterChains>,
+    states: RefCell<HashMap<usize, Rc<WorkerChain>, RandomState>>,
+    logs: WorkerLogs,
+}
+
+/// A chain's filter on this worker.
+#[derive(Debug)]
+struct WorkerChain {
+    chain: Arc<Chain>,
+    filter: WorkerFilter,
+}
+
+#[derive(Debug)]
+enum WorkerFilter {
+    Http(Rc<WorkerHttp>),
+    Tcp(Rc<WorkerTcp>),
+    Tunnel(Rc<WorkerTunnel>),
+}
+
+/// A connection that nothing has looked at yet.
+struct Arrived {
+    io: Io,
+    remote: SocketAddr,
+    local: SocketAddr,
+    start: Instant,
 }
 
 /// Who is at the other end of a connection, for headers and logs.
@@ -43,5 +136,300 @@ pub(crate) struct Downstream {
     pub(crate) remote: SocketAddr,
     pub(crate) local: SocketAddr,
     pub(crate) tls: Option<TlsDetails>,
+    pub(crate) server_name: Option<Arc<str>>,
     pub(crate) chain: Arc<str>,
 }
+
+impl WorkerListener {
+    pub(crate) fn new(worker: &Rc<Worker>, slot: Arc<ListenerSlot>) -> Self {
+        let counters = Counters::new(&slot.stats);
+        Self { worker: Rc::downgrade(worker), counters, slot, generation: RefCell::default() }
+    }
+
+    /// Whether anybody but this worker still knows the listener.
+    pub(crate) fn is_alive(&self) -> bool {
+        Arc::strong_count(&self.slot) > 1
+    }
+
+    async fn accept(
+        &self,
+        socket: &TcpListener,
+    ) -> std::io::Result<(TcpStream, SocketAddr, Option<OwnedSemaphorePermit>)> {
+        let limit = self.slot.limit.load_full();
+        let permit = match limit.max {
+            Some(_) => Some(Arc::clone(&limit.permits).acquire_owned().await.map_err(std::io::Error::other)?),
+            None => None,
+        };
+        let (stream, remote) = socket.accept().await?;
+        Ok((stream, remote, permit))
+    }
+
+    fn spawn(self: &Rc<Self>, stream: TcpStream, remote: SocketAddr, permit: Option<OwnedSemaphorePermit>) {
+        let Some(generation) = self.generation() else {
+            tracing::debug!(listener = %self.slot.name, "a connection came before any filter chain");
+            return;
+        };
+        let local = match sockets::set_nodelay(&stream).and_then(|()| stream.local_addr()) {
+            Ok(local) => local,
+            Err(error) => {
+                tracing::debug!(%error, "a connection was gone before it was looked at");
+                return;
+            }
+        };
+        let listener = Rc::clone(self);
+        let arrived = Arrived { io: Io::tcp(stream), remote, local, start: Instant::now() };
+        tokio::task::spawn_local(async move {
+            listener.serve(generation, arrived, std::future::pending()).await;
+            drop(permit);
+        });
+    }
+
+    /// What is in force now.
+    fn generation(&self) -> Option<Rc<Generation>> {
+        let current = self.slot.chains.load();
+        let current = current.as_ref()?;
+        let mut generation = self.generation.borrow_mut();
+        match &*generation {
+            Some(generation) if Arc::ptr_eq(&generation.chains, current) => Some(Rc::clone(generation)),
+            before => {
+                let fresh = Rc::new(Generation::new(Arc::clone(current), before.as_deref()));
+                Some(Rc::clone(generation.insert(fresh)))
+            }
+        }
+    }
+
+    /// One connection from its first byte to its end.
+    async fn serve(self: &Rc<Self>, generation: Rc<Generation>, arrived: Arrived, drain: impl Future<Output = ()>) {
+        let counters = &self.counters;
+        counters.inc(ListenerMetric::CxTotal);
+        let _active = Active::new(counters, ListenerMetric::CxActive, Some(ListenerMetric::CxDestroy));
+        let Some(worker) = self.worker.upgrade() else { return };
+        let start = arrived.start;
+        let chosen = {
+            // Until its chain is known, the connection holds the listener's drain back.
+            let _held = self.slot.watch.block();
+            Box::pin(self.choose(&worker, &generation, arrived)).await
+        };
+        let Some(Ready { io, downstream, chain, _held }) = chosen else { return };
+        let watch = chain.chain.watch.clone();
+        let filter = async {
+            match &chain.filter {
+                WorkerFilter::Http(http) => http_manager::serve(http, &worker, io, &downstream, &watch, drain).await,
+                WorkerFilter::Tcp(tcp) => tcp_proxy::serve(tcp, &worker, io, &downstream).await,
+                WorkerFilter::Tunnel(filter) => tunnel::serve(filter, &worker, io, &downstream, &watch).await,
+            }
+        };
+        let mut cut_off = std::pin::pin!(watch.expired());
+        tokio::select! {
+            biased;
+            () = filter => {}
+            () = &mut cut_off => {
+                tracing::debug!(connection = downstream.id, "cut off: the drain's deadline has passed");
+            }
+        }
+        generation.log(&downstream, start, &worker);
+    }
+
+    /// Inspects the connection, chooses its chain and terminates TLS.
+    async fn choose(&self, worker: &Worker, generation: &Generation, arrived: Arrived) -> Option<Ready> {
+        let counters = &self.counters;
+        let _inspecting = Active::new(counters, ListenerMetric::PreCxActive, None);
+        let (remote, local) = (arrived.remote, arrived.local);
+        let (inspected, hello) = self.inspect(generation, arrived.io).await?;
+        let arrival = Arrival {
+            local,
+            remote,
+            direct: remote.ip(),
+            transport: hello.transport(),
+            server_name: hello.server_name.as_deref(),
+            alpn: &hello.alpn,
+        };
+        let Some(chain) = generation.chain(&arrival, worker) else {
+            counters.inc(ListenerMetric::NoFilterChainMatch);
+            tracing::debug!(listener = %self.slot.name, %remote, "no filter chain matches");
+            return None;
+        };
+        let held = chain.chain.watch.block();
+        let (io, tls, server_name) = self.terminate(&chain.chain, inspected, hello.server_name.clone()).await?;
+        let name = Arc::clone(&chain.chain.config.name);
+        let downstream =
+            Rc::new(Downstream { id: worker.connection_id(), remote, local, tls, server_name, chain: name });
+        Some(Ready { io, downstream, chain, _held: held })
+    }
+
+    async fn inspect(&self, generation: &Generation, io: Io) -> Option<(Inspected, Hello)> {
+        let inspect = async {
+            Ok(match generation.chains.inspection {
+                Inspection::None => (Inspected::Plain(io), Hello::default()),
+                Inspection::Terminate => {
+                    let begun = inspect::begin_tls(Box::new(io)).await?;
+                    let hello = Hello::of(&begun.client_hello());
+                    (Inspected::Begun(Box::new(begun)), hello)
+                }
+                Inspection::ReadAhead => {
+                    let (io, hello) = inspect::read_ahead(io).await?;
+                    (Inspected::Plain(io), hello)
+                }
+            })
+        };
+        let limit = generation.chains.listener.listener_filters_timeout;
+        let inspected: Result<std::io::Result<_>, _> =
+            if limit.is_zero() || generation.chains.inspection == Inspection::None {
+                Ok(inspect.await)
+            } else {
+                timeout(limit, inspect).await
+            };
+        match inspected {
+            Ok(Ok(inspected)) => Some(inspected),
+            Ok(Err(error)) => {
+                if generation.chains.inspection == Inspection::Terminate {
+                    self.counters.inc(ListenerMetric::SslConnectionError);
+                }
+                tracing::debug!(listener = %self.slot.name, %error, "a connection's first bytes are no use");
+                None
+            }
+            Err(_elapsed) => {
+                self.counters.inc(ListenerMetric::PreCxTimeout);
+                None
+            }
+        }
+    }
+
+    /// The TLS handshake, if the chain has one.
+    async fn terminate(
+        &self,
+        chain: &Chain,
+        inspected: Inspected,
+        server_name: Option<Arc<str>>,
+    ) -> Option<(Io, Option<TlsDetails>, Option<Arc<str>>)> {
+        let Some(slot) = &chain.tls else {
+            return match inspected {
+                Inspected::Plain(io) => Some((io, None, server_name)),
+                // Cannot be: handshakes are begun only where every chain terminates TLS.
+                Inspected::Begun(_) => None,
+            };
+        };
+        let counters = &self.counters;
+        let Some(config) = slot.current() else {
+            counters.inc(ListenerMetric::SslNotReady);
+            tracing::debug!(listener = %self.slot.name, "the certificates of a filter chain have not arrived");
+            return None;
+        };
+        let handshake = async {
+            match inspected {
+                Inspected::Begun(begun) => begun.into_stream(config).await,
+                Inspected::Plain(io) => inspect::begin_tls(Box::new(io)).await?.into_stream(config).await,
+            }
+        };
+        let limit = chain.config.transport_timeout;
+        let limit = if limit.is_zero() { NO_LIMIT } else { limit };
+        match timeout(limit, handshake).await {
+            Ok(Ok(stream)) => {
+                counters.inc(ListenerMetric::SslHandshake);
+                let connection = stream.get_ref().1;
+                let details = TlsDetails::of(connection);
+                if details.peer.is_none() {
+                    counters.inc(ListenerMetric::SslNoCertificate);
+                }
+                let server_name = connection.server_name().map(|name| name.to_ascii_lowercase().into());
+                Some((Io::tls_server(stream), Some(details), server_name))
+            }
+            Ok(Err(error)) => {
+                counters.inc(ListenerMetric::SslConnectionError);
+                if is_verification(&error) {
+                    counters.inc(ListenerMetric::SslFailVerifyError);
+                }
+                tracing::debug!(listener = %self.slot.name, %error, "TLS handshake failed");
+                None
+            }
+            Err(_elapsed) => {
+                counters.inc(ListenerMetric::SslConnectionError);
+                tracing::debug!(listener = %self.slot.name, "TLS handshake took too long");
+                None
+            }
+        }
+    }
+}
+
+/// A connection with its chain.
+struct Ready {
+    io: Io,
+    downstream: Rc<Downstream>,
+    chain: Rc<WorkerChain>,
+    /// Holds the chain's drain back.
+    _held: Blocker,
+}
+
+impl Generation {
+    /// Takes over this worker's state of the chains that are the same objects as in the generation before.
+    fn new(chains: Arc<FilterChains>, before: Option<&Self>) -> Self {
+        let mut states = before.map(|before| before.states.borrow().clone()).unwrap_or_default();
+        states.retain(|_, state| chains.holds(&state.chain));
+        Self { logs: chains.access_log.for_worker(), states: RefCell::new(states), chains }
+    }
+
+    fn chain(&self, arrival: &Arrival<'_>, worker: &Worker) -> Option<Rc<WorkerChain>> {
+        let found = self.chains.index.find(arrival).and_then(|index| self.chains.chains.get(index));
+        let chain = found.or(self.chains.default.as_ref())?;
+        let key = Arc::as_ptr(chain).addr();
+        let mut states = self.states.borrow_mut();
+        Some(Rc::clone(states.entry(key).or_insert_with(|| Rc::new(WorkerChain::new(chain, worker)))))
+    }
+
+    /// The listener's own access log: a line per connection.
+    fn log(&self, downstream: &Downstream, start: Instant, worker: &Worker) {
+        if self.logs.is_empty() {
+            return;
+        }
+        let mut record = Record::new(downstream, start);
+        record.end = Some(Instant::now());
+        let hostname = &*worker.process.hostname;
+        self.logs.write(&Scene { record: &record, request: None, response: None, trailers: None, hostname });
+    }
+}
+
+impl WorkerChain {
+    fn new(chain: &Arc<Chain>, worker: &Worker) -> Self {
+        let filter = match &chain.filter {
+            Filter::Http(manager) => WorkerFilter::Http(WorkerHttp::new(manager, worker)),
+            Filter::Tcp(proxy) => WorkerFilter::Tcp(WorkerTcp::new(proxy)),
+            Filter::Tunnel(filter) => WorkerFilter::Tunnel(WorkerTunnel::new(filter)),
+        };
+        Self { chain: Arc::clone(chain), filter }
+    }
+}
+
+/// Counts something as active while it lives.
+#[derive(Debug)]
+pub(crate) struct Active<M: culvert_runtime::telemetry::Metrics> {
+    counters: Counters<M>,
+    gauge: M,
+    ended: Option<M>,
+}
+
+impl<M: culvert_runtime::telemetry::Metrics> Active<M> {
+    pub(crate) fn new(counters: &Counters<M>, gauge: M, ended: Option<M>) -> Self {
+        counters.inc(gauge);
+        Self { counters: counters.clone(), gauge, ended }
+    }
+}
+
+impl<M: culvert_runtime::telemetry::Metrics> Drop for Active<M> {
+    fn drop(&mut self) {
+        self.counters.dec(self.gauge);
+        if let Some(ended) = self.ended {
+            self.counters.inc(ended);
+        }
+    }
+}
+
+/// Whether a handshake failed because the client's certificate is not trusted.
+fn is_verification(error: &std::io::Error) -> bool {
+    let source = error.get_ref().and_then(|source| source.downcast_ref::<rustls::Error>());
+    matches!(source, Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented))
+}
+
+const EXHAUSTION_PAUSE: Duration = Duration::from_millis(100);
+const NO_LIMIT: Duration = Duration::from_secs(86_400);
+/// Connections that may wait in one socket's accept queue when it closes.
+const MAX_DRAINED: usize = 65_536;

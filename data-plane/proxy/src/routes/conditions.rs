@@ -65,7 +65,7 @@ pub(crate) fn is_grpc(head: &RequestHead) -> bool {
 pub(crate) fn header_matches(matcher: &HeaderMatcher, head: &RequestHead) -> bool {
     let value = match matcher.name.as_bytes() {
         b":path" => Some(Cow::Borrowed(head.path.as_bytes())),
-        b":method" => Some(Cow::Borrowed(method(head))),
+        b":method" => Some(Cow::Borrowed(head.method.as_str().as_bytes())),
         b":authority" | b"host" => Some(Cow::Borrowed(head.authority.as_bytes())),
         b":scheme" => Some(Cow::Borrowed(head.scheme.as_bytes())),
         name => joined(&head.fields, name),
@@ -147,21 +147,4 @@ fn joined<'a>(fields: &'a culvert_http::Fields, name: &[u8]) -> Option<Cow<'a, [
         all.extend_from_slice(value);
     }
     Some(all)
-}
-
-/// The method's token.
-pub(crate) fn method(head: &RequestHead) -> &[u8] {
-    use culvert_http::Method;
-    match &head.method {
-        Method::Get => b"GET",
-        Method::Head => b"HEAD",
-        Method::Post => b"POST",
-        Method::Put => b"PUT",
-        Method::Delete => b"DELETE",
-        Method::Connect => b"CONNECT",
-        Method::Options => b"OPTIONS",
-        Method::Trace => b"TRACE",
-        Method::Patch => b"PATCH",
-        Method::Other(token) => token.as_bytes(),
-    }
 }

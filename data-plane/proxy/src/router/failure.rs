@@ -1,0 +1,158 @@
+//! Why an attempt has no response, and what the client is told: Envoy's statuses, bodies, flags and details.
+
+use std::io::ErrorKind;
+
+use culvert_http::{Blame, StreamError, StreamErrorKind};
+use culvert_upstream::UpstreamFailure;
+
+use super::limits::Expired;
+use crate::flags::ResponseFlag;
+use crate::local_reply::LocalReply;
+
+/// Why there is no response.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// No connection to a host.
+    Unavailable(UpstreamFailure),
+    /// The exchange broke before the response's head.
+    Broken(StreamError),
+    /// The client went away or broke the protocol.
+    Downstream(StreamError),
+    Overall,
+    AttemptTimeout,
+    Idle,
+}
+
+impl From<Expired> for Failure {
+    fn from(expired: Expired) -> Self {
+        match expired {
+            Expired::Overall => Self::Overall,
+            Expired::Attempt => Self::AttemptTimeout,
+            Expired::Idle => Self::Idle,
+        }
+    }
+}
+
+impl From<StreamError> for Failure {
+    fn from(error: StreamError) -> Self {
+        match error.blame {
+            Blame::Downstream => Self::Downstream(error),
+            Blame::Upstream | Blame::Internal => Self::Broken(error),
+        }
+    }
+}
+
+/// What Envoy calls the way in which an upstream stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Reset {
+    pub(super) flag: ResponseFlag,
+    pub(super) reason: &'static str,
+    status: u16,
+}
+
+impl Reset {
+    const fn new(flag: ResponseFlag, reason: &'static str) -> Self {
+        Self { flag, reason, status: 503 }
+    }
+
+    pub(super) const fn of(error: &StreamError) -> Self {
+        match error.kind {
+            StreamErrorKind::Closed => Self::new(ResponseFlag::UpstreamConnectionTermination, "connection termination"),
+            StreamErrorKind::Reset(_) => Self::new(ResponseFlag::UpstreamRemoteReset, "remote reset"),
+            StreamErrorKind::Refused => Self::new(ResponseFlag::UpstreamRemoteReset, "remote refused stream reset"),
+            StreamErrorKind::Protocol { .. } => {
+                Self { flag: ResponseFlag::UpstreamProtocolError, reason: "protocol error", status: 502 }
+            }
+            StreamErrorKind::Timeout => Self::new(ResponseFlag::UpstreamConnectionTermination, "connection timeout"),
+            StreamErrorKind::Overflow => Self::new(ResponseFlag::UpstreamOverflow, "overflow"),
+        }
+    }
+}
+
+impl Failure {
+    /// The answer to the client, `request_complete` says whether its request had been received whole; `None`: there is
+    /// nobody to answer.
+    pub(super) fn reply(&self, retried: u32, request_complete: bool, cluster_not_found: u16) -> Option<LocalReply> {
+        Some(match self {
+            Self::Downstream(_) => return None,
+            Self::Overall => LocalReply::new(504, "upstream request timeout", "response_timeout")
+                .flagged(ResponseFlag::UpstreamRequestTimeout),
+            Self::AttemptTimeout => LocalReply::new(504, "upstream request timeout", "upstream_per_try_timeout")
+                .flagged(ResponseFlag::UpstreamRequestTimeout),
+            Self::Idle => {
+                let status = if request_complete { 504 } else { 408 };
+                LocalReply::new(status, "stream timeout", "stream_idle_timeout")
+                    .flagged(ResponseFlag::StreamIdleTimeout)
+            }
+            Self::Broken(error) => reset(Reset::of(error), retried, None),
+            Self::Unavailable(failure) => unavailable(failure, retried, cluster_not_found),
+        })
+    }
+
+    /// What `%UPSTREAM_TRANSPORT_FAILURE_REASON%` says.
+    pub(super) fn transport_failure(&self) -> Option<String> {
+        match self {
+            Self::Unavailable(UpstreamFailure::ConnectFailure { reason, .. }) => {
+                Some(format!("delayed connect error: {}", system_text(*reason)))
+            }
+            Self::Unavailable(UpstreamFailure::TlsFailure { reason, .. }) => Some(format!("TLS_error: {reason}")),
+            _ => None,
+        }
+    }
+}
+
+fn unavailable(failure: &UpstreamFailure, retried: u32, cluster_not_found: u16) -> LocalReply {
+    let connect = |reason| Reset::new(ResponseFlag::UpstreamConnectionFailure, reason);
+    let overflow = Reset::new(ResponseFlag::UpstreamOverflow, "overflow");
+    match failure {
+        UpstreamFailure::NoCluster => {
+            LocalReply::new(cluster_not_found, "", "cluster_not_found").flagged(ResponseFlag::NoClusterFound)
+        }
+        UpstreamFailure::NoHealthyHost | UpstreamFailure::AgentUnknown | UpstreamFailure::AgentOffline => {
+            LocalReply::new(503, "no healthy upstream", "no_healthy_upstream").flagged(ResponseFlag::NoHealthyUpstream)
+        }
+        UpstreamFailure::DropOverload => {
+            LocalReply::new(503, "drop overload", "drop_overload").flagged(ResponseFlag::DropOverload)
+        }
+        UpstreamFailure::Overflow(_) | UpstreamFailure::QueueFull | UpstreamFailure::QueueTimeout => {
+            LocalReply { overloaded: true, ..reset(overflow, retried, None) }
+        }
+        UpstreamFailure::ConnectTimeout { .. } => reset(connect("connection timeout"), retried, None),
+        UpstreamFailure::ConnectFailure { reason, .. } => {
+            let text = format!("delayed connect error: {}", system_text(*reason));
+            reset(connect("remote connection failure"), retried, Some(&text))
+        }
+        UpstreamFailure::TlsFailure { reason, .. } => {
+            reset(connect("remote connection failure"), retried, Some(&format!("TLS_error: {reason}")))
+        }
+        UpstreamFailure::ProtocolFailure { .. } => reset(connect("protocol error"), retried, None),
+        UpstreamFailure::TunnelClosed => reset(connect("connection termination"), retried, None),
+    }
+}
+
+/// Envoy's words for a stream that ended before its response.
+fn reset(reset: Reset, retried: u32, transport: Option<&str>) -> LocalReply {
+    let prefix = if retried > 0 { "retried and the latest reset reason: " } else { "reset reason: " };
+    let mut body = format!("upstream connect error or disconnect/reset before headers. {prefix}{}", reset.reason);
+    let mut details = format!("upstream_reset_before_response_started{{{}", reset.reason.replace(' ', "_"));
+    if let Some(transport) = transport {
+        body.push_str(", transport failure reason: ");
+        body.push_str(transport);
+        details.push('|');
+        details.push_str(&transport.replace(' ', "_"));
+    }
+    details.push('}');
+    LocalReply::new(reset.status, body, "").flagged(reset.flag).detailed(details)
+}
+
+/// As the system's `strerror` puts it.
+fn system_text(kind: ErrorKind) -> String {
+    match kind {
+        ErrorKind::ConnectionRefused => "Connection refused".to_owned(),
+        ErrorKind::ConnectionReset => "Connection reset by peer".to_owned(),
+        ErrorKind::NetworkUnreachable => "Network is unreachable".to_owned(),
+        ErrorKind::HostUnreachable => "No route to host".to_owned(),
+        ErrorKind::AddrNotAvailable => "Cannot assign requested address".to_owned(),
+        kind => kind.to_string(),
+    }
+}
