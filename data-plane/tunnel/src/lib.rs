@@ -15,3 +15,6 @@ pub mod metrics;
 pub mod server;
 pub mod status;
 pub mod wire;
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,7 @@ use crate::wire::Status;
 mod acceptor;
 mod acknowledged;
 mod handshake;
+mod log_limit;
 mod policy;
 mod tunnels;
 

@@ -13,6 +13,7 @@ use culvert_runtime::telemetry::Block;
 use tokio::time::{Instant, timeout_at};
 
 use super::handshake::{Accepting, Claimed, Opening, OpeningError};
+use super::log_limit::LogLimit;
 use super::policy::{self, PolicyError, Tokens};
 use super::tunnels::{AsidePlace, Place, Tunnels};
 use super::{Claim, ConnectionId, HostLease, HostRegistry, Peer, Refusal, acknowledged};
@@ -27,6 +28,8 @@ pub struct Acceptor {
     tokens: ArcSwap<Tokens>,
     tunnels: Arc<Tunnels>,
     pending: AtomicUsize,
+    /// Log lines that anybody can cause.
+    refusals: LogLimit,
 }
 
 /// How an accepted connection ended.
@@ -45,7 +48,7 @@ impl Acceptor {
     #[must_use]
     pub fn new(config: Arc<TunnelServer>, tokens: Tokens, tunnels: Arc<Tunnels>) -> Arc<Self> {
         let tokens = ArcSwap::from_pointee(tokens);
-        Arc::new(Self { config, tokens, tunnels, pending: AtomicUsize::new(0) })
+        Arc::new(Self { config, tokens, tunnels, pending: AtomicUsize::new(0), refusals: LogLimit::default() })
     }
 
     /// Takes rotated credentials; they count from the next handshake.
@@ -118,6 +121,7 @@ impl Failure {
             }
             Self::PendingOverflow => ServerMetric::PendingOverflow,
             Self::Draining | Self::Registry(Refusal::Unavailable) => ServerMetric::RefusedDraining,
+            Self::Policy(PolicyError::HostNameInvalid) => ServerMetric::Malformed,
             Self::Policy(PolicyError::PolicyUnknown) => ServerMetric::RefusedPolicy,
             Self::Policy(PolicyError::CredentialMissing | PolicyError::CredentialWrong) => ServerMetric::RefusedAuth,
             Self::Policy(PolicyError::ClusterNotAllowed) | Self::Registry(Refusal::ClusterUnknown) => {
@@ -217,10 +221,12 @@ impl<R: HostRegistry> Accepted<'_, R> {
         let done = self.acceptor.tunnels.close(&accepting.origin, request);
         self.metrics.add(ServerMetric::GracefulClose, done.closed);
         self.metrics.add(ServerMetric::GracefulCloseIgnored, done.ignored);
-        tracing::info!(
-            origin = %accepting.origin, cluster = %request.cluster_name, closed = done.closed, ignored = done.ignored,
-            "graceful close of tunnels"
-        );
+        if done.closed > 0 || self.acceptor.refusals.allows() {
+            tracing::info!(
+                origin = %accepting.origin, cluster = shown(&request.cluster_name), closed = done.closed,
+                ignored = done.ignored, "graceful close of tunnels"
+            );
+        }
         if request.connection_ids.is_empty() {
             return Ok(());
         }
@@ -252,14 +258,14 @@ impl<R: HostRegistry> Accepted<'_, R> {
         self.metrics.inc(ServerMetric::Accepted);
         let _counted = Gauge::enter(self.metrics, ServerMetric::Active);
         tracing::info!(
-            id = %claim.id, cluster = %claim.cluster, host_name = %claim.host_name, origin = %claim.peer.origin(),
+            id = %claim.id, cluster = shown(&claim.cluster), host_name = %claim.host_name, origin = %claim.peer.origin(),
             weight = claim.weight, "tunnel registered"
         );
         if !knows_id {
             acknowledged::reply_read(&io).await;
         }
         run(&lease, io, &watch).await;
-        tracing::info!(id = %claim.id, cluster = %claim.cluster, host_name = %claim.host_name, "tunnel ended");
+        tracing::info!(id = %claim.id, cluster = shown(&claim.cluster), host_name = %claim.host_name, "tunnel ended");
         drop(place);
         Ok(Ended::Tunnel)
     }
@@ -304,11 +310,13 @@ impl<R: HostRegistry> Accepted<'_, R> {
             Failure::Registry(refusal) => refusal.status(),
             _ => Status::Unknown,
         };
-        tracing::info!(
-            peer = ?claimed.peer.address, identity = ?claimed.peer.identity, cluster = %claimed.init.cluster_name,
-            host_name = %claimed.init.host_name, policy = %claimed.init.credential_policy, reason = %failure,
-            "agent refused"
-        );
+        if self.acceptor.refusals.allows() {
+            tracing::info!(
+                peer = ?claimed.peer.address, identity = ?claimed.peer.identity,
+                cluster = shown(&claimed.init.cluster_name), host_name = shown(&claimed.init.host_name),
+                policy = shown(&claimed.init.credential_policy), reason = %failure, "agent refused"
+            );
+        }
         if status == Status::Unknown && !claimed.init.can(CAPABILITY) {
             return;
         }
@@ -381,6 +389,12 @@ impl Drop for Gauge<'_> {
     fn drop(&mut self) {
         self.metrics.dec(self.metric);
     }
+}
+
+/// What a peer said, for a log line: quoted, and not at any length.
+fn shown(text: &str) -> String {
+    let short: String = text.chars().take(64).collect();
+    if short.len() < text.len() { format!("{short:?}...") } else { format!("{short:?}") }
 }
 
 /// How long an aside connection may say nothing.

@@ -22,6 +22,8 @@ pub(super) enum PolicyError {
     CredentialWrong,
     #[error("may not join that cluster")]
     ClusterNotAllowed,
+    #[error("its host name is longer than {MAX_HOST_NAME} bytes or holds control characters")]
+    HostNameInvalid,
 }
 
 impl PolicyError {
@@ -29,12 +31,17 @@ impl PolicyError {
         match self {
             Self::CredentialMissing | Self::CredentialWrong | Self::ClusterNotAllowed => Status::AuthFailed,
             Self::PolicyUnknown => Status::PolicyNotFound,
+            Self::HostNameInvalid => Status::Unknown,
         }
     }
 }
 
 /// Checks an agent's claim; the name of the policy that admitted it, if the listener has any.
 pub(super) fn check(config: &TunnelServer, tokens: &Tokens, init: &Init) -> Result<Option<Arc<str>>, PolicyError> {
+    // It is shown to operators and compared with request headers.
+    if init.host_name.len() > MAX_HOST_NAME || init.host_name.chars().any(char::is_control) {
+        return Err(PolicyError::HostNameInvalid);
+    }
     let named = &init.credential_policy;
     if named.is_empty() {
         if !config.policies.is_empty() {
@@ -75,3 +82,6 @@ fn without_line_break(token: &[u8]) -> &[u8] {
     let token = token.strip_suffix(b"\n").unwrap_or(token);
     token.strip_suffix(b"\r").unwrap_or(token)
 }
+
+/// As long as a DNS name.
+const MAX_HOST_NAME: usize = 253;

@@ -267,6 +267,32 @@ async fn an_agent_has_so_many_connections_and_no_more() {
         .await;
 }
 
+/// A name that operators see must not write their log for them.
+#[tokio::test(start_paused = true)]
+async fn host_names_are_names() {
+    LocalSet::new()
+        .run_until(async {
+            for (host_name, expected) in [
+                ("", Status::Success),
+                ("edge-7.example", Status::Success),
+                ("\u{4e2d}", Status::Success),
+                ("edge\n7", Status::Unknown),
+                ("\u{1b}[2J", Status::Unknown),
+                ("edge\0", Status::Unknown),
+                (&*"x".repeat(253), Status::Success),
+                (&*"x".repeat(254), Status::Unknown),
+            ] {
+                let fixture = Fixture::new(config(), Vec::new());
+                let init = Init { host_name: host_name.into(), ..capable("edge") };
+                let (_connected, response) = fixture.join(AGENT, init).await;
+                assert_eq!(response.status, expected, "{host_name:?}");
+                let refused = u64::from(expected != Status::Success);
+                assert_eq!(fixture.count(ServerMetric::Malformed), refused, "{host_name:?}");
+            }
+        })
+        .await;
+}
+
 /// What the registry learns of an agent.
 #[tokio::test(start_paused = true)]
 async fn claims_carry_what_the_agent_said() {

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
+use crate::agent::{Agent, AgentInputs, Hosted, Hosting, Worker};
+use crate::metrics::{AgentMetric, ServerMetric};
+use crate::server::{Acceptor, Claim, HostLease, HostRegistry, Peer, Refusal, Tunnels};
 use culvert_http::Io;
 use culvert_model::agent::{ServerSource, TunnelAgent};
 use culvert_model::endpoint::Address;
@@ -17,9 +20,6 @@ use culvert_runtime::tls::{
     CertificateDetails, ClientTls, Identity, Roots, ServerTls, Trust, Version, client_config, server_config,
 };
 use culvert_runtime::workers::Workers;
-use culvert_tunnel::agent::{Agent, AgentInputs, Hosted, Hosting, Worker};
-use culvert_tunnel::metrics::{AgentMetric, ServerMetric};
-use culvert_tunnel::server::{Acceptor, Claim, HostLease, HostRegistry, Peer, Refusal, Tunnels};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, watch};
