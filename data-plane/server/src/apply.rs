@@ -132,14 +132,6 @@ impl ApplyHandle {
             drop(answered.await);
         }
     }
-
-    /// One change.
-    ///
-    /// # Errors
-    /// See [`ApplyError`].
-    pub(crate) async fn set(&self, resource: Resource) -> Result<Applied, ApplyError> {
-        self.apply(vec![Change::Set(resource)]).await.pop().unwrap_or(Err(ApplyError::Ending))
-    }
 }
 
 impl Change {

@@ -30,9 +30,9 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 pub(crate) use self::judge::{Judged, judge};
+use self::persist::StateDir;
 pub(crate) use self::references::{kind_of, type_url_of};
 pub(crate) use self::stage::Batch;
-use self::persist::StateDir;
 use self::stage::Stage;
 use crate::ads::Metrics;
 use crate::apply::{ApplyHandle, Kind};

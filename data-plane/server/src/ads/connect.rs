@@ -79,8 +79,8 @@ async fn connect_to(
     client_tls: &ClientTls,
 ) -> Result<Channel, ConnectError> {
     let tls = cluster.tls.as_ref().map(|tls| {
-        let config = client_tls(tls)
-            .map_err(|reason| ConnectError::Tls { cluster: Arc::clone(&cluster.name), reason })?;
+        let config =
+            client_tls(tls).map_err(|reason| ConnectError::Tls { cluster: Arc::clone(&cluster.name), reason })?;
         let mut config = rustls::ClientConfig::clone(&config);
         // gRPC speaks HTTP/2 and nothing else.
         config.alpn_protocols = vec![b"h2".to_vec()];
@@ -137,9 +137,9 @@ async fn open(address: Address, tls: Option<TlsTo>) -> std::io::Result<TokioIo<B
     stream.set_nodelay(true)?;
     let Some(TlsTo { config, name }) = tls else { return Ok(TokioIo::new(Box::new(stream))) };
     let handshake = tokio_rustls::TlsConnector::from(config).connect(name, stream);
-    let stream = tokio::time::timeout(HANDSHAKE_TIME, handshake).await.map_err(|_| {
-        std::io::Error::new(std::io::ErrorKind::TimedOut, "the TLS handshake took too long")
-    })??;
+    let stream = tokio::time::timeout(HANDSHAKE_TIME, handshake)
+        .await
+        .map_err(|_| std::io::Error::new(std::io::ErrorKind::TimedOut, "the TLS handshake took too long"))??;
     Ok(TokioIo::new(Box::new(stream)))
 }
 

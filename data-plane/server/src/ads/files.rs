@@ -32,7 +32,8 @@ pub(super) enum FileError {
 /// Reads the file whenever its content, or what is wanted of it, changes.
 pub(super) async fn run(sources: &Sources, source: &Source, kind: Kind, path: &Path, directory: Option<&Path>) {
     // Kubernetes swaps a directory; otherwise the file itself is replaced or written.
-    let watched = directory.map_or_else(|| vec![path.to_owned()], |directory| vec![directory.to_owned(), path.to_owned()]);
+    let watched =
+        directory.map_or_else(|| vec![path.to_owned()], |directory| vec![directory.to_owned(), path.to_owned()]);
     let mut changes = sources.watcher.watch(watched, QUIET);
     let mut interests = sources.configuration.watch_interests();
     let mut client = Client::new(ClientConfig {
@@ -92,9 +93,8 @@ pub(super) fn decode(path: &Path, bytes: &[u8], type_url: &str) -> Result<Discov
             .map(|loaded| loaded.message)
             .map_err(|problems| FileError::Text(problems.iter().map(|problem| problem.in_file(path)).collect()))
     };
-    let binary = || {
-        DiscoveryResponse::decode(bytes).map_err(|source| FileError::Binary { path: path.to_owned(), source })
-    };
+    let binary =
+        || DiscoveryResponse::decode(bytes).map_err(|source| FileError::Binary { path: path.to_owned(), source });
     let mut response = match Syntax::of(path) {
         Some(syntax) => text(syntax)?,
         None if path.extension().is_some_and(|extension| extension == "pb") => binary()?,

@@ -83,5 +83,4 @@ impl Metrics {
 }
 
 /// In the order of [`Kind`]. Envoy counts EDS, RDS and SDS per resource; here they are counted per type.
-const KINDS: [&str; 6] =
-    ["sds", "cluster_manager.cds", "eds", "rds", "listener_manager.lds", "culvert.tunnel_agents"];
+const KINDS: [&str; 6] = ["sds", "cluster_manager.cds", "eds", "rds", "listener_manager.lds", "culvert.tunnel_agents"];

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_api::envoy::config::core::v3::{BuildVersion, Node, node};
-use culvert_api::envoy::r#type::v3::SemanticVersion;
 use culvert_api::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
+use culvert_api::envoy::r#type::v3::SemanticVersion;
 use culvert_model::source::GrpcSource;
 use culvert_runtime::backoff::Backoff;
 use culvert_xds::Variant;
@@ -75,7 +75,9 @@ impl<'s> Driver<'s> {
         loop {
             let mut answered = false;
             let ended = match self.grpc.delta {
-                false => self.speak::<DiscoveryRequest, DiscoveryResponse>(sotw, Client::on_response, &mut answered).await,
+                false => {
+                    self.speak::<DiscoveryRequest, DiscoveryResponse>(sotw, Client::on_response, &mut answered).await
+                }
                 true => {
                     self.speak::<DeltaDiscoveryRequest, DeltaDiscoveryResponse>(
                         delta,
@@ -185,7 +187,11 @@ impl<'s> Driver<'s> {
         }
     }
 
-    async fn open<Q, R>(&self, channel: Channel, sending: mpsc::Receiver<Q>) -> Result<tonic::Streaming<R>, tonic::Status>
+    async fn open<Q, R>(
+        &self,
+        channel: Channel,
+        sending: mpsc::Receiver<Q>,
+    ) -> Result<tonic::Streaming<R>, tonic::Status>
     where
         Q: Message + Default + Send + Sync + 'static,
         R: Message + Default + Send + Sync + 'static,
@@ -333,8 +339,7 @@ fn method(source: &Source, delta: bool) -> &'static str {
     }
 }
 
-const KINDS: [Kind; 6] =
-    [Kind::Secret, Kind::Cluster, Kind::Endpoints, Kind::Routes, Kind::Listener, Kind::Agent];
+const KINDS: [Kind; 6] = [Kind::Secret, Kind::Cluster, Kind::Endpoints, Kind::Routes, Kind::Listener, Kind::Agent];
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 const GREATEST_DELAY: Duration = Duration::from_secs(30);
 /// gRFC A53, Envoy's `initial_fetch_timeout`.

@@ -117,7 +117,7 @@ impl Applier {
                     tracing::info!("certificate or credential files have changed");
                     self.refresh().await;
                 }
-                () = self.listeners.retry_due() => self.retry_listeners().await,
+                () = self.listeners.due() => self.listeners_due().await,
             }
             let now = self.paths();
             if now != paths {
@@ -179,7 +179,11 @@ impl Applier {
                 self.set_endpoints(&endpoints);
                 Ok(Applied::Active)
             }
-            Resource::Routes(routes) => self.set_routes(routes),
+            Resource::Routes(routes) => {
+                let applied = self.set_routes(routes);
+                self.advance_all().await;
+                applied
+            }
             Resource::Listener(listener) => self.set_listener(listener).await,
             Resource::Agent(agent) => self.set_agent(agent).await,
         }

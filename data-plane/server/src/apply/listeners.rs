@@ -5,6 +5,7 @@
 //! is removed in the same push; it is let go before a listener drains.
 
 mod inputs;
+mod warming;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{SocketAddr, TcpListener};
@@ -24,6 +25,7 @@ use tokio::time::Instant;
 
 use self::inputs::Prepared;
 pub(crate) use self::inputs::{Credentials, TlsUse};
+use self::warming::Warming;
 use super::applier::{Applier, OnWorker};
 use super::{Applied, ApplyError};
 use crate::overview::{ListenerView, Overview};
@@ -52,8 +54,8 @@ struct Running {
     /// As configured.
     address: Option<SocketAddr>,
     sockets: Sockets,
-    /// The next generation, until its secrets are there.
-    warming: Option<Arc<FilterChains>>,
+    /// The next generation, until what it needs is there.
+    warming: Option<Warming>,
 }
 
 /// What a listener holds of its address.
@@ -84,9 +86,12 @@ impl Listeners {
         }
     }
 
-    /// Returns when an address that was in use should be tried again; never, if there is none.
-    pub(super) async fn retry_due(&self) {
-        match self.retries.values().map(|retry| retry.at).min() {
+    /// Returns when an address that was in use should be tried again, or a listener has waited long enough; never, if
+    /// there is none.
+    pub(super) async fn due(&self) {
+        let retries = self.retries.values().map(|retry| retry.at);
+        let warming = self.running.values().filter_map(|running| running.warming.as_ref()?.until);
+        match retries.chain(warming).min() {
             Some(at) => tokio::time::sleep_until(at).await,
             None => std::future::pending().await,
         }
@@ -146,16 +151,10 @@ impl Applier {
             self.process.listeners.insert(slot);
         }
         self.metrics.inc(if existed { ManagerMetric::ListenerModified } else { ManagerMetric::ListenerAdded });
-        if chains.is_warm() {
-            self.activate(&name, chains).await?;
-            return Ok(Applied::Active);
-        }
-        let awaited: Vec<String> = prepared.awaited.iter().map(|secret| format!("secret {secret}")).collect();
         if let Some(running) = self.listeners.running.get_mut(&name) {
-            running.warming = Some(chains);
+            running.warming = Some(Warming::new(chains, prepared.awaited));
         }
-        self.show(&name, awaited.clone());
-        Ok(Applied::Warming(awaited))
+        self.advance(&name).await
     }
 
     /// Sockets for an address that the listener does not have yet.
@@ -183,17 +182,25 @@ impl Applier {
     async fn activate(&mut self, name: &Name, chains: Arc<FilterChains>) -> Result<(), ApplyError> {
         let Some(running) = self.listeners.running.get_mut(name) else { return Ok(()) };
         running.warming = None;
-        let first = running.slot.current().is_none();
-        let backlog = chains.listener().tcp_backlog;
         let slot = Arc::clone(&running.slot);
-        // The generation before is freed here and not on a worker, if no connection holds it.
-        drop(slot.publish(chains, self.drain_time));
+        let first = slot.current().is_none();
+        let mut sockets = Vec::new();
         if first {
-            let sockets = match std::mem::replace(&mut running.sockets, Sockets::None) {
-                Sockets::Reserved(reserved) => reserved.listen(ListenOptions { backlog })?,
+            let backlog = chains.listener().tcp_backlog;
+            sockets = match std::mem::replace(&mut running.sockets, Sockets::None) {
+                Sockets::Reserved(reserved) => reserved.listen(ListenOptions { backlog }).inspect_err(|_| {
+                    // As if it had never been: it is tried again from the beginning.
+                    self.listeners.running.remove(name);
+                    self.process.listeners.remove(name);
+                    self.overview.listeners.lock().remove(name);
+                })?,
                 Sockets::Serving(taken_over) => taken_over,
                 Sockets::None => Vec::new(),
             };
+        }
+        // The generation before is freed here and not on a worker, if no connection holds it.
+        drop(slot.publish(chains, self.drain_time));
+        if first {
             let held = accept(&self.workers, &slot, sockets).await;
             if let Some(running) = self.listeners.running.get_mut(name) {
                 running.sockets = Sockets::Serving(held);
@@ -233,7 +240,9 @@ impl Applier {
         }
     }
 
-    pub(super) async fn retry_listeners(&mut self) {
+    /// See [`Listeners::due`].
+    pub(super) async fn listeners_due(&mut self) {
+        self.advance_all().await;
         let now = Instant::now();
         let due: Vec<Name> = self
             .listeners
@@ -279,16 +288,7 @@ impl Applier {
                 tracing::warn!(%error, "new tunnel credentials cannot be used; the old stay in force");
             }
         }
-        let warming = self.listeners.running.iter().filter_map(|(name, running)| {
-            let chains = running.warming.as_ref().filter(|chains| chains.is_warm())?;
-            Some((Arc::clone(name), Arc::clone(chains)))
-        });
-        for (name, chains) in warming.collect::<Vec<_>>() {
-            match self.activate(&name, chains).await {
-                Ok(()) => tracing::info!(listener = %name, "its secrets are there; it serves"),
-                Err(error) => tracing::error!(listener = %name, %error, "it cannot serve"),
-            }
-        }
+        self.advance_all().await;
     }
 
     pub(super) fn listener_files(&self, paths: &mut BTreeSet<PathBuf>) {

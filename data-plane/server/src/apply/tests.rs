@@ -130,8 +130,8 @@ async fn an_address_in_use_is_refused_and_tried_again() {
     assert!(refusal.contains(&address.to_string()) && refusal.contains("in use"), "the address is named: {refusal}");
     assert_eq!(answers[1], Ok(Applied::Active), "the other listener is not concerned");
     drop(holder);
-    tokio::time::timeout(Duration::from_secs(10), site.applier.listeners.retry_due()).await.unwrap();
-    site.applier.retry_listeners().await;
+    tokio::time::timeout(Duration::from_secs(10), site.applier.listeners.due()).await.unwrap();
+    site.applier.listeners_due().await;
     assert_eq!(site.bound("a"), Some(address), "it serves once the address is free");
 }
 

@@ -142,11 +142,8 @@ impl Stage {
 
     /// Everything to subscribe to: by kind and source, with all names that are referred to.
     pub(crate) fn interests(&self) -> Vec<(Kind, ConfigSourceKind, Interest)> {
-        let mut interests: Vec<(Kind, ConfigSourceKind, Interest)> = self
-            .roots
-            .iter()
-            .map(|(kind, source)| (*kind, source.kind.clone(), Interest::everything()))
-            .collect();
+        let mut interests: Vec<(Kind, ConfigSourceKind, Interest)> =
+            self.roots.iter().map(|(kind, source)| (*kind, source.kind.clone(), Interest::everything())).collect();
         for Reference { kind, name, source } in self.references() {
             let feed = interests.iter_mut().find(|(k, s, _)| *k == kind && *s == source.kind);
             match feed {

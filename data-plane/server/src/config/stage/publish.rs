@@ -158,8 +158,7 @@ impl Stage {
 
     /// Removes what nobody refers to any more.
     fn sweep(&mut self, now: Duration) {
-        let referred: BTreeSet<Key> =
-            self.references().map(|reference| (reference.kind, reference.name)).collect();
+        let referred: BTreeSet<Key> = self.references().map(|reference| (reference.kind, reference.name)).collect();
         self.missing.retain(|key| referred.contains(key));
         for (key, slot) in &mut self.slots {
             let by_reference = matches!(key.0, Kind::Endpoints | Kind::Routes | Kind::Secret);
@@ -177,8 +176,7 @@ impl Stage {
         if self.slots.values().all(|slot| slot.leftover.is_none()) {
             return;
         }
-        let referred: BTreeSet<Key> =
-            self.references().map(|reference| (reference.kind, reference.name)).collect();
+        let referred: BTreeSet<Key> = self.references().map(|reference| (reference.kind, reference.name)).collect();
         let cached_routes = self.slots.iter().any(|(key, slot)| {
             key.0 == Kind::Routes && slot.cached && referred.contains(key) && !self.missing.contains(key)
         });
@@ -198,9 +196,8 @@ impl Stage {
             let candidate = if coming.contains(key) { &slot.wanted } else { &slot.active };
             candidate.as_ref()
         });
-        let routes = in_force.filter(|candidate| {
-            matches!(candidate.resource, Resource::Routes(_) | Resource::Listener(_))
-        });
+        let routes =
+            in_force.filter(|candidate| matches!(candidate.resource, Resource::Routes(_) | Resource::Listener(_)));
         routes.flat_map(|candidate| references::clusters(&candidate.resource)).collect()
     }
 
@@ -223,8 +220,7 @@ fn describe((kind, name): &Key) -> String {
 }
 
 /// What is referred to stands before what refers to it.
-const ORDER: [Kind; 6] =
-    [Kind::Secret, Kind::Cluster, Kind::Endpoints, Kind::Routes, Kind::Listener, Kind::Agent];
+const ORDER: [Kind; 6] = [Kind::Secret, Kind::Cluster, Kind::Endpoints, Kind::Routes, Kind::Listener, Kind::Agent];
 
 /// How long routes wait for a cluster that is announced and still warming. Envoy: `initial_fetch_timeout`.
 const CLUSTER_TIME: Duration = Duration::from_secs(15);

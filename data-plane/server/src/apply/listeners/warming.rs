@@ -1,0 +1,96 @@
+//! Generations that wait for what they need: secrets for ever, routes as long as their source says.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_model::Name;
+use culvert_model::http::RouteSource;
+use culvert_model::listener::{Listener, NetworkFilter};
+use culvert_proxy::FilterChains;
+use culvert_proxy::RouteSlots;
+use tokio::time::Instant;
+
+use super::super::applier::Applier;
+use super::super::{Applied, ApplyError};
+
+/// A generation that is not in force yet.
+#[derive(Debug)]
+pub(super) struct Warming {
+    pub(super) chains: Arc<FilterChains>,
+    /// Secrets that had not come when it was compiled.
+    secrets: Vec<Name>,
+    /// Route configurations that its connection managers go by.
+    routes: Vec<Name>,
+    /// When it comes into force without its routes (xDS: `initial_fetch_timeout`). `None`: never.
+    pub(super) until: Option<Instant>,
+}
+
+impl Warming {
+    pub(super) fn new(chains: Arc<FilterChains>, secrets: Vec<Name>) -> Self {
+        let named = route_names(chains.listener());
+        let longest = named.iter().map(|(_, timeout)| *timeout).filter(|timeout| !timeout.is_zero()).max();
+        let until = longest.map(|timeout| Instant::now() + timeout);
+        Self { chains, secrets, routes: named.into_iter().map(|(name, _)| name).collect(), until }
+    }
+
+    /// What it still waits for, for people.
+    fn awaited(&self, routes: &RouteSlots) -> Vec<String> {
+        if !self.chains.is_warm() {
+            return self.secrets.iter().map(|name| format!("secret {name}")).collect();
+        }
+        if self.until.is_some_and(|until| until <= Instant::now()) {
+            return Vec::new();
+        }
+        let missing = self.routes.iter().filter(|name| routes.slot(name).current().is_none());
+        missing.map(|name| format!("routes {name}")).collect()
+    }
+}
+
+/// The route configurations that come by name, and how long a listener waits for each.
+fn route_names(listener: &Listener) -> Vec<(Name, Duration)> {
+    let chains = listener.filter_chains.iter().chain(&listener.default_filter_chain);
+    let sources = chains.filter_map(|chain| match &chain.filter {
+        NetworkFilter::Http(manager) => match &manager.routes {
+            RouteSource::Rds { name, config } => Some((Arc::clone(name), config.initial_fetch_timeout)),
+            RouteSource::Inline(_) => None,
+        },
+        NetworkFilter::Tcp(_) | NetworkFilter::Tunnel(_) => None,
+    });
+    sources.collect()
+}
+
+impl Applier {
+    /// Puts the listener's next generation in force if it waits for nothing any more.
+    pub(super) async fn advance(&mut self, name: &Name) -> Result<Applied, ApplyError> {
+        let Some(running) = self.listeners.running.get_mut(name) else { return Ok(Applied::Active) };
+        let Some(warming) = &mut running.warming else { return Ok(Applied::Active) };
+        let awaited = warming.awaited(&self.process.routes);
+        if !awaited.is_empty() {
+            if warming.until.is_some_and(|until| until <= Instant::now()) {
+                // Only secrets are left, and they are waited for as long as it takes.
+                warming.until = None;
+            }
+            self.show(name, awaited.clone());
+            return Ok(Applied::Warming(awaited));
+        }
+        let missing = warming.routes.iter().find(|name| self.process.routes.slot(name).current().is_none());
+        if let Some(routes) = missing {
+            tracing::warn!(listener = %name, %routes, "its routes did not come in time; it serves without them");
+        }
+        let chains = Arc::clone(&warming.chains);
+        self.activate(name, chains).await?;
+        Ok(Applied::Active)
+    }
+
+    /// Something came that listeners may have waited for.
+    pub(in super::super) async fn advance_all(&mut self) {
+        let waiting = self.listeners.running.iter().filter(|(_, running)| running.warming.is_some());
+        for name in waiting.map(|(name, _)| Arc::clone(name)).collect::<Vec<_>>() {
+            match self.advance(&name).await {
+                Ok(Applied::Active) => tracing::info!(listener = %name, "it waits for nothing any more and serves"),
+                Ok(Applied::Warming(_)) => {}
+                Err(error) => tracing::error!(listener = %name, %error, "it cannot serve"),
+            }
+        }
+    }
+}
