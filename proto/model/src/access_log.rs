@@ -192,7 +192,7 @@ fn substitution_format(report: &mut Report, message: &core::SubstitutionFormatSt
 fn object(report: &mut Report, json: &prost_types::Struct, omit_empty: bool) -> Vec<(Arc<str>, JsonValue)> {
     let mut fields = Vec::with_capacity(json.fields.len());
     for (key, value) in &json.fields {
-        if let Some(value) = report.entry("fields", key, |report| json_value(report, value, omit_empty)) {
+        if let Some(value) = report.key(key, |report| json_value(report, value, omit_empty)) {
             fields.push((key.as_str().into(), value));
         }
     }
@@ -204,14 +204,17 @@ fn object(report: &mut Report, json: &prost_types::Struct, omit_empty: bool) -> 
 fn json_value(report: &mut Report, value: &prost_types::Value, omit_empty: bool) -> Option<JsonValue> {
     match value.kind.as_ref() {
         Some(Kind::StringValue(text)) => {
-            Some(JsonValue::Format(Format::report(report, "string_value", text, omit_empty)?))
+            let format = Format::parse(text, omit_empty).map_err(|reason| report.error(reason)).ok()?;
+            Some(JsonValue::Format(format))
         }
         Some(Kind::NumberValue(number)) if number.is_finite() => Some(JsonValue::Number(*number)),
         Some(Kind::BoolValue(value)) => Some(JsonValue::Bool(*value)),
         Some(Kind::StructValue(inner)) => Some(JsonValue::Object(object(report, inner, omit_empty))),
-        Some(Kind::ListValue(list)) => Some(JsonValue::List(
-            report.items("values", &list.values, |report, value| json_value(report, value, omit_empty)),
-        )),
+        Some(Kind::ListValue(list)) => {
+            let values = list.values.iter().enumerate();
+            let value = |(index, value)| report.index(index, |report| json_value(report, value, omit_empty));
+            Some(JsonValue::List(values.filter_map(value).collect()))
+        }
         Some(Kind::NumberValue(_) | Kind::NullValue(_)) | None => {
             report.error("is neither text, number, bool, list nor object");
             None

@@ -60,7 +60,7 @@ fn selector_of(report: &mut Report, selector: &Struct) -> Option<AgentSelector> 
             ("agent", Some(Kind::StringValue(name))) if !name.is_empty() => {
                 found.push(AgentSelector::Fixed(Arc::from(name.as_str())));
             }
-            _ => report.entry("fields", key, |report| {
+            _ => report.key(key, |report| {
                 report.error("is none of agent_header (text), agent_host_label (bool) and agent (text)");
             }),
         }

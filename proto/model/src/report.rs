@@ -40,6 +40,10 @@ enum Segment {
     Field(&'static str),
     Item(&'static str, usize),
     Entry(&'static str, String),
+    /// Inside a `Struct`, which JSON writes as an object: `["key"]`.
+    Key(String),
+    /// Inside a list of such values.
+    Index(usize),
 }
 
 impl Report {
@@ -56,6 +60,16 @@ impl Report {
     /// Runs `f` with `field["key"]` appended to the path.
     pub fn entry<T>(&mut self, field: &'static str, key: &str, f: impl FnOnce(&mut Self) -> T) -> T {
         self.within(Segment::Entry(field, clip(key).to_owned()), f)
+    }
+
+    /// Runs `f` with `["key"]` appended to the path: a field of the `Struct` at hand.
+    pub(crate) fn key<T>(&mut self, key: &str, f: impl FnOnce(&mut Self) -> T) -> T {
+        self.within(Segment::Key(clip(key).to_owned()), f)
+    }
+
+    /// Runs `f` with `[index]` appended to the path: a value of the list at hand.
+    pub(crate) fn index<T>(&mut self, index: usize, f: impl FnOnce(&mut Self) -> T) -> T {
+        self.within(Segment::Index(index), f)
     }
 
     /// Refuses the field at hand.
@@ -147,13 +161,15 @@ impl Report {
     fn path(&self) -> String {
         let mut path = String::new();
         for segment in &self.path {
-            if !path.is_empty() {
+            if !path.is_empty() && !matches!(segment, Segment::Key(_) | Segment::Index(_)) {
                 path.push('.');
             }
             match segment {
                 Segment::Field(field) => path.push_str(field),
                 Segment::Item(field, index) => path.push_str(&format!("{field}[{index}]")),
-                Segment::Entry(field, key) => path.push_str(&format!("{field}[{key:?}]")),
+                Segment::Entry(field, key) => path.push_str(&format!("{field}[{}]", quoted(key))),
+                Segment::Key(key) => path.push_str(&format!("[{}]", quoted(key))),
+                Segment::Index(index) => path.push_str(&format!("[{index}]")),
             }
         }
         path
@@ -174,6 +190,11 @@ impl<T> Parsed<T> {
     pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Parsed<U> {
         Parsed { value: self.value.map(f), warnings: self.warnings }
     }
+}
+
+/// A key as JSON writes it, which is how paths are read again to find the line of a finding.
+fn quoted(key: &str) -> String {
+    serde_json::Value::from(key).to_string()
 }
 
 /// `text` cut so that a hostile value cannot fill a log line.

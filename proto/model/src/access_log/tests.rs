@@ -41,12 +41,12 @@ fn logs_that_cannot_be_used() {
             ),
             (
                 &formatted(r#""json_format": {"a": {"b": ["%NOPE%"]}}"#),
-                r#"typed_config.log_format.json_format.fields["a"].fields["b"].values[0].string_value"#,
+                r#"typed_config.log_format.json_format["a"]["b"][0]"#,
                 "not a known operator",
             ),
             (
                 &formatted(r#""json_format": {"a": null}"#).replace(r#""a": null"#, r#""a": [null]"#),
-                r#"typed_config.log_format.json_format.fields["a"].values[0]"#,
+                r#"typed_config.log_format.json_format["a"][0]"#,
                 "neither text",
             ),
             (r#"{"filter": {}}"#, "filter", "names no filter"),

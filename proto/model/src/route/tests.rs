@@ -245,7 +245,7 @@ fn a_route_names_one_tunnel_agent() {
         &[
             (&named(r#"{"agent": "a", "agent_header": "b"}"#), &place, "set one"),
             (&named(r#"{"agent_header": "a b"}"#), &format!("{place}.agent_header"), "not a header name"),
-            (&named(r#"{"agnet": "a"}"#), &format!(r#"{place}.fields["agnet"]"#), "is none of"),
+            (&named(r#"{"agnet": "a"}"#), &format!(r#"{place}["agnet"]"#), "is none of"),
         ],
     );
 }
