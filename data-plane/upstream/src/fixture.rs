@@ -1,9 +1,13 @@
 //! Values that several test modules are made of.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use culvert_http::{BodyKind, RequestHead, ResponseHead, StreamError};
 use culvert_model::Name;
 use culvert_model::cluster::{Balancer, Cluster, Discovery, DnsFamily, DnsOptions, UpstreamProtocol};
 use culvert_model::endpoint::{Address, Endpoint, Endpoints, Health, Locality};
@@ -12,8 +16,14 @@ use culvert_model::route::Priority;
 use culvert_model::source::{ConfigSource, ConfigSourceKind};
 use culvert_model::tunnel::TunnelProtocol;
 
-use crate::TunnelClaim;
-use crate::pool::{DownstreamProtocol, PickContext};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
+use tokio::task::LocalSet;
+
+use crate::dns::{LookupError, Resolver};
+use crate::pool::{Checkout, DownstreamProtocol, PickContext, WorkerPools};
+use crate::{Clusters, TunnelClaim};
 
 pub(crate) fn endpoint(address: Address) -> Endpoint {
     Endpoint { address, hostname: "".into(), weight: 1, health: Health::Healthy, metadata: Arc::default() }
@@ -95,4 +105,115 @@ pub(crate) fn claim(cluster: &str, agent: &str) -> TunnelClaim {
 /// A request of default priority by an HTTP/1 client.
 pub(crate) fn any() -> PickContext<'static> {
     PickContext { priority: Priority::Default, agent: None, downstream: DownstreamProtocol::Http1 }
+}
+
+/// A worker in this task's `LocalSet` with a registry of its own.
+pub(crate) fn worker() -> (Arc<Clusters>, Rc<WorkerPools>) {
+    let resolver = Resolver::scripted(|_, _| Err(LookupError { reason: "no names here".to_owned() }));
+    let clusters = Clusters::new(Handle::current(), resolver);
+    let pools = WorkerPools::new(Arc::clone(&clusters));
+    (clusters, pools)
+}
+
+pub(crate) fn request(path: &str) -> RequestHead {
+    RequestHead { authority: "test".to_owned(), path: path.to_owned(), ..RequestHead::new() }
+}
+
+/// Sends a GET; the response is still to be read.
+pub(crate) async fn send(checkout: &mut Checkout, path: &str) -> Result<(), StreamError> {
+    checkout.exchange().send_head(&request(path), BodyKind::Empty).await?;
+    checkout.exchange().split().0.finish(None).await
+}
+
+/// Reads the response whole.
+pub(crate) async fn receive(checkout: &mut Checkout) -> Result<String, StreamError> {
+    let (_, mut source) = checkout.exchange().split();
+    let mut head = ResponseHead::new(0);
+    source.head(&mut head).await?;
+    let mut body = Vec::new();
+    while let Some(chunk) = source.chunk().await? {
+        body.extend_from_slice(&chunk);
+    }
+    Ok(format!("{} {}", head.status, String::from_utf8_lossy(&body)))
+}
+
+/// A whole exchange.
+pub(crate) async fn get(checkout: &mut Checkout, path: &str) -> Result<String, StreamError> {
+    send(checkout, path).await?;
+    receive(checkout).await
+}
+
+/// Answers HTTP/1 requests with the server's name and the request's path until the client closes. After `/close` it
+/// closes the connection without having said so.
+pub(crate) async fn serve_http1(mut io: impl AsyncRead + AsyncWrite + Unpin, name: &str) {
+    let mut buffer = Vec::new();
+    loop {
+        let end = loop {
+            if let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+                break end + 4;
+            }
+            let mut chunk = [0; 1024];
+            match io.read(&mut chunk).await {
+                Ok(0) | Err(_) => return,
+                Ok(n) => buffer.extend_from_slice(&chunk[..n]),
+            }
+        };
+        let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
+        buffer.drain(..end);
+        let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+        let body = format!("{name} {path}");
+        let response = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        if io.write_all(response.as_bytes()).await.is_err() || path == "/close" {
+            return;
+        }
+    }
+}
+
+/// Answers HTTP/2 requests with the server's name and the request's path, at most `streams` at a time; `/hold` never.
+pub(crate) async fn serve_http2(io: impl AsyncRead + AsyncWrite + Unpin + 'static, name: &'static str, streams: u32) {
+    let Ok(mut connection) = h2::server::Builder::new().max_concurrent_streams(streams).handshake::<_, Bytes>(io).await
+    else {
+        return;
+    };
+    let mut held = Vec::new();
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        let path = request.uri().path().to_owned();
+        if path == "/hold" {
+            held.push(respond);
+            continue;
+        }
+        let mut body = respond.send_response(http::Response::new(()), false).unwrap();
+        body.send_data(format!("{name} {path}").into(), true).unwrap();
+    }
+}
+
+/// A server on a port of its own: accepts until the `LocalSet` ends; how many connections came.
+pub(crate) async fn listen<F: Future<Output = ()> + 'static>(
+    serve: impl Fn(TcpStream) -> F + 'static,
+) -> (SocketAddr, Rc<Cell<usize>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let accepted = Rc::new(Cell::new(0));
+    let count = Rc::clone(&accepted);
+    tokio::task::spawn_local(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            count.set(count.get() + 1);
+            tokio::task::spawn_local(serve(stream));
+        }
+    });
+    (address, accepted)
+}
+
+/// Runs a test on one worker.
+pub(crate) async fn on_worker<T>(test: impl Future<Output = T>) -> T {
+    LocalSet::new().run_until(tokio::time::timeout(Duration::from_secs(20), test)).await.expect("the test ends in 20 s")
+}
+
+/// Waits for a condition that another task brings about.
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(tokio::time::Instant::now() < deadline, "not within 10 s: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }

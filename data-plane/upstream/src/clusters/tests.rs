@@ -129,7 +129,9 @@ async fn gauges_carry_envoys_names() {
     config.breakers[0].max_requests = 0;
     clusters.apply(Arc::new(config), None);
     let mut seen = std::collections::BTreeMap::new();
-    clusters.slot("a").gauges(&mut |name, value| drop(seen.insert(name.to_owned(), value)));
+    clusters
+        .slot("a")
+        .gauges(&mut |name, value| assert_eq!(seen.insert(name.to_owned(), value), None, "{name} comes once"));
     let expected = [
         ("membership_total", 2),
         ("membership_healthy", 2),

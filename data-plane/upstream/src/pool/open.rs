@@ -48,10 +48,9 @@ impl Open {
     pub(super) async fn run_tcp(self, clusters: &Clusters) -> Result<TcpCheckout, UpstreamFailure> {
         let started = Instant::now();
         let pending = Pending::begin(&self.host, self.priority)?;
-        let permit = loop {
-            if let Some(permit) = self.permit(clusters).await? {
-                break permit;
-            }
+        // Nothing that is pooled serves TCP: what comes is leave to connect.
+        let Leave::Connect(permit) = self.leave(clusters).await? else {
+            return Err(UpstreamFailure::Overflow(Exhausted::Connections));
         };
         let dialled = self.dial().await?;
         drop(pending);
@@ -65,18 +64,22 @@ impl Open {
                 return Ok(held);
             }
             if !self.host.multiplexes(self.offer) {
-                if let Some(permit) = self.permit(clusters).await? {
-                    return self.connect(permit).await;
-                }
+                return self.connect_or_reuse(clusters).await;
             } else if !self.host.opening.borrow().under_way {
                 let mut turn = Turn::begin(&self.host);
-                let Some(permit) = self.permit(clusters).await? else { continue };
-                let outcome = self.connect(permit).await;
+                let outcome = self.connect_or_reuse(clusters).await;
                 turn.failure = outcome.as_ref().err().cloned();
                 return outcome;
             } else {
                 self.other_opens().await?;
             }
+        }
+    }
+
+    async fn connect_or_reuse(&self, clusters: &Clusters) -> Result<Held, UpstreamFailure> {
+        match self.leave(clusters).await? {
+            Leave::Connect(permit) => self.connect(permit).await,
+            Leave::Reuse(held) => Ok(held),
         }
     }
 
@@ -152,29 +155,30 @@ impl Open {
         Link::new(&self.host.stats, permit, self.config.epoch, dialled.local, dialled.remote)
     }
 
-    /// Leave to open a connection; `None`: something has come back that may serve instead.
-    async fn permit(&self, clusters: &Clusters) -> Result<Option<ConnectionPermit>, UpstreamFailure> {
-        let acquire = || ConnectionPermit::acquire(&self.pool.stats, self.priority);
-        if let Some(permit) = acquire() {
-            return Ok(Some(permit));
+    /// Waits until a connection may be opened, or one that can be used came back.
+    async fn leave(&self, clusters: &Clusters) -> Result<Leave, UpstreamFailure> {
+        let acquire = || ConnectionPermit::acquire(&self.pool.stats, self.priority).map(Leave::Connect);
+        if let Some(leave) = acquire() {
+            return Ok(leave);
         }
         self.host.count(ClusterMetric::CxOverflow);
         if self.pool.evict_idle()
-            && let Some(permit) = acquire()
+            && let Some(leave) = acquire()
         {
-            return Ok(Some(permit));
+            return Ok(leave);
         }
         let breaker = self.pool.stats.slot.breakers().of(self.priority);
         let _wanted = Wanted::begin(breaker, &self.host);
         clusters.wanted().notify_waiters();
         let deadline = Instant::now() + MAX_PERMIT_WAIT;
         loop {
-            if let Some(permit) = acquire() {
-                return Ok(Some(permit));
+            if let Some(leave) = self.host.reuse(self.offer).map(Leave::Reuse).or_else(acquire) {
+                return Ok(leave);
             }
+            // A wake-up that finds nothing was overtaken: whoever took what was free wakes again when it is done.
             tokio::select! {
                 () = breaker.freed.notified() => {}
-                () = self.host.returned.notified(), if self.offer != Offer::Raw => return Ok(None),
+                () = self.host.returned.notified() => {}
                 () = tokio::time::sleep_until(deadline) => {
                     self.host.count(ClusterMetric::CxPoolOverflow);
                     return Err(UpstreamFailure::Overflow(Exhausted::Connections));
@@ -182,6 +186,11 @@ impl Open {
             }
         }
     }
+}
+
+enum Leave {
+    Connect(ConnectionPermit),
+    Reuse(Held),
 }
 
 fn forget(pool: &Weak<HostPool>, connection: &Weak<Multiplexed>) {
@@ -259,13 +268,7 @@ impl<'a> Wanted<'a> {
 impl Drop for Wanted<'_> {
     fn drop(&mut self) {
         self.host.waiting.set(self.host.waiting.get() - 1);
-        if self.breaker.wanted.fetch_sub(1, Ordering::SeqCst) > 1 {
-            // A wake-up that was ours and is not used must not be lost.
-            self.breaker.freed.notify_one();
-        }
-        if self.host.waiting.get() > 0 {
-            self.host.returned.notify_one();
-        }
+        self.breaker.wanted.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -25,7 +25,9 @@ pub(crate) struct TunnelConnection {
     draining: AtomicBool,
     /// Whether the queue still counts on it.
     awaited: AtomicBool,
-    /// Streams under way (HTTP/2), or 1 while borrowed.
+    /// Streams that are lent and not begun, so that the connection does not know of them yet.
+    reserved: AtomicU32,
+    /// Streams lent or under way (HTTP/2), or 1 while borrowed.
     active: AtomicU32,
     requests: AtomicU64,
 }
@@ -71,6 +73,7 @@ impl TunnelConnection {
             phase: AtomicU8::new(Phase::Pending as u8),
             draining: AtomicBool::new(false),
             awaited: AtomicBool::new(true),
+            reserved: AtomicU32::new(0),
             active: AtomicU32::new(0),
             requests: AtomicU64::new(0),
         })
@@ -128,9 +131,12 @@ impl TunnelConnection {
                 What::Plain(client)
             }
             State::Open(client) => {
-                let lent = (client.is_open() && client.capacity() > 0).then(|| client.clone());
+                let room = client.capacity() > self.reserved.load(Ordering::SeqCst) as usize;
+                let lent = (client.is_open() && room).then(|| client.clone());
                 inner.state = State::Open(client);
-                What::Stream(lent?)
+                let stream = What::Stream(lent?);
+                self.reserved.fetch_add(1, Ordering::SeqCst);
+                stream
             }
             other => {
                 inner.state = other;
@@ -268,6 +274,13 @@ impl TunnelConnection {
         }
     }
 
+    /// The exchange counts against the connection's capacity before the reservation ends.
+    fn begin_stream(&self, client: &Http2Client) -> ClientExchange {
+        let exchange = client.exchange();
+        self.reserved.fetch_sub(1, Ordering::SeqCst);
+        exchange
+    }
+
     fn set_taken(&self) {
         let inner = self.inner.lock();
         if matches!(inner.state, State::Borrowed) {
@@ -310,7 +323,7 @@ impl Lent {
         self.connection.requests.fetch_add(1, Ordering::Relaxed);
         match std::mem::replace(&mut self.what, What::Used) {
             What::Plain(client) => Some(client.exchange()),
-            What::Stream(client) => Some(client.exchange()),
+            What::Stream(client) => Some(self.connection.begin_stream(&client)),
             What::Used => None,
         }
     }
@@ -323,7 +336,7 @@ impl Lent {
                 self.connection.set_taken();
                 Some(Whole::Io(client.into_io()))
             }
-            What::Stream(client) => Some(Whole::Stream(client.exchange())),
+            What::Stream(client) => Some(Whole::Stream(self.connection.begin_stream(&client))),
             What::Used => None,
         }
     }
@@ -340,7 +353,10 @@ impl Drop for Lent {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.what, What::Used) {
             What::Plain(client) => self.connection.give_back_plain(Some(client)),
-            What::Stream(_) => self.connection.give_back_stream(),
+            What::Stream(_) => {
+                self.connection.reserved.fetch_sub(1, Ordering::SeqCst);
+                self.connection.give_back_stream();
+            }
             What::Used => match self.connection.claim.protocol {
                 TunnelProtocol::Http1 => self.connection.give_back_plain(None),
                 TunnelProtocol::Http2 => self.connection.give_back_stream(),
