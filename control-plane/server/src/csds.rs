@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use culvert_api::envoy::admin::v3::{ClientResourceStatus, UpdateFailureState};
 use culvert_api::envoy::config::core::v3::Node;
@@ -103,7 +102,6 @@ fn generic(node: &NodeStatus, of_type: &TypeStatus, one: &ResourceStatus, withou
         error_state: one.error.as_ref().map(|details| UpdateFailureState {
             details: details.to_string(),
             version_info: version,
-            last_update_attempt: Some(SystemTime::now().into()),
             ..UpdateFailureState::default()
         }),
         ..GenericXdsConfig::default()

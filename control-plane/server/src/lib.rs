@@ -27,6 +27,7 @@ use std::time::Duration;
 use anyhow::Context;
 use culvert_runtime::files::Changes;
 use culvert_runtime::log::LogControl;
+use culvert_runtime::process::Signals;
 use culvert_runtime::{drain, log, process};
 use culvert_store::{Directory, Load, load};
 
@@ -71,10 +72,12 @@ pub fn run(args: &Args) -> ExitCode {
 fn serve(args: &Args, first: Load, changes: Option<Changes>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     let result = runtime.block_on(async {
+        // Before anybody can find us: a signal must never meet the default action.
+        let signals = Signals::new().context("cannot handle signals")?;
         let (trigger, watch) = drain::channel();
         let control = Arc::new(Control::new(args, first));
         let running = listen::start(args, &control, &watch).await?;
-        reload::until_terminated(&control, changes).await?;
+        reload::until_terminated(&control, signals, changes).await;
         tracing::info!("draining");
         control.stop();
         trigger.start(DRAIN);

@@ -146,19 +146,16 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
 /// The process and each of its services are healthy until it drains.
 async fn follow_readiness(control: &Control, health: HealthReporter) {
     let mut readiness = control.readiness();
-    let set = async |serving: bool| {
-        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for name in SERVICES.iter().map(|service| service.name).chain(["", CSDS]) {
-            health.set_service_status(name, status).await;
-        }
-    };
-    set(*readiness.borrow_and_update()).await;
-    let health = health.clone();
+    set_health(&health, ServingStatus::Serving).await;
     tokio::spawn(async move {
         if readiness.wait_for(|ready| !ready).await.is_ok() {
-            for name in SERVICES.iter().map(|service| service.name).chain(["", CSDS]) {
-                health.set_service_status(name, ServingStatus::NotServing).await;
-            }
+            set_health(&health, ServingStatus::NotServing).await;
         }
     });
+}
+
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    for name in SERVICES.iter().map(|service| service.name).chain(["", CSDS]) {
+        health.set_service_status(name, status).await;
+    }
 }

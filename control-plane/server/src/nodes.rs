@@ -15,6 +15,8 @@ use tokio::time::Instant;
 
 use crate::control::Control;
 
+/// How often it is looked whom to forget.
+const SWEEP: Duration = Duration::from_secs(10);
 /// How long a node without a stream is remembered: what it accepted and refused.
 const REMEMBERED: Duration = Duration::from_secs(3600);
 /// Nodes without a stream that are remembered at most.
@@ -30,8 +32,14 @@ pub(crate) struct NodeKey {
 #[derive(Debug, Default)]
 pub(crate) struct Nodes {
     /// A second stream of the same types gets a session of its own.
-    sessions: Mutex<HashMap<NodeKey, Vec<Arc<NodeSession>>>>,
+    sessions: Mutex<Sessions>,
     streams: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Sessions {
+    by_key: HashMap<NodeKey, Vec<Arc<NodeSession>>>,
+    swept: Option<Instant>,
 }
 
 /// One session and what this process knows of it.
@@ -86,8 +94,8 @@ impl Nodes {
         let stream = StreamId(nodes.streams.fetch_add(1, Ordering::Relaxed));
         let key = NodeKey { certificate, id: identity.id.clone() };
         let mut sessions = nodes.sessions.lock();
-        sweep(&mut sessions);
-        let same = sessions.entry(key.clone()).or_default();
+        sessions.sweep();
+        let same = sessions.by_key.entry(key.clone()).or_default();
         // A node that comes back as somebody else (other cluster, other metadata) is somebody else.
         same.retain(|node| {
             let state = node.state.lock();
@@ -114,7 +122,7 @@ impl Nodes {
 
     /// Every node, in order of id.
     pub(crate) fn status(&self) -> Vec<NodeStatus> {
-        let mut all: Vec<Arc<NodeSession>> = self.sessions.lock().values().flatten().cloned().collect();
+        let mut all: Vec<Arc<NodeSession>> = self.sessions.lock().by_key.values().flatten().cloned().collect();
         all.sort_by(|a, b| a.key.cmp(&b.key));
         all.iter().map(|node| node.status()).collect()
     }
@@ -122,28 +130,30 @@ impl Nodes {
     /// Nodes with a stream, and all that are remembered.
     pub(crate) fn count(&self) -> (usize, usize) {
         let sessions = self.sessions.lock();
-        let all = sessions.values().flatten();
+        let all = sessions.by_key.values().flatten();
         all.fold((0, 0), |(connected, known), node| {
             (connected + usize::from(node.state.lock().idle_since.is_none()), known + 1)
         })
     }
 }
 
-/// Forgets nodes that were away for long, and beyond the limit those that were away longest.
-fn sweep(sessions: &mut HashMap<NodeKey, Vec<Arc<NodeSession>>>) {
-    let mut idle: Vec<Duration> = Vec::new();
-    for node in sessions.values().flatten() {
-        idle.extend(node.state.lock().idle_since.map(|since| since.elapsed()));
+impl Sessions {
+    /// Forgets nodes that were away for long, and beyond the limit those that were away longest. Looks at every node, so not
+    /// each time that one connects.
+    fn sweep(&mut self) {
+        if self.swept.is_some_and(|swept| swept.elapsed() < SWEEP) && self.by_key.len() < 2 * MAX_IDLE {
+            return;
+        }
+        self.swept = Some(Instant::now());
+        let all = self.by_key.values().flatten();
+        let mut idle: Vec<Duration> = all.filter_map(|node| node.idle()).collect();
+        idle.sort();
+        let limit = idle.get(MAX_IDLE).copied().unwrap_or(REMEMBERED).min(REMEMBERED);
+        self.by_key.retain(|_, same| {
+            same.retain(|node| node.idle().is_none_or(|idle| idle < limit));
+            !same.is_empty()
+        });
     }
-    idle.sort();
-    let limit = idle.get(MAX_IDLE).copied().unwrap_or(REMEMBERED).min(REMEMBERED);
-    if idle.last().is_none_or(|longest| *longest < limit) {
-        return;
-    }
-    sessions.retain(|_, same| {
-        same.retain(|node| node.state.lock().idle_since.is_none_or(|since| since.elapsed() < limit));
-        !same.is_empty()
-    });
 }
 
 impl NodeSession {
@@ -155,6 +165,11 @@ impl NodeSession {
         let conflicts = placement.conflicts.clone();
         let state = State { session, generation, conflicts, peer: Arc::clone(peer), idle_since: None };
         Self { key, state: Mutex::new(state) }
+    }
+
+    /// For how long it has had no stream.
+    fn idle(&self) -> Option<Duration> {
+        self.state.lock().idle_since.map(|since| since.elapsed())
     }
 
     fn status(&self) -> NodeStatus {

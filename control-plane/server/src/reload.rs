@@ -18,15 +18,14 @@ pub(crate) fn watch(folder: &Path) -> Changes {
 }
 
 /// Reads the directory as it changes, until the process is told to end.
-pub(crate) async fn until_terminated(control: &Arc<Control>, mut changes: Option<Changes>) -> std::io::Result<()> {
-    let mut signals = Signals::new()?;
+pub(crate) async fn until_terminated(control: &Arc<Control>, mut signals: Signals, mut changes: Option<Changes>) {
     loop {
         let signal = tokio::select! {
             signal = signals.next() => Some(signal),
             () = changed(changes.as_mut()) => None,
         };
         match signal {
-            Some(Signal::Terminate) => return Ok(()),
+            Some(Signal::Terminate) => return,
             Some(Signal::ReopenLogs) => {}
             Some(Signal::Reload) | None => read(control).await,
         }

@@ -57,8 +57,20 @@ fn finish(mut reader: Reader, node: &Node, message: &DynamicMessage) -> Result<V
         return Ok(encoded.bytes);
     }
     reader.problems.sort_by_key(|problem| problem.at);
-    reader.problems.truncate(MAX_PROBLEMS);
+    if reader.problems.len() >= MAX_PROBLEMS {
+        reader.problems.truncate(MAX_PROBLEMS);
+        let reason = format!("there are more mistakes than the {MAX_PROBLEMS} listed");
+        reader.problems.push(Problem { at: node.at, path: String::new(), reason });
+    }
     Err(reader.problems)
+}
+
+/// The message that a tree spells, encoded, whether it is valid or not.
+#[cfg(test)]
+pub(crate) fn unchecked(node: &Node, descriptor: &MessageDescriptor) -> Result<Vec<u8>, Vec<Problem>> {
+    let mut reader = Reader::default();
+    let message = reader.message(node, descriptor);
+    if reader.problems.is_empty() { Ok(wire::encode(&message).bytes) } else { Err(reader.problems) }
 }
 
 /// Whether one path is the other or begins it.

@@ -1,4 +1,6 @@
 use proptest::prelude::*;
+use prost::Message as _;
+use prost_reflect::{Kind, MapKey, MessageDescriptor, Value as Field};
 use serde_json::{Value, json};
 
 use super::*;
@@ -216,6 +218,115 @@ fn names_of_resources() {
         assert_eq!(resource_name(&any.type_url, &any.value).as_deref(), name, "name of {yaml}");
     }
     assert_eq!(resource_name(crate::type_url::CLUSTER, b"\x0a\xff"), None, "bytes that do not decode have no name");
+}
+
+/// A message with about every field set, by a descriptor: nested as deep as `depth` says, and where a oneof has a choice,
+/// by `seed`.
+fn filled(descriptor: &MessageDescriptor, depth: usize, seed: u64) -> DynamicMessage {
+    let mut message = DynamicMessage::new(descriptor.clone());
+    if descriptor.full_name() == "google.protobuf.Any" {
+        message.set_field_by_number(1, Field::String("example.com/un.Known".into()));
+        message.set_field_by_number(2, Field::Bytes(seed.to_be_bytes().to_vec().into()));
+        return message;
+    }
+    for field in descriptor.fields() {
+        let alternatives = field.containing_oneof().map_or(1, |oneof| oneof.fields().len() as u64);
+        let chosen = field
+            .containing_oneof()
+            .is_none_or(|oneof| oneof.fields().position(|one| one == field) == Some((seed % alternatives) as usize));
+        let nested = matches!(field.kind(), Kind::Message(_));
+        if !chosen || (nested && depth == 0 && field.containing_oneof().is_none()) {
+            continue;
+        }
+        let seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(u64::from(field.number()));
+        if field.is_map() {
+            let kind = field.kind();
+            let entry = kind.as_message().unwrap();
+            let key = match sample(&entry.map_entry_key_field().kind(), depth, seed) {
+                Field::String(key) => MapKey::String(key),
+                Field::U32(key) => MapKey::U32(key),
+                Field::I32(key) => MapKey::I32(key),
+                Field::U64(key) => MapKey::U64(key),
+                Field::I64(key) => MapKey::I64(key),
+                Field::Bool(key) => MapKey::Bool(key),
+                other => panic!("{other:?} is no key of a map"),
+            };
+            let value = sample(&entry.map_entry_value_field().kind(), depth, seed);
+            message.set_field(&field, Field::Map([(key, value)].into()));
+        } else if field.is_list() {
+            message.set_field(&field, Field::List(vec![sample(&field.kind(), depth, seed)]));
+        } else {
+            message.set_field(&field, sample(&field.kind(), depth, seed));
+        }
+    }
+    message
+}
+
+fn sample(kind: &Kind, depth: usize, seed: u64) -> Field {
+    let small = u32::try_from(seed >> 40).unwrap();
+    match kind {
+        Kind::Bool => Field::Bool(true),
+        Kind::Double => Field::F64(f64::from(small) / 7.0),
+        #[expect(clippy::cast_precision_loss, reason = "any float will do")]
+        Kind::Float => Field::F32(small as f32 / 7.0),
+        Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => Field::I32(-i32::try_from(small).unwrap()),
+        Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => Field::I64(i64::MIN + i64::from(small)),
+        Kind::Uint32 | Kind::Fixed32 => Field::U32(small),
+        Kind::Uint64 | Kind::Fixed64 => Field::U64(seed),
+        Kind::String => Field::String(format!("s \"\u{e4}\n{small}")),
+        Kind::Bytes => Field::Bytes(seed.to_le_bytes().to_vec().into()),
+        Kind::Enum(descriptor) => {
+            let values: Vec<i32> = descriptor.values().map(|value| value.number()).collect();
+            Field::EnumNumber(values[small as usize % values.len()])
+        }
+        Kind::Message(descriptor) => match descriptor.full_name() {
+            "google.protobuf.Duration" | "google.protobuf.Timestamp" => {
+                let mut time = DynamicMessage::new(descriptor.clone());
+                time.set_field_by_number(1, Field::I64(i64::from(small)));
+                time.set_field_by_number(2, Field::I32(1_000_000 * i32::try_from(small % 1000).unwrap()));
+                Field::Message(time)
+            }
+            // A JSON value of its own is tested below.
+            "google.protobuf.Struct" | "google.protobuf.Value" | "google.protobuf.ListValue" => {
+                let text = if descriptor.full_name().ends_with("ListValue") { "[1, null, {}]" } else { "{a: [x]}" };
+                let tree = parse(text.as_bytes(), Syntax::Yaml, &Limits::default()).unwrap().remove(0);
+                let bytes = read::unchecked(&tree, descriptor).unwrap();
+                Field::Message(DynamicMessage::decode(descriptor.clone(), bytes.as_slice()).unwrap())
+            }
+            _ => Field::Message(if depth == 0 {
+                DynamicMessage::new(descriptor.clone())
+            } else {
+                filled(descriptor, depth - 1, seed)
+            }),
+        },
+    }
+}
+
+/// Message to JSON to message, by all descriptors that there are: Envoy's whole API and ours.
+#[test]
+fn every_message_of_the_api_survives_the_round_trip() {
+    let mut count = 0;
+    for descriptor in pool::pool().all_messages().filter(|message| !message.is_map_entry()) {
+        let name = descriptor.full_name().to_owned();
+        // What describes the API is proto2 and stands in no resource.
+        let special = ["google.protobuf.", "validate.", "envoy.annotations.", "google.api.", "udpa.annotations."];
+        if special.iter().any(|prefix| name.starts_with(prefix)) {
+            continue;
+        }
+        for seed in 0..6 {
+            // Once encoded, so that zeros that were set by hand are as unset as they are.
+            let bytes = filled(&descriptor, 1, seed).encode_to_vec();
+            let message = DynamicMessage::decode(descriptor.clone(), bytes.as_slice()).unwrap();
+            let value = dynamic_to_json(&message, Secrets::Show);
+            let tree = parse(value.to_string().as_bytes(), Syntax::Json, &Limits::default()).unwrap().remove(0);
+            let bytes = read::unchecked(&tree, &descriptor)
+                .unwrap_or_else(|problems| panic!("{name}: {problems:?} in {value:#}"));
+            let back = DynamicMessage::decode(descriptor.clone(), bytes.as_slice()).unwrap();
+            assert!(back == message, "{name} with seed {seed} came back different by way of {value:#}");
+        }
+        count += 1;
+    }
+    assert!(count > 1400, "expected the whole API, saw {count} messages");
 }
 
 /// Trees of JSON values for a `google.protobuf.Struct`.
