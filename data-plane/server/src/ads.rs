@@ -7,6 +7,8 @@ mod connect;
 mod files;
 mod metrics;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -29,11 +29,11 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-pub(crate) use self::judge::{Judged, judge};
+pub(crate) use self::judge::judge;
 use self::persist::StateDir;
 pub(crate) use self::references::{kind_of, type_url_of};
 pub(crate) use self::stage::Batch;
-use self::stage::Stage;
+use self::stage::{Key, Stage};
 use crate::ads::Metrics;
 use crate::apply::{ApplyHandle, Kind};
 use crate::inventory::{Given, Inventory};
@@ -62,15 +62,6 @@ pub(crate) type ClientTls = Arc<dyn Fn(&UpstreamTls) -> Result<Arc<rustls::Clien
 #[derive(Debug, Clone)]
 pub(crate) struct Configuration {
     shared: Arc<Shared>,
-}
-
-/// What a client of the control plane says about one type, for CSDS and the admin page.
-#[derive(Debug, Clone)]
-pub(crate) struct Waiting {
-    pub(crate) kind: Kind,
-    pub(crate) name: Name,
-    /// `Secret edge-cert`, `RouteConfiguration routes`.
-    pub(crate) on: Vec<String>,
 }
 
 /// Loads the cache, puts it in force, and subscribes to everything that the bootstrap says comes from elsewhere. Static
@@ -175,16 +166,19 @@ impl Configuration {
     pub(crate) fn unreachable(&self) {
         self.shared.failed_once.send_replace(true);
     }
-
-    /// Accepted resources that are not in force yet, and what each waits for.
-    #[expect(dead_code, reason = "the admin interface shows the inventory's view of it so far")]
-    pub(crate) fn warming(&self) -> Vec<Waiting> {
-        let warming = self.shared.stage.lock().warming(self.now());
-        warming.into_iter().map(|((kind, name), on)| Waiting { kind, name, on }).collect()
-    }
 }
 
 impl Shared {
+    /// Accepted resources that are not in force yet: `Listener edge waits for Secret edge-cert`.
+    fn warming(&self) -> Vec<String> {
+        let warming = self.stage.lock().warming(self.started.elapsed());
+        let line = |((kind, name), on): (Key, Vec<String>)| {
+            let short = culvert_api::type_url::short_name(type_url_of(kind));
+            format!("{short} {name} waits for {}", on.join(", "))
+        };
+        warming.into_iter().map(line).collect()
+    }
+
     fn changed(&self) {
         self.wanted.send_modify(|count| *count += 1);
         self.work.notify_one();
@@ -263,7 +257,8 @@ async fn release_when_ready(shared: Arc<Shared>, ready: ReadinessBlocker) {
         }
     };
     if tokio::time::timeout(READY_TIME, settled).await.is_err() {
-        tracing::warn!(within = ?READY_TIME, "no complete dynamic configuration yet; ready without it");
+        let waiting = shared.warming().join("; ");
+        tracing::warn!(within = ?READY_TIME, waiting, "no complete dynamic configuration yet; ready without it");
     }
     drop(ready);
 }

@@ -4,7 +4,6 @@
 //! waits for a response to be applied**, and what it has to send is bounded by the number of types.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_api::envoy::config::core::v3::{BuildVersion, Node, node};
@@ -306,7 +305,7 @@ fn node_of(sources: &Sources) -> Node {
 fn put_metadata(metadata: &mut MetadataMap, grpc: &GrpcSource) {
     for (name, value) in &grpc.metadata {
         match (MetadataKey::from_bytes(name.as_bytes()), value.parse()) {
-            (Ok(name), Ok(value)) => _ = metadata.insert(name, value),
+            (Ok(name), Ok(value)) => drop(metadata.insert(name, value)),
             _ => tracing::warn!(%name, "initial_metadata is left out: not text that gRPC carries"),
         }
     }

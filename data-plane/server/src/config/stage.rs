@@ -177,10 +177,11 @@ impl Stage {
     }
 
     fn accept(&mut self, key: Key, resource: Resource, given: Given, now: Duration, cached: bool) {
-        let slot = self.slots.entry(key.clone()).or_default();
+        let (kind, name) = (key.0, Arc::clone(&key.1));
+        let slot = self.slots.entry(key).or_default();
         if slot.fixed {
-            let short = culvert_api::type_url::short_name(type_url_of(key.0));
-            tracing::warn!("{short}/{}: ignored, a static resource has that name", key.1);
+            let short = culvert_api::type_url::short_name(type_url_of(kind));
+            tracing::warn!("{short}/{name}: ignored, a static resource has that name");
             return;
         }
         let same = slot.wanted.as_ref().is_some_and(|wanted| wanted.resource == resource);

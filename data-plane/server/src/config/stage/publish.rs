@@ -80,7 +80,7 @@ impl Stage {
     /// When [`Stage::publish`] has to look again although nothing arrived.
     pub(crate) fn next_look(&self, now: Duration) -> Option<Duration> {
         let nothing = BTreeSet::new();
-        let pending = self.slots.iter().filter_map(|(_, slot)| slot.wanted.as_ref().filter(|_| slot.is_pending()));
+        let pending = self.slots.values().filter(|slot| slot.is_pending()).filter_map(|slot| slot.wanted.as_ref());
         let timeouts = pending.flat_map(|candidate| {
             let waits = self.waits(candidate, now, &nothing);
             waits.into_iter().filter_map(|(_, until)| until)
