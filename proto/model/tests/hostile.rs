@@ -132,6 +132,26 @@ impl Filler<'_> {
     }
 }
 
+/// The filler must get past the first checks, or the properties below would hold of nothing.
+#[test]
+fn the_filler_reaches_values_and_deep_findings() {
+    let mut rng = TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha);
+    let (mut values, mut deepest) = (0, 0);
+    for round in 0_u32..3000 {
+        let url = RESOURCES[rng.next_u32() as usize % RESOURCES.len()];
+        let bytes = filled(type_url::message_name(url), 2 + round % 43, &mut rng);
+        match parse_any(url, &bytes).value {
+            Ok(_) => values += 1,
+            Err(errors) => {
+                let depths = errors.iter().map(|error| error.path.matches('.').count());
+                deepest = deepest.max(depths.max().unwrap_or_default());
+            }
+        }
+    }
+    assert!(values > 20, "only {values} of 3000 messages were accepted");
+    assert!(deepest >= 8, "no finding lies deeper than {deepest} fields");
+}
+
 /// A refusal says why, a value comes without reasons against it.
 fn sound<T>(parsed: &Parsed<T>) {
     if let Err(errors) = &parsed.value {

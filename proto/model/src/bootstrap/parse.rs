@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use culvert_api::culvert::tunnel::v1::TunnelAgents;
 use culvert_api::envoy::config::bootstrap::v3 as api;
+use culvert_api::envoy::config::core::v3::address::Address;
+use culvert_api::envoy::config::core::v3::socket_address::PortSpecifier;
+use culvert_api::envoy::config::listener::v3::Listener as ListenerMessage;
 use prost::{Message as _, Name as _};
 
 use super::{Admin, Bootstrap, Dynamic, Node, references};
@@ -33,9 +36,8 @@ pub(super) fn bootstrap(report: &mut Report, message: &api::Bootstrap) -> Option
             .items("clusters", &statics.clusters, |report, message| cluster::cluster(report, message).map(Arc::new));
         let secrets =
             report.items("secrets", &statics.secrets, |report, message| secret::secret(report, message).map(Arc::new));
-        let listeners = report.items("listeners", &statics.listeners, |report, message| {
-            listener::listener(report, message).map(Arc::new)
-        });
+        let listeners = report
+            .items("listeners", &statics.listeners, |report, message| static_listener(report, message).map(Arc::new));
         distinct(report, "clusters", clusters.iter().map(|cluster| &cluster.name));
         distinct(report, "secrets", secrets.iter().map(|secret| &secret.name));
         distinct(report, "listeners", listeners.iter().map(|listener| &listener.name));
@@ -62,6 +64,22 @@ pub(super) fn bootstrap(report: &mut Report, message: &api::Bootstrap) -> Option
     };
     references::check(report, message, &bootstrap);
     Some(bootstrap)
+}
+
+/// Envoy: a static listener may have no name. Its address then names it, so that logs and statistics can.
+fn static_listener(report: &mut Report, message: &ListenerMessage) -> Option<Listener> {
+    let address = message.address.as_ref().and_then(|address| address.address.as_ref());
+    match address {
+        Some(Address::SocketAddress(socket)) if message.name.is_empty() => {
+            let port = match socket.port_specifier {
+                Some(PortSpecifier::PortValue(port)) => port,
+                _ => 0,
+            };
+            let name = format!("{}:{port}", socket.address);
+            listener::listener(report, &ListenerMessage { name, ..message.clone() })
+        }
+        _ => listener::listener(report, message),
+    }
 }
 
 #[expect(deprecated, reason = "access_log_path is still used")]

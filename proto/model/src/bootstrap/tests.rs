@@ -161,13 +161,17 @@ fn an_envoy_bootstrap_runs_unmodified() {
         "common_tls_context": {"alpn_protocols": ["h2", "http/1.1"],
             "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
             "tls_certificates": [{"certificate_chain": {"filename": "/c.pem"}, "private_key": {"filename": "/k.pem"}}]}}});
-    let listener = json!({"name": "l1", "address": {"socket_address": {"address": "127.0.0.1", "port_value": 1}},
+    let listener = json!({"address": {"socket_address": {"address": "127.0.0.1", "port_value": 1}},
         "filter_chains": [{"transport_socket": tls, "filters": [
             {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}]});
     let json = json!({"node": {"id": "envoy", "cluster": "envoy"},
         "static_resources": {"listeners": [listener], "clusters": [backend]}});
     let parsed = parse(&message(&json));
     let bootstrap = good(&parsed, "the bootstrap");
+    assert_eq!(
+        &*bootstrap.listeners[0].name, "127.0.0.1:1",
+        "a static listener without a name is named by its address"
+    );
     let chain = &bootstrap.listeners[0].filter_chains[0];
     assert!(chain.tls.is_some(), "TLS is terminated");
     assert!(matches!(chain.filter, NetworkFilter::Http(_)), "HTTP is served");
