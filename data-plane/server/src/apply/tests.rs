@@ -2,13 +2,17 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::Parser;
+
 use culvert_model::listener::{FilterChain, FilterChainMatch, Listener, NetworkFilter};
+use culvert_model::route::{HeaderMutations, RouteConfiguration};
 use culvert_model::secret::{Secret, SecretKind};
-use culvert_model::tls::DownstreamTls;
+use culvert_model::source::DataSource;
+use culvert_model::tls::{DownstreamTls, SecretRef, TlsCertificate};
 use culvert_model::tunnel::{TunnelProtocol, TunnelServer};
 use culvert_proxy::{TunnelHosting, Worker};
 use culvert_runtime::drain::Trigger;
-use culvert_runtime::telemetry::ScopePath;
+use culvert_runtime::telemetry::{ScopePath, Value};
 use culvert_runtime::workers::Workers;
 use culvert_upstream::WorkerPools;
 
@@ -190,4 +194,74 @@ async fn a_listener_without_an_address_binds_nothing() {
     assert_eq!(site.apply(vec![set(listener("hosting", "", "h"))]).await, [Ok(Applied::Active)], "it hosts tunnels");
     assert_eq!(site.bound("hosting"), None, "no address");
     assert!(site.slot("hosting").current().is_some(), "its chains are in force");
+}
+
+#[tokio::test]
+async fn certificate_files_rotate_and_a_bad_one_keeps_the_old() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |(chain, key): &(String, String)| {
+        std::fs::write(dir.path().join("chain.pem"), chain).unwrap();
+        std::fs::write(dir.path().join("key.pem"), key).unwrap();
+    };
+    let (one, two) = (certificate("edge.test"), certificate("edge.test"));
+    write(&one);
+    let source = |name: &str| DataSource::File { path: dir.path().join(name), watched_directory: None };
+    let of_files = TlsCertificate { chain: source("chain.pem"), key: source("key.pem") };
+    let context = common(vec![SecretRef::Inline(of_files)]);
+    let mut tls = listener("a", ANY, "one");
+    let mut chain = (*tls.filter_chains[0]).clone();
+    chain.tls = Some(Arc::new(DownstreamTls { common: context, require_client_certificate: false }));
+    tls.filter_chains = vec![Arc::new(chain)];
+
+    let mut site = Site::new();
+    assert_eq!(site.apply(vec![set(tls)]).await, [Ok(Applied::Active)], "the files are there");
+    let presented = |site: &Site| site.overview.certificates.lock()["listener a"].presented[0].sha256.clone();
+    let first = presented(&site);
+    write(&two);
+    site.applier.refresh().await;
+    let second = presented(&site);
+    assert_ne!(first, second, "the new certificate is in force");
+    write(&(one.0.clone(), two.1.clone()));
+    site.applier.refresh().await;
+    assert_eq!(presented(&site), second, "a key that does not fit changes nothing");
+    let samples = site.applier.process.registry.samples();
+    let rejected = samples.iter().find(|sample| sample.full_name() == "server.tls_update_rejected").unwrap();
+    assert_eq!(rejected.value, Value::Counter(1), "and is counted");
+}
+
+#[tokio::test]
+async fn a_listener_waits_for_its_routes_as_long_as_their_source_says() {
+    let yaml = r#"{static_resources: {clusters: [{name: c, type: STATIC}], listeners: [{name: a, address: {socket_address: {address: 127.0.0.1, port_value: 0}},
+        filter_chains: [{filters: [{name: h, typed_config: {
+            "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager,
+            stat_prefix: h, rds: {route_config_name: r, config_source: {ads: {}, resource_api_version: V3, initial_fetch_timeout: 0.2s}},
+            http_filters: [{name: router, typed_config: {
+                "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]}}]}]}]},
+        dynamic_resources: {ads_config: {api_type: GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: c}}]}}}"#;
+    let options = crate::options::Options::try_parse_from(["culvert-proxy", "--config-yaml", yaml]).unwrap();
+    let started = crate::bootstrap::load(&options);
+    let Ok(started) = started else { panic!("expected a good bootstrap, got {:#?}", started.err()) };
+    let by_rds = Arc::clone(&started.bootstrap.listeners[0]);
+    let mut site = Site::new();
+    let answers = site.apply(vec![Change::Set(Resource::Listener(Arc::clone(&by_rds)))]).await;
+    assert_eq!(answers, [Ok(Applied::Warming(vec!["routes r".to_owned()]))], "the routes are named");
+    tokio::time::timeout(Duration::from_secs(10), site.applier.listeners.due()).await.unwrap();
+    site.applier.listeners_due().await;
+    assert!(site.slot("a").current().is_some(), "it serves without them in the end");
+
+    let routes = RouteConfiguration {
+        name: "r".into(),
+        virtual_hosts: Vec::new(),
+        headers: HeaderMutations::default(),
+        most_specific_header_mutations_wins: false,
+        validate_clusters: false,
+        ignore_port_in_host: false,
+        max_direct_response_body: 4096,
+    };
+    let mut other = (*by_rds).clone();
+    other.name = "b".into();
+    let set_routes = Change::Set(Resource::Routes(Arc::new(routes)));
+    let answers = site.apply(vec![set(other), set_routes]).await;
+    assert!(matches!(answers[0], Ok(Applied::Warming(_))), "another listener of these routes, got {answers:?}");
+    assert!(site.slot("b").current().is_some(), "it serves as soon as they come");
 }
