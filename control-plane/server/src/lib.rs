@@ -33,6 +33,7 @@ use culvert_store::{Directory, Load, load};
 
 use args::{Args, Mode};
 use control::Control;
+use tonic::transport::Server;
 
 /// What a drain may take before the process ends regardless.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -44,6 +45,13 @@ pub fn run(args: &Args) -> ExitCode {
         say(&format!("error: {mistake}\n"));
         return ExitCode::from(2);
     }
+    let server = match listen::builder(args) {
+        Ok(server) => server,
+        Err(mistake) => {
+            say(&format!("error: {mistake:#}\n"));
+            return ExitCode::from(2);
+        }
+    };
     // Before the first reading: no change is missed.
     let changes = (args.mode == Mode::Serve && args.watch).then(|| reload::watch(&args.config));
     let first = load(&args.config, args.options(), &Directory::default());
@@ -60,7 +68,7 @@ pub fn run(args: &Args) -> ExitCode {
     };
     process::install_panic_hook();
     process::raise_open_files();
-    let result = serve(args, first, changes);
+    let result = serve(args, server, first, changes);
     if let Err(error) = &result {
         tracing::error!("{error:#}");
     }
@@ -69,14 +77,14 @@ pub fn run(args: &Args) -> ExitCode {
 }
 
 /// Serves until SIGTERM or SIGINT.
-fn serve(args: &Args, first: Load, changes: Option<Changes>) -> anyhow::Result<()> {
+fn serve(args: &Args, server: Server, first: Load, changes: Option<Changes>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     let result = runtime.block_on(async {
         // Before anybody can find us: a signal must never meet the default action.
         let signals = Signals::new().context("cannot handle signals")?;
         let (trigger, watch) = drain::channel();
         let control = Arc::new(Control::new(args, first));
-        let running = listen::start(args, &control, &watch).await?;
+        let running = listen::start(args, server, &control, &watch).await?;
         reload::until_terminated(&control, signals, changes).await;
         tracing::info!("draining");
         control.stop();

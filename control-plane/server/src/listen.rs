@@ -13,7 +13,7 @@ use culvert_runtime::sockets::{ListenOptions, bind};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{Router, TcpIncoming};
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -52,11 +52,21 @@ impl Running {
 }
 
 /// Binds both sockets, writes their addresses where they are wanted, and serves.
-pub(crate) async fn start(args: &Args, control: &Arc<Control>, drain: &Watch) -> anyhow::Result<Running> {
-    let tls = tls(args)?;
+pub(crate) async fn start(
+    args: &Args,
+    builder: Server,
+    control: &Arc<Control>,
+    drain: &Watch,
+) -> anyhow::Result<Running> {
+    if args.tls_cert.is_none() && !args.listen.ip().is_loopback() {
+        tracing::warn!(
+            "--listen {}: plaintext beyond this machine; anybody can ask for any node's resources",
+            args.listen
+        );
+    }
     let (grpc_socket, grpc_address) = listen(args.listen).context("--listen")?;
     let (admin_socket, admin_address) = listen(args.admin).context("--admin")?;
-    let server = server(tls, control, drain).await?;
+    let server = services(builder, control, drain).await?;
     let stop = drain.clone();
     let incoming = TcpIncoming::from(grpc_socket).with_nodelay(Some(true));
     let grpc = tokio::spawn(async move {
@@ -92,28 +102,25 @@ fn write_address(path: Option<&Path>, address: SocketAddr) -> anyhow::Result<()>
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn tls(args: &Args) -> anyhow::Result<Option<ServerTlsConfig>> {
-    let (Some(cert), Some(key)) = (&args.tls_cert, &args.tls_key) else { return Ok(None) };
+/// The server's settings, TLS among them.
+///
+/// # Errors
+/// A file of TLS cannot be read or makes no sense.
+pub(crate) fn builder(args: &Args) -> anyhow::Result<Server> {
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION);
+    let (Some(cert), Some(key)) = (&args.tls_cert, &args.tls_key) else { return Ok(server) };
     let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let mut tls = ServerTlsConfig::new().identity(Identity::from_pem(read(cert)?, read(key)?));
     if let Some(authority) = &args.tls_client_ca {
         tls = tls.client_ca_root(Certificate::from_pem(read(authority)?));
     }
-    Ok(Some(tls))
+    server.tls_config(tls).context("--tls-cert, --tls-key, --tls-client-ca")
 }
 
-async fn server(
-    tls: Option<ServerTlsConfig>,
-    control: &Arc<Control>,
-    drain: &Watch,
-) -> anyhow::Result<tonic::transport::server::Router> {
-    let mut server = Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION);
-    if let Some(tls) = tls {
-        server = server.tls_config(tls).context("--tls-cert, --tls-key, --tls-client-ca")?;
-    }
+async fn services(mut server: Server, control: &Arc<Control>, drain: &Watch) -> anyhow::Result<Router> {
     let (health, health_service) = tonic_health::server::health_reporter();
     follow_readiness(control, health).await;
     let csds = Csds { control: Arc::clone(control), drain: drain.clone() };

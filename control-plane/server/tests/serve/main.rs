@@ -238,6 +238,8 @@ async fn a_bad_directory_at_the_start_ends_the_process_with_all_errors() {
     let good = Folder::new(&[("a.yaml", &cluster("a", 1))]);
     let (code, text) = good.run(&["--mode", "validate"]).await;
     assert_eq!((code, text.contains("1 resources in 1 files are good")), (Some(0), true), "{text}");
+    let (code, text) = good.run(&["--tls-cert", "/nonexistent", "--tls-key", "/nonexistent"]).await;
+    assert_eq!((code, text.contains("cannot read /nonexistent")), (Some(2), true), "{text}");
     let (code, text) = good.run(&["--admin", "0.0.0.0:0"]).await;
     assert_eq!((code, text.contains("use a loopback address")), (Some(2), true), "{text}");
 }
@@ -326,5 +328,31 @@ async fn over_mutual_tls_a_node_is_who_its_certificate_says() {
     assert_eq!(stream.next().await.resources.len(), 1);
     let nodes = daemon.get("/nodes").await;
     assert!(nodes.contains("\"certificate\": \"spiffe://culvert.test/node/n\""), "{nodes}");
+    daemon.terminate().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_does_not_answer_gets_the_latest_later_and_delays_nobody() {
+    let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
+    let daemon = Daemon::start(&folder, &[]).await;
+    let (mut mute, mut quick) = (daemon.sotw().await, daemon.sotw().await);
+    for (stream, id) in [(&mute, "mute"), (&quick, "quick")] {
+        stream.send(DiscoveryRequest { node: node(id), type_url: CLUSTER.into(), ..Default::default() }).await;
+    }
+    let unanswered = mute.next().await;
+    let first = quick.next().await;
+    quick.answer(&first, None).await;
+    for round in 2..=6 {
+        folder.write("a.yaml", &cluster("a", round));
+        let response = quick.next().await;
+        assert_eq!(seconds(&response.resources[0]), i64::from(round));
+        quick.answer(&response, None).await;
+    }
+    assert!(mute.is_quiet().await, "one response at a time");
+    mute.answer(&unanswered, None).await;
+    let latest = mute.next().await;
+    assert_eq!(seconds(&latest.resources[0]), 6, "nothing in between is kept for it");
+    mute.answer(&latest, None).await;
+    assert!(mute.is_quiet().await, "and nothing comes after it");
     daemon.terminate().await;
 }
