@@ -91,6 +91,9 @@ impl Publisher {
                 tracing::info!("{short}/{name}: warming, waits for {}", on.join(", "));
                 inventory.warming(type_url, name, given.clone());
             }
+            (Ok(_), None) if matches!(step.change, Change::Set(_)) => {
+                tracing::info!("{short}/{name}: did not come; an empty one stands in for it");
+            }
             (Ok(_), None) => {
                 tracing::debug!("{short}/{name}: removed");
                 inventory.removed(type_url, name);
@@ -99,7 +102,7 @@ impl Publisher {
                 tracing::warn!("{short}/{name}: accepted and cannot be applied: {error}");
                 inventory.refused(type_url, name, given.clone(), error.to_string());
             }
-            (Err(error), None) => tracing::warn!("{short}/{name}: cannot be removed: {error}"),
+            (Err(error), None) => tracing::warn!("{short}/{name}: cannot be changed: {error}"),
         }
     }
 }

@@ -6,8 +6,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_api::envoy::config::route::v3::RouteConfiguration;
 use culvert_model::Name;
-use culvert_model::resource::Resource;
+use culvert_model::resource::{Resource, parse_any};
+use prost::Message;
 
 use super::{Candidate, Key, Stage};
 use crate::apply::{Change, Kind};
@@ -29,6 +31,7 @@ pub(crate) struct Publication {
 pub(crate) struct Step {
     pub(crate) key: Key,
     pub(crate) change: Change,
+    /// As it came. `None`: a removal, or a stand-in for what did not come.
     pub(crate) given: Option<Given>,
     since: Duration,
 }
@@ -41,6 +44,10 @@ impl Stage {
         self.sweep(now);
         let mut publication = Publication::default();
         let mut coming = BTreeSet::new();
+        let missing: Vec<Key> = self.missing.iter().filter(|key| key.0 == Kind::Routes).cloned().collect();
+        for key in missing {
+            self.stand_in(&key, now, &mut coming, &mut publication);
+        }
         for kind in ORDER {
             self.publish_kind(kind, now, &mut coming, &mut publication);
         }
@@ -118,6 +125,9 @@ impl Stage {
             }
             let waits = self.waits(&wanted, now, coming);
             if waits.is_empty() {
+                for reference in references::of(&wanted.resource).into_iter().filter(|r| r.kind == Kind::Routes) {
+                    self.stand_in(&(Kind::Routes, reference.name), now, coming, publication);
+                }
                 let change = Change::Set(wanted.resource);
                 publication.steps.push(Step { key: key.clone(), change, given: Some(given), since: wanted.since });
                 coming.insert(key);
@@ -126,6 +136,21 @@ impl Stage {
                 publication.waiting.push((key, given, waits.into_iter().map(|(what, _)| what).collect()));
             }
         }
+    }
+
+    /// Routes that were waited for in vain are none: their listener answers 404 until they come (as Envoy's does).
+    fn stand_in(&mut self, key: &Key, now: Duration, coming: &mut BTreeSet<Key>, publication: &mut Publication) {
+        if coming.contains(key)
+            || self.slots.get(key).is_some_and(|slot| slot.active.is_some() || slot.wanted.is_some())
+        {
+            return;
+        }
+        let empty = RouteConfiguration { name: key.1.to_string(), ..RouteConfiguration::default() };
+        let Ok(resource) = parse_any(type_url_of(Kind::Routes), &empty.encode_to_vec()).value else { return };
+        let candidate = Candidate { resource: resource.clone(), given: None, since: now };
+        self.slots.entry(key.clone()).or_default().wanted = Some(candidate);
+        publication.steps.push(Step { key: key.clone(), change: Change::Set(resource), given: None, since: now });
+        coming.insert(key.clone());
     }
 
     /// What a candidate waits for, each with the time at which it no longer does.

@@ -4,9 +4,11 @@ use culvert_api::document::{self, Syntax};
 use culvert_api::envoy::config::bootstrap::v3 as bootstrap_api;
 
 use super::*;
+use crate::apply::Change;
 use crate::config::judge;
 
-/// A stage and its clock. Everything published is applied at once, and shown as `+Kind name` or `-Kind name`.
+/// A stage and its clock. Everything published is applied at once, and shown as `+Kind name`, `-Kind name`,
+/// or `0Kind name` for an empty stand-in.
 struct World {
     stage: Stage,
     now: Duration,
@@ -56,7 +58,11 @@ impl World {
                 return seen.join(" ");
             }
             for step in &publication.steps {
-                let sign = if step.given.is_some() { '+' } else { '-' };
+                let sign = match &step.change {
+                    Change::Set(_) if step.given.is_some() => '+',
+                    Change::Set(_) => '0',
+                    Change::Remove { .. } => '-',
+                };
                 seen.push(format!("{sign}{:?} {}", step.key.0, step.key.1));
                 self.stage.applied(step, true);
             }
@@ -167,7 +173,11 @@ fn waiting_ends_with_the_initial_fetch_timeout() {
     world.pass(14);
     assert_eq!(world.publish(), "");
     world.pass(1);
-    assert_eq!(world.publish(), "+Cluster c +Listener l");
+    assert_eq!(world.publish(), "+Cluster c 0Routes r +Listener l");
+    world.receive(Kind::Routes, &[&routes("r", "c")]);
+    assert_eq!(world.publish(), "+Routes r");
+    world.receive_batch(Kind::Listener, &[], &["l"], true);
+    assert_eq!(world.publish(), "-Listener l -Routes r");
 }
 
 #[test]
@@ -179,7 +189,9 @@ fn what_does_not_exist_is_not_waited_for() {
     assert_eq!(world.publish(), "+Cluster c");
     world.receive(Kind::Listener, &[&listener("l", "r")]);
     world.receive_batch(Kind::Routes, &[], &["r"], false);
-    assert_eq!(world.publish(), "+Listener l");
+    assert_eq!(world.publish(), "0Routes r +Listener l");
+    world.receive_batch(Kind::Listener, &[], &["l"], true);
+    assert_eq!(world.publish(), "-Listener l -Routes r", "the stand-in goes too");
 }
 
 #[test]
