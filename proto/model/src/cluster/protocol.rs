@@ -91,12 +91,17 @@ fn options_of(report: &mut Report, config: &Any, tls: bool) -> Option<ProtocolOp
             return None;
         }
     };
-    let http1 = http1.map_or_else(Http1Options::default, options::http1);
-    let http2 = report.field(field, |report| both(report, http2));
+    let (http1, http2) = report.field(field, |report| (http1_options(report, http1), http2_options(report, http2)));
     Some(ProtocolOptions { protocol, common, http1, http2 })
 }
 
-fn both(report: &mut Report, http2: Option<&core::Http2ProtocolOptions>) -> Http2Options {
+fn http1_options(report: &mut Report, http1: Option<&core::Http1ProtocolOptions>) -> Http1Options {
+    http1.map_or_else(Http1Options::default, |http1| {
+        report.field("http_protocol_options", |report| options::http1(report, http1))
+    })
+}
+
+fn http2_options(report: &mut Report, http2: Option<&core::Http2ProtocolOptions>) -> Http2Options {
     http2.map_or_else(Http2Options::default, |http2| {
         report.field("http2_protocol_options", |report| options::http2(report, http2))
     })
@@ -112,14 +117,14 @@ fn explicit_config(
         Some(ProtocolConfig::HttpProtocolOptions(http1)) => Some(ProtocolOptions {
             protocol: UpstreamProtocol::Http1,
             common,
-            http1: options::http1(http1),
+            http1: http1_options(report, Some(http1)),
             http2: Http2Options::default(),
         }),
         Some(ProtocolConfig::Http2ProtocolOptions(http2)) => Some(ProtocolOptions {
             protocol: UpstreamProtocol::Http2,
             common,
             http1: Http1Options::default(),
-            http2: both(report, Some(http2)),
+            http2: http2_options(report, Some(http2)),
         }),
         // The coverage tables have refused it.
         Some(ProtocolConfig::Http3ProtocolOptions(_)) => None,
@@ -154,7 +159,7 @@ fn outdated(report: &mut Report, message: &api::Cluster) -> Option<ProtocolOptio
             (false, None) => UpstreamProtocol::Http1,
         },
         common,
-        http1: message.http_protocol_options.as_ref().map_or_else(Http1Options::default, options::http1),
-        http2: both(report, message.http2_protocol_options.as_ref()),
+        http1: http1_options(report, message.http_protocol_options.as_ref()),
+        http2: http2_options(report, message.http2_protocol_options.as_ref()),
     })
 }

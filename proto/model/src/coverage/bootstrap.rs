@@ -6,13 +6,13 @@ pub(super) const TABLE: &[Covered] = &[
     covered(
         "envoy.config.bootstrap.v3.Bootstrap",
         &[
+            warned(&["header_prefix"], "it is x-envoy"),
             honoured(&[
                 "node",
                 "static_resources",
                 "dynamic_resources",
                 "cluster_manager",
                 "admin",
-                "header_prefix",
                 "bootstrap_extensions",
             ]),
             carried(&["inline_headers"]),

@@ -103,7 +103,8 @@ pub(super) const TABLE: &[Covered] = &[
     covered(
         "envoy.extensions.filters.http.router.v3.Router",
         &[
-            honoured(&["suppress_envoy_headers", "respect_expected_rq_timeout"]),
+            warned(&["respect_expected_rq_timeout"], "the timeouts of the route hold"),
+            honoured(&["suppress_envoy_headers"]),
             carried(&["dynamic_stats"]),
             warned(
                 &[
@@ -135,13 +136,8 @@ pub(super) const TABLE: &[Covered] = &[
     covered(
         "envoy.config.core.v3.Http1ProtocolOptions",
         &[
-            honoured(&[
-                "allow_absolute_url",
-                "accept_http_10",
-                "default_host_for_http_10",
-                "allow_chunked_length",
-                "allow_custom_methods",
-            ]),
+            warned(&["allow_chunked_length"], "a message with both is always refused"),
+            honoured(&["allow_absolute_url", "accept_http_10", "default_host_for_http_10", "allow_custom_methods"]),
             carried(&["enable_trailers"]),
             warned(
                 &[

@@ -42,7 +42,11 @@ pub(crate) fn common(report: &mut Report, message: &api::HttpProtocolOptions) ->
 }
 
 /// Parses the `Http1ProtocolOptions` at hand.
-pub(crate) fn http1(message: &api::Http1ProtocolOptions) -> Http1Options {
+pub(crate) fn http1(report: &mut Report, message: &api::Http1ProtocolOptions) -> Http1Options {
+    // RFC 9112 §3.2.2: a server must accept the absolute form.
+    if message.allow_absolute_url == Some(false) {
+        report.warn_at("allow_absolute_url", "is false, and absolute URLs are served all the same");
+    }
     Http1Options {
         allow_absolute_url: message.allow_absolute_url,
         accept_http_10: message.accept_http_10,

@@ -30,6 +30,9 @@ pub(crate) fn connection_manager(
     let timers = timers(report, message);
     let common = message.common_http_protocol_options.unwrap_or_default();
     let common = report.field("common_http_protocol_options", |report| options::common(report, &common));
+    let http1 = message.http_protocol_options.as_ref().map_or_else(Http1Options::default, |message| {
+        report.field("http_protocol_options", |report| options::http1(report, message))
+    });
     let http2 = message.http2_protocol_options.as_ref().map_or_else(Http2Options::default, |message| {
         report.field("http2_protocol_options", |report| options::http2(report, message))
     });
@@ -53,7 +56,7 @@ pub(crate) fn connection_manager(
         stat_prefix: stat_prefix?,
         codec: codec?,
         routes: routes?,
-        http1: message.http_protocol_options.as_ref().map_or_else(Http1Options::default, options::http1),
+        http1,
         http2,
         server_name: server_name?,
         server_header: server_header?,

@@ -244,6 +244,11 @@ fn listeners_with_something_left_out() {
             ),
             (&filter(r#""is_optional": true"#), &inside("http_filters[0].typed_config"), "it is optional"),
             (&filter(r#""disabled": true"#), &inside("http_filters[0].typed_config"), "it is disabled"),
+            (
+                &manager(r#""http_protocol_options": {"allow_absolute_url": false}"#),
+                &inside("http_protocol_options.allow_absolute_url"),
+                "all the same",
+            ),
             (&manager(r#""tracing": {}"#), &inside("tracing"), "nothing is traced"),
             (
                 &manager(&format!(r#""access_log": [{{"name": "x", "typed_config": {NODE}}}]"#)),
