@@ -30,10 +30,10 @@ use culvert_runtime::log::LogControl;
 use culvert_runtime::process::Signals;
 use culvert_runtime::{drain, log, process};
 use culvert_store::{Directory, Load, load};
+use tonic::transport::Server;
 
 use args::{Args, Mode};
 use control::Control;
-use tonic::transport::Server;
 
 /// What a drain may take before the process ends regardless.
 const DRAIN: Duration = Duration::from_secs(10);

@@ -15,6 +15,9 @@ use crate::report::Finding;
 use crate::selector::Selector;
 use crate::{read, references};
 
+/// Errors, and warnings, that are listed: what has more is broken in one way many times.
+const MAX_FINDINGS: usize = 1000;
+
 /// How strict to be.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
@@ -59,6 +62,11 @@ pub fn load(root: &Path, options: Options, before: &Directory) -> Load {
     for findings in [&mut errors, &mut warnings] {
         findings.sort_by(|a, b| (&a.file, a.at, &a.path, &a.reason).cmp(&(&b.file, b.at, &b.path, &b.reason)));
         findings.dedup();
+        let more = findings.len().saturating_sub(MAX_FINDINGS);
+        if more > 0 {
+            findings.truncate(MAX_FINDINGS);
+            findings.push(Finding::whole(&root.into(), format!("and {more} more")));
+        }
     }
     let directory = errors.is_empty().then(|| Arc::new(place(drafts, before)));
     Load { directory, errors, warnings, files: texts.len() }

@@ -292,3 +292,11 @@ fn a_mounted_volume_is_read_through_its_links_once() {
     link("nowhere", "b.yaml");
     check(&folder.errors(), &["b.yaml: cannot be read"]);
 }
+
+#[test]
+fn a_mistake_made_many_times_does_not_fill_the_log() {
+    let many = "- {x: 1}\n".repeat(5000);
+    let errors = Folder::new(&[("a.yaml", &many)]).errors();
+    assert_eq!(errors.len(), 1001);
+    assert!(errors[1000].ends_with("and 4000 more"), "{}", errors[1000]);
+}
