@@ -69,6 +69,8 @@ impl Looked {
                 let stat_name = slot.config().map_or(cluster.name, |config| Arc::clone(&config.cluster.stat_name));
                 let path = ScopePath::cluster(stat_name);
                 slot.gauges(&mut |name, value| samples.push(Sample::gauge(path.clone(), name.to_owned(), value)));
+                let updates = slot.updates().read();
+                samples.extend(updates.map(|(name, value)| Sample::counter(path.clone(), name, value)));
             }
         }
     }

@@ -24,11 +24,13 @@ pub(crate) struct HostSet {
     levels: Box<[Level]>,
     loads: Loads,
     balancer: Balancer,
-    agents: HashMap<Arc<str>, Group, foldhash::fast::RandomState>,
+    agents: ByAgent<Group>,
     cursors: usize,
     /// Of 1,000,000: requests to drop, by the assignment's `drop_overloads`.
     drops: Box<[u32]>,
 }
+
+type ByAgent<T> = HashMap<Arc<str>, T, foldhash::fast::RandomState>;
 
 /// A host with what this generation says of it.
 #[derive(Debug, Clone)]
@@ -258,8 +260,8 @@ impl Build<'_> {
         u64::from(weight) * availability
     }
 
-    fn agents(&mut self, members: &[Member]) -> HashMap<Arc<str>, Group, foldhash::fast::RandomState> {
-        let mut by_name: HashMap<Arc<str>, Vec<(Arc<Host>, u32)>, foldhash::fast::RandomState> = HashMap::default();
+    fn agents(&mut self, members: &[Member]) -> ByAgent<Group> {
+        let mut by_name: ByAgent<Vec<(Arc<Host>, u32)>> = HashMap::default();
         for member in members.iter().filter(|member| member.health != Health::Draining) {
             if let Some(connection) = member.host.tunnel()
                 && !connection.claim().agent.is_empty()

@@ -103,7 +103,7 @@ impl WorkerPools {
     ) -> Result<TcpCheckout, UpstreamFailure> {
         let pool = self.pool(slot);
         match pool.start_tcp(context)? {
-            TcpStep::Ready(checkout) => Ok(checkout),
+            TcpStep::Ready(checkout) => Ok(*checkout),
             TcpStep::Open(open) => Box::pin(open.run_tcp(&self.clusters)).await,
             TcpStep::Wait(wait) => Box::pin(wait.whole()).await,
         }

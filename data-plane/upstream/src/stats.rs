@@ -60,6 +60,12 @@ pub enum ClusterMetric {
     TunnelQueueTimeout,
     SslHandshake,
     SslConnectionError,
+    /// TCP and TLS, in milliseconds.
+    CxConnectMs,
+    /// Life of connections, in milliseconds.
+    CxLengthMs,
+    /// Response times, in milliseconds; recorded by who knows when a request was complete.
+    RqTime,
 }
 
 impl ClusterMetric {
@@ -168,6 +174,9 @@ impl Metrics for ClusterMetric {
         counter("tunnel.queue_timeout"),
         counter("ssl.handshake"),
         counter("ssl.connection_error"),
+        histogram("upstream_cx_connect_ms"),
+        histogram("upstream_cx_length_ms"),
+        histogram("upstream_rq_time"),
     ];
     fn index(self) -> usize {
         self as usize
@@ -180,6 +189,10 @@ const fn counter(name: &'static str) -> Metric {
 
 const fn gauge(name: &'static str) -> Metric {
     Metric { name, kind: MetricKind::Gauge }
+}
+
+const fn histogram(name: &'static str) -> Metric {
+    Metric { name, kind: MetricKind::Histogram }
 }
 
 #[cfg(test)]
@@ -198,14 +211,11 @@ mod tests {
             (ClusterMetric::Rq5xx, "upstream_rq_5xx"),
             (ClusterMetric::LbHealthyPanic, "lb_healthy_panic"),
             (ClusterMetric::SslConnectionError, "ssl.connection_error"),
+            (ClusterMetric::RqTime, "upstream_rq_time"),
         ];
         for (metric, name) in pinned {
             assert_eq!(ClusterMetric::ALL[metric.index()].name, name, "name of {metric:?}");
         }
-        assert_eq!(
-            ClusterMetric::ALL.len(),
-            ClusterMetric::SslConnectionError.index() + 1,
-            "one name per member, no more"
-        );
+        assert_eq!(ClusterMetric::ALL.len(), ClusterMetric::RqTime.index() + 1, "one name per member, no more");
     }
 }

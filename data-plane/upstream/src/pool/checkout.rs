@@ -10,7 +10,7 @@ use culvert_http::{ClientExchange, Io, Version};
 use culvert_model::route::Priority;
 use culvert_model::tunnel::TunnelProtocol;
 
-use super::connection::Link;
+use super::connection::{Link, milliseconds};
 use super::host::{HostPool, Multiplexed};
 use crate::failure::{Exhausted, UpstreamFailure};
 use crate::host::{Host, HostMetric};
@@ -186,6 +186,11 @@ impl Checkout {
         self.count(ClusterMetric::RqCompleted);
         // Envoy: a host's success is any response but a 5xx.
         self.request.host.stats.block.inc(if status >= 500 { HostMetric::RqError } else { HostMetric::RqSuccess });
+    }
+
+    /// Records how long the response took (`upstream_rq_time`).
+    pub fn response_time(&self, time: Duration) {
+        self.request.host.stats.slot.block.record(ClusterMetric::RqTime, milliseconds(time));
     }
 
     /// Counts an event of the cluster on this worker.

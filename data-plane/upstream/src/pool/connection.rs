@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use culvert_model::route::Priority;
 use culvert_runtime::telemetry::Block;
@@ -84,6 +85,12 @@ impl Drop for Link {
     fn drop(&mut self) {
         self.stats.slot.block.dec(ClusterMetric::CxActive);
         self.stats.slot.block.inc(ClusterMetric::CxDestroy);
+        self.stats.slot.block.record(ClusterMetric::CxLengthMs, milliseconds(self.opened.elapsed()));
         self.stats.block.dec(HostMetric::CxActive);
     }
+}
+
+/// As histograms take it.
+pub(super) fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
 }

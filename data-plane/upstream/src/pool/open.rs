@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::PickContext;
 use super::checkout::{Checkout, Held, TcpCheckout};
-use super::connection::{ConnectionPermit, Link};
+use super::connection::{ConnectionPermit, Link, milliseconds};
 use super::dial::{self, Dialled, Offer, Wire};
 use super::host::{HostPool, Multiplexed};
 use super::slot::SlotPool;
@@ -135,7 +135,11 @@ impl Open {
     }
 
     async fn dial(&self) -> Result<Dialled, UpstreamFailure> {
+        let started = Instant::now();
         let outcome = dial::dial(&self.config, self.host.host(), self.offer).await;
+        if outcome.is_ok() {
+            self.host.stats.slot.block.record(ClusterMetric::CxConnectMs, milliseconds(started.elapsed()));
+        }
         if self.config.tls.is_some() && outcome.is_ok() {
             self.host.count(ClusterMetric::SslHandshake);
         }

@@ -41,7 +41,7 @@ pub(super) enum Step {
 
 /// As [`Step`], for TCP.
 pub(super) enum TcpStep {
-    Ready(TcpCheckout),
+    Ready(Box<TcpCheckout>),
     Open(Open),
     Wait(Wait),
 }
@@ -104,7 +104,8 @@ impl SlotPool {
         let picked = self.pick(context)?;
         match picked.tunnel {
             Some(Tunnel::Lent(lent)) => {
-                TcpCheckout::tunnel(picked.host, lent, context.priority, picked.least_request).map(TcpStep::Ready)
+                let checkout = TcpCheckout::tunnel(picked.host, lent, context.priority, picked.least_request)?;
+                Ok(TcpStep::Ready(Box::new(checkout)))
             }
             Some(Tunnel::Busy(first, among)) => {
                 let wait = Wait::new(picked.host, first, among, context, Rc::clone(self), picked.least_request);

@@ -77,8 +77,10 @@ async fn requests_at_the_same_time_have_connections_of_their_own() {
         for (index, checkout) in checkouts.iter_mut().enumerate() {
             assert_eq!(receive(checkout).await.unwrap(), format!("200 backend /{index}"), "its own response");
         }
+        let last = checkouts[2].local_address();
         drop(checkouts);
         let mut again = pools.checkout(&slot, &any()).await.unwrap();
+        assert_eq!(again.local_address(), last, "the one that came back last, so that the others can grow old");
         get(&mut again, "/").await.unwrap();
         assert_eq!(accepted.get(), 3, "connections that the backend saw");
     })
@@ -120,7 +122,7 @@ async fn a_connection_that_the_peer_closed_is_not_used_again() {
 }
 
 #[tokio::test]
-async fn a_stale_connection_fails_untouched_or_is_replaced() {
+async fn only_a_connection_that_has_served_can_be_stale() {
     on_worker(async {
         let (pools, slot, _accepted, _clusters) = http1(|_| {}).await;
         for round in 0..20 {
@@ -180,6 +182,22 @@ async fn connections_opened_in_another_way_and_to_hosts_that_went_are_not_used()
         clusters.remove("a");
         let gone = pools.checkout(&slot, &any()).await.unwrap_err();
         assert_eq!(gone, UpstreamFailure::NoCluster, "the cluster is gone");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn balancers_that_compare_load_see_it() {
+    use std::sync::atomic::Ordering;
+    on_worker(async {
+        let (pools, slot, _accepted, _clusters) =
+            http1(|config| config.balancer = culvert_model::cluster::Balancer::LeastRequest { choices: 2 }).await;
+        let mut first = pools.checkout(&slot, &any()).await.unwrap();
+        let second = pools.checkout(&slot, &any()).await.unwrap();
+        assert_eq!(first.host().load().load(Ordering::Relaxed), 2, "requests under way");
+        drop(second);
+        assert_eq!(first.host().load().load(Ordering::Relaxed), 1, "after one ended");
+        get(&mut first, "/").await.unwrap();
     })
     .await;
 }
