@@ -135,7 +135,7 @@ impl Buffer {
     /// Takes up to `count` bytes off the front and says where they stand.
     pub(crate) fn consume(&mut self, count: usize) -> Range<usize> {
         let from = self.start;
-        self.start = self.end.min(from + count);
+        self.start = self.end.min(from.saturating_add(count));
         from..self.start
     }
 

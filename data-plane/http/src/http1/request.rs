@@ -87,8 +87,9 @@ fn unknown_version(data: &[u8]) -> Result<Option<Parsed>, Refusal> {
     if line == b"PRI * HTTP/2.0" {
         return refuse(400, "HTTP/2 on an HTTP/1 listener");
     }
-    match line.rsplit(|&byte| byte == b' ').next() {
-        Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor])
+    let mut words = line.split(|&byte| byte == b' ').skip(2);
+    match (words.next(), words.next()) {
+        (Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor]), None)
             if major.is_ascii_digit() && minor.is_ascii_digit() =>
         {
             refuse(505, "unsupported HTTP version")

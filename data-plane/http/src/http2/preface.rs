@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::task::{Poll, ready};
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
@@ -12,6 +13,9 @@ use crate::server::ServerOptions;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// Longer than any timer is asked to run.
+const FOREVER: Duration = Duration::from_secs(86400 * 365);
+
 /// Reads until it is clear which it is (what was read stays in `buffer`); `None`: the connection ended, drained, or
 /// said nothing in time.
 pub(crate) async fn detect<F: Future<Output = ()>>(
@@ -20,10 +24,9 @@ pub(crate) async fn detect<F: Future<Output = ()>>(
     options: &ServerOptions,
     drain: &mut Drain<'_, F>,
 ) -> Option<bool> {
-    let far = Instant::now() + std::time::Duration::from_secs(86400 * 365);
-    let patience = options.idle_timeout.or(options.head_timeout);
-    let deadline = patience.and_then(|patience| Instant::now().checked_add(patience)).unwrap_or(far);
-    let mut timer = Box::pin(sleep_until(deadline));
+    let patience = options.idle_timeout.into_iter().chain(options.max_duration).min();
+    let patience = patience.unwrap_or(FOREVER).min(FOREVER);
+    let mut timer = Box::pin(sleep_until(Instant::now() + patience));
     let mut draining = false;
     poll_fn(|cx| {
         loop {
