@@ -72,6 +72,8 @@ impl<'a> Attempt<'_, 'a> {
         response: &mut ResponseSink<'_>,
     ) -> Attempted {
         stream.record.attempts += 1;
+        // Connecting is limited by the cluster, not by the attempt before this one.
+        self.limits.attempt.set(None);
         let mut checkout = match self.checkout(stream).await {
             Ok(checkout) => checkout,
             Err(failure) => return failure.into(),
