@@ -102,7 +102,7 @@ async fn local_answers_are_envoys() -> Result {
     );
     let moved = get(address, "/old").await?;
     ensure!(
-        moved.status == 302 && moved.header("location") == "http://culvert.test/new",
+        moved.status == 302 && moved.header("location") == format!("http://{address}/new"),
         "saw {} {:?}",
         moved.status,
         moved.headers

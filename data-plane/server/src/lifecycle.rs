@@ -9,9 +9,10 @@ use culvert_runtime::access_log::AccessLogs;
 use culvert_runtime::drain::{Drained, Trigger};
 use culvert_runtime::process::{Signal, Signals};
 use culvert_runtime::readiness::Readiness;
+use culvert_runtime::workers::Workers;
 use tokio::sync::Notify;
 
-use crate::apply::ApplyHandle;
+use crate::apply::{ApplyHandle, OnWorker};
 
 /// What the process says of itself. Shared.
 #[derive(Debug, Default)]
@@ -82,6 +83,8 @@ pub(crate) struct Ending {
     pub drain: Trigger,
     pub drain_time: Duration,
     pub logs: AccessLogs,
+    /// They end with their last handle, and their connections with them: it must be this one.
+    pub workers: Arc<Workers<OnWorker>>,
 }
 
 impl Ending {
@@ -130,6 +133,7 @@ impl Ending {
                 },
             }
         };
+        drop(self.workers);
         let logs = self.logs.clone();
         // The thread cannot be lost, and there is nothing to do if it were.
         drop(tokio::task::spawn_blocking(move || logs.flush()).await);

@@ -112,12 +112,12 @@ pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -
 
     let (workers, drain_time) = (options.workers(), Duration::from_secs(options.drain_time_s.into()));
     let process = Arc::clone(&base.process);
-    let threads = start_workers(workers, &process)?;
+    let threads = Arc::new(start_workers(workers, &process)?);
     let (overview, inventory) = (Arc::new(Overview::default()), Inventory::default());
     let scope = process.registry.scope::<ManagerMetric>(ScopePath::process(""));
     let mut applier = Applier::new(Parts {
         process: Arc::clone(&process),
-        workers: Arc::new(threads),
+        workers: Arc::clone(&threads),
         overview: Arc::clone(&overview),
         inventory: inventory.clone(),
         secrets: base.secrets,
@@ -159,7 +159,8 @@ pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -
     drop(blocker);
     let settings = dynamic(&options, &started, inventory, process.registry.clone(), watcher);
     let _configuration = config::begin(settings(apply.clone(), ready)).await;
-    Ok(Ending { state, apply, drain: base.drain, drain_time, logs: base.logs }.run(signals).await)
+    let ending = Ending { state, apply, drain: base.drain, drain_time, logs: base.logs, workers: threads };
+    Ok(ending.run(signals).await)
 }
 
 fn start_workers(count: usize, process: &Arc<Process>) -> Result<Workers<OnWorker>, StartError> {
