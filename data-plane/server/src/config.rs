@@ -243,9 +243,7 @@ async fn release_when_ready(shared: Arc<Shared>, ready: ReadinessBlocker) {
             {
                 let stage = shared.stage.lock();
                 let answered = [Kind::Cluster, Kind::Listener].into_iter().all(|kind| stage.is_answered(kind));
-                if (answered && stage.warming(shared.started.elapsed()).is_empty())
-                    || (*failed.borrow() && stage.has_listener())
-                {
+                if (answered && stage.is_settled()) || (*failed.borrow() && stage.has_listener()) {
                     return;
                 }
             }

@@ -144,6 +144,7 @@ impl<'s> Driver<'s> {
             Ok(stream) => stream,
             Err(status) => return status.into(),
         };
+        tracing::info!(control_plane = self.grpc.clusters.join(", "), delta = self.grpc.delta, "a stream is open");
         self.sources.metrics.connected();
         let _connected = Connected(self.sources);
         loop {

@@ -53,6 +53,10 @@ struct Slot {
     cached: bool,
     /// Cached, and not among what the control plane has: removed when its time has come.
     leftover: Option<Duration>,
+    /// `wanted` differs from `active`. Kept, since comparing ten thousand routes takes its time.
+    pending: bool,
+    /// `wanted` is `active` under another version, which nobody was told yet.
+    confirmed: bool,
     /// Applying `wanted` failed; it is not tried again.
     failed: bool,
     /// It was said that `wanted` waits.
@@ -188,6 +192,8 @@ impl Stage {
         let since = slot.wanted.as_ref().filter(|_| same).map_or(now, |wanted| wanted.since);
         slot.failed &= same;
         slot.told &= same;
+        slot.pending = slot.active.as_ref().is_none_or(|active| active.resource != resource);
+        slot.confirmed = !slot.pending;
         slot.wanted = Some(Candidate { resource, given: Some(given), since });
         slot.cached = cached;
         slot.leftover = None;

@@ -106,7 +106,7 @@ pub(crate) fn of_parked(type_url: &TypeUrl, set: &TypeSet, memory: Option<&Memor
         acked: 0,
         nacked: 0,
         outstanding: false,
-        accepted_version: None,
+        accepted_version: memory.and_then(|memory| memory.accepted_version.clone()),
         error: None,
         resources: resources.collect(),
     }

@@ -70,6 +70,9 @@ impl Stage {
         let Some(slot) = self.slots.get_mut(&step.key) else { return };
         match (&step.change, succeeded) {
             (Change::Set(resource), true) => {
+                // Another one may have been accepted meanwhile.
+                slot.pending = slot.wanted.as_ref().is_some_and(|wanted| wanted.resource != *resource);
+                slot.confirmed = false;
                 slot.active =
                     Some(Candidate { resource: resource.clone(), given: step.given.clone(), since: step.since });
             }
@@ -97,6 +100,11 @@ impl Stage {
         timeouts.chain(leftovers).chain(removals).filter(|at| *at > now).min()
     }
 
+    /// Whether everything accepted is in force, or failed to be.
+    pub(crate) fn is_settled(&self) -> bool {
+        !self.slots.values().any(super::Slot::is_pending)
+    }
+
     /// Everything that waits now, and for what.
     pub(crate) fn warming(&self, now: Duration) -> Vec<(Key, Vec<String>)> {
         let nothing = BTreeSet::new();
@@ -111,16 +119,15 @@ impl Stage {
     }
 
     fn publish_kind(&mut self, kind: Kind, now: Duration, coming: &mut BTreeSet<Key>, publication: &mut Publication) {
-        let keys: Vec<Key> = self.of_kind(kind).map(|(key, _)| key.clone()).collect();
+        let news = self.of_kind(kind).filter(|(_, slot)| slot.confirmed || slot.is_pending());
+        let keys: Vec<Key> = news.map(|(key, _)| key.clone()).collect();
         for key in keys {
             let Some(slot) = self.slots.get_mut(&key) else { continue };
-            let Some(wanted) = slot.wanted.clone().filter(|_| !slot.fixed && !slot.failed) else { continue };
+            let Some(wanted) = slot.wanted.clone() else { continue };
             let Some(given) = wanted.given.clone() else { continue };
-            if let Some(active) = slot.active.as_mut().filter(|active| active.resource == wanted.resource) {
-                if active.given.as_ref().is_none_or(|active| active.version != given.version) {
-                    publication.confirmed.push((key, given));
-                    *active = wanted;
-                }
+            if std::mem::take(&mut slot.confirmed) {
+                slot.active = Some(wanted);
+                publication.confirmed.push((key, given));
                 continue;
             }
             let waits = self.waits(&wanted, now, coming);
@@ -148,7 +155,9 @@ impl Stage {
         let empty = RouteConfiguration { name: key.1.to_string(), ..RouteConfiguration::default() };
         let Ok(resource) = parse_any(type_url_of(Kind::Routes), &empty.encode_to_vec()).value else { return };
         let candidate = Candidate { resource: resource.clone(), given: None, since: now };
-        self.slots.entry(key.clone()).or_default().wanted = Some(candidate);
+        let slot = self.slots.entry(key.clone()).or_default();
+        slot.wanted = Some(candidate);
+        slot.pending = true;
         publication.steps.push(Step { key: key.clone(), change: Change::Set(resource), given: None, since: now });
         coming.insert(key.clone());
     }
@@ -234,8 +243,7 @@ impl Stage {
 impl super::Slot {
     /// Accepted, not in force, and still worth a try.
     fn is_pending(&self) -> bool {
-        let Some(wanted) = &self.wanted else { return false };
-        !self.fixed && !self.failed && self.active.as_ref().is_none_or(|active| active.resource != wanted.resource)
+        self.pending && self.wanted.is_some() && !self.fixed && !self.failed
     }
 }
 

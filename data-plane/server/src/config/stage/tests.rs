@@ -371,4 +371,31 @@ fn a_static_listener_that_takes_its_routes_from_the_control_plane_is_served() {
     assert_eq!(world.interest(Kind::Routes), ["r"]);
     world.receive(Kind::Routes, &[&routes("r", "c")]);
     assert_eq!(world.publish(), "+Routes r");
+    world.stage.not_found((Kind::Routes, "r".into()));
+    assert_eq!(world.publish(), "", "what serves stays");
+}
+
+#[test]
+fn a_static_listener_whose_routes_do_not_exist_gets_empty_ones() {
+    let listener = listener("fixed", "r").replace('\n', "\n    ");
+    let mut world = World::with_bootstrap(&format!("  listeners:\n  - {listener}\n"));
+    world.stage.not_found((Kind::Routes, "r".into()));
+    assert_eq!(world.publish(), "0Routes r");
+}
+
+#[test]
+fn a_change_that_arrives_while_one_is_applied_is_not_lost() {
+    let mut world = World::new();
+    let cluster = eds("c");
+    world.receive(Kind::Cluster, &[&cluster]);
+    world.receive(Kind::Endpoints, &[&assignment("c", 1)]);
+    let publication = world.stage.publish(world.now);
+    world.receive(Kind::Cluster, &[&cluster.replace("1s", "2s")]);
+    for step in &publication.steps {
+        world.stage.applied(step, true);
+    }
+    assert_eq!(world.publish(), "+Cluster c");
+    world.receive(Kind::Cluster, &[&cluster.replace("1s", "2s")]);
+    let publication = world.stage.publish(world.now);
+    assert_eq!((publication.steps.len(), publication.confirmed.len()), (0, 1), "the same content is only confirmed");
 }
