@@ -54,7 +54,7 @@ pub(crate) struct Generation {
 }
 
 /// A cluster's configuration with what was resolved for it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ClusterConfig {
     pub cluster: Arc<Cluster>,
     pub(crate) tls: Option<TlsClients>,
@@ -63,7 +63,7 @@ pub struct ClusterConfig {
 }
 
 /// TLS towards the hosts, by the protocol that is offered.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct TlsClients {
     given: Arc<rustls::ClientConfig>,
     pub(crate) http1: Arc<rustls::ClientConfig>,

@@ -85,6 +85,22 @@ async fn only_changes_of_how_connections_are_opened_begin_an_epoch() {
 }
 
 #[tokio::test]
+async fn a_change_of_hosts_begins_an_epoch_where_the_cluster_asks_for_it() {
+    for (asked, expected) in [(false, [1, 1, 1]), (true, [2, 2, 3])] {
+        let clusters = registry();
+        let slot = clusters.slot("a");
+        let epochs = [[1, 2].as_slice(), &[1, 2], &[1]].map(|ports| {
+            let addresses: Vec<_> = ports.iter().map(|port| address(*port)).collect();
+            let mut config = cluster("a", &addresses);
+            config.close_connections_on_host_removal = asked;
+            clusters.apply(Arc::new(config), None);
+            slot.config().unwrap().epoch
+        });
+        assert_eq!(epochs, expected, "epochs of two hosts, the same two, and one; asked: {asked}");
+    }
+}
+
+#[tokio::test]
 async fn an_assignment_may_come_before_its_cluster() {
     let clusters = registry();
     clusters.update_endpoints("a", ips(&[address(1)]));

@@ -189,11 +189,10 @@ impl Builder {
             Discovery::Eds { .. } => self.assignment.clone(),
         };
         let mut members = self.tunnel_members();
-        if let Some(endpoints) = &endpoints {
-            self.configured_members(endpoints, &cluster.discovery, &mut members);
-        } else {
-            self.keep(HashMap::default());
-        }
+        let changed = match &endpoints {
+            Some(endpoints) => self.configured_members(endpoints, &cluster.discovery, &mut members),
+            None => self.keep(HashMap::default()),
+        };
         let factor = endpoints.as_ref().and_then(|endpoints| endpoints.overprovisioning_factor);
         let policy = Policy {
             balancer: cluster.balancer,
@@ -202,7 +201,18 @@ impl Builder {
             locality_weighted: cluster.locality_weighted,
             drops: endpoints.iter().flat_map(|endpoints| &endpoints.drops).map(|(_, share)| *share).collect(),
         };
-        Generation { hosts: HostSet::new(members, &policy), config: Some(config) }
+        let hosts = HostSet::new(members, &policy);
+        let config =
+            if changed && cluster.close_connections_on_host_removal { self.begin_epoch(&config) } else { config };
+        Generation { hosts, config: Some(config) }
+    }
+
+    /// Has pooled connections replaced: `close_connections_on_host_set_change`.
+    fn begin_epoch(&mut self, config: &ClusterConfig) -> Arc<ClusterConfig> {
+        self.epochs += 1;
+        let config = Arc::new(ClusterConfig { epoch: self.epochs, ..config.clone() });
+        self.config = Some(Arc::clone(&config));
+        config
     }
 
     /// Tunnels serve in the first priority, as one locality.
@@ -222,7 +232,8 @@ impl Builder {
             .collect()
     }
 
-    fn configured_members(&mut self, endpoints: &Endpoints, discovery: &Discovery, members: &mut Vec<Member>) {
+    /// Adds the hosts of the configuration; whether they are others than before.
+    fn configured_members(&mut self, endpoints: &Endpoints, discovery: &Discovery, members: &mut Vec<Member>) -> bool {
         let mut known = HashMap::default();
         for (index, locality) in endpoints.localities.iter().enumerate() {
             for endpoint in &locality.endpoints {
@@ -252,7 +263,7 @@ impl Builder {
                 }
             }
         }
-        self.keep(known);
+        self.keep(known)
     }
 
     fn addresses(&self, address: &Address, discovery: &Discovery) -> Vec<(Identity, SocketAddr)> {
@@ -288,13 +299,17 @@ impl Builder {
         Host::new(target, place.clone())
     }
 
-    /// Replaces the known hosts; those that are not among the new ones are gone.
-    fn keep(&mut self, known: HashMap<Identity, Arc<Host>, foldhash::fast::RandomState>) {
-        for (identity, host) in std::mem::replace(&mut self.known, known) {
+    /// Replaces the known hosts; those that are not among the new ones are gone. Whether any came or went.
+    fn keep(&mut self, known: HashMap<Identity, Arc<Host>, foldhash::fast::RandomState>) -> bool {
+        let before = std::mem::replace(&mut self.known, known);
+        let mut changed = before.len() != self.known.len();
+        for (identity, host) in before {
             if !self.known.get(&identity).is_some_and(|kept| Arc::ptr_eq(kept, &host)) {
                 host.set_gone();
+                changed = true;
             }
         }
+        changed
     }
 }
 
