@@ -27,6 +27,7 @@ use culvert_runtime::telemetry::Registry;
 use culvert_xds::client::{Interest, Missing};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 pub(crate) use self::judge::judge;
@@ -81,6 +82,8 @@ pub(crate) async fn begin(settings: Settings) -> Configuration {
         wanted,
         inventory: settings.inventory.clone(),
         failed_once: watch::channel(false).0,
+        ending: watch::channel(false).0,
+        saver: Mutex::default(),
     });
     let metrics = Metrics::new(&settings.registry);
     let mut publisher = publisher::Publisher::new(Arc::clone(&shared), settings.apply.clone());
@@ -89,7 +92,8 @@ pub(crate) async fn begin(settings: Settings) -> Configuration {
         tokio::spawn(release_when_ready(Arc::clone(&shared), settings.ready));
         let (saves, saving) = watch::channel(0);
         if let Some(state) = state {
-            tokio::spawn(save(Arc::clone(&shared), state, saving));
+            let saver = tokio::spawn(save(Arc::clone(&shared), state, saving));
+            *shared.saver.lock() = Some(saver);
         }
         tokio::spawn(publisher.run(saves));
         let sources = crate::ads::Sources {
@@ -116,6 +120,9 @@ struct Shared {
     inventory: Inventory,
     /// A control plane could not be reached.
     failed_once: watch::Sender<bool>,
+    /// What was accepted is saved a last time.
+    ending: watch::Sender<bool>,
+    saver: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Configuration {
@@ -160,6 +167,17 @@ impl Configuration {
     /// Names for which a cached resource stands in.
     pub(crate) fn cached(&self, kind: Kind) -> Vec<Name> {
         self.shared.stage.lock().cached(kind)
+    }
+
+    /// The process ends: saves what was accepted since the last time.
+    pub(crate) async fn end(&self) {
+        self.shared.ending.send_replace(true);
+        let saver = self.shared.saver.lock().take();
+        if let Some(saver) = saver
+            && tokio::time::timeout(SAVE_DEADLINE, saver).await.is_err()
+        {
+            tracing::warn!(within = ?SAVE_DEADLINE, "the configuration accepted last could not be saved in time");
+        }
     }
 
     /// A control plane could not be reached: whoever can serve without it need not wait any longer.
@@ -215,8 +233,16 @@ fn load(state: &StateDir, stage: &mut Stage) {
 
 /// Saves what is accepted, at most once a second.
 async fn save(shared: Arc<Shared>, mut state: StateDir, mut saving: watch::Receiver<u64>) {
-    while saving.changed().await.is_ok() {
-        saving.mark_unchanged();
+    let mut ending = shared.ending.subscribe();
+    loop {
+        let ended = tokio::select! {
+            biased;
+            changed = saving.changed() => changed.is_err(),
+            _ = ending.wait_for(|ending| *ending) => true,
+        };
+        if ended {
+            return;
+        }
         let accepted: Vec<(String, Given)> = shared.stage.lock().accepted();
         let written = tokio::task::spawn_blocking(move || {
             state.save(&accepted);
@@ -229,7 +255,8 @@ async fn save(shared: Arc<Shared>, mut state: StateDir, mut saving: watch::Recei
                 return;
             }
         }
-        tokio::time::sleep(SAVE_INTERVAL).await;
+        // Cut short by the end of the process: what changed meanwhile is saved at once, then nothing more.
+        drop(tokio::time::timeout(SAVE_INTERVAL, ending.wait_for(|ending| *ending)).await);
     }
 }
 
@@ -265,3 +292,5 @@ async fn release_when_ready(shared: Arc<Shared>, ready: ReadinessBlocker) {
 const READY_TIME: Duration = Duration::from_secs(15);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+/// For the last save; a disk that hangs must not hold the end back.
+const SAVE_DEADLINE: Duration = Duration::from_secs(5);

@@ -13,6 +13,7 @@ use culvert_runtime::workers::Workers;
 use tokio::sync::Notify;
 
 use crate::apply::{ApplyHandle, OnWorker};
+use crate::config::Configuration;
 
 /// What the process says of itself. Shared.
 #[derive(Debug, Default)]
@@ -80,6 +81,7 @@ impl State {
 pub(crate) struct Ending {
     pub state: Arc<State>,
     pub apply: ApplyHandle,
+    pub configuration: Configuration,
     pub drain: Trigger,
     pub drain_time: Duration,
     pub logs: AccessLogs,
@@ -113,6 +115,7 @@ impl Ending {
     async fn end(self, mut signals: Signals) -> ExitCode {
         tracing::info!(within = ?self.drain_time, in_flight = self.drain.blockers(), "ending: finishing what is in flight");
         self.state.draining.store(true, Ordering::Release);
+        self.configuration.end().await;
         self.apply.end().await;
         self.drain.start(self.drain_time);
         let code = loop {

@@ -158,8 +158,9 @@ pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -
     let ready = state.readiness.block("dynamic configuration");
     drop(blocker);
     let settings = dynamic(&options, &started, inventory, process.registry.clone(), watcher);
-    let _configuration = config::begin(settings(apply.clone(), ready)).await;
-    let ending = Ending { state, apply, drain: base.drain, drain_time, logs: base.logs, workers: threads };
+    let configuration = config::begin(settings(apply.clone(), ready)).await;
+    let ending =
+        Ending { state, apply, configuration, drain: base.drain, drain_time, logs: base.logs, workers: threads };
     Ok(ending.run(signals).await)
 }
 
