@@ -322,8 +322,11 @@ impl Connection<'_> {
             if goodbye && poll_fn(|cx| Pin::new(&mut *io).poll_shutdown(cx)).await.is_err() {
                 return;
             }
+            if after == After::Close {
+                return;
+            }
             // A socket that is closed with bytes unread resets, and takes our last answer with it (RFC 9112, 9.6).
-            while after == After::Linger {
+            loop {
                 self.read.buffer.consume(usize::MAX);
                 match poll_fn(|cx| self.read.buffer.poll_fill(io, cx, false)).await {
                     Ok(0) | Err(_) => return,

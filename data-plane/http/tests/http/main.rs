@@ -1,7 +1,10 @@
 //! The crate from outside: raw bytes in, raw bytes out, in memory and with the clock paused.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod lifecycle;
 mod peers;
 mod proxying;
 mod upstream_faults;
 mod vectors;
+mod verdicts;

@@ -75,74 +75,75 @@ fn check(name: &str, method: Method, response: &[u8], expect: &Expect) {
     assert!(!reusable, "{name}: a broken connection may be used again");
 }
 
+const RESPONSES: &[(&str, &[u8], Expect)] = &[
+    ("length", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", Good(200, "hello", true)),
+    ("no reason", b"HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n", Good(200, "", true)),
+    ("empty reason", b"HTTP/1.1 200 \r\nContent-Length: 0\r\n\r\n", Good(200, "", true)),
+    (
+        "chunked",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        Good(200, "hello", true),
+    ),
+    (
+        "chunked, trailers",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\na: b\r\n\r\n",
+        Good(200, "hello", true),
+    ),
+    ("close", b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello", Good(200, "hello", false)),
+    ("until close", b"HTTP/1.1 200 OK\r\n\r\nhello", Good(200, "hello", false)),
+    ("HTTP/1.0", b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello", Good(200, "hello", false)),
+    (
+        "HTTP/1.0 keep-alive",
+        b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello",
+        Good(200, "hello", true),
+    ),
+    ("204", b"HTTP/1.1 204 No Content\r\n\r\n", Good(204, "", true)),
+    ("204 with a length", b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", Good(204, "", true)),
+    ("304 with a length", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", Good(304, "", true)),
+    (
+        "interim",
+        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        Good(200, "", true),
+    ),
+    ("odd status", b"HTTP/1.1 799 Odd\r\nContent-Length: 0\r\n\r\n", Good(799, "", true)),
+    ("garbage behind", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\n", Good(200, "", false)),
+    ("body behind a 204", b"HTTP/1.1 204 No Content\r\n\r\nhello", Good(204, "", false)),
+    ("two lengths", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", BadHead),
+    (
+        "length and coding",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        BadHead,
+    ),
+    ("coding in HTTP/1.0", b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", BadHead),
+    ("unknown coding", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", BadHead),
+    (
+        "two codings",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        BadHead,
+    ),
+    ("length +5", b"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\nhello", BadHead),
+    ("keep-alive without framing", b"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\n\r\nhello", BadHead),
+    ("status 99", b"HTTP/1.1 099 X\r\nContent-Length: 0\r\n\r\n", BadHead),
+    ("status 1000", b"HTTP/1.1 1000 X\r\nContent-Length: 0\r\n\r\n", BadHead),
+    ("status abc", b"HTTP/1.1 abc X\r\n\r\n", BadHead),
+    ("HTTP/2.0", b"HTTP/2.0 200 OK\r\n\r\n", BadHead),
+    ("no HTTP", b"SSH-2.0-OpenSSH_9.2\r\n\r\n", BadHead),
+    ("unasked 101", b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", BadHead),
+    ("bare LF", b"HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n", BadHead),
+    ("obs-fold", b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 0\r\n\r\n", BadHead),
+    ("space before colon", b"HTTP/1.1 200 OK\r\nContent-Length : 0\r\n\r\n", BadHead),
+    ("NUL", b"HTTP/1.1 200 OK\r\nA: b\0\r\nContent-Length: 0\r\n\r\n", BadHead),
+    ("bad chunk size", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n", BadBody),
+    ("bad chunk end", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloX\r\n0\r\n\r\n", BadBody),
+    ("nothing", b"", Cut),
+    ("half a head", b"HTTP/1.1 200 OK\r\nContent-", Cut),
+    ("half a body", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel", Cut),
+    ("no last chunk", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", Cut),
+];
+
 #[test]
 fn responses() {
-    let vectors: &[(&str, &[u8], Expect)] = &[
-        ("length", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", Good(200, "hello", true)),
-        ("no reason", b"HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n", Good(200, "", true)),
-        ("empty reason", b"HTTP/1.1 200 \r\nContent-Length: 0\r\n\r\n", Good(200, "", true)),
-        (
-            "chunked",
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
-            Good(200, "hello", true),
-        ),
-        (
-            "chunked, trailers",
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\na: b\r\n\r\n",
-            Good(200, "hello", true),
-        ),
-        ("close", b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello", Good(200, "hello", false)),
-        ("until close", b"HTTP/1.1 200 OK\r\n\r\nhello", Good(200, "hello", false)),
-        ("HTTP/1.0", b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello", Good(200, "hello", false)),
-        (
-            "HTTP/1.0 keep-alive",
-            b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello",
-            Good(200, "hello", true),
-        ),
-        ("204", b"HTTP/1.1 204 No Content\r\n\r\n", Good(204, "", true)),
-        ("204 with a length", b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", Good(204, "", true)),
-        ("304 with a length", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", Good(304, "", true)),
-        (
-            "interim",
-            b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
-            Good(200, "", true),
-        ),
-        ("odd status", b"HTTP/1.1 799 Odd\r\nContent-Length: 0\r\n\r\n", Good(799, "", true)),
-        ("garbage behind", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\n", Good(200, "", false)),
-        ("body behind a 204", b"HTTP/1.1 204 No Content\r\n\r\nhello", Good(204, "", false)),
-        ("two lengths", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", BadHead),
-        (
-            "length and coding",
-            b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-            BadHead,
-        ),
-        ("coding in HTTP/1.0", b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", BadHead),
-        ("unknown coding", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", BadHead),
-        (
-            "two codings",
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-            BadHead,
-        ),
-        ("length +5", b"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\nhello", BadHead),
-        ("keep-alive without framing", b"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\n\r\nhello", BadHead),
-        ("status 99", b"HTTP/1.1 099 X\r\nContent-Length: 0\r\n\r\n", BadHead),
-        ("status 1000", b"HTTP/1.1 1000 X\r\nContent-Length: 0\r\n\r\n", BadHead),
-        ("status abc", b"HTTP/1.1 abc X\r\n\r\n", BadHead),
-        ("HTTP/2.0", b"HTTP/2.0 200 OK\r\n\r\n", BadHead),
-        ("no HTTP", b"SSH-2.0-OpenSSH_9.2\r\n\r\n", BadHead),
-        ("unasked 101", b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", BadHead),
-        ("bare LF", b"HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n", BadHead),
-        ("obs-fold", b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 0\r\n\r\n", BadHead),
-        ("space before colon", b"HTTP/1.1 200 OK\r\nContent-Length : 0\r\n\r\n", BadHead),
-        ("NUL", b"HTTP/1.1 200 OK\r\nA: b\0\r\nContent-Length: 0\r\n\r\n", BadHead),
-        ("bad chunk size", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n", BadBody),
-        ("bad chunk end", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloX\r\n0\r\n\r\n", BadBody),
-        ("nothing", b"", Cut),
-        ("half a head", b"HTTP/1.1 200 OK\r\nContent-", Cut),
-        ("half a body", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel", Cut),
-        ("no last chunk", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", Cut),
-    ];
-    for (name, response, expect) in vectors {
+    for (name, response, expect) in RESPONSES {
         check(name, Method::Get, response, expect);
     }
     let large = format!("HTTP/1.1 200 OK\r\nA: {}\r\nContent-Length: 0\r\n\r\n", "b".repeat(65536));
@@ -260,7 +261,6 @@ fn a_connection_that_dies_after_the_request_is_not_untouched() {
         drop(far);
         let error = source.head(&mut ResponseHead::new(0)).await.unwrap_err();
         assert_eq!((error.blame, error.kind, error.untouched), (Blame::Upstream, StreamErrorKind::Closed, false));
-        drop((sink, source));
         assert!(exchange.finish().is_none(), "reusable");
     });
 }
@@ -276,7 +276,6 @@ fn an_answer_before_the_request_has_ended_leaves_no_reusable_connection() {
         far.write_all(EMPTY).await.unwrap();
         source.head(&mut ResponseHead::new(0)).await.unwrap();
         assert!(source.chunk().await.unwrap().is_none());
-        drop((sink, source));
         assert!(exchange.finish().is_none(), "reusable");
     });
 }
