@@ -2,14 +2,16 @@
 //!
 //! inotify on the parents only says *when* to look (an editor's rename, a Kubernetes symlink swap and a plain write look
 //! all different); what is looked at is a hash of the content. Where inotify is not to be had, or misses something,
-//! a poll every two seconds notices.
+//! a poll every few seconds notices.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use notify::Watcher as _;
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, Watcher as _};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use xxhash_rust::xxh3::Xxh3;
@@ -25,8 +27,8 @@ struct Shared {
     /// Counts events; every subscription looks when it changes.
     events: watch::Sender<u64>,
     inotify: Mutex<Option<notify::RecommendedWatcher>>,
-    /// Directories that inotify watches.
-    watched: Mutex<BTreeSet<PathBuf>>,
+    /// Directories that inotify watches, with device and inode: one that was deleted and made anew is another.
+    watched: Mutex<BTreeMap<PathBuf, (u64, u64)>>,
 }
 
 impl Default for FileWatcher {
@@ -41,7 +43,12 @@ impl FileWatcher {
     pub fn new() -> Self {
         let events = watch::Sender::new(0);
         let told = events.clone();
-        let inotify = notify::recommended_watcher(move |_event| told.send_modify(|count| *count += 1))
+        let tell = move |event: notify::Result<notify::Event>| {
+            if event.map_or(true, |event| is_change(event.kind)) {
+                told.send_modify(|count| *count += 1);
+            }
+        };
+        let inotify = notify::recommended_watcher(tell)
             .inspect_err(|error| tracing::warn!(%error, "no inotify: files are polled every two seconds"))
             .ok();
         Self { shared: Arc::new(Shared { events, inotify: Mutex::new(inotify), watched: Mutex::default() }) }
@@ -61,6 +68,14 @@ impl FileWatcher {
     }
 }
 
+/// Reading a file is an event too, also when it is us who read.
+fn is_change(kind: EventKind) -> bool {
+    match kind {
+        EventKind::Access(access) => access == AccessKind::Close(AccessMode::Write),
+        _ => true,
+    }
+}
+
 /// Changes of a set of paths.
 #[derive(Debug)]
 pub struct Changes {
@@ -75,7 +90,8 @@ impl Changes {
     /// Returns when the content of any path differs from what it was at the last return. Cancel-safe.
     pub async fn changed(&mut self) {
         loop {
-            let polled = tokio::time::timeout(POLL, self.events.changed()).await;
+            let poll = if self.shared.inotify.lock().is_some() { SLOW_POLL } else { POLL };
+            let polled = tokio::time::timeout(poll, self.events.changed()).await;
             if polled.is_ok() {
                 self.settle().await;
             }
@@ -124,16 +140,19 @@ impl Shared {
         }
         wanted.extend(path.canonicalize().ok().and_then(|real| real.parent().map(Path::to_path_buf)));
         directories(path, &mut wanted, 0);
-        for directory in wanted {
-            // Watched again each time when it is new: a directory that was deleted and made anew has a new inode.
-            if !watched.contains(&directory)
-                && directory.is_dir()
+        // Of one that is not there (yet), whatever it will appear in.
+        let there = wanted.iter().filter_map(|directory| directory.ancestors().find(|directory| directory.is_dir()));
+        for directory in there.map(Path::to_path_buf).collect::<BTreeSet<_>>() {
+            let Ok(metadata) = std::fs::metadata(&directory) else { continue };
+            let identity = (metadata.dev(), metadata.ino());
+            if watched.get(&directory) != Some(&identity)
+                && metadata.is_dir()
                 && inotify.watch(&directory, notify::RecursiveMode::NonRecursive).is_ok()
             {
-                watched.insert(directory);
+                watched.insert(directory, identity);
             }
         }
-        watched.retain(|directory| directory.is_dir());
+        watched.retain(|directory, _| directory.is_dir());
     }
 }
 
@@ -177,7 +196,10 @@ fn hash_path(path: &Path, hash: &mut Xxh3, depth: usize) {
     }
 }
 
+/// Without inotify.
 const POLL: Duration = Duration::from_secs(2);
+/// With it: for what it cannot see, such as files of a network.
+const SLOW_POLL: Duration = Duration::from_secs(10);
 const MAX_LINKS: usize = 16;
 const MAX_DEPTH: usize = 16;
 
@@ -236,6 +258,43 @@ mod tests {
         expect_change(&mut changes, "a new directory").await;
         std::fs::write(below.join("listener.yaml"), "b").unwrap();
         expect_change(&mut changes, "a write below").await;
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_was_made_anew_is_watched_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("certs");
+        let file = below.join("cert.pem");
+        let mut changes = FileWatcher::new().watch(vec![file.clone()], QUIET);
+        for content in ["one", "two", "three"] {
+            std::fs::create_dir(&below).unwrap();
+            std::fs::write(&file, content).unwrap();
+            expect_change(&mut changes, "a directory that came").await;
+            std::fs::write(&file, "again").unwrap();
+            expect_change(&mut changes, "a write in it").await;
+            std::fs::remove_dir_all(&below).unwrap();
+            expect_change(&mut changes, "a directory that went").await;
+        }
+    }
+
+    #[tokio::test]
+    async fn looking_at_a_file_is_no_event() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("cert.pem");
+        std::fs::write(&file, "one").unwrap();
+        let watcher = FileWatcher::new();
+        let mut changes = watcher.watch(vec![file.clone()], QUIET);
+        std::fs::write(&file, "two").unwrap();
+        expect_change(&mut changes, "a write").await;
+        let seen = *watcher.shared.events.borrow();
+        for _ in 0..20 {
+            std::fs::read(&file).unwrap();
+        }
+        // The next write's events come after those of the reads, if there were any.
+        std::fs::write(&file, "three").unwrap();
+        expect_change(&mut changes, "another write").await;
+        let more = *watcher.shared.events.borrow() - seen;
+        assert!(more < 10, "{more} events for one write, so reading counts as a change");
     }
 
     #[tokio::test(start_paused = true)]
