@@ -162,7 +162,7 @@ impl Handler for HttpConnection {
         counters.inc(HttpMetric::of_status(status));
         counters.inc(match status {
             408 => HttpMetric::RqHeaderTimeout,
-            413 | 414 | 431 => HttpMetric::RqTooLarge,
+            413 => HttpMetric::RqTooLarge,
             _ => HttpMetric::CxProtocolError,
         });
         if self.http.logs.is_empty() {

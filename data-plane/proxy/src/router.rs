@@ -2,6 +2,7 @@
 //! act of forwarding is [`forward`]: choose a cluster, rewrite, then attempts until one of them answers.
 
 mod attempt;
+mod choice;
 mod failure;
 pub(crate) mod limits;
 mod relay;
@@ -9,17 +10,19 @@ mod retry;
 mod rewrite;
 #[cfg(test)]
 mod tests;
+mod timeouts;
 
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_http::{BodyKind, Chunk, Exchange, Method, RequestBody, RequestHead, ResponseHead, ResponseSink, Version};
-use culvert_model::route::{AgentSelector, HeaderMutations};
+use culvert_model::route::HeaderMutations;
 use culvert_upstream::{ClusterMetric, ClusterSlot, UpstreamFailure};
 use tokio::time::Instant;
 
 use self::attempt::{Attempt, Attempted};
+use self::choice::Chosen;
 use self::failure::Failure;
 use self::limits::Limits;
 use self::relay::{Received, Replay};
@@ -29,7 +32,7 @@ use crate::forwarding::{self, path};
 use crate::http_manager::HttpConnection;
 use crate::local_reply::{LocalReply, Trailing};
 use crate::record::Record;
-use crate::routes::{CompiledAction, Forward, Found, Matched, RouteTable, Subject, Target, Targets, is_grpc};
+use crate::routes::{CompiledAction, Forward, Found, Matched, RouteTable, Subject};
 use crate::stats::HttpMetric;
 use crate::timer::Timer;
 use crate::worker::Pooled;
@@ -205,12 +208,16 @@ impl<'a> Stream<'a> {
         self.rewrite(matched, action, &chosen);
         let timeout = self.timeout(action);
         let limits = Limits::new(self.record.start, self.idle_timeout(action));
-        let mut retries = Retries::new(action.retry.as_deref());
+        let mut retries = Retries::new(action.retry.as_deref(), self.request);
         self.expected_timeout(timeout, &retries);
         let has_body = body.kind() != BodyKind::Empty;
         if !has_body {
             self.record.request_done = Some(self.record.start);
             limits.overall.set(timeout.map(|timeout| self.record.start + timeout));
+        } else {
+            // Until the request has been received whole, the time that its client has counts instead.
+            let request_timeout = self.connection.http.manager.config.request_timeout;
+            limits.overall.set(request_timeout.map(|timeout| self.record.start + timeout));
         }
         let mut timer = self.connection.worker.timers.timer();
         let mut replay = Replay::new(has_body && retries.are_possible());
@@ -310,59 +317,6 @@ impl<'a> Stream<'a> {
         Err(LocalReply::new(403, "", "upgrade_failed"))
     }
 
-    /// Which cluster, and which tunnel agent of it.
-    fn choose(&mut self, table: Option<&'a RouteTable>, action: &'a Forward) -> Result<Chosen<'a>, LocalReply> {
-        let (target, weighted_host) = match &action.targets {
-            Targets::One(target) => (target, None),
-            Targets::Weighted { targets, total } => {
-                let point = fastrand::u64(..(*total).max(1));
-                let chosen = targets.iter().find(|(end, _)| point < *end).map(|(_, target)| target);
-                let Some(chosen) = chosen else {
-                    // All weights are zero: the model refuses that, so no request comes here.
-                    return Err(LocalReply::new(503, "", "cluster_not_found").flagged(ResponseFlag::NoClusterFound));
-                };
-                self.weighted = chosen.headers.as_ref();
-                (&chosen.target, chosen.host_rewrite.as_ref())
-            }
-            Targets::Header(name) => return self.choose_by_header(table, action, name),
-        };
-        self.record.cluster = Some(Cow::Borrowed(&target.name));
-        let agent = target.agent.as_ref().map(|selector| self.agent(selector).into());
-        Ok(Chosen { slot: Slot::Routed(target), weighted_host, agent })
-    }
-
-    /// `cluster_header`.
-    fn choose_by_header(
-        &mut self,
-        table: Option<&'a RouteTable>,
-        action: &Forward,
-        name: &str,
-    ) -> Result<Chosen<'a>, LocalReply> {
-        let value = self.request.fields.get(name.as_bytes()).and_then(|value| std::str::from_utf8(value).ok());
-        let slot = value.zip(table).and_then(|(value, table)| table.clusters().lookup(value));
-        let Some(slot) = slot else {
-            self.connection.http.counters.inc(HttpMetric::NoCluster);
-            let status = action.config.cluster_not_found;
-            return Err(LocalReply::new(status, "", "cluster_not_found").flagged(ResponseFlag::NoClusterFound));
-        };
-        self.record.cluster = Some(Cow::Owned(slot.name().to_string()));
-        Ok(Chosen { slot: Slot::Named(slot), weighted_host: None, agent: None })
-    }
-
-    /// The name of the tunnel agent that the request wants; empty if it names none (no agent is called that).
-    fn agent(&self, selector: &AgentSelector) -> String {
-        match selector {
-            AgentSelector::Fixed(name) => name.to_string(),
-            AgentSelector::HostLabel => {
-                self.request.authority.split(['.', ':']).next().unwrap_or_default().to_ascii_lowercase()
-            }
-            AgentSelector::Header(name) => {
-                let value = self.request.fields.get(name.as_bytes()).and_then(|value| std::str::from_utf8(value).ok());
-                value.unwrap_or_default().to_owned()
-            }
-        }
-    }
-
     /// What the route changes in the request.
     fn rewrite(&mut self, matched: Matched<'a>, action: &Forward, chosen: &Chosen<'a>) {
         let hostname = &*self.connection.worker.process.hostname;
@@ -371,35 +325,6 @@ impl<'a> Stream<'a> {
         }
         let suppress = self.connection.http.manager.config.router.suppress_envoy_headers;
         rewrite::rewrite_request(self.request, action, &matched, chosen.weighted_host, suppress);
-    }
-
-    /// The route's timeout, or the one that a gRPC client asks for where the route lets it.
-    fn timeout(&self, action: &Forward) -> Option<Duration> {
-        let route = Some(action.config.timeout).filter(|timeout| !timeout.is_zero());
-        let Some(max) = action.config.grpc_timeout_max.filter(|_| is_grpc(self.request)) else { return route };
-        let asked = self.request.fields.get(b"grpc-timeout").and_then(grpc_timeout);
-        match asked {
-            Some(asked) if max.is_zero() => Some(asked),
-            Some(asked) => Some(asked.min(max)),
-            None => Some(max).filter(|max| !max.is_zero()),
-        }
-    }
-
-    fn idle_timeout(&self, action: &Forward) -> Option<Duration> {
-        let of_listener = self.connection.http.manager.config.stream_idle_timeout;
-        action.config.idle_timeout.or(of_listener).filter(|idle| !idle.is_zero())
-    }
-
-    /// Tells upstream how long we wait.
-    fn expected_timeout(&mut self, timeout: Option<Duration>, retries: &Retries<'_>) {
-        let config = &self.connection.http.manager.config.router;
-        let expected = match (timeout, retries.attempt_limit()) {
-            (Some(timeout), Some(attempt)) => Some(timeout.min(attempt)),
-            (timeout, attempt) => attempt.or(timeout),
-        };
-        let Some(expected) = expected.filter(|_| !config.suppress_envoy_headers) else { return };
-        let mut digits = itoa::Buffer::new();
-        self.request.fields.set(b"x-envoy-expected-rq-timeout-ms", digits.format(expected.as_millis()).as_bytes());
     }
 
     /// Answers in upstream's place.
@@ -448,47 +373,6 @@ impl<'a> Stream<'a> {
 pub(crate) enum Origin {
     Upstream,
     Local,
-}
-
-/// Where a request goes.
-#[derive(Debug)]
-struct Chosen<'a> {
-    slot: Slot<'a>,
-    weighted_host: Option<&'a Arc<str>>,
-    agent: Option<Box<str>>,
-}
-
-#[derive(Debug)]
-enum Slot<'a> {
-    Routed(&'a Target),
-    Named(Arc<ClusterSlot>),
-}
-
-impl Chosen<'_> {
-    fn slot(&self) -> &Arc<ClusterSlot> {
-        match &self.slot {
-            Slot::Routed(target) => &target.slot,
-            Slot::Named(slot) => slot,
-        }
-    }
-}
-
-/// gRPC over HTTP/2, "Timeout": at most eight digits and a unit.
-fn grpc_timeout(value: &[u8]) -> Option<Duration> {
-    let (unit, digits) = value.split_last()?;
-    if digits.is_empty() || digits.len() > 8 {
-        return None;
-    }
-    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
-    Some(match unit {
-        b'H' => Duration::from_secs(number * 3600),
-        b'M' => Duration::from_secs(number * 60),
-        b'S' => Duration::from_secs(number),
-        b'm' => Duration::from_millis(number),
-        b'u' => Duration::from_micros(number),
-        b'n' => Duration::from_nanos(number),
-        _ => return None,
-    })
 }
 
 /// Waits before a retry.

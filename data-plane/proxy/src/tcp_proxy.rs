@@ -3,22 +3,27 @@
 //! **An idle connection holds no buffer**: one is taken from the worker's free list when bytes are there and given back
 //! when they have been passed on.
 
-use std::cell::Cell;
+mod copy;
+#[cfg(test)]
+mod tests;
+
 use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::Poll;
 
 use culvert_http::{BodyKind, ClientExchange, Io, Method, RequestHead, ResponseHead};
 use culvert_model::listener;
 use culvert_model::route::{AgentSelector, Priority};
 use culvert_runtime::telemetry::{Scope, ScopePath};
 use culvert_upstream::{ClusterSlot, DownstreamProtocol, PickContext, TcpCheckout, TcpUpstream, UpstreamFailure};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
+pub(crate) use copy::CopyBuffer;
+
+use self::copy::{Passed, copy_both};
 use crate::access_log::{LogTargets, WorkerLogs};
 use crate::flags::ResponseFlag;
 use crate::listener::{CompileError, Downstream};
@@ -26,7 +31,7 @@ use crate::record::{Record, Scene, UpstreamSide};
 use crate::router::limits::{Expired, Limits};
 use crate::routes::{Target, Targets};
 use crate::stats::TcpMetric;
-use crate::worker::{Counters, Pool, Pooled, Process, Reusable, Worker};
+use crate::worker::{Counters, Process, Worker};
 
 /// The compiled TCP proxy of one filter chain.
 #[derive(Debug)]
@@ -197,163 +202,6 @@ const fn flag_of(failure: &UpstreamFailure) -> ResponseFlag {
         | UpstreamFailure::TlsFailure { .. }
         | UpstreamFailure::ProtocolFailure { .. }
         | UpstreamFailure::TunnelClosed => ResponseFlag::UpstreamConnectionFailure,
-    }
-}
-
-/// Bytes that have passed.
-#[derive(Debug, Default)]
-struct Passed {
-    up: Cell<u64>,
-    down: Cell<u64>,
-}
-
-/// Copies until both directions have ended, or one of them breaks.
-async fn copy_both(
-    client: &mut Io,
-    host: &mut Io,
-    buffers: &Pool<CopyBuffer>,
-    limits: &Limits,
-    passed: &Passed,
-) -> io::Result<()> {
-    let mut up = Direction::default();
-    let mut down = Direction::default();
-    poll_fn(|cx| {
-        let up_done = up.poll(cx, client, host, buffers, limits, &passed.up)?;
-        let down_done = down.poll(cx, host, client, buffers, limits, &passed.down)?;
-        if up_done.is_ready() && down_done.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
-    })
-    .await
-}
-
-/// One direction of a connection.
-#[derive(Debug, Default)]
-struct Direction {
-    /// Held only while there are bytes in it.
-    buffer: Option<Pooled<CopyBuffer>>,
-    state: State,
-}
-
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum State {
-    #[default]
-    Copying,
-    /// The reader has ended; the writer is told.
-    Ending,
-    Ended,
-}
-
-impl Direction {
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut Io,
-        to: &mut Io,
-        buffers: &Pool<CopyBuffer>,
-        limits: &Limits,
-        passed: &Cell<u64>,
-    ) -> Poll<io::Result<()>> {
-        loop {
-            match self.state {
-                State::Ended => return Poll::Ready(Ok(())),
-                State::Ending => {
-                    ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
-                    self.state = State::Ended;
-                }
-                State::Copying => {
-                    let buffer = self.buffer.get_or_insert_with(|| buffers.take());
-                    let moved = buffer.poll_move(cx, from, to, passed);
-                    if buffer.is_empty() {
-                        self.buffer = None;
-                    }
-                    match ready!(moved)? {
-                        0 => self.state = State::Ending,
-                        _ => limits.touch(),
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// A buffer for bytes on their way.
-#[derive(Debug)]
-pub(crate) struct CopyBuffer {
-    bytes: Box<[u8]>,
-    start: usize,
-    end: usize,
-    /// Something was written that the writer may still hold.
-    unflushed: bool,
-}
-
-impl Default for CopyBuffer {
-    fn default() -> Self {
-        Self { bytes: vec![0; COPY_BUFFER].into_boxed_slice(), start: 0, end: 0, unflushed: false }
-    }
-}
-
-impl Reusable for CopyBuffer {
-    fn recycle(&mut self) -> bool {
-        self.start = 0;
-        self.end = 0;
-        self.unflushed = false;
-        true
-    }
-}
-
-/// One `readv`'s worth.
-const COPY_BUFFER: usize = 64 * 1024;
-
-impl CopyBuffer {
-    const fn is_empty(&self) -> bool {
-        self.start == self.end && !self.unflushed
-    }
-
-    /// Reads if there is nothing to write, writes all that there is. Ready with the number of bytes that were passed on;
-    /// 0: the reader has ended and everything was written.
-    fn poll_move(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut Io,
-        to: &mut Io,
-        passed: &Cell<u64>,
-    ) -> Poll<io::Result<usize>> {
-        if self.start == self.end {
-            self.start = 0;
-            self.end = 0;
-            let mut read = ReadBuf::new(&mut self.bytes);
-            match Pin::new(&mut *from).poll_read(cx, &mut read) {
-                Poll::Ready(result) => result?,
-                Poll::Pending => {
-                    if self.unflushed {
-                        ready!(Pin::new(to).poll_flush(cx))?;
-                        self.unflushed = false;
-                    }
-                    return Poll::Pending;
-                }
-            }
-            self.end = read.filled().len();
-            if self.end == 0 {
-                self.unflushed = false;
-                return Poll::Ready(Ok(0));
-            }
-        }
-        let mut written = 0;
-        while self.start < self.end {
-            let rest = self.bytes.get(self.start..self.end).unwrap_or_default();
-            match Pin::new(&mut *to).poll_write(cx, rest) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(count)) => {
-                    self.start += count;
-                    self.unflushed = true;
-                    written += count;
-                    passed.set(passed.get() + count as u64);
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending if written > 0 => break,
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-        Poll::Ready(Ok(written))
     }
 }
 

@@ -181,6 +181,11 @@ impl Reusable for ResponseHead {
 }
 
 impl<T: Reusable> Pool<T> {
+    #[cfg(test)]
+    pub(crate) fn free_count(&self) -> usize {
+        self.free.borrow().len()
+    }
+
     pub(crate) fn take(&self) -> Pooled<T> {
         let value = self.free.borrow_mut().pop().unwrap_or_default();
         Pooled { value, home: Rc::clone(&self.free) }

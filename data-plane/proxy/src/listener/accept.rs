@@ -1,7 +1,6 @@
 //! From an accepted connection to its network filter.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,20 +9,18 @@ use std::time::Duration;
 use culvert_http::Io;
 use culvert_runtime::drain::Blocker;
 use culvert_runtime::sockets;
-use foldhash::fast::RandomState;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
 
+use super::generation::{Generation, WorkerChain, WorkerFilter};
 use super::inspect::{self, Hello, Inspected, Inspection, TlsDetails};
 use super::matching::Arrival;
-use super::{Chain, Filter, FilterChains, ListenerSlot};
-use crate::access_log::WorkerLogs;
-use crate::http_manager::{self, WorkerHttp};
-use crate::record::{Record, Scene};
+use super::{Chain, ListenerSlot};
+use crate::http_manager;
 use crate::stats::ListenerMetric;
-use crate::tcp_proxy::{self, WorkerTcp};
-use crate::tunnel::{self, WorkerTunnel};
+use crate::tcp_proxy;
+use crate::tunnel;
 use crate::worker::{Counters, Worker};
 
 /// Accepts connections from `socket` on this worker and serves each as a local task. Returns when the listener has
@@ -97,28 +94,6 @@ pub(crate) struct WorkerListener {
     slot: Arc<ListenerSlot>,
     counters: Counters<ListenerMetric>,
     generation: RefCell<Option<Rc<Generation>>>,
-}
-
-/// One generation of chains, with this worker's state of each.
-#[derive(Debug)]
-struct Generation {
-    chains: Arc<FilterChains>,
-    states: RefCell<HashMap<usize, Rc<WorkerChain>, RandomState>>,
-    logs: WorkerLogs,
-}
-
-/// A chain's filter on this worker.
-#[derive(Debug)]
-struct WorkerChain {
-    chain: Arc<Chain>,
-    filter: WorkerFilter,
-}
-
-#[derive(Debug)]
-enum WorkerFilter {
-    Http(Rc<WorkerHttp>),
-    Tcp(Rc<WorkerTcp>),
-    Tunnel(Rc<WorkerTunnel>),
 }
 
 /// A connection that nothing has looked at yet.
@@ -227,6 +202,8 @@ impl WorkerListener {
                 tracing::debug!(connection = downstream.id, "cut off: the drain's deadline has passed");
             }
         }
+        let lasted = start.elapsed();
+        counters.record(ListenerMetric::CxLengthMs, lasted.as_secs_f64() * 1000.0);
         generation.log(&downstream, start, &worker);
     }
 
@@ -358,45 +335,6 @@ struct Ready {
     chain: Rc<WorkerChain>,
     /// Holds the chain's drain back.
     _held: Blocker,
-}
-
-impl Generation {
-    /// Takes over this worker's state of the chains that are the same objects as in the generation before.
-    fn new(chains: Arc<FilterChains>, before: Option<&Self>) -> Self {
-        let mut states = before.map(|before| before.states.borrow().clone()).unwrap_or_default();
-        states.retain(|_, state| chains.holds(&state.chain));
-        Self { logs: chains.access_log.for_worker(), states: RefCell::new(states), chains }
-    }
-
-    fn chain(&self, arrival: &Arrival<'_>, worker: &Worker) -> Option<Rc<WorkerChain>> {
-        let found = self.chains.index.find(arrival).and_then(|index| self.chains.chains.get(index));
-        let chain = found.or(self.chains.default.as_ref())?;
-        let key = Arc::as_ptr(chain).addr();
-        let mut states = self.states.borrow_mut();
-        Some(Rc::clone(states.entry(key).or_insert_with(|| Rc::new(WorkerChain::new(chain, worker)))))
-    }
-
-    /// The listener's own access log: a line per connection.
-    fn log(&self, downstream: &Downstream, start: Instant, worker: &Worker) {
-        if self.logs.is_empty() {
-            return;
-        }
-        let mut record = Record::new(downstream, start);
-        record.end = Some(Instant::now());
-        let hostname = &*worker.process.hostname;
-        self.logs.write(&Scene { record: &record, request: None, response: None, trailers: None, hostname });
-    }
-}
-
-impl WorkerChain {
-    fn new(chain: &Arc<Chain>, worker: &Worker) -> Self {
-        let filter = match &chain.filter {
-            Filter::Http(manager) => WorkerFilter::Http(WorkerHttp::new(manager, worker)),
-            Filter::Tcp(proxy) => WorkerFilter::Tcp(WorkerTcp::new(proxy)),
-            Filter::Tunnel(filter) => WorkerFilter::Tunnel(WorkerTunnel::new(filter)),
-        };
-        Self { chain: Arc::clone(chain), filter }
-    }
 }
 
 /// Counts something as active while it lives.

@@ -1,3 +1,5 @@
+mod serving;
+
 use std::net::SocketAddr;
 
 use culvert_model::listener::{Cidr, FilterChainMatch, SourceType, TransportProtocol};

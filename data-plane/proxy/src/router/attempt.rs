@@ -73,7 +73,7 @@ impl<'a> Attempt<'_, 'a> {
     ) -> Attempted {
         stream.record.attempts += 1;
         // Connecting is limited by the cluster, not by the attempt before this one.
-        self.limits.attempt.set(None);
+        self.limits.end_attempt();
         let mut checkout = match self.checkout(stream).await {
             Ok(checkout) => checkout,
             Err(failure) => return failure.into(),
@@ -129,8 +129,13 @@ impl<'a> Attempt<'_, 'a> {
             let count = digits.format(stream.record.attempts);
             stream.request.fields.set(b"x-envoy-attempt-count", count.as_bytes());
         }
-        let limit = self.retries.attempt_limit();
-        self.limits.attempt.set(limit.map(|limit| Instant::now() + limit));
+        if let Some(limit) = self.retries.attempt_limit() {
+            self.limits.attempt.set(Some(Instant::now() + limit));
+        }
+        if let Some(limit) = self.retries.attempt_idle_limit() {
+            self.limits.touch_at(Instant::now());
+            self.limits.attempt_idle.set(Some(limit));
+        }
     }
 
     /// Step 7: the request to the host, its response to the client.
@@ -305,7 +310,7 @@ impl<'a> Attempt<'_, 'a> {
 
     /// The response is the one that counts: its head is completed.
     fn begin_response(&self, stream: &mut Stream<'a>, begun: Instant) {
-        self.limits.attempt.set(None);
+        self.limits.end_attempt();
         self.limits.touch_at(begun);
         stream.record.response_begun = Some(begun);
         stream.record.details = std::borrow::Cow::Borrowed("via_upstream");

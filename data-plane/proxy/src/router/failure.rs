@@ -75,6 +75,7 @@ impl Failure {
     pub(super) fn reply(&self, retried: u32, request_complete: bool, cluster_not_found: u16) -> Option<LocalReply> {
         Some(match self {
             Self::Downstream(_) => return None,
+            Self::Overall if !request_complete => LocalReply::new(408, "request timeout", "request_overall_timeout"),
             Self::Overall => LocalReply::new(504, "upstream request timeout", "response_timeout")
                 .flagged(ResponseFlag::UpstreamRequestTimeout),
             Self::AttemptTimeout => LocalReply::new(504, "upstream request timeout", "upstream_per_try_timeout")

@@ -17,6 +17,8 @@ pub(crate) struct Limits {
     pub(crate) overall: Cell<Option<Instant>>,
     pub(crate) attempt: Cell<Option<Instant>>,
     pub(crate) idle: Option<Duration>,
+    /// Without anything happening, while an attempt has no response.
+    pub(crate) attempt_idle: Cell<Option<Duration>>,
     /// When something last happened.
     active: Cell<Instant>,
 }
@@ -31,12 +33,18 @@ pub(crate) enum Expired {
 
 impl Limits {
     pub(crate) fn new(start: Instant, idle: Option<Duration>) -> Self {
-        Self { overall: Cell::new(None), attempt: Cell::new(None), idle, active: Cell::new(start) }
+        Self {
+            overall: Cell::new(None),
+            attempt: Cell::new(None),
+            attempt_idle: Cell::new(None),
+            idle,
+            active: Cell::new(start),
+        }
     }
 
     /// Something happened.
     pub(crate) fn touch(&self) {
-        if self.idle.is_some() {
+        if self.idle.is_some() || self.attempt_idle.get().is_some() {
             self.active.set(Instant::now());
         }
     }
@@ -50,15 +58,26 @@ impl Limits {
         self.idle.map(|idle| self.active.get() + idle)
     }
 
+    /// Ends the limits that only an attempt without a response has.
+    pub(crate) fn end_attempt(&self) {
+        self.attempt.set(None);
+        self.attempt_idle.set(None);
+    }
+
+    fn attempt_until(&self) -> Option<Instant> {
+        let idle = self.attempt_idle.get().map(|idle| self.active.get() + idle);
+        sooner(self.attempt.get(), idle)
+    }
+
     /// The next limit that may pass; it may move while one waits.
     fn next(&self) -> Option<Instant> {
-        sooner(sooner(self.overall.get(), self.attempt.get()), self.idle_until())
+        sooner(sooner(self.overall.get(), self.attempt_until()), self.idle_until())
     }
 
     fn which(&self, at: Instant) -> Expired {
         if self.overall.get().is_some_and(|overall| overall <= at) {
             Expired::Overall
-        } else if self.attempt.get().is_some_and(|attempt| attempt <= at) {
+        } else if self.attempt_until().is_some_and(|attempt| attempt <= at) {
             Expired::Attempt
         } else {
             Expired::Idle

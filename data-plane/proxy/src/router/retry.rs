@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use culvert_http::{ResponseHead, StreamErrorKind};
+use culvert_http::{RequestHead, ResponseHead, StreamErrorKind};
 use culvert_model::route::RetryPolicy;
 use culvert_upstream::RetryPermit;
 
 use super::failure::Failure;
-use crate::routes::field_matches;
+use crate::routes::{field_matches, header_matches};
 
 /// A request's retry policy with what is left of it.
 #[derive(Debug)]
@@ -20,7 +20,12 @@ pub(super) struct Retries<'a> {
 }
 
 impl<'a> Retries<'a> {
-    pub(super) fn new(policy: Option<&'a RetryPolicy>) -> Self {
+    /// A policy with `retriable_request_headers` is for requests that match one of them.
+    pub(super) fn new(policy: Option<&'a RetryPolicy>, request: &RequestHead) -> Self {
+        let policy = policy.filter(|policy| {
+            let wanted = &policy.retriable_request_headers;
+            wanted.is_empty() || wanted.iter().any(|matcher| header_matches(matcher, request))
+        });
         Self { left: policy.map_or(0, |policy| policy.num_retries), done: 0, permit: None, policy }
     }
 
@@ -31,6 +36,10 @@ impl<'a> Retries<'a> {
 
     pub(super) fn attempt_limit(&self) -> Option<Duration> {
         self.policy.and_then(|policy| policy.per_try_timeout)
+    }
+
+    pub(super) fn attempt_idle_limit(&self) -> Option<Duration> {
+        self.policy.and_then(|policy| policy.per_try_idle_timeout)
     }
 
     pub(super) const fn done(&self) -> u32 {

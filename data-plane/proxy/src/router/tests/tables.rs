@@ -10,7 +10,8 @@ use culvert_upstream::UpstreamFailure;
 
 use crate::router::failure::Failure;
 use crate::router::retry::Retries;
-use crate::router::{grpc_timeout, rewrite};
+use crate::router::rewrite;
+use crate::router::timeouts::grpc_timeout;
 use crate::routes::{CompiledAction, RouteTable, Subject};
 use crate::routes::{Found, Matched};
 use crate::testing::{on_worker, route, routes, virtual_host};
@@ -30,7 +31,6 @@ fn refused() -> Failure {
 fn failures_are_told_in_envoys_words() {
     let started = "upstream connect error or disconnect/reset before headers. reset reason: ";
     for (failure, status, flag, body, details) in [
-        (Failure::Overall, 504, "UT", "upstream request timeout", "response_timeout"),
         (Failure::AttemptTimeout, 504, "UT", "upstream request timeout", "upstream_per_try_timeout"),
         (Failure::Idle, 408, "SI", "stream timeout", "stream_idle_timeout"),
         (Failure::Unavailable(UpstreamFailure::NoCluster), 500, "NC", "", "cluster_not_found"),
@@ -80,6 +80,9 @@ fn failures_are_told_in_envoys_words() {
         assert_eq!(String::from_utf8_lossy(&reply.body), body, "body of {failure:?}");
         assert_eq!(reply.details, details, "details of {failure:?}");
     }
+    let overall = |complete| Failure::Overall.reply(0, complete, 503).unwrap();
+    assert_eq!((overall(true).status, &*overall(true).details), (504, "response_timeout"), "upstream took too long");
+    assert_eq!((overall(false).status, &*overall(false).details), (408, "request_overall_timeout"), "the client did");
     assert_eq!(Failure::Idle.reply(0, true, 503).unwrap().status, 504, "a whole request waits for upstream");
     let retried = refused().reply(1, true, 503).unwrap();
     assert!(
@@ -128,7 +131,11 @@ fn policies_cover_what_they_name() {
         (RetryOn { gateway_error: true, ..none() }, refused(), true),
     ] {
         let policy = policy(on);
-        assert_eq!(Retries::new(Some(&policy)).covers_failure(&failure), expected, "{failure:?} by {on:?}");
+        assert_eq!(
+            Retries::new(Some(&policy), &RequestHead::default()).covers_failure(&failure),
+            expected,
+            "{failure:?} by {on:?}"
+        );
     }
     for (on, status, grpc, expected) in [
         (RetryOn { any_5xx: true, ..none() }, 500, "", true),
@@ -148,7 +155,11 @@ fn policies_cover_what_they_name() {
         if !grpc.is_empty() {
             head.fields.push(b"grpc-status", grpc.as_bytes());
         }
-        assert_eq!(Retries::new(Some(&policy)).covers_response(&head), expected, "{status} {grpc} by {on:?}");
+        assert_eq!(
+            Retries::new(Some(&policy), &RequestHead::default()).covers_response(&head),
+            expected,
+            "{status} {grpc} by {on:?}"
+        );
     }
 }
 
