@@ -238,3 +238,6 @@ fn read_upgrade(special: &Special<'_>, head: &mut RequestHead) {
         head.upgrade = std::str::from_utf8(value).ok().filter(|token| !token.is_empty()).map(Into::into);
     }
 }
+
+#[cfg(test)]
+mod tests;
