@@ -205,22 +205,28 @@ impl Connected {
             if let Some(frame) = decoder.next_frame().unwrap() {
                 return frame;
             }
-            let byte = self.agent.read_u8().await.unwrap();
-            decoder.push(&[byte]);
+            let reading = tokio::time::timeout(Duration::from_secs(300), self.agent.read_u8()).await;
+            decoder.push(&[reading.expect("no whole frame came").unwrap()]);
         }
     }
 
     /// Everything up to the end of the connection.
     async fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
-        self.agent.read_to_end(&mut rest).await.unwrap();
+        let reading = tokio::time::timeout(Duration::from_secs(300), self.agent.read_to_end(&mut rest)).await;
+        assert!(reading.is_ok(), "not closed after 5 minutes, sent: {:?}", String::from_utf8_lossy(&rest));
         rest
     }
 
     async fn ended(self) -> Ended {
         drop(self.agent);
-        self.served.await.unwrap()
+        finished(self.served).await
     }
+}
+
+/// Waits for the end of a connection on the server.
+async fn finished(served: JoinHandle<Ended>) -> Ended {
+    tokio::time::timeout(Duration::from_secs(300), served).await.expect("the connection does not end").unwrap()
 }
 
 fn init(cluster: &str) -> Init {

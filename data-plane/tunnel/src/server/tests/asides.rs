@@ -31,8 +31,8 @@ async fn a_stock_agents_graceful_close_drains_its_connections() {
             tokio::time::sleep(Duration::from_secs(30)).await;
             assert_eq!(fixture.count(ServerMetric::Asides), 1, "silent, and taken for an aside connection");
             aside.send(by_address(&["192.0.2.1:1001", "192.0.2.1:1002"], "edge")).await;
-            assert_eq!(first.served.await.unwrap(), Ended::Tunnel, "drained, and nothing was in flight");
-            assert_eq!(second.served.await.unwrap(), Ended::Tunnel, "drained, and nothing was in flight");
+            assert_eq!(finished(first.served).await, Ended::Tunnel, "drained, and nothing was in flight");
+            assert_eq!(finished(second.served).await, Ended::Tunnel, "drained, and nothing was in flight");
             assert_eq!(fixture.count(ServerMetric::GracefulClose), 2);
             assert_eq!(fixture.count(ServerMetric::GracefulCloseIgnored), 0);
             assert_eq!(fixture.count(ServerMetric::Active), 1, "the other agent's connection stays");
@@ -50,7 +50,7 @@ async fn a_graceful_close_within_the_first_seconds() {
             let (tunnel, _) = fixture.join("192.0.2.1:1001", init("edge")).await;
             let mut aside = fixture.connect("192.0.2.1:1003");
             aside.send(by_address(&["192.0.2.1:1001"], "edge")).await;
-            assert_eq!(tunnel.served.await.unwrap(), Ended::Tunnel);
+            assert_eq!(finished(tunnel.served).await, Ended::Tunnel);
         })
         .await;
 }
@@ -103,7 +103,7 @@ async fn our_agents_close_by_id_and_hear_of_it() {
             assert!(!tunnel.served.is_finished(), "the stranger closed it");
             aside.send(by_id(&[id, "no id".into()], "edge")).await;
             assert_eq!(aside.frame().await, ack(1), "one of the two");
-            assert_eq!(tunnel.served.await.unwrap(), Ended::Tunnel);
+            assert_eq!(finished(tunnel.served).await, Ended::Tunnel);
         })
         .await;
 }
@@ -143,7 +143,7 @@ async fn mapped_addresses_are_the_same_addresses() {
             let (tunnel, _) = fixture.join("[::ffff:192.0.2.1]:1001", init("edge")).await;
             let mut aside = fixture.connect("[::ffff:192.0.2.1]:1002");
             aside.send(by_address(&["192.0.2.1:1001"], "edge")).await;
-            assert_eq!(tunnel.served.await.unwrap(), Ended::Tunnel);
+            assert_eq!(finished(tunnel.served).await, Ended::Tunnel);
         })
         .await;
 }
@@ -159,7 +159,7 @@ async fn silent_connections_two_per_agent_and_for_a_minute() {
             let stranger = fixture.connect("203.0.113.9:7");
             assert_eq!(asides[2].rest().await, b"", "the third is closed");
             assert_eq!(started.elapsed().as_secs(), 5, "with the handshake's deadline");
-            assert_eq!(stranger.served.await.unwrap(), Ended::Refused, "nobody's aside connection");
+            assert_eq!(finished(stranger.served).await, Ended::Refused, "nobody's aside connection");
             assert_eq!(fixture.count(ServerMetric::Timeout), 2);
             assert_eq!(fixture.count(ServerMetric::Pending), 0, "aside connections are no handshakes under way");
             assert_eq!(asides[0].rest().await, b"", "closed without a word");

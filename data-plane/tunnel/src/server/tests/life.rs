@@ -84,7 +84,7 @@ async fn the_reply_is_alone_in_its_segment() {
                 let read = agent.read(&mut buffer).await.unwrap();
                 assert_eq!(&buffer[..read], b"GET / HTTP/1.1\r\n\r\n", "round {round}: the first request");
                 drop(agent);
-                assert_eq!(served.await.unwrap(), Ended::Tunnel);
+                assert_eq!(finished(served).await, Ended::Tunnel);
             }
         })
         .await;
@@ -109,7 +109,7 @@ async fn a_refusal_reaches_an_agent_that_keeps_on_sending() {
                 agent.read_to_end(&mut answer).await.unwrap();
                 assert_eq!(answer, b"\x20\x88\x01\x02\x02\x00\x00\x0c{\"status\":4}", "round {round}");
                 drop(agent);
-                assert_eq!(served.await.unwrap(), Ended::Refused, "round {round}");
+                assert_eq!(finished(served).await, Ended::Refused, "round {round}");
             }
         })
         .await;
@@ -142,10 +142,10 @@ async fn a_draining_listener_drains_its_tunnels_and_takes_no_others() {
             tokio::task::yield_now().await;
             let started = Instant::now();
             fixture.trigger.start(Duration::from_secs(10));
-            assert_eq!(idle.served.await.unwrap(), Ended::Tunnel);
-            assert_eq!(pending.served.await.unwrap(), Ended::Refused, "a handshake under way");
+            assert_eq!(finished(idle.served).await, Ended::Tunnel);
+            assert_eq!(finished(pending.served).await, Ended::Refused, "a handshake under way");
             let late = fixture.connect("192.0.2.1:3");
-            assert_eq!(late.served.await.unwrap(), Ended::Refused, "a new connection");
+            assert_eq!(finished(late.served).await, Ended::Refused, "a new connection");
             assert_eq!(started.elapsed(), Duration::ZERO, "nothing was in flight");
             assert_eq!(fixture.count(ServerMetric::RefusedDraining), 2);
         })
@@ -161,7 +161,7 @@ async fn what_is_in_flight_has_until_the_drains_deadline() {
             let (busy, _) = fixture.join(AGENT, capable("edge")).await;
             let started = Instant::now();
             fixture.trigger.start(Duration::from_secs(10));
-            assert_eq!(busy.served.await.unwrap(), Ended::Tunnel);
+            assert_eq!(finished(busy.served).await, Ended::Tunnel);
             assert_eq!(started.elapsed().as_secs(), 10);
             assert!(matches!(fixture.diary()[..], [.., Event::Drained(_), Event::Dropped(_)]), "{:?}", fixture.diary());
         })
@@ -189,7 +189,7 @@ async fn after_a_graceful_close_what_is_in_flight_goes_on() {
             assert!(!busy.served.is_finished(), "cut off");
             assert!(fixture.tunnels.status()[0].draining, "shown as draining");
             fixture.trigger.start(Duration::from_secs(1));
-            assert_eq!(busy.served.await.unwrap(), Ended::Tunnel, "the listener's drain ends it still");
+            assert_eq!(finished(busy.served).await, Ended::Tunnel, "the listener's drain ends it still");
         })
         .await;
 }
