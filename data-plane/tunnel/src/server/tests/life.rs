@@ -115,6 +115,24 @@ async fn a_refusal_reaches_an_agent_that_keeps_on_sending() {
         .await;
 }
 
+/// What a refused agent still sends is taken for a moment, and no longer.
+#[tokio::test(start_paused = true)]
+async fn a_refused_agent_is_read_for_a_second() {
+    LocalSet::new()
+        .run_until(async {
+            let fixture = Fixture::new(config(), Vec::new());
+            fixture.registry.0.refusal.set(Some(Refusal::ClusterUnknown));
+            let (mut connected, response) = fixture.join(AGENT, init("edge")).await;
+            assert_eq!(response.status, Status::ClusterNotFound);
+            tokio::time::sleep(Duration::from_millis(900)).await;
+            assert!(connected.agent.write_all(b"late").await.is_ok(), "closed before a second had passed");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            assert!(connected.agent.write_all(b"later").await.is_err(), "still open after a second");
+            assert_eq!(finished(connected.served).await, Ended::Refused);
+        })
+        .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_lease_is_dropped_with_the_connection() {
     LocalSet::new()
