@@ -240,7 +240,6 @@ fn uuid4() -> [u8; 36] {
             19 => digit & 3 | 8,
             _ => digit,
         };
-        #[expect(clippy::cast_possible_truncation, reason = "four bits")]
         let digit = digit as usize;
         *byte = HEX.get(digit).copied().unwrap_or(b'0');
     }

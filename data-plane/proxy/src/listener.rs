@@ -29,6 +29,7 @@ use tokio::sync::Semaphore;
 
 pub use accept::serve_listener;
 pub(crate) use accept::{Active, Downstream, WorkerListener, serve_hosted};
+#[cfg(test)]
 pub(crate) use inspect::TlsDetails;
 
 use self::matching::ChainIndex;
@@ -63,12 +64,15 @@ impl TlsSlot {
     }
 }
 
+/// See [`ChainInputs::tunnel`].
+pub type AcceptorOf<'a> = dyn Fn(&Arc<TunnelServer>) -> Result<Arc<Acceptor>, CompileError> + 'a;
+
 /// What compiling filter chains needs from outside. Called only for chains that are new or have changed.
 pub struct ChainInputs<'a> {
     /// The slot of a TLS context's configuration. The same slot for equal contexts if certificates are to be shared.
     pub tls: &'a dyn Fn(&Arc<DownstreamTls>) -> Arc<TlsSlot>,
     /// Who admits agents for a tunnel filter.
-    pub tunnel: &'a dyn Fn(&Arc<TunnelServer>) -> Result<Arc<Acceptor>, CompileError>,
+    pub tunnel: &'a AcceptorOf<'a>,
 }
 
 impl std::fmt::Debug for ChainInputs<'_> {
@@ -188,7 +192,7 @@ impl Chain {
             NetworkFilter::Http(manager) => Filter::Http(HttpManager::compile(manager, process, config.tls.is_some())?),
             NetworkFilter::Tcp(proxy) => Filter::Tcp(TcpProxy::compile(proxy, process)?),
             NetworkFilter::Tunnel(server) => {
-                Filter::Tunnel(TunnelFilter::new(Arc::clone(server), (inputs.tunnel)(server)?, process))
+                Filter::Tunnel(TunnelFilter::new(server, (inputs.tunnel)(server)?, process))
             }
         };
         let tls = config.tls.as_ref().map(|tls| (inputs.tls)(tls));
@@ -260,10 +264,11 @@ impl ListenerSlot {
             // Connections that are there already are not counted against the new limit.
             self.limit.store(Arc::new(Limit::new(max)));
         }
-        let before = self.chains.swap(Some(Arc::clone(&chains)));
+        let now = Arc::clone(&chains);
+        let before = self.chains.swap(Some(chains));
         self.changed.notify_waiters();
         for chain in before.iter().flat_map(|before| before.all()) {
-            if !chains.holds(chain) {
+            if !now.holds(chain) {
                 chain.drain.start(drain_time);
             }
         }

@@ -74,7 +74,7 @@ pub(crate) async fn serve(connection: &HttpConnection, exchange: Exchange<'_>) {
     let Exchange { request, mut body, mut response } = exchange;
     // Pinned for the whole request, by a count that only this worker writes.
     let table = connection.http.routes.table();
-    let table = table.as_deref().map(|table| &**table);
+    let table = table.as_deref().map(|pinned| &**pinned);
     let mut stream = Stream::new(connection, request, Instant::now());
 
     let outcome = match stream.admit().and_then(|()| stream.route(table)) {
@@ -287,6 +287,9 @@ impl<'a> Stream<'a> {
         }
         if matches!(failure, Failure::Idle) {
             self.connection.http.counters.inc(HttpMetric::RqIdleTimeout);
+        }
+        if let Failure::Downstream(error) = failure {
+            tracing::debug!(%error, "the client did not wait for its response");
         }
         let complete = self.record.request_done.is_some();
         match failure.reply(retried, complete, action.config.cluster_not_found) {

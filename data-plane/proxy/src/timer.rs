@@ -9,7 +9,6 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -79,31 +78,6 @@ impl Timer {
         })
         .await
     }
-
-    /// Runs `future`, which has `idle` from the moment when it first has to wait, and never longer than `deadline`.
-    pub(crate) async fn until_idle<F: Future>(
-        &mut self,
-        deadline: Option<Instant>,
-        idle: Option<Duration>,
-        future: F,
-    ) -> Result<F::Output, Elapsed> {
-        let mut future = pin!(future);
-        let mut earliest = None;
-        poll_fn(|cx| {
-            if let Poll::Ready(value) = future.as_mut().poll(cx) {
-                return Poll::Ready(Ok(value));
-            }
-            if deadline.is_none() && idle.is_none() {
-                return Poll::Pending;
-            }
-            let at = *earliest.get_or_insert_with(|| sooner(deadline, idle.map(|idle| Instant::now() + idle)));
-            match at {
-                Some(at) => self.poll_until(cx, at).map(|()| Err(Elapsed)),
-                None => Poll::Pending,
-            }
-        })
-        .await
-    }
 }
 
 impl Drop for Timer {
@@ -128,6 +102,7 @@ pub(crate) fn sooner(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> 
 #[cfg(test)]
 mod tests {
     use std::future::pending;
+    use std::time::Duration;
 
     use super::*;
 
@@ -158,15 +133,5 @@ mod tests {
         let outcome = timers.timer().until(Some(start + Duration::from_secs(3)), pending::<()>()).await;
         assert_eq!(outcome, Err(Elapsed), "nobody answers");
         assert_eq!(start.elapsed().as_secs(), 3, "the earlier deadline counts");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn idleness_counts_from_the_wait() {
-        let timers = Timers::default();
-        let start = Instant::now();
-        tokio::time::advance(Duration::from_secs(5)).await;
-        let outcome = timers.timer().until_idle(None, Some(Duration::from_secs(2)), pending::<()>()).await;
-        assert_eq!(outcome, Err(Elapsed), "nobody answers");
-        assert_eq!(start.elapsed().as_secs(), 7, "two seconds after the wait began");
     }
 }

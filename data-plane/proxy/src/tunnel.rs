@@ -23,7 +23,7 @@ pub(crate) struct TunnelFilter {
 }
 
 impl TunnelFilter {
-    pub(crate) fn new(config: Arc<TunnelServer>, acceptor: Arc<Acceptor>, process: &Process) -> Arc<Self> {
+    pub(crate) fn new(config: &TunnelServer, acceptor: Arc<Acceptor>, process: &Process) -> Arc<Self> {
         let path = ScopePath::named("tunnel_server", "culvert_tunnel_server_prefix", Arc::clone(&config.stat_prefix));
         Arc::new(Self { acceptor, stats: process.registry.scope(path) })
     }

@@ -105,13 +105,24 @@ impl Worker {
 
 type Table = Option<Arc<RouteTable>>;
 
+/// A table as a request holds it: by a count that only this worker writes.
+#[derive(Debug)]
+pub(crate) struct PinnedTable(Arc<RouteTable>);
+
+impl std::ops::Deref for PinnedTable {
+    type Target = RouteTable;
+    fn deref(&self) -> &RouteTable {
+        &self.0
+    }
+}
+
 /// A route slot as one worker sees it: an unchanged table costs a pointer comparison per request, and a request pins
 /// its table by a count that no other worker writes.
 #[derive(Debug)]
 pub(crate) struct WorkerRoutes {
     slot: Arc<RouteSlot>,
     cache: RefCell<arc_swap::Cache<Arc<ArcSwapOption<RouteTable>>, Table>>,
-    pinned: RefCell<Option<Rc<Arc<RouteTable>>>>,
+    pinned: RefCell<Option<Rc<PinnedTable>>>,
 }
 
 impl WorkerRoutes {
@@ -121,13 +132,13 @@ impl WorkerRoutes {
     }
 
     /// The table of the moment.
-    pub(crate) fn table(&self) -> Option<Rc<Arc<RouteTable>>> {
+    pub(crate) fn table(&self) -> Option<Rc<PinnedTable>> {
         let mut cache = self.cache.borrow_mut();
         let current = cache.load().as_ref()?;
         let mut pinned = self.pinned.borrow_mut();
         match &*pinned {
-            Some(table) if Arc::ptr_eq(table, current) => Some(Rc::clone(table)),
-            _ => Some(Rc::clone(pinned.insert(Rc::new(Arc::clone(current))))),
+            Some(table) if Arc::ptr_eq(&table.0, current) => Some(Rc::clone(table)),
+            _ => Some(Rc::clone(pinned.insert(Rc::new(PinnedTable(Arc::clone(current)))))),
         }
     }
 }

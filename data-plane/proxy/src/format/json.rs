@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use culvert_model::access_log::{Format, JsonValue, Part};
+use culvert_model::access_log::{JsonValue, Part};
 
 use super::{Absent, number, write_format, write_operator};
 use crate::record::Scene;

@@ -27,7 +27,7 @@ impl Civil {
         let shifted = (5 * day_of_year + 2) / 153;
         let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
         let year = year_of_era + era * 400 + u64::from(month <= 2);
-        let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
         let day = day_of_year - (153 * shifted + 2) / 5 + 1;
         let before = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
         #[expect(clippy::cast_possible_truncation, reason = "1 to 12, and 0 to 6")]
@@ -102,7 +102,7 @@ fn write_specifier(specifier: char, at: &Civil, out: &mut Vec<u8>) {
         'f' => write!(out, "{:09}", at.nanos),
         'z' => write!(out, "+0000"),
         'Z' => write!(out, "UTC"),
-        'n' => write!(out, "\n"),
+        'n' => writeln!(out),
         't' => write!(out, "\t"),
         '%' => write!(out, "%"),
         other => write!(out, "%{other}"),

@@ -119,7 +119,7 @@ impl ChainIndex {
 }
 
 /// An unset criterion fits everything and is least specific.
-fn exact<T: PartialEq>(wanted: Option<T>, value: T) -> Option<usize> {
+fn exact<T: PartialEq + Copy>(wanted: Option<T>, value: T) -> Option<usize> {
     match wanted {
         None => Some(0),
         Some(wanted) => (wanted == value).then_some(1),
