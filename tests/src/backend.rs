@@ -34,6 +34,7 @@ use crate::Result;
 pub struct Backend {
     pub address: SocketAddr,
     requests: Arc<AtomicU64>,
+    at_once: Arc<AtOnce>,
     task: JoinHandle<()>,
 }
 
@@ -54,8 +55,9 @@ impl Backend {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let requests = Arc::new(AtomicU64::new(0));
-        let task = tokio::spawn(accept(listener, name.into(), Arc::clone(&requests)));
-        Ok(Self { address, requests, task })
+        let at_once = Arc::new(AtOnce::default());
+        let task = tokio::spawn(accept(listener, name.into(), Arc::clone(&requests), Arc::clone(&at_once)));
+        Ok(Self { address, requests, at_once, task })
     }
 
     /// Requests seen so far.
@@ -63,17 +65,53 @@ impl Backend {
     pub fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
     }
+
+    /// The most requests that were under way at one moment.
+    #[must_use]
+    pub fn peak(&self) -> u64 {
+        self.at_once.peak.load(Ordering::SeqCst)
+    }
 }
 
-async fn accept(listener: TcpListener, name: Arc<str>, requests: Arc<AtomicU64>) {
+/// Requests under way.
+#[derive(Debug, Default)]
+struct AtOnce {
+    now: AtomicU64,
+    peak: AtomicU64,
+}
+
+/// One request under way; over when dropped, also with its connection.
+struct UnderWay(Arc<AtOnce>);
+
+impl UnderWay {
+    fn begin(at_once: &Arc<AtOnce>) -> Self {
+        let now = at_once.now.fetch_add(1, Ordering::SeqCst) + 1;
+        at_once.peak.fetch_max(now, Ordering::SeqCst);
+        Self(Arc::clone(at_once))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+async fn accept(listener: TcpListener, name: Arc<str>, requests: Arc<AtomicU64>, at_once: Arc<AtOnce>) {
     let mut connections = tokio::task::JoinSet::new();
     while let Ok((socket, _)) = listener.accept().await {
-        let (name, requests) = (Arc::clone(&name), Arc::clone(&requests));
+        let (name, requests, at_once) = (Arc::clone(&name), Arc::clone(&requests), Arc::clone(&at_once));
         while connections.try_join_next().is_some() {}
         connections.spawn(async move {
             let service = service_fn(move |request| {
                 requests.fetch_add(1, Ordering::Relaxed);
-                answer(Arc::clone(&name), request)
+                let under_way = UnderWay::begin(&at_once);
+                let answer = answer(Arc::clone(&name), request);
+                async move {
+                    let answer = answer.await;
+                    drop(under_way);
+                    answer
+                }
             });
             let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
             if let Err(error) = server.serve_connection_with_upgrades(TokioIo::new(socket), service).await {

@@ -175,8 +175,12 @@ async fn breakers_hold_across_workers() -> Result {
             other => anyhow::bail!("expected 200, or 503 with x-envoy-overloaded, saw {other:?}"),
         }
     }
-    ensure!(backend.requests() <= 1024, "expected at most 1024 requests at the backend, saw {}", backend.requests());
-    ensure!(good == 1024 && overloaded == 276, "expected 1024 good and 276 refused, saw {good} and {overloaded}");
+    // Over HTTP/1 a request that finds 1024 connections in use is pending, as in Envoy; the 1025th pending is refused.
+    let peak = backend.peak();
+    ensure!((512..=1024).contains(&peak), "expected up to 1024 requests at once at the backend, saw {peak}");
+    let served = backend.requests();
+    ensure!(good == served, "expected as many good answers as requests served, saw {good} and {served}");
+    ensure!(good >= 1024 && good + overloaded == 1300, "expected 1024 good or more, saw {good}, {overloaded} refused");
     gateway.stop().await
 }
 
