@@ -3,6 +3,7 @@
 
 mod attempt;
 mod choice;
+mod connect;
 mod failure;
 pub(crate) mod limits;
 mod relay;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_http::{BodyKind, Chunk, Exchange, Method, RequestBody, RequestHead, ResponseHead, ResponseSink, Version};
+use culvert_model::http::UpgradeConfig;
 use culvert_model::route::HeaderMutations;
 use culvert_upstream::{ClusterMetric, ClusterSlot, UpstreamFailure};
 use tokio::time::Instant;
@@ -202,7 +204,7 @@ impl<'a> Stream<'a> {
         body: &mut RequestBody<'_>,
         response: &mut ResponseSink<'_>,
     ) -> Result<(), Unanswered> {
-        self.permit_upgrade(action)?;
+        let ends_here = self.permit_upgrade(action)?;
         let chosen = self.choose(table, action)?;
         let target = chosen.slot();
         self.rewrite(matched, action, &chosen);
@@ -220,6 +222,10 @@ impl<'a> Stream<'a> {
             limits.overall.set(request_timeout.map(|timeout| self.record.start + timeout));
         }
         let mut timer = self.connection.worker.timers.timer();
+        if ends_here {
+            let limits = (&limits, &mut timer);
+            return Box::pin(connect::terminate(self, action, &chosen, limits, body, response)).await;
+        }
         let mut replay = Replay::new(has_body && retries.are_possible());
         let received = Received::default();
         let mut stale = 0;
@@ -302,22 +308,23 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Upgrades and CONNECT only where they are configured, on the route or else on the listener.
-    fn permit_upgrade(&self, action: &Forward) -> Result<(), LocalReply> {
+    /// Upgrades and CONNECT only where they are configured, on the route or else on the listener. `true`: a CONNECT that
+    /// ends here, so that its bytes and not itself are forwarded.
+    fn permit_upgrade(&self, action: &'a Forward) -> Result<bool, LocalReply> {
         let kind = match &self.request.upgrade {
             Some(kind) => &**kind,
             None if self.request.method == Method::Connect => "connect",
-            None => return Ok(()),
-        };
-        let of = |upgrades: &[culvert_model::http::UpgradeConfig]| {
-            upgrades.iter().find(|upgrade| upgrade.kind.eq_ignore_ascii_case(kind)).map(|upgrade| upgrade.enabled)
+            None => return Ok(false),
         };
         let config = &self.connection.http.manager.config;
-        if of(&action.config.upgrades).or_else(|| of(&config.upgrades)) == Some(true) {
-            return Ok(());
+        let of = |upgrades: &'a [UpgradeConfig]| upgrades.iter().find(|one| one.kind.eq_ignore_ascii_case(kind));
+        match of(&action.config.upgrades).or_else(|| of(&config.upgrades)) {
+            Some(upgrade) if upgrade.enabled => Ok(upgrade.terminate_connect && self.request.upgrade.is_none()),
+            Some(_) | None => {
+                self.connection.http.counters.inc(HttpMetric::RqWsOnNonWsRoute);
+                Err(LocalReply::new(403, "", "upgrade_failed"))
+            }
         }
-        self.connection.http.counters.inc(HttpMetric::RqWsOnNonWsRoute);
-        Err(LocalReply::new(403, "", "upgrade_failed"))
     }
 
     /// What the route changes in the request.

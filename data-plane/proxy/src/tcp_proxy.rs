@@ -229,8 +229,8 @@ async fn over_stream(
         let mut reader = reader;
         let mut buffer = worker.buffers.take();
         loop {
-            let count = tokio::io::AsyncReadExt::read(&mut reader, &mut buffer.bytes).await?;
-            let bytes = buffer.bytes.get(..count).unwrap_or_default();
+            let count = tokio::io::AsyncReadExt::read(&mut reader, buffer.space()).await?;
+            let bytes = buffer.space().get(..count).unwrap_or_default();
             if bytes.is_empty() {
                 return sink.finish(None).await.map_err(io::Error::other);
             }

@@ -90,7 +90,7 @@ impl Direction {
 /// A buffer for bytes on their way.
 #[derive(Debug)]
 pub(crate) struct CopyBuffer {
-    pub(super) bytes: Box<[u8]>,
+    bytes: Box<[u8]>,
     start: usize,
     end: usize,
     /// Something was written that the writer may still hold.
@@ -116,6 +116,11 @@ impl Reusable for CopyBuffer {
 const COPY_BUFFER: usize = 64 * 1024;
 
 impl CopyBuffer {
+    /// The memory, for whoever keeps count of what is in it.
+    pub(crate) fn space(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
     const fn is_empty(&self) -> bool {
         self.start == self.end && !self.unflushed
     }

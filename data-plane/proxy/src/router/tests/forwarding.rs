@@ -9,7 +9,7 @@ use culvert_model::access_log::{AccessLog, Format, LogFormat, Operator, Part, Si
 use culvert_model::http::{HttpConnectionManager, UpgradeConfig};
 use culvert_model::route::{
     Action, AppendAction, Body, ClusterChoice, ClusterRef, DirectResponse, HeaderAdd, HeaderMutations, HostRewrite,
-    PathRewrite, RetryOn, RetryPolicy, RouteAction, VirtualHost, WeightedCluster,
+    PathMatch, PathRewrite, RetryOn, RetryPolicy, RouteAction, VirtualHost, WeightedCluster,
 };
 use culvert_model::source::DataSource;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -405,6 +405,36 @@ fn websockets_pass_where_they_are_configured() {
             assert!(refused.read_buf(&mut seen).await.unwrap() > 0, "an answer");
         }
         assert!(seen.starts_with(b"HTTP/1.1 403 "), "{}", String::from_utf8_lossy(&seen));
+    });
+}
+
+#[test]
+fn a_connect_ends_here_where_it_is_configured() {
+    on_worker(async {
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        tokio::task::spawn_local(async move {
+            let (mut stream, _) = socket.accept().await.unwrap();
+            let mut seen = [0; 4];
+            stream.read_exact(&mut seen).await.unwrap();
+            stream.write_all(&seen).await.unwrap();
+        });
+        let connect = UpgradeConfig { kind: "connect".into(), enabled: true, terminate_connect: true };
+        let mut only = route("/", forward(RouteAction { upgrades: vec![connect], ..to("a") }));
+        only.matches.path = PathMatch::Connect;
+        let gateway = Gateway::http(vec![cluster("a", &[address])], manager_of(vec![virtual_host(vec![only])]));
+        let mut client = gateway.connect();
+        client.write_all(b"CONNECT a.example:443 HTTP/1.1\r\nhost: a.example:443\r\n\r\n").await.unwrap();
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"\r\n\r\n") {
+            assert!(client.read_buf(&mut seen).await.unwrap() > 0, "an answer");
+        }
+        assert!(seen.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&seen));
+        client.write_all(b"ping").await.unwrap();
+        let mut echo = Vec::new();
+        client.read_to_end(&mut echo).await.unwrap();
+        assert_eq!(echo, b"ping", "the host sees the bytes and no CONNECT");
+        assert_eq!(status(&gateway.get("/").await), "404", "other methods do not match");
     });
 }
 

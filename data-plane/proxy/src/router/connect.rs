@@ -1,0 +1,127 @@
+//! CONNECT that ends here (`connect_config`): its bytes go to a host of the cluster as plain TCP.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+
+use culvert_http::{BodyKind, Chunk, Io, RequestBody, ResponseHead, ResponseSink, StreamError};
+use culvert_upstream::{DownstreamProtocol, PickContext, TcpUpstream, UpstreamFailure};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::choice::Chosen;
+use super::failure::Failure;
+use super::limits::{Expired, Limits};
+use super::{Origin, Stream, Unanswered};
+use crate::flags::ResponseFlag;
+use crate::record::UpstreamSide;
+use crate::routes::Forward;
+use crate::timer::Timer;
+use crate::worker::Worker;
+
+/// Why a tunnel broke.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error(transparent)]
+    Client(#[from] StreamError),
+    #[error(transparent)]
+    Host(#[from] std::io::Error),
+}
+
+/// Connects, answers 200, and carries bytes until either side ends.
+pub(super) async fn terminate<'a>(
+    stream: &mut Stream<'a>,
+    action: &'a Forward,
+    chosen: &Chosen<'a>,
+    (limits, timer): (&Limits, &mut Timer),
+    body: &mut RequestBody<'_>,
+    response: &mut ResponseSink<'_>,
+) -> Result<(), Unanswered> {
+    stream.record.attempts = 1;
+    let context = PickContext {
+        priority: action.config.priority,
+        agent: chosen.agent.as_deref(),
+        downstream: DownstreamProtocol::Http1,
+    };
+    let worker = &stream.connection.worker;
+    let connected = limits.run(timer, worker.pools.checkout_tcp(chosen.slot(), &context)).await;
+    let connected = connected.map_err(Failure::from).and_then(|checkout| checkout.map_err(Failure::Unavailable));
+    let mut checkout = connected.map_err(|failure| stream.failed(&failure, 0, action))?;
+    let Some(TcpUpstream::Io(host)) = checkout.take() else {
+        // A stream of an HTTP/2 tunnel would need a CONNECT of its own inside this one.
+        tracing::debug!("a CONNECT cannot end at an HTTP/2 tunnel");
+        return Err(stream.failed(&Failure::Unavailable(UpstreamFailure::NoHealthyHost), 0, action));
+    };
+    let address = checkout.host().address();
+    stream.record.upstream =
+        Some(UpstreamSide { host: address, host_name: None, local: None, remote: address, protocol: None });
+    limits.overall.set(None);
+    stream.head.status = 200;
+    stream.record.details = "via_upstream".into();
+    stream.finish_head(Origin::Upstream);
+    let _active = stream.connection.upgraded();
+    let mut counts = (0, 0);
+    let carried = carry(&stream.head, host, worker, limits, (&mut *body, &mut *response), &mut counts);
+    let outcome = limits.run(timer, carried).await;
+    (stream.record.bytes_received, stream.record.bytes_sent) = counts;
+    stream.prompt = false;
+    match outcome {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a CONNECT broke");
+            stream.record.flag(match error {
+                Broken::Client(_) => ResponseFlag::DownstreamConnectionTermination,
+                Broken::Host(_) => ResponseFlag::UpstreamConnectionTermination,
+            });
+        }
+        Err(Expired::Idle | Expired::Attempt | Expired::Overall) => {
+            stream.record.flag(ResponseFlag::StreamIdleTimeout);
+        }
+    }
+    Err(Unanswered::Abort)
+}
+
+/// Answers with `head` and carries bytes both ways; counts those received from the client and sent to it.
+async fn carry(
+    head: &ResponseHead,
+    host: Io,
+    worker: &Worker,
+    limits: &Limits,
+    (body, response): (&mut RequestBody<'_>, &mut ResponseSink<'_>),
+    (received, sent): &mut (u64, u64),
+) -> Result<(), Broken> {
+    response.head(head, BodyKind::Tunnel).await?;
+    let (mut reader, mut writer) = tokio::io::split(host);
+    let mut up = pin!(async {
+        while let Some(chunk) = body.chunk().await? {
+            limits.touch();
+            *received += chunk.len() as u64;
+            writer.write_all(&chunk).await?;
+            writer.flush().await?;
+        }
+        writer.shutdown().await?;
+        Ok::<_, Broken>(())
+    });
+    let mut down = pin!(async {
+        let mut buffer = worker.buffers.take();
+        loop {
+            let count = reader.read(buffer.space()).await?;
+            let bytes = buffer.space().get(..count).unwrap_or_default();
+            if bytes.is_empty() {
+                return Ok::<_, Broken>(response.finish(None).await?);
+            }
+            limits.touch();
+            *sent += count as u64;
+            response.data(Chunk::Borrowed(bytes)).await?;
+        }
+    });
+    let mut ended = false;
+    poll_fn(|cx| {
+        if !ended && let Poll::Ready(result) = up.as_mut().poll(cx) {
+            // The client has ended its direction; the host may still have something to say.
+            ended = true;
+            result?;
+        }
+        down.as_mut().poll(cx)
+    })
+    .await
+}
