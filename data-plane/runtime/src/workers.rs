@@ -1,4 +1,4 @@
-//! The threads that carry traffic: each a `current_thread` runtime with a `LocalSet` and a state of its own.
+//! The threads that carry traffic: each a single-threaded runtime for local tasks, and a state of its own.
 //!
 //! **Nothing migrates**: a task lives and dies on the worker that spawned it, so what it holds need not be `Send`.
 //! A panic ends the task that panicked and nothing else (see [`crate::process::install_panic_hook`]).
@@ -6,8 +6,8 @@
 use std::rc::Rc;
 use std::thread::JoinHandle;
 
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::LocalSet;
 
 /// N workers, each with a state `S` that never leaves its thread.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub struct Workers<S> {
     workers: Vec<Worker<S>>,
 }
 
-/// What a worker is asked to do. Runs inside the worker's `LocalSet`, so it may call `spawn_local`.
+/// What a worker is asked to do. Runs inside the worker's runtime, so it may call `spawn_local`.
 type Command<S> = Box<dyn FnOnce(&Rc<S>) + Send>;
 
 #[derive(Debug)]
@@ -126,12 +126,25 @@ impl<S: 'static> Workers<S> {
 
 impl<S: 'static> Worker<S> {
     fn start(index: usize, name: &str, init: impl Fn(usize) -> S + Send + 'static) -> std::io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
+        let (report, reported) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::Builder::new().name(format!("{name}-{index}")).spawn(move || {
-            let local = LocalSet::new();
-            local.block_on(&runtime, serve(queue, index, init));
+            // Its tasks are scheduled by the runtime itself: a `LocalSet` inside another runtime would cost a second
+            // queue and one more wake-up each time.
+            let built = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+            let (runtime, outcome) = match built {
+                Ok(runtime) => (Some(runtime), Ok(())),
+                Err(error) => (None, Err(error)),
+            };
+            // Whoever starts us waits for it.
+            if report.send(outcome).is_ok()
+                && let Some(runtime) = runtime
+            {
+                runtime.block_on(serve(queue, index, init));
+            }
         })?;
+        // A thread that ends without a report has panicked.
+        reported.recv().unwrap_or_else(|_| Err(std::io::Error::other("the thread has ended")))?;
         Ok(Self { commands, thread })
     }
 }

@@ -147,8 +147,9 @@ impl Applier {
             };
             match &answer {
                 Ok(Applied::Active) => tracing::debug!(?kind, %name, "applied"),
-                Ok(Applied::Warming(awaited)) => tracing::info!(?kind, %name, ?awaited, "waits"),
-                Err(error) => tracing::warn!(?kind, %name, %error, "refused; what was in force stays"),
+                Ok(Applied::Warming(awaited)) => tracing::debug!(?kind, %name, ?awaited, "waits"),
+                // Whoever asked has the error, and knows better what to say of it.
+                Err(error) => tracing::debug!(?kind, %name, %error, "refused; what was in force stays"),
             }
             answers.push(answer);
         }
@@ -158,7 +159,15 @@ impl Applier {
 
     /// Applies resources that were checked before: what fails all the same is logged.
     pub(crate) async fn set_all(&mut self, resources: impl Iterator<Item = Resource>) {
-        drop(self.apply(resources.map(Change::Set).collect()).await);
+        let changes: Vec<Change> = resources.map(Change::Set).collect();
+        let targets: Vec<_> = changes.iter().map(Change::target).collect();
+        for ((kind, name), answer) in targets.into_iter().zip(self.apply(changes).await) {
+            match answer {
+                Ok(Applied::Active) => {}
+                Ok(Applied::Warming(awaited)) => tracing::info!(?kind, %name, ?awaited, "waits"),
+                Err(error) => tracing::error!(?kind, %name, %error, "cannot be put in force"),
+            }
+        }
     }
 
     /// The place of a cluster.
