@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -188,28 +190,26 @@ impl Running {
     }
 }
 
-/// Ports outside the range from which the kernel gives ports to outgoing connections, so that nobody takes one between
-/// now and the daemon's bind.
+/// Ports outside the range from which the kernel gives ports to outgoing connections, and each given once per process,
+/// so that nobody takes one between now and the daemon's bind.
 fn free_ports() -> Result<BTreeMap<Port, u16>> {
-    let mut candidates = std::iter::from_fn(|| Some(random_port()));
-    let mut held = Vec::new();
-    let mut ports = BTreeMap::new();
-    for (port, _) in PORTS {
-        let listener = candidates
-            .by_ref()
-            .take(1000)
-            .find_map(|candidate| TcpListener::bind(("127.0.0.1", candidate)).ok())
-            .context("no free port between 20000 and 32000")?;
-        ports.insert(port, listener.local_addr()?.port());
-        held.push(listener);
-    }
-    Ok(ports)
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(random_below(RANGE)));
+    let free = || {
+        (0..RANGE).find_map(|_| {
+            let port = FIRST + NEXT.fetch_add(1, Ordering::Relaxed) % RANGE;
+            TcpListener::bind(("127.0.0.1", port)).is_ok().then_some(port)
+        })
+    };
+    PORTS.iter().map(|(port, _)| Ok((*port, free().context("no free port between 20000 and 32000")?))).collect()
 }
 
-fn random_port() -> u16 {
+const FIRST: u16 = 20_000;
+const RANGE: u16 = 12_000;
+
+fn random_below(bound: u16) -> u16 {
     use std::hash::{BuildHasher, Hasher};
     let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
-    20000 + u16::try_from(random % 12000).unwrap_or(0)
+    u16::try_from(random % u64::from(bound)).unwrap_or(0)
 }
 
 fn copy(from: &Path, to: &Path, edit: &dyn Fn(&str) -> String) -> Result {

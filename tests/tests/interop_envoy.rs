@@ -27,7 +27,7 @@ async fn follows(site: &Site, name: &str) -> Result {
     let (one, two) = (site.address(Port::Backend1).port(), site.address(Port::Backend2).port());
     site.edit("envoy/endpoints.yaml", |text| text.replace(&two.to_string(), &one.to_string()))?;
     site.answered_by(Port::EnvoyGateway, "backend-1").await?;
-    load.finish(100).await?;
+    load.finish(20).await?;
     let nodes = get(site.address(Port::ControlAdmin), "/nodes").await?.text();
     ensure!(nodes.contains(name), "expected node {name} in /nodes, saw {nodes}");
     Ok(())

@@ -128,13 +128,15 @@ async fn refusals_are_answered_and_closed() -> Result {
 async fn garbage_and_silence_are_closed_in_time_and_harm_no_other_tunnel() -> Result {
     let cloud = cloud("[]").await?;
     let tunnel = cloud.listener("tunnel")?;
+    // A silent stranger; from the address of an agent that joined, a silent connection may be its aside connection.
+    closed(&mut TcpStream::connect(tunnel).await?).await.context("silence")?;
     let mut good = join(tunnel).await?;
     let garbage: [&[u8]; 5] = [
         b"GET / HTTP/1.1\r\n",
         b"\x20\x88\x01\x01\x01\x00\x00\x00",
         b"\x20\x88\x01\x07\x01\x00\x00\x02{}",
         b"\x20\x88\x01\x01\x01\x00\xff\xff",
-        b"",
+        b"\x20\x88\x01\x01",
     ];
     for bytes in garbage {
         let mut socket = TcpStream::connect(tunnel).await?;
