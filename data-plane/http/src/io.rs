@@ -125,6 +125,15 @@ impl Io {
         self.tcp_stream().map(AsFd::as_fd)
     }
 
+    /// Closing resets the connection instead of ending it: what was sent is visibly not all.
+    pub(crate) fn reset_on_close(&self) {
+        if let Some(stream) = self.tcp_stream()
+            && let Err(error) = stream.set_zero_linger()
+        {
+            tracing::debug!(%error, "a connection could not be made to reset");
+        }
+    }
+
     fn count_written(&self, result: &Poll<Result<usize>>) {
         if let (Some(meter), Poll::Ready(Ok(count))) = (&self.meter, result) {
             meter.count_written(*count);

@@ -7,6 +7,7 @@
 
 mod buffers;
 pub mod client;
+mod deadline;
 mod drain;
 pub mod error;
 pub mod fields;

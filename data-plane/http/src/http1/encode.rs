@@ -47,7 +47,7 @@ pub(crate) fn request(out: &mut Vec<u8>, head: &RequestHead, body: BodyKind) -> 
             write_length(out, length);
             Framing::length(length)
         }
-        BodyKind::Stream if tunnel || head.upgrade.is_some() => Framing::Done,
+        BodyKind::Stream if tunnel => Framing::Done,
         BodyKind::Stream => {
             out.extend_from_slice(CHUNKED);
             Framing::Chunked

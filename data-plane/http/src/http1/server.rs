@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::AsyncWrite;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::encode::{self, Asked};
 use super::read::Reader;
@@ -15,6 +15,7 @@ use super::request::{self, Parsed, Refusal};
 use super::write::{Framing, Writer};
 use super::{Wire, fields};
 use crate::buffers::{Buffer, give_request, take_request};
+use crate::deadline::Deadline;
 use crate::drain::{Drain, GRACE};
 use crate::server::{Exchange, Handler, RequestBody, ResponseSink, ServerOptions};
 use crate::{Blame, BodyKind, Io, Method, RequestHead, ResponseHead, StreamError, Version};
@@ -25,6 +26,9 @@ const MAX_EMPTY_LINES: u8 = 8;
 const MAX_DRAINED: u64 = 64 * 1024;
 /// How long a client may take to read our last answer while it still sends.
 const LINGER: Duration = Duration::from_secs(1);
+/// How long a client may leave the end of an answer unread.
+const STALLED: Duration = Duration::from_secs(60);
+
 /// Per-response state that the response's sink and the connection share.
 #[derive(Debug, Default)]
 pub(crate) struct Reply {
@@ -42,8 +46,9 @@ struct Connection<'a> {
     options: &'a ServerOptions,
     deadline: Deadline,
     opened: Instant,
-    /// When the current wait began: idle, or for the rest of a head.
-    waiting_since: Instant,
+    /// When the current wait began: idle, or for the rest of a head. `None`: it begins with the next poll that has to
+    /// wait (the clock is not read for a request that is there at once).
+    waiting_since: Option<Instant>,
     scanned: usize,
     empty_lines: u8,
     served: u32,
@@ -81,9 +86,9 @@ pub(crate) async fn serve<H: Handler>(
         read: Reader::new(buffer, Blame::Downstream),
         write: Writer::new(Blame::Downstream),
         options,
-        deadline: Deadline(None),
+        deadline: Deadline::new(),
         opened: now,
-        waiting_since: now,
+        waiting_since: None,
         scanned: 0,
         empty_lines: 0,
         served: 0,
@@ -107,7 +112,7 @@ pub(crate) async fn serve<H: Handler>(
         if after != After::Reuse {
             return Box::pin(connection.close(after)).await;
         }
-        connection.waiting_since = Instant::now();
+        connection.waiting_since = None;
     }
 }
 
@@ -128,7 +133,7 @@ impl Connection<'_> {
             let idle = self.read.buffer.is_empty();
             match self.read.buffer.poll_fill(self.wire.io.get_mut(), cx, false) {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::End),
-                Poll::Ready(Ok(_)) if idle => self.waiting_since = Instant::now(),
+                Poll::Ready(Ok(_)) if idle => self.waiting_since = None,
                 Poll::Ready(Ok(_)) => {}
                 Poll::Pending => break,
             }
@@ -141,7 +146,7 @@ impl Connection<'_> {
     fn poll_drain(&mut self, cx: &mut Context<'_>, drain: &mut Drain<'_, impl Future<Output = ()>>) {
         if !self.wire.closing.get() && drain.poll(cx) {
             self.wire.closing.set(true);
-            self.waiting_since = Instant::now();
+            self.waiting_since = None;
         }
     }
 
@@ -152,7 +157,8 @@ impl Connection<'_> {
             (true, true) => Some(GRACE),
             (true, false) => self.options.idle_timeout,
         };
-        let deadline = patience.and_then(|patience| self.waiting_since.checked_add(patience));
+        let since = *self.waiting_since.get_or_insert_with(Instant::now);
+        let deadline = patience.and_then(|patience| since.checked_add(patience));
         let end = if idle { self.options.max_duration.and_then(|limit| self.opened.checked_add(limit)) } else { None };
         let Some(deadline) = deadline.into_iter().chain(end).min() else { return Poll::Pending };
         if self.deadline.poll(cx, deadline).is_pending() {
@@ -251,7 +257,7 @@ impl Connection<'_> {
     }
 
     async fn after(&mut self, parsed: Parsed, reply: &Reply) -> After {
-        if self.write.has_pending() && self.write.flush(&self.wire).await.is_err() {
+        if self.write.has_pending() && !self.flush().await {
             return After::Abort;
         }
         if self.wire.tunnel.get() {
@@ -260,6 +266,10 @@ impl Connection<'_> {
         if !self.write.is_done() {
             if reply.status == 0 {
                 tracing::debug!("a request ended without a response");
+            }
+            if reply.asked.http_10 {
+                // The end of the connection would pass for the end of the body.
+                self.wire.io.get_mut().reset_on_close();
             }
             return After::Abort;
         }
@@ -303,11 +313,15 @@ impl Connection<'_> {
     async fn refuse(&mut self, refusal: Refusal) -> After {
         self.write.begin(&self.wire);
         let head = ResponseHead::new(refusal.status);
-        let written = self
-            .write
-            .write_head(|out| encode::response(out, &head, BodyKind::Empty, &Asked::default(), true))
-            .and(self.write.flush(&self.wire).await);
-        if written.is_ok() { After::Linger } else { After::Close }
+        let written =
+            self.write.write_head(|out| encode::response(out, &head, BodyKind::Empty, &Asked::default(), true));
+        if written.is_ok() && self.flush().await { After::Linger } else { After::Abort }
+    }
+
+    /// Sends what waits; `false` if the client is gone or does not read.
+    async fn flush(&mut self) -> bool {
+        let flushed = Box::pin(tokio::time::timeout(STALLED, self.write.flush(&self.wire))).await;
+        matches!(flushed, Ok(Ok(())))
     }
 
     async fn close(mut self, after: After) {
@@ -374,25 +388,5 @@ impl Sink<'_> {
             }
             _ => Ok(()),
         }
-    }
-}
-
-/// One timer for all of a connection's deadlines. It is moved only to make it earlier, or when it fires too early: a
-/// busy connection does not touch the timer wheel.
-struct Deadline(Option<Pin<Box<Sleep>>>);
-
-impl Deadline {
-    fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
-        let sleep = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        if sleep.deadline() > deadline {
-            sleep.as_mut().reset(deadline);
-        }
-        while sleep.as_mut().poll(cx).is_ready() {
-            if Instant::now() >= deadline {
-                return Poll::Ready(());
-            }
-            sleep.as_mut().reset(deadline);
-        }
-        Poll::Pending
     }
 }

@@ -27,7 +27,7 @@ pub(crate) async fn detect<F: Future<Output = ()>>(
     let patience = options.idle_timeout.into_iter().chain(options.max_duration).min();
     let patience = patience.unwrap_or(FOREVER).min(FOREVER);
     let mut timer = Box::pin(sleep_until(Instant::now() + patience));
-    let mut draining = false;
+    let (mut draining, mut begun) = (false, false);
     poll_fn(|cx| {
         loop {
             let data = buffer.data();
@@ -37,6 +37,10 @@ pub(crate) async fn detect<F: Future<Output = ()>>(
             if !draining && drain.poll(cx) {
                 draining = true;
                 timer.as_mut().reset(Instant::now() + GRACE);
+            }
+            if !begun && !data.is_empty() {
+                begun = true;
+                timer.as_mut().reset(Instant::now() + options.head_timeout.unwrap_or(FOREVER).min(FOREVER));
             }
             match buffer.poll_fill(io, cx, false) {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use h2::server::{Builder, Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{Request, Response, StatusCode};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::convert::{self, Refusal};
 use super::keepalive::Keepalive;
@@ -19,6 +19,7 @@ pub(crate) use super::transmit::Respond;
 use super::transmit::{Out, Stage, Transmit};
 use super::{MAX_LOCAL_RESETS, MAX_PENDING_RESETS, SEND_BUFFER, stream_error};
 use crate::buffers::{give_request, take_request};
+use crate::deadline::Deadline;
 use crate::drain::Drain;
 use crate::server::{Exchange, Handler, RequestBody, ResponseSink, ServerOptions};
 use crate::{Blame, BodyKind, Io, Method, RequestHead, ResponseHead, StreamError};
@@ -87,7 +88,7 @@ struct Driver<'a> {
     idle_since: Option<Instant>,
     /// Since when the connection takes no more streams.
     ending: Option<Instant>,
-    timer: std::pin::Pin<Box<Sleep>>,
+    deadline: Deadline,
     served: u32,
 }
 
@@ -110,7 +111,7 @@ impl<'a> Driver<'a> {
             opened: now,
             idle_since: Some(now),
             ending: None,
-            timer: Box::pin(tokio::time::sleep_until(now)),
+            deadline: Deadline::new(),
             served: 0,
         }
     }
@@ -166,10 +167,7 @@ impl<'a> Driver<'a> {
                 Some(_) => None,
             };
             let Some(deadline) = idle.into_iter().chain(age).min() else { return Poll::Pending };
-            if self.timer.deadline() != deadline {
-                self.timer.as_mut().reset(deadline);
-            }
-            if self.timer.as_mut().poll(cx).is_pending() {
+            if self.deadline.poll(cx, deadline).is_pending() {
                 return Poll::Pending;
             }
             if self.ending.is_some() {

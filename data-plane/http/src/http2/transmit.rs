@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, SendStream};
 
@@ -77,6 +77,8 @@ pub(crate) struct Transmit {
     left: Option<u64>,
     /// A piece that waits for the next: the last one carries the end of the stream.
     held: Bytes,
+    /// More such pieces, joined.
+    joined: BytesMut,
     ended: bool,
     /// A response whose body is dropped (HEAD).
     discard: bool,
@@ -84,7 +86,7 @@ pub(crate) struct Transmit {
 
 impl Transmit {
     pub(super) fn new(out: Out, blame: Blame) -> Self {
-        Self { out, blame, left: None, held: Bytes::new(), ended: false, discard: false }
+        Self { out, blame, left: None, held: Bytes::new(), joined: BytesMut::new(), ended: false, discard: false }
     }
 
     /// The head is out: `ended` with it, or with as many bytes as it said.
@@ -115,8 +117,12 @@ impl Transmit {
         if let Some(left) = &mut self.left {
             *left = left.checked_sub(chunk.len() as u64).ok_or(StreamError::misuse("more body than its length"))?;
         }
-        if queue && !self.held.is_empty() && self.held.len() + chunk.len() <= JOIN {
-            self.held = [&self.held[..], &chunk[..]].concat().into();
+        let waiting = self.held.len().max(self.joined.len());
+        if queue && waiting > 0 && waiting + chunk.len() <= JOIN {
+            if self.joined.is_empty() {
+                self.joined.extend_from_slice(&self.held);
+            }
+            self.joined.extend_from_slice(&chunk);
             return Ok(());
         }
         self.flush().await?;
@@ -128,11 +134,13 @@ impl Transmit {
     }
 
     pub(crate) async fn flush(&mut self) -> Result<(), StreamError> {
-        if self.held.is_empty() {
-            return Ok(());
-        }
-        let held = std::mem::take(&mut self.held);
+        let held = self.take_held();
         self.send(held, false).await
+    }
+
+    fn take_held(&mut self) -> Bytes {
+        let held = std::mem::take(&mut self.held);
+        if self.joined.is_empty() { held } else { std::mem::take(&mut self.joined).freeze() }
     }
 
     pub(crate) async fn finish(&mut self, trailers: Option<&Fields>) -> Result<(), StreamError> {
@@ -142,7 +150,7 @@ impl Transmit {
         if self.left.is_some_and(|left| left > 0) && !self.discard {
             return Err(StreamError::misuse("less body than its length"));
         }
-        let held = std::mem::take(&mut self.held);
+        let held = self.take_held();
         match trailers.filter(|fields| !fields.is_empty()) {
             Some(fields) => {
                 if !held.is_empty() {

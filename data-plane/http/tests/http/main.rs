@@ -6,6 +6,7 @@ mod http2_wire;
 mod lifecycle;
 mod peers;
 mod proxying;
+mod tls;
 mod upstream_faults;
 mod vectors;
 mod verdicts;
