@@ -69,6 +69,17 @@ enum Sockets {
     Serving(Vec<TcpListener>),
 }
 
+impl Sockets {
+    /// With the port that the kernel gave for port 0.
+    fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Serving(sockets) => sockets.first().and_then(|socket| socket.local_addr().ok()),
+            Self::Reserved(reserved) => Some(reserved.address()),
+            Self::None => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Retry {
     listener: Arc<Listener>,
@@ -134,7 +145,7 @@ impl Applier {
             Some(running) => (Arc::clone(&running.slot), None),
             None => {
                 let sockets = self.sockets_for(&listener)?;
-                (ListenerSlot::new(Arc::clone(&name), listener.address, &self.process), Some(sockets))
+                (ListenerSlot::new(Arc::clone(&name), sockets.address(), &self.process), Some(sockets))
             }
         };
         let prepared = Prepared::new(&listener, &slot, &self.secrets)?;
@@ -307,11 +318,7 @@ impl Applier {
             listeners.remove(name);
             return;
         };
-        let bound = match &running.sockets {
-            Sockets::Serving(sockets) => sockets.first().and_then(|socket| socket.local_addr().ok()),
-            Sockets::Reserved(reserved) => Some(reserved.address()),
-            Sockets::None => None,
-        };
+        let bound = running.sockets.address();
         let active = running.slot.current().is_some();
         listeners.insert(Arc::clone(name), ListenerView { bound, active, awaiting });
     }
