@@ -32,6 +32,9 @@ pub(crate) struct HttpManager {
     logs: LogTargets,
     stats: Scope<HttpMetric>,
     options: ServerOptions,
+    /// Once ALPN has decided.
+    http1_options: ServerOptions,
+    http2_options: ServerOptions,
 }
 
 impl HttpManager {
@@ -48,11 +51,14 @@ impl HttpManager {
                 slot
             }
         };
+        let options = options(config, tls);
         Ok(Arc::new(Self {
             routes,
             logs: LogTargets::open(&config.access_log, &process.logs)?,
             stats: process.registry.scope(ScopePath::http(Arc::clone(&config.stat_prefix))),
-            options: options(config, tls),
+            http1_options: ServerOptions { protocol: Protocol::Http1, ..options.clone() },
+            http2_options: ServerOptions { protocol: Protocol::Http2, ..options.clone() },
+            options,
             config: Arc::clone(config),
         }))
     }
@@ -120,14 +126,12 @@ pub(crate) async fn serve(
         counters.inc(HttpMetric::CxSslTotal);
         Active::new(counters, HttpMetric::CxSslActive, None)
     });
-    let mut options = http.manager.options.clone();
-    if options.protocol == Protocol::Auto {
-        options.protocol = match alpn {
-            Some(b"h2") => Protocol::Http2,
-            Some(b"http/1.1" | b"http/1.0") => Protocol::Http1,
-            _ => Protocol::Auto,
-        };
-    }
+    let manager = &http.manager;
+    let options = match (manager.options.protocol, alpn) {
+        (Protocol::Auto, Some(b"h2")) => &manager.http2_options,
+        (Protocol::Auto, Some(b"http/1.1" | b"http/1.0")) => &manager.http1_options,
+        _ => &manager.options,
+    };
     let handler = Rc::new(HttpConnection {
         http: Rc::clone(http),
         worker: Rc::clone(worker),
@@ -138,7 +142,7 @@ pub(crate) async fn serve(
         tokio::select! { () = watch.draining() => {} () = drain => {} }
         counters.inc(HttpMetric::CxDrainClose);
     };
-    culvert_http::server::serve(io, &options, handler, drain).await;
+    culvert_http::server::serve(io, options, handler, drain).await;
 }
 
 /// One downstream connection: what its requests share.

@@ -82,7 +82,7 @@ pub(crate) async fn serve_hosted(
         tracing::debug!(listener = %slot.name, "a tunnel's connection found no filter chains");
         return;
     };
-    let arrived = Arrived { io, remote, local, start: Instant::now() };
+    let arrived = Box::new(Arrived { io, remote, local, start: Instant::now() });
     // Boxed: a tunnel's task is long-lived and already large.
     Box::pin(listener.serve(generation, arrived, drain)).await;
 }
@@ -96,7 +96,7 @@ pub(crate) struct WorkerListener {
     generation: RefCell<Option<Rc<Generation>>>,
 }
 
-/// A connection that nothing has looked at yet.
+/// A connection that nothing has looked at yet. Boxed on its way, so that the tasks of connections stay small.
 struct Arrived {
     io: Io,
     remote: SocketAddr,
@@ -152,11 +152,23 @@ impl WorkerListener {
             }
         };
         let listener = Rc::clone(self);
-        let arrived = Arrived { io: Io::tcp(stream), remote, local, start: Instant::now() };
+        let arrived = Box::new(Arrived { io: Io::tcp(stream), remote, local, start: Instant::now() });
         tokio::task::spawn_local(async move {
             listener.serve(generation, arrived, std::future::pending()).await;
             drop(permit);
         });
+    }
+
+    /// The task of a connection in memory, for its size.
+    #[cfg(test)]
+    pub(super) fn serving(self: Rc<Self>, io: Io) -> impl Future<Output = ()> {
+        let address = SocketAddr::from(([192, 0, 2, 1], 1));
+        let arrived = Box::new(Arrived { io, remote: address, local: address, start: Instant::now() });
+        async move {
+            if let Some(generation) = self.generation() {
+                self.serve(generation, arrived, std::future::pending()).await;
+            }
+        }
     }
 
     /// What is in force now.
@@ -174,7 +186,12 @@ impl WorkerListener {
     }
 
     /// One connection from its first byte to its end.
-    async fn serve(self: &Rc<Self>, generation: Rc<Generation>, arrived: Arrived, drain: impl Future<Output = ()>) {
+    async fn serve(
+        self: &Rc<Self>,
+        generation: Rc<Generation>,
+        arrived: Box<Arrived>,
+        drain: impl Future<Output = ()>,
+    ) {
         let counters = &self.counters;
         counters.inc(ListenerMetric::CxTotal);
         let _active = Active::new(counters, ListenerMetric::CxActive, Some(ListenerMetric::CxDestroy));
@@ -183,18 +200,22 @@ impl WorkerListener {
         let chosen = {
             // Until its chain is known, the connection holds the listener's drain back.
             let _held = self.slot.watch.block();
-            Box::pin(self.choose(&worker, &generation, arrived)).await
+            Box::pin(self.choose(&worker, &generation, *arrived)).await
         };
         let Some(Ready { io, downstream, chain, _held }) = chosen else { return };
         let watch = chain.chain.watch.clone();
         let filter = async {
             match &chain.filter {
                 WorkerFilter::Http(http) => http_manager::serve(http, &worker, io, &downstream, &watch, drain).await,
-                WorkerFilter::Tcp(tcp) => tcp_proxy::serve(tcp, &worker, io, &downstream).await,
-                WorkerFilter::Tunnel(filter) => tunnel::serve(filter, &worker, io, &downstream, &watch).await,
+                // Boxed, so that connections of one kind do not carry the state of another.
+                WorkerFilter::Tcp(tcp) => Box::pin(tcp_proxy::serve(tcp, &worker, io, &downstream)).await,
+                WorkerFilter::Tunnel(filter) => Box::pin(tunnel::serve(filter, &worker, io, &downstream, &watch)).await,
             }
         };
-        let mut cut_off = std::pin::pin!(watch.expired());
+        let mut cut_off = std::pin::pin!(async {
+            watch.draining().await;
+            Box::pin(watch.expired()).await;
+        });
         tokio::select! {
             biased;
             () = filter => {}

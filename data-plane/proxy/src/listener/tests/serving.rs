@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_http::Io;
 use culvert_model::listener::{FilterChain, FilterChainMatch, Listener, NetworkFilter, TransportProtocol};
 use culvert_model::tls::{CommonTls, DownstreamTls, TlsVersion};
 use culvert_runtime::tls::{ClientTls, Identity, Roots, ServerTls, Trust, Version, client_config, server_config};
@@ -240,5 +241,15 @@ fn a_connection_that_no_chain_takes_is_closed() {
         assert!(seen.is_empty(), "closed without a byte");
         assert_eq!(stat(&gateway, ListenerMetric::NoFilterChainMatch), 1, "and counted");
         assert_eq!(stat(&gateway, ListenerMetric::CxActive), 0, "nothing is left");
+    });
+}
+
+#[test]
+fn an_idle_connection_is_small() {
+    on_worker(async {
+        let gateway = Gateway::start(Vec::new(), listener(vec![http_to("chain", "a")]));
+        let served = gateway.worker.listener(&gateway.slot).serving(Io::memory(tokio::io::duplex(1).0));
+        let size = size_of_val(&served);
+        assert!(size <= 2048, "the task of a connection takes {size} bytes, at most 2048 of the goal of 4 KiB");
     });
 }
