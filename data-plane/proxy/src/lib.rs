@@ -12,7 +12,7 @@
 //! **The request path holds names of nothing**: routes hold cluster slots, connections hold their filter chain. It
 //! writes nothing shared, and it does not allocate while requests are small.
 //!
-//! Where to begin reading: [`router`], the one function that takes a request through its steps.
+//! Where to begin reading: `router.rs`, the one function that takes a request through its steps.
 
 pub mod access_log;
 pub mod flags;
@@ -22,7 +22,7 @@ mod http_manager;
 pub mod listener;
 mod local_reply;
 mod record;
-pub mod router;
+mod router;
 pub mod routes;
 pub mod source;
 pub mod stats;

@@ -1,5 +1,5 @@
-//! **Begin reading here.** [`serve`] takes one request through its steps: admit, forward fields, route, act, log. The
-//! act of forwarding is [`forward`]: choose a cluster, rewrite, then attempts until one of them answers.
+//! **Begin reading here.** `serve` takes one request through its steps: admit, forward fields, route, act, log. The
+//! act of forwarding is `Stream::forward`: choose a cluster, rewrite, then attempts until one of them answers.
 
 mod attempt;
 mod choice;
