@@ -45,7 +45,7 @@ pub trait Hosting: Clone + 'static {
 
     /// Serves the connection until it ends. The agent is the server of the application protocol on it. Once
     /// `hosted.drain` starts the connection is drained as by a listener that goes away: what is in flight is
-    /// finished, then the connection is closed.
+    /// finished, then the connection is closed. When the future is dropped the connection is cut off.
     fn serve(&self, io: Io, hosted: Hosted) -> impl Future<Output = ()>;
 }
 

@@ -47,7 +47,8 @@ pub trait HostRegistry {
 pub trait HostLease {
     /// Runs the connection: the reply has been written and the peer is ready for the first byte. Ends when the peer
     /// closes, the connection breaks, the cluster goes away, or [`Self::drain`] was called and nothing is in
-    /// flight any more. The connection is closed by then.
+    /// flight any more. The connection is closed by then. When the future is dropped instead, the peer is gone or the
+    /// drain's time over, and the connection is to be cut off.
     fn attach(&self, io: Io) -> impl Future<Output = ()>;
 
     /// Takes the host out of every later choice; what is in flight goes on.

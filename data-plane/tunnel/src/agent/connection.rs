@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::dial::{self, DialError, Established, Retry, Target};
 use super::peer::{Peer, Phase};
 use super::{Agent, Hosted, Hosting, credential};
+use crate::keepalive;
 use crate::metrics::AgentMetric;
 use crate::status::ConnectionState;
 use crate::wire::{CAPABILITY, Init};
@@ -144,10 +145,12 @@ impl<H: Hosting> Connection<H> {
             local: tunnel.local,
             drain: watch,
         };
+        let mut lost = pin!(keepalive::lost(keepalive::ends(&tunnel.io)));
         let mut served = pin!(self.hosting.serve(tunnel.io, hosted));
         let phase = tokio::select! {
             biased;
             () = &mut served => return,
+            () = &mut lost => return,
             phase = self.peer.reached(|phase| phase > Phase::Leaving) => phase,
         };
         self.note(ConnectionState::Draining);
@@ -162,6 +165,7 @@ impl<H: Hosting> Connection<H> {
         tokio::select! {
             biased;
             () = served => {}
+            () = lost => {}
             _ = cut => tracing::info!(
                 agent = %config.name, server = %self.peer.address, connection = self.index,
                 "tunnel cut off: graceful_close_max_wait is over"

@@ -331,16 +331,24 @@ impl<R: HostRegistry> Accepted<'_, R> {
 
 /// Runs a registered connection to its end.
 async fn run<L: HostLease>(lease: &L, io: Io, drain: &Watch) {
+    let mut lost = pin!(keepalive::lost(keepalive::ends(&io)));
+    // A connection that an exchange has borrowed whole is not closed by dropping what follows.
+    let cord = keepalive::Cord::of(&io);
     let mut attached = pin!(lease.attach(io));
     tokio::select! {
         biased;
         () = &mut attached => return,
+        () = &mut lost => return cord.pull(),
         () = drain.draining() => lease.drain(),
     }
     tokio::select! {
         biased;
         () = &mut attached => {}
-        () = drain.expired() => tracing::info!("a tunnel was cut off at the drain's deadline"),
+        () = lost => cord.pull(),
+        () = drain.expired() => {
+            tracing::info!("a tunnel was cut off at the drain's deadline");
+            cord.pull();
+        }
     }
 }
 
