@@ -126,15 +126,17 @@ pub(crate) fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
 }
 
-/// `1*DIGIT` up to 2^64 - 1 (RFC 9110, 8.6); no sign, list, or white space.
+/// `1*DIGIT` up to 2^63 - 1 (RFC 9110, 8.6); no sign, list, or white space. What neighbours would read as a negative
+/// number is not passed on to them.
 pub(crate) fn content_length(value: &[u8]) -> Option<u64> {
     if value.is_empty() {
         return None;
     }
-    value.iter().try_fold(0u64, |sum, &byte| {
+    let length = value.iter().try_fold(0u64, |sum, &byte| {
         let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
         sum.checked_mul(10)?.checked_add(digit)
-    })
+    });
+    length.filter(|&length| i64::try_from(length).is_ok())
 }
 
 /// Why a `transfer-encoding` is refused.

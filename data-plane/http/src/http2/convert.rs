@@ -41,7 +41,11 @@ pub(super) fn read_request<B>(
 }
 
 fn read_target<B>(request: &Request<B>, head: &mut RequestHead) -> Result<(), Refusal> {
-    let host = request.headers().get(http::header::HOST).map(HeaderValue::as_bytes);
+    let mut hosts = request.headers().get_all(http::header::HOST).iter().map(HeaderValue::as_bytes);
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Refusal::Malformed("more than one host"));
+    }
     let authority = request.uri().authority().map(Authority::as_str);
     let authority = match (authority, host) {
         (Some(authority), Some(host)) if !authority.as_bytes().eq_ignore_ascii_case(host) => {
@@ -74,6 +78,10 @@ fn read_target<B>(request: &Request<B>, head: &mut RequestHead) -> Result<(), Re
 fn read_fields(map: &HeaderMap, head: &mut RequestHead) -> Result<(), Refusal> {
     let mut crumbs = 0;
     for (name, value) in map {
+        // RFC 9113, 8.2.1. Whoever reads it off HTTP/1 sees it without: a matcher here would have judged another value.
+        if is_padded(value.as_bytes()) {
+            return Err(Refusal::Malformed("white space around a header value"));
+        }
         match name.as_str() {
             "host" => continue,
             "cookie" => {
@@ -98,6 +106,10 @@ fn read_fields(map: &HeaderMap, head: &mut RequestHead) -> Result<(), Refusal> {
     Ok(())
 }
 
+fn is_padded(value: &[u8]) -> bool {
+    value.trim_ascii().len() != value.len()
+}
+
 /// How a body ends, by its head's fields.
 pub(super) fn body_kind(fields: &Fields, ended: bool) -> BodyKind {
     match fields.get(b"content-length").and_then(content_length) {
@@ -113,7 +125,7 @@ pub(super) fn read_response(status: StatusCode, map: &HeaderMap, head: &mut Resp
     head.version = Version::Http2;
     head.status = status.as_u16();
     for (name, value) in map {
-        head.fields.push_valid(name.as_str().as_bytes(), value.as_bytes());
+        head.fields.push_valid(name.as_str().as_bytes(), value.as_bytes().trim_ascii());
     }
 }
 
@@ -227,7 +239,7 @@ pub(super) fn trailers_to_fields(map: &HeaderMap) -> Fields {
     for (name, value) in map {
         let name = name.as_str().as_bytes();
         if !is_forbidden_trailer(name) {
-            fields.push_valid(name, value.as_bytes());
+            fields.push_valid(name, value.as_bytes().trim_ascii());
         }
     }
     fields

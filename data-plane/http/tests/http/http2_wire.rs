@@ -107,6 +107,14 @@ fn malformed_requests_are_reset() {
                 (":path", "/"),
             ]),
         ),
+        ("space before a value", request(&[("x-a", " b")])),
+        ("space behind a value", request(&[("x-a", "b ")])),
+        ("tab before a value", request(&[("x-a", "\tb")])),
+        (
+            "two hosts",
+            literals(&[(":method", "GET"), (":scheme", "http"), (":path", "/"), ("host", "h"), ("host", "other")]),
+        ),
+        ("two hosts, one as :authority", request(&[("host", "h"), ("host", "other")])),
         ("two lengths", request(&[("content-length", "1"), ("content-length", "2")])),
     ];
     for (name, block) in vectors {
