@@ -258,14 +258,15 @@ impl<R: HostRegistry> Accepted<'_, R> {
         self.metrics.inc(ServerMetric::Accepted);
         let _counted = Gauge::enter(self.metrics, ServerMetric::Active);
         tracing::info!(
-            id = %claim.id, cluster = shown(&claim.cluster), host_name = %claim.host_name, origin = %claim.peer.origin(),
-            weight = claim.weight, "tunnel registered"
+            id = %claim.id, cluster = shown(&claim.cluster), host_name = shown(&claim.host_name),
+            origin = %claim.peer.origin(), weight = claim.weight, "tunnel registered"
         );
         if !knows_id {
             acknowledged::reply_read(&io).await;
         }
         run(&lease, io, &watch).await;
-        tracing::info!(id = %claim.id, cluster = shown(&claim.cluster), host_name = %claim.host_name, "tunnel ended");
+        let host_name = shown(&claim.host_name);
+        tracing::info!(id = %claim.id, cluster = shown(&claim.cluster), host_name, "tunnel ended");
         drop(place);
         Ok(Ended::Tunnel)
     }

@@ -42,10 +42,12 @@ struct Live {
     drain: Arc<Trigger>,
 }
 
-/// What connections are counted by: the certificate's name, else the host name, else the address.
+/// What connections are counted by: the certificate's name, else the host name, else the address. **A host name is only
+/// claimed**: it counts within the policy and the cluster that the agent was admitted to, so that strangers who claim it
+/// elsewhere do not use up what its owner may have.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum AgentKey {
-    Named(Arc<str>),
+    Named { policy: Option<Arc<str>>, cluster: Arc<str>, host_name: Arc<str> },
     Unnamed(Origin),
 }
 
@@ -54,7 +56,11 @@ impl AgentKey {
         match claim.peer.origin() {
             Origin::Certificate(name) => Self::Unnamed(Origin::Certificate(name)),
             origin if claim.host_name.is_empty() => Self::Unnamed(origin),
-            _ => Self::Named(Arc::clone(&claim.host_name)),
+            _ => Self::Named {
+                policy: claim.policy.clone(),
+                cluster: Arc::clone(&claim.cluster),
+                host_name: Arc::clone(&claim.host_name),
+            },
         }
     }
 }

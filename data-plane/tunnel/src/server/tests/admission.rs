@@ -267,6 +267,31 @@ async fn an_agent_has_so_many_connections_and_no_more() {
         .await;
 }
 
+/// A host name is only claimed: whoever claims it elsewhere takes nothing from the agent that is called so.
+#[tokio::test(start_paused = true)]
+async fn a_name_claimed_elsewhere_leaves_its_owner_room() {
+    let named = |cluster, policy, secret| Init {
+        host_name: "edge-7".into(),
+        caps: vec![crate::wire::CAPABILITY.into()],
+        ..with_credential(cluster, policy, secret)
+    };
+    LocalSet::new()
+        .run_until(async {
+            let policies = vec![policy("ours", &["edge"]), policy("theirs", &["other", "edge"])];
+            let config = TunnelServer { policies, max_connections_per_agent: 1, ..config() };
+            let fixture = Fixture::new(config, vec![vec![token("s")], vec![token("t")]]);
+            let (_stranger, response) = fixture.join("192.0.2.9:1", named("other", "theirs", "t")).await;
+            assert_eq!(response.status, Status::Success, "of another cluster");
+            let (_rival, response) = fixture.join("192.0.2.9:2", named("edge", "theirs", "t")).await;
+            assert_eq!(response.status, Status::Success, "under another policy");
+            let (_owner, response) = fixture.join("192.0.2.1:1", named("edge", "ours", "s")).await;
+            assert_eq!(response.status, Status::Success, "the owner of the name has room");
+            let (_second, response) = fixture.join("192.0.2.1:2", named("edge", "ours", "s")).await;
+            assert_eq!(response.status, Status::Unknown, "and no more than its own");
+        })
+        .await;
+}
+
 /// A name that operators see must not write their log for them.
 #[tokio::test(start_paused = true)]
 async fn host_names_are_names() {
