@@ -29,6 +29,10 @@ use crate::bootstrap::Started;
 use crate::options::{Mode, Options};
 use crate::start::StartError;
 
+/// HTTP/2 allocates per frame and per stream; the HTTP/1 path hardly notices.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let options = Options::parse();
     let log = match culvert_runtime::log::init(options.log_level) {
