@@ -1,6 +1,8 @@
-//! Pages for operators, over HTTP on loopback. They change nothing.
+//! Pages for operators, over HTTP on loopback. They change nothing. Requests for a foreign host name are refused, so that no
+//! web page reads them by having its name resolve to loopback.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -70,6 +72,11 @@ fn answer<B>(control: &Control, request: &http::Request<B>) -> http::Response<Fu
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".to_owned());
     }
+    let host = request.headers().get(header::HOST).map_or("", |host| host.to_str().unwrap_or("?"));
+    if !is_this_machine(host) {
+        let refusal = "the host of this request is not this machine; ask for it by address or as localhost\n";
+        return text(StatusCode::FORBIDDEN, refusal.to_owned());
+    }
     match request.uri().path() {
         "/ready" if control.is_ready() => text(StatusCode::OK, "ready\n".to_owned()),
         "/ready" => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned()),
@@ -80,6 +87,16 @@ fn answer<B>(control: &Control, request: &http::Request<B>) -> http::Response<Fu
         "/" => text(StatusCode::OK, PAGES.to_owned()),
         _ => text(StatusCode::NOT_FOUND, format!("there is no such page; there are {PAGES}")),
     }
+}
+
+/// An address, `localhost`, or nothing: what no foreign name server can make a browser ask for.
+fn is_this_machine(authority: &str) -> bool {
+    let host = match authority.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').map_or(rest, |(host, _)| host),
+        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+    };
+    let name = host.trim_end_matches('.').to_ascii_lowercase();
+    host.is_empty() || host.parse::<IpAddr>().is_ok() || name == "localhost" || name.ends_with(".localhost")
 }
 
 fn text(status: StatusCode, body: String) -> http::Response<Full<Bytes>> {
@@ -223,4 +240,27 @@ fn state(state: ResourceState) -> &'static str {
 
 fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_this_machine;
+
+    #[test]
+    fn pages_of_foreign_names_are_refused() {
+        let cases = [
+            ("127.0.0.1:18001", true),
+            ("[::1]:18001", true),
+            ("localhost:18001", true),
+            ("LOCALHOST.", true),
+            ("", true),
+            ("evil.example:18001", false),
+            ("127.0.0.1.evil.example", false),
+            ("notlocalhost", false),
+            ("?", false),
+        ];
+        for (authority, expected) in cases {
+            assert_eq!(is_this_machine(authority), expected, "host {authority:?}");
+        }
+    }
 }

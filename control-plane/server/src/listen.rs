@@ -63,6 +63,12 @@ pub(crate) async fn start(
             "--listen {}: plaintext beyond this machine; anybody can ask for any node's resources",
             args.listen
         );
+    } else if args.tls_client_ca.is_none() && !args.listen.ip().is_loopback() {
+        tracing::warn!(
+            "--listen {}: clients need no certificate; anybody can ask for any node's resources and secrets, use \
+             --tls-client-ca",
+            args.listen
+        );
     }
     let (grpc_socket, grpc_address) = listen(args.listen).context("--listen")?;
     let (admin_socket, admin_address) = listen(args.admin).context("--admin")?;

@@ -188,8 +188,13 @@ impl Daemon {
 
     /// The body of an admin page.
     pub(crate) async fn get(&self, page: &str) -> String {
+        self.answer(page, "localhost").await
+    }
+
+    /// The body of an admin page, as a browser gets it that was told a name for this machine.
+    pub(crate) async fn answer(&self, page: &str, host: &str) -> String {
         let mut stream = TcpStream::connect(&self.admin).await.unwrap();
-        let request = format!("GET {page} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let request = format!("GET {page} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();

@@ -244,6 +244,20 @@ async fn a_bad_directory_at_the_start_ends_the_process_with_all_errors() {
     assert_eq!((code, text.contains("use a loopback address")), (Some(2), true), "{text}");
 }
 
+/// A web page whose name has been made to resolve to loopback reads nothing.
+#[tokio::test]
+async fn admin_pages_are_refused_under_a_foreign_name() {
+    let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
+    let daemon = Daemon::start(&folder, &[]).await;
+    for page in ["/config_dump", "/nodes", "/config", "/metrics", "/"] {
+        let foreign = daemon.answer(page, "rebound.example:18001").await;
+        assert!(foreign.starts_with("the host of this request is not this machine"), "{page}: {foreign}");
+        let ours = daemon.answer(page, "127.0.0.1:18001").await;
+        assert!(!ours.is_empty() && ours != foreign, "{page} by address: {ours}");
+    }
+    daemon.terminate().await;
+}
+
 #[tokio::test]
 async fn termination_ends_streams_cleanly() {
     let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
