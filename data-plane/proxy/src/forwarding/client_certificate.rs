@@ -1,9 +1,10 @@
 //! `x-forwarded-client-cert`: what is forwarded of the client's certificate.
 
+use std::borrow::Cow;
+
 use base64::Engine;
 use culvert_http::RequestHead;
 use culvert_model::http::{ForwardClientCert, HttpConnectionManager};
-
 use rustls::pki_types::CertificateDer;
 
 use super::append;
@@ -38,7 +39,7 @@ pub(super) fn forward(head: &mut RequestHead, config: &HttpConnectionManager, co
         element.push_str(value);
     };
     if let Some(own) = &tls.local_uri {
-        part("By", own);
+        part("By", &safe(own));
     }
     part("Hash", &peer.sha256);
     let details = &config.client_cert_details;
@@ -49,15 +50,34 @@ pub(super) fn forward(head: &mut RequestHead, config: &HttpConnectionManager, co
         part("Chain", &quoted_pem(&tls.chain));
     }
     if details.subject {
-        part("Subject", &format!("\"{}\"", peer.subject.replace('\\', "\\\\").replace('"', "\\\"")));
+        part("Subject", &quoted(&peer.subject));
     }
     for uri in peer.uri_sans.iter().filter(|_| details.uri) {
-        part("URI", uri);
+        part("URI", &safe(uri));
     }
     for name in peer.dns_sans.iter().filter(|_| details.dns) {
-        part("DNS", name);
+        part("DNS", &safe(name));
     }
     append(&mut head.fields, FIELD, element.as_bytes());
+}
+
+/// A value that ends neither its element nor its field: a certificate's names are what its holder wrote into a request.
+fn safe(value: &str) -> Cow<'_, str> {
+    let plain = |character: char| !character.is_control() && !matches!(character, ',' | ';' | '=' | '"' | '\\' | ' ');
+    if value.chars().all(plain) { Cow::Borrowed(value) } else { Cow::Owned(quoted(value)) }
+}
+
+/// In quotes, with what would end them escaped, and without control characters: no field can carry those.
+fn quoted(value: &str) -> String {
+    let mut text = String::from("\"");
+    for character in value.chars().filter(|character| !character.is_control()) {
+        if matches!(character, '"' | '\\') {
+            text.push('\\');
+        }
+        text.push(character);
+    }
+    text.push('"');
+    text
 }
 
 /// Certificates as PEM, in URL encoding, in quotes.
@@ -81,4 +101,22 @@ pub(super) fn quoted_pem(chain: &[CertificateDer<'static>]) -> String {
     }
     encoded.push('"');
     encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{quoted, safe};
+
+    #[test]
+    fn names_of_a_certificate_cannot_begin_another_element() {
+        for (name, expected) in [
+            ("spiffe://cluster.local/ns/a/sa/b", "spiffe://cluster.local/ns/a/sa/b"),
+            ("spiffe://a,By=spiffe://b;URI=spiffe://admin", r#""spiffe://a,By=spiffe://b;URI=spiffe://admin""#),
+            (r#"spiffe://a";URI="x"#, r#""spiffe://a\";URI=\"x""#),
+            ("a\r\nx-forwarded-client-cert: b", r#""ax-forwarded-client-cert: b""#),
+        ] {
+            assert_eq!(safe(name), expected, "{name:?}");
+        }
+        assert_eq!(quoted("O=a\nb\\,CN=\"c\""), r#""O=ab\\,CN=\"c\"""#, "a subject");
+    }
 }
