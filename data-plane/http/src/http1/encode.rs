@@ -90,6 +90,14 @@ pub(crate) struct Asked {
     pub(crate) upgrade: Option<Box<str>>,
 }
 
+impl Asked {
+    /// Whether a status refuses a change of protocol. A 2xx or 3xx that ignores an `upgrade` does not: the next bytes are
+    /// HTTP, as the client knows (RFC 9110, 7.8).
+    pub(crate) const fn is_refused_switch(&self, status: u16) -> bool {
+        status >= 400 && (self.connect || self.upgrade.is_some())
+    }
+}
+
 /// Writes a response head; how its body is framed. `close`: the connection ends with this response.
 ///
 /// # Errors

@@ -373,6 +373,11 @@ impl Sink<'_> {
         } else {
             reply.status = head.status;
         }
+        if body != BodyKind::Tunnel && reply.asked.is_refused_switch(head.status) {
+            // A client that takes the switch for granted goes on with bytes of another protocol, which whoever controls
+            // them could shape like requests.
+            self.wire.closing.set(true);
+        }
         let close = self.wire.closing.get();
         let framing = self.write.write_head(|out| encode::response(out, head, body, &reply.asked, close))?;
         match framing {
