@@ -169,7 +169,11 @@ fn write_flags(scene: &Scene<'_>, name: fn(ResponseFlag) -> &'static str, out: &
         }
         out.extend_from_slice(name(flag).as_bytes());
     }
-    !scene.record.flags.is_empty()
+    if scene.record.flags.is_empty() {
+        // A value of its own, in JSON too, where what is absent is null.
+        out.push(b'-');
+    }
+    true
 }
 
 /// A request header, pseudo-headers included.

@@ -334,8 +334,8 @@ impl WorkerListener {
             }
             Ok(Err(error)) => {
                 counters.inc(ListenerMetric::SslConnectionError);
-                if is_verification(&error) {
-                    counters.inc(ListenerMetric::SslFailVerifyError);
+                if let Some(metric) = refused_certificate(&error) {
+                    counters.inc(metric);
                 }
                 tracing::debug!(listener = %self.slot.name, %error, "TLS handshake failed");
                 None
@@ -382,10 +382,13 @@ impl<M: culvert_runtime::telemetry::Metrics> Drop for Active<M> {
     }
 }
 
-/// Whether a handshake failed because the client's certificate is not trusted.
-fn is_verification(error: &std::io::Error) -> bool {
-    let source = error.get_ref().and_then(|source| source.downcast_ref::<rustls::Error>());
-    matches!(source, Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented))
+/// What a handshake is counted as that failed for the client's certificate: there is none, or it is not trusted.
+fn refused_certificate(error: &std::io::Error) -> Option<ListenerMetric> {
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::NoCertificatesPresented => Some(ListenerMetric::SslFailVerifyNoCert),
+        rustls::Error::InvalidCertificate(_) => Some(ListenerMetric::SslFailVerifyError),
+        _ => None,
+    }
 }
 
 const EXHAUSTION_PAUSE: Duration = Duration::from_millis(100);
