@@ -60,11 +60,15 @@ fn all_errors_of_a_bootstrap_come_at_once_with_line_column_and_path() -> Result 
                \x20   typ: STATIC\n\
                \x20   connect_timeout: soon\n\
                \x20 - name: b\n\
-               \x20   lb_policy: BEST\n";
+               \x20   lb_policy: BEST\n\
+               \x20 - name: c\n\
+               \x20   lb_policy: MAGLEV\n";
     std::fs::write(site.folder().join("bad.yaml"), bad)?;
     let (code, text) = validate(&site, "culvert-proxy", &["-c", "bad.yaml"])?;
     ensure!(code == Some(2), "expected exit code 2, saw {code:?}:\n{text}");
-    for wanted in ["bad.yaml:5:5", "bad.yaml:6:22", "bad.yaml:8:16", "clusters[0]", "clusters[1].lb_policy"] {
+    for wanted in
+        ["bad.yaml:5:5", "bad.yaml:6:22", "bad.yaml:8:16", "bad.yaml:10:16", "clusters[0]", "clusters[1].lb_policy"]
+    {
         ensure!(text.contains(wanted), "expected {wanted} in:\n{text}");
     }
     Ok(())

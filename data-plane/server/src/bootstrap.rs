@@ -40,15 +40,21 @@ pub(crate) fn load(options: &Options) -> Result<Started, Vec<String>> {
     if let Some(text) = &options.config_yaml {
         texts.read(Path::new("--config-yaml"), text.as_bytes(), Syntax::Yaml, &mut errors);
     }
-    if !errors.is_empty() {
+    // What stands in a text that has no message would only seem to be missing.
+    if texts.loaded.len() < usize::from(options.config_path.is_some()) + usize::from(options.config_yaml.is_some()) {
         return Err(errors);
     }
     let message = merge(&texts, options).map_err(|error| vec![error])?;
     let parsed = model::parse(&message);
     let warnings = parsed.warnings.iter().map(|finding| texts.place(finding)).collect();
     match parsed.value {
-        Ok(bootstrap) => Ok(Started { bootstrap, message, warnings, texts }),
-        Err(findings) => Err(findings.iter().map(|finding| texts.place(finding)).collect()),
+        Ok(bootstrap) if errors.is_empty() => Ok(Started { bootstrap, message, warnings, texts }),
+        Ok(_) => Err(errors),
+        Err(findings) => {
+            let new = findings.iter().filter(|finding| !texts.explain(finding));
+            errors.extend(new.map(|finding| texts.place(finding)));
+            Err(errors)
+        }
     }
 }
 
@@ -56,14 +62,26 @@ pub(crate) fn load(options: &Options) -> Result<Started, Vec<String>> {
 #[derive(Debug, Default)]
 pub(crate) struct Texts {
     loaded: Vec<(PathBuf, Loaded<api::Bootstrap>)>,
+    /// Mistakes in them.
+    problems: Vec<Problem>,
 }
 
 impl Texts {
     fn read(&mut self, path: &Path, text: &[u8], syntax: Syntax, errors: &mut Vec<String>) {
-        match document::load::<api::Bootstrap>(text, syntax) {
-            Ok(loaded) => self.loaded.push((path.to_owned(), loaded)),
-            Err(problems) => errors.extend(problems.iter().map(|problem| problem.in_file(path))),
-        }
+        let problems = match document::load_in_spite::<api::Bootstrap>(text, syntax) {
+            Ok((loaded, problems)) => {
+                self.loaded.push((path.to_owned(), loaded));
+                problems
+            }
+            Err(problems) => problems,
+        };
+        errors.extend(problems.iter().map(|problem| problem.in_file(path)));
+        self.problems.extend(problems);
+    }
+
+    /// Whether a finding may only be a consequence of a mistake that was named already.
+    fn explain(&self, finding: &Finding) -> bool {
+        self.problems.iter().any(|problem| problem.explains(&finding.path))
     }
 
     /// A finding with the place in the text that it is about.
@@ -117,11 +135,11 @@ mod tests {
 
     #[test]
     fn every_mistake_is_named_with_its_place() {
-        let text = "node: {id: a}\nstatic_resources:\n  listeners:\n  - nam: x\n  clusters:\n  - name: 7\n    connect_timeout: soon\n";
+        let text = "node: {id: a}\nstatic_resources:\n  listeners:\n  - nam: x\n  clusters:\n  - name: 7\n    connect_timeout: soon\n  - name: b\n    lb_policy: MAGLEV\n";
         let (_dir, file) = write(text);
         let errors = load(&options(&file, &[])).unwrap_err();
         let place = |line: u32| format!("{}:{line}:", file.display());
-        for line in [4, 7] {
+        for line in [4, 7, 9] {
             assert!(
                 errors.iter().any(|error| error.starts_with(&place(line))),
                 "line {line} is wrong; got {errors:#?}"

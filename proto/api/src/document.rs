@@ -71,6 +71,15 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// Whether a later finding about `path` may only be a consequence of this: it is about the same field, or about a list
+    /// that lacks an item now.
+    #[must_use]
+    pub fn explains(&self, path: &str) -> bool {
+        let list = self.path.strip_suffix(']').and_then(|path| path.rsplit_once('[')).map(|(list, _)| list);
+        let broken = list.unwrap_or(&self.path);
+        json::read::encloses(broken, path) || json::read::encloses(path, broken)
+    }
+
     /// `FILE:LINE:COLUMN: PATH: REASON`.
     #[must_use]
     pub fn in_file(&self, file: &Path) -> String {
@@ -129,6 +138,19 @@ pub fn parse(text: &[u8], syntax: Syntax, limits: &Limits) -> Result<Vec<Node>, 
 /// # Errors
 /// Every mistake in the text, in field names and values, and every violated rule, in one run.
 pub fn load<M: Name + Default>(text: &[u8], syntax: Syntax) -> Result<Loaded<M>, Vec<Problem>> {
+    let (loaded, problems) = load_in_spite::<M>(text, syntax)?;
+    if problems.is_empty() { Ok(loaded) } else { Err(problems) }
+}
+
+/// [`load`] that gives the message without what is broken in it, so that later checks can name their findings in the same
+/// run. Where there are problems the message is for nothing else.
+///
+/// # Errors
+/// There is no message: the text does not parse, or the message does not decode.
+pub fn load_in_spite<M: Name + Default>(
+    text: &[u8],
+    syntax: Syntax,
+) -> Result<(Loaded<M>, Vec<Problem>), Vec<Problem>> {
     let mut documents = parse(text, syntax, &Limits::default())?.into_iter();
     let tree = match (documents.next(), documents.next()) {
         (Some(tree), None) => tree,
@@ -138,9 +160,10 @@ pub fn load<M: Name + Default>(text: &[u8], syntax: Syntax) -> Result<Loaded<M>,
     let Some(descriptor) = pool::message(&M::type_url()) else {
         return Err(whole(tree.at, &format!("type {} is not in the descriptor set", M::full_name())));
     };
-    let bytes = json::read::message(&tree, &descriptor)?;
+    let (bytes, problems) = json::read::message(&tree, &descriptor);
     match M::decode(bytes.as_slice()) {
-        Ok(message) => Ok(Loaded { message, tree }),
+        Ok(message) => Ok((Loaded { message, tree }, problems)),
+        Err(_) if !problems.is_empty() => Err(problems),
         Err(error) => Err(whole(tree.at, &format!("{} does not decode: {error}", M::full_name()))),
     }
 }

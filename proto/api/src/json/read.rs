@@ -19,8 +19,8 @@ use crate::{Any, pool, type_url, validate};
 /// Mistakes that are listed; a file with more of them is broken as a whole.
 const MAX_PROBLEMS: usize = 500;
 
-/// The message that a tree spells, encoded and valid.
-pub(crate) fn message(node: &Node, descriptor: &MessageDescriptor) -> Result<Vec<u8>, Vec<Problem>> {
+/// The message that a tree spells, encoded, and every mistake in it. What is broken is missing in the message.
+pub(crate) fn message(node: &Node, descriptor: &MessageDescriptor) -> (Vec<u8>, Vec<Problem>) {
     let mut reader = Reader::default();
     let message = reader.message(node, descriptor);
     finish(reader, node, &message)
@@ -31,7 +31,7 @@ pub(crate) fn any(node: &Node) -> Result<Any, Vec<Problem>> {
     let mut reader = Reader::default();
     let Some(inner) = reader.any_contents(node) else { return Err(reader.problems) };
     let (type_url, value) = match inner {
-        Contents::Known(type_url, message) => (type_url, finish(reader, node, &message)?.into()),
+        Contents::Known(type_url, message) => (type_url, valid(finish(reader, node, &message))?.into()),
         Contents::Opaque(type_url, value) if reader.problems.is_empty() => (type_url, value),
         Contents::Opaque(..) => return Err(reader.problems),
     };
@@ -39,7 +39,7 @@ pub(crate) fn any(node: &Node) -> Result<Any, Vec<Problem>> {
 }
 
 /// Encodes, and appends what the validation rules find to what was found before.
-fn finish(mut reader: Reader, node: &Node, message: &DynamicMessage) -> Result<Vec<u8>, Vec<Problem>> {
+fn finish(mut reader: Reader, node: &Node, message: &DynamicMessage) -> (Vec<u8>, Vec<Problem>) {
     // A field that did not parse is missing in the message: rules would only repeat that.
     let broken: Vec<String> = reader.problems.iter().map(|problem| problem.path.clone()).collect();
     for violation in validate::validate_dynamic(message) {
@@ -53,16 +53,17 @@ fn finish(mut reader: Reader, node: &Node, message: &DynamicMessage) -> Result<V
         let reason = format!("messages are nested deeper than {} levels; no decoder takes them", wire::MAX_DEPTH);
         reader.problems.push(Problem { at: node.at, path: String::new(), reason });
     }
-    if reader.problems.is_empty() {
-        return Ok(encoded.bytes);
-    }
     reader.problems.sort_by_key(|problem| problem.at);
     if reader.problems.len() >= MAX_PROBLEMS {
         reader.problems.truncate(MAX_PROBLEMS);
         let reason = format!("there are more mistakes than the {MAX_PROBLEMS} listed");
         reader.problems.push(Problem { at: node.at, path: String::new(), reason });
     }
-    Err(reader.problems)
+    (encoded.bytes, reader.problems)
+}
+
+fn valid((bytes, problems): (Vec<u8>, Vec<Problem>)) -> Result<Vec<u8>, Vec<Problem>> {
+    if problems.is_empty() { Ok(bytes) } else { Err(problems) }
 }
 
 /// The message that a tree spells, encoded, whether it is valid or not.
@@ -74,7 +75,7 @@ pub(crate) fn unchecked(node: &Node, descriptor: &MessageDescriptor) -> Result<V
 }
 
 /// Whether one path is the other or begins it.
-fn encloses(outer: &str, inner: &str) -> bool {
+pub(crate) fn encloses(outer: &str, inner: &str) -> bool {
     inner.strip_prefix(outer).is_some_and(|rest| outer.is_empty() || rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
