@@ -13,7 +13,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use crate::Result;
@@ -161,4 +161,20 @@ async fn answer(name: Arc<str>, request: Request<Incoming>) -> std::result::Resu
         response.headers_mut().insert("x-backend", value);
     }
     Ok(response)
+}
+
+/// A server of its own kind on a free port: every connection is given to `serve`. For tests; it ends with the runtime.
+pub async fn scripted<F: Future<Output = Result> + Send + 'static>(serve: fn(TcpStream) -> F) -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                if let Err(error) = serve(socket).await {
+                    eprintln!("backend: {error:#}");
+                }
+            });
+        }
+    });
+    Ok(address)
 }

@@ -8,9 +8,11 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use crate::Result;
+use crate::wait::in_time;
 
 /// A response, whole.
 #[derive(Debug, Clone)]
@@ -87,4 +89,13 @@ pub async fn whole(response: http::Response<hyper::body::Incoming>) -> Result<An
     let (head, body) = response.into_parts();
     let body = body.collect().await.context("the body ended early")?.to_bytes();
     Ok(Answer { status: head.status, headers: head.headers, body })
+}
+
+/// Reads a head of HTTP/1 and not a byte more.
+pub async fn read_head(socket: &mut TcpStream) -> Result<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(in_time("a head", socket.read_u8()).await??);
+    }
+    Ok(String::from_utf8(head)?)
 }

@@ -60,10 +60,14 @@ impl Daemon {
         .await
     }
 
+    /// Its process id.
+    pub fn id(&self) -> Result<u32> {
+        self.child.id().with_context(|| format!("{} has ended already", self.name))
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> Result {
-        let id = self.child.id().with_context(|| format!("{} has ended already", self.name))?;
-        let pid = i32::try_from(id).ok().and_then(Pid::from_raw).context("not a process id")?;
+        let pid = i32::try_from(self.id()?).ok().and_then(Pid::from_raw).context("not a process id")?;
         rustix::process::kill_process(pid, signal)?;
         Ok(())
     }

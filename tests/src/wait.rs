@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use tokio::time::Instant;
 
 use crate::Result;
@@ -28,4 +29,9 @@ pub async fn within<T>(deadline: Duration, what: &str, mut probe: impl AsyncFnMu
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Awaits something that must come within [`PATIENCE`].
+pub async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> Result<T> {
+    tokio::time::timeout(PATIENCE, future).await.with_context(|| format!("not in time: {what}"))
 }

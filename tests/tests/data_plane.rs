@@ -6,11 +6,11 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use culvert_tests::Result;
-use culvert_tests::backend::Backend;
+use culvert_tests::backend::{Backend, scripted};
 use culvert_tests::ca::{Authority, Leaf};
-use culvert_tests::client::{Answer, get, send, whole};
+use culvert_tests::client::{Answer, get, read_head, send, whole};
 use culvert_tests::gateway::{Gateway, HTTP2, cluster, http_listener};
-use culvert_tests::wait::{PATIENCE, eventually};
+use culvert_tests::wait::{PATIENCE, eventually, in_time};
 use http::{HeaderMap, Request, Response};
 use http_body_util::Full;
 use hyper_util::rt::TokioIo;
@@ -18,15 +18,11 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 const TO_A: &str = "[{match: {prefix: /}, route: {cluster: a}}]";
 const WEBSOCKET: &str = "upgrade_configs: [{upgrade_type: websocket}]";
 const SWITCH: &[u8] = b"GET /chat HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
-
-async fn in_time<T>(what: &str, wait: impl Future<Output = T>) -> Result<T> {
-    tokio::time::timeout(PATIENCE, wait).await.with_context(|| format!("not in time: {what}"))
-}
 
 fn says(answer: &Answer, status: u16, body: &str) -> Result {
     let seen = (answer.status.as_u16(), answer.text());
@@ -43,36 +39,9 @@ async fn exchange(address: SocketAddr, bytes: &[u8]) -> Result<String> {
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-async fn head(socket: &mut TcpStream) -> Result<String> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(in_time("a head", socket.read_u8()).await??);
-    }
-    Ok(String::from_utf8(head)?)
-}
-
-/// Serves every connection with what `serve` does to it.
-async fn upstream<F: Future<Output = Result> + Send>(serve: fn(TcpStream) -> F) -> Result<SocketAddr>
-where
-    F: 'static,
-{
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?;
-    tokio::spawn(async move {
-        while let Ok((socket, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                if let Err(error) = serve(socket).await {
-                    eprintln!("upstream: {error:#}");
-                }
-            });
-        }
-    });
-    Ok(address)
-}
-
 /// Agrees to a WebSocket and gives every byte back in capitals.
 async fn capitals(mut socket: TcpStream) -> Result {
-    head(&mut socket).await?;
+    read_head(&mut socket).await?;
     socket.write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await?;
     let mut buffer = [0; 1024];
     loop {
@@ -86,7 +55,7 @@ async fn capitals(mut socket: TcpStream) -> Result {
 async fn talk(address: SocketAddr) -> Result {
     let mut socket = TcpStream::connect(address).await?;
     socket.write_all(SWITCH).await?;
-    let switched = head(&mut socket).await?;
+    let switched = read_head(&mut socket).await?;
     ensure!(switched.starts_with("HTTP/1.1 101 "), "expected 101, saw {switched:?}");
     for word in ["first", "second"] {
         socket.write_all(word.as_bytes()).await?;
@@ -173,7 +142,6 @@ async fn the_server_name_picks_the_chain_and_certificates_rotate() -> Result {
         let seen = gateway.stat(&format!("{prefix}.{name}")).await?;
         ensure!(seen == value, "expected {prefix}.{name} to be {value}, saw {seen}");
     }
-
     ca.issue(gateway.folder(), "a", &["a.test"])?;
     eventually("the new certificate is presented", async || {
         let (answer, now) = get_tls(address, "a.test", &files, None).await?;
@@ -205,7 +173,7 @@ async fn bytes_after_a_refused_switch_are_no_requests() -> Result {
 
 #[tokio::test]
 async fn a_websocket_passes() -> Result {
-    let echo = upstream(capitals).await?;
+    let echo = scripted(capitals).await?;
     let gateway = Gateway::start(&http_listener("in", TO_A, WEBSOCKET, ""), &cluster("a", &[echo], "")).await?;
     talk(gateway.listener("in")?).await?;
     gateway.stop().await
@@ -230,7 +198,7 @@ async fn grpc(socket: TcpStream) -> Result {
 
 #[tokio::test]
 async fn grpc_keeps_its_trailers() -> Result {
-    let server = upstream(grpc).await?;
+    let server = scripted(grpc).await?;
     let gateway = Gateway::start(&http_listener("in", TO_A, "", ""), &cluster("a", &[server], HTTP2)).await?;
     let (mut client, connection) = h2::client::handshake(TcpStream::connect(gateway.listener("in")?).await?).await?;
     let driver = tokio::spawn(connection);
@@ -258,13 +226,13 @@ async fn grpc_keeps_its_trailers() -> Result {
 
 /// Promises 100 bytes and dies after four.
 async fn half(mut socket: TcpStream) -> Result {
-    head(&mut socket).await?;
+    read_head(&mut socket).await?;
     Ok(socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await?)
 }
 
 #[tokio::test]
 async fn a_body_that_ends_early_is_seen_to_and_names_fail_over() -> Result {
-    let (dying, backend) = (upstream(half).await?, Backend::start("b").await?);
+    let (dying, backend) = (scripted(half).await?, Backend::start("b").await?);
     let log = "access_log:\n- name: file\n  typed_config:\n    \"@type\": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog\n    path: access.log\n    log_format: {json_format: {code: \"%RESPONSE_CODE%\", flags: \"%RESPONSE_FLAGS%\", none: \"%REQ(X-NONE)%\", deep: {text: \"<%PROTOCOL%>\"}}}";
     let routes = "[{match: {prefix: /half}, route: {cluster: a}}, {match: {prefix: /strict}, route: {cluster: strict}}, {match: {prefix: /logical}, route: {cluster: logical}}, {match: {prefix: /over}, route: {cluster: over}}]";
     let port = backend.address.port();
@@ -345,7 +313,7 @@ const LARGE: usize = 100 << 20;
 
 /// Takes a body of [`LARGE`] bytes and gives one.
 async fn large(mut socket: TcpStream) -> Result {
-    head(&mut socket).await?;
+    read_head(&mut socket).await?;
     let mut buffer = vec![0; 1 << 16];
     let mut left = LARGE;
     while left > 0 {
@@ -369,7 +337,7 @@ fn peak(gateway: &Gateway) -> Result<u64> {
 
 #[tokio::test]
 async fn bodies_of_100_mib_do_not_stay_in_memory() -> Result {
-    let server = upstream(large).await?;
+    let server = scripted(large).await?;
     let gateway = Gateway::start(&http_listener("in", TO_A, "", ""), &cluster("a", &[server], "")).await?;
     let before = peak(&gateway)?;
     let mut socket = TcpStream::connect(gateway.listener("in")?).await?;
@@ -378,7 +346,7 @@ async fn bodies_of_100_mib_do_not_stay_in_memory() -> Result {
     for _ in 0..LARGE / buffer.len() {
         in_time("the request is taken", socket.write_all(&buffer)).await??;
     }
-    head(&mut socket).await?;
+    read_head(&mut socket).await?;
     let mut left = LARGE;
     while left > 0 {
         let read = in_time("the response comes", socket.read(&mut buffer)).await??;
@@ -459,14 +427,13 @@ async fn an_agent_is_selected_by_header_or_host_and_is_503_when_it_is_gone() -> 
 
 #[tokio::test]
 async fn a_websocket_and_http2_pass_one_tunnel() -> Result {
-    let echo = upstream(capitals).await?;
+    let echo = scripted(capitals).await?;
     let plain = cloud("HTTP1").await?;
     let site = edge(&plain, "site", echo).await?;
     joined(&plain, 1).await?;
     talk(plain.listener("in")?).await?;
     site.stop().await?;
     plain.stop().await?;
-
     let backend = Backend::start("behind").await?;
     let shared = cloud("HTTP2").await?;
     let site = edge(&shared, "site", backend.address).await?;
