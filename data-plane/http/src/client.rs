@@ -45,7 +45,7 @@ impl Http1Client {
         ClientExchange(Inner::Http1(self.0))
     }
 
-    /// Whether it has served an exchange before: then it may turn out to be closed (see [`StreamError::untouched`]).
+    /// Whether it has served an exchange before: then it may turn out to be closed (a [`StreamError`] that names the peer untouched).
     #[must_use]
     pub fn is_reused(&self) -> bool {
         self.0.is_reused()
