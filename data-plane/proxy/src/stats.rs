@@ -1,7 +1,7 @@
 //! What listeners, HTTP connection managers and TCP proxies count, under Envoy's names. The scopes are found in the
 //! process's `Registry`; the same path is the same scope.
 
-use culvert_runtime::telemetry::{Metric, MetricKind, Metrics};
+use culvert_runtime::telemetry::{Metric, Metrics, counter, gauge, histogram};
 
 /// What one listener counts (`listener.<address>.`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,18 +179,6 @@ impl HttpMetric {
             _ => Self::Rq5xx,
         }
     }
-}
-
-const fn counter(name: &'static str) -> Metric {
-    Metric { name, kind: MetricKind::Counter }
-}
-
-const fn gauge(name: &'static str) -> Metric {
-    Metric { name, kind: MetricKind::Gauge }
-}
-
-const fn histogram(name: &'static str) -> Metric {
-    Metric { name, kind: MetricKind::Histogram }
 }
 
 #[cfg(test)]

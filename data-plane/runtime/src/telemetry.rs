@@ -40,6 +40,24 @@ pub enum MetricKind {
     Histogram,
 }
 
+/// An entry of [`Metrics::ALL`] that only grows.
+#[must_use]
+pub const fn counter(name: &'static str) -> Metric {
+    Metric { name, kind: MetricKind::Counter }
+}
+
+/// An entry of [`Metrics::ALL`] that goes up and down.
+#[must_use]
+pub const fn gauge(name: &'static str) -> Metric {
+    Metric { name, kind: MetricKind::Gauge }
+}
+
+/// An entry of [`Metrics::ALL`] that holds a distribution of milliseconds.
+#[must_use]
+pub const fn histogram(name: &'static str) -> Metric {
+    Metric { name, kind: MetricKind::Histogram }
+}
+
 /// Upper bounds of a histogram's buckets in milliseconds, Envoy's defaults; one more bucket has no bound.
 pub const BUCKETS: [f64; 19] = [
     0.5,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use culvert_proxy::Process;
 use culvert_runtime::access_log::AccessLogs;
 use culvert_runtime::log::LogControl;
-use culvert_runtime::telemetry::{Metric, MetricKind, Metrics, Sample, ScopePath};
+use culvert_runtime::telemetry::{Metric, Metrics, Sample, ScopePath, counter};
 use tokio::time::Instant;
 
 use crate::overview::Overview;
@@ -38,10 +38,6 @@ impl Metrics for ManagerMetric {
     fn index(self) -> usize {
         self as usize
     }
-}
-
-const fn counter(name: &'static str) -> Metric {
-    Metric { name, kind: MetricKind::Counter }
 }
 
 /// What the looked-up metrics are taken from.

@@ -1,7 +1,7 @@
 //! What the two ends count. The composition root prefixes the names (`tunnel_server.<stat_prefix>.`,
 //! `tunnel_agent.<agent>.`).
 
-use culvert_runtime::telemetry::{Metric, MetricKind, Metrics};
+use culvert_runtime::telemetry::{Metric, Metrics, counter, gauge};
 
 /// Of one tunnel listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,14 +113,6 @@ impl Metrics for AgentMetric {
     fn index(self) -> usize {
         self as usize
     }
-}
-
-const fn counter(name: &'static str) -> Metric {
-    Metric { name, kind: MetricKind::Counter }
-}
-
-const fn gauge(name: &'static str) -> Metric {
-    Metric { name, kind: MetricKind::Gauge }
 }
 
 #[cfg(test)]

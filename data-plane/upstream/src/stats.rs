@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use culvert_runtime::telemetry::{Metric, MetricKind, Metrics};
+use culvert_runtime::telemetry::{Metric, Metrics, counter, gauge, histogram};
 
 /// A cluster's metrics; each worker keeps a block of them. What is known without counting (membership, breaker
 /// gauges) is computed by [`crate::ClusterSlot::gauges`].
@@ -181,18 +181,6 @@ impl Metrics for ClusterMetric {
     fn index(self) -> usize {
         self as usize
     }
-}
-
-const fn counter(name: &'static str) -> Metric {
-    Metric { name, kind: MetricKind::Counter }
-}
-
-const fn gauge(name: &'static str) -> Metric {
-    Metric { name, kind: MetricKind::Gauge }
-}
-
-const fn histogram(name: &'static str) -> Metric {
-    Metric { name, kind: MetricKind::Histogram }
 }
 
 #[cfg(test)]
