@@ -10,6 +10,7 @@ pub mod client;
 pub mod gateway;
 pub mod load;
 pub mod peer;
+pub mod plane;
 pub mod process;
 pub mod site;
 pub mod wait;

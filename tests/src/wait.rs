@@ -18,12 +18,14 @@ pub async fn eventually<T>(what: &str, probe: impl AsyncFnMut() -> Result<T>) ->
 /// [`eventually`] with a deadline of one's own.
 pub async fn within<T>(deadline: Duration, what: &str, mut probe: impl AsyncFnMut() -> Result<T>) -> Result<T> {
     let end = Instant::now() + deadline;
+    let mut error = anyhow::anyhow!("the probe itself did not answer");
     loop {
-        let error = match tokio::time::timeout_at(end, probe()).await {
+        match tokio::time::timeout_at(end, probe()).await {
             Ok(Ok(value)) => return Ok(value),
-            Ok(Err(error)) => error,
-            Err(_) => anyhow::anyhow!("the probe itself did not answer"),
-        };
+            Ok(Err(seen)) => error = seen,
+            // What it said last tells more than that it was cut short.
+            Err(_) => {}
+        }
         if Instant::now() >= end {
             return Err(error.context(format!("not within {deadline:?}: {what}")));
         }

@@ -58,8 +58,11 @@ pub fn reserve(address: SocketAddr, count: usize) -> Result<Reserved, BindError>
     Ok(Reserved { sockets, address: bound })
 }
 
-/// A socket that does not share: it fails if anybody listens there, and is closed again without ever listening.
-fn probe(address: SocketAddr) -> Result<(), BindError> {
+/// Whether an address can be bound, by a socket that does not share: it is closed again without ever listening.
+///
+/// # Errors
+/// Somebody listens there, sharing or not, or the address cannot be bound.
+pub fn probe(address: SocketAddr) -> Result<(), BindError> {
     if address.port() == 0 {
         return Ok(());
     }

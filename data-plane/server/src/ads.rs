@@ -112,23 +112,22 @@ impl Sources {
     }
 
     /// Judges and stages a response; what is refused of it.
-    fn take(&self, kind: Kind, update: &Update<'_>, whole: bool) -> Vec<Rejection> {
+    async fn take(&self, kind: Kind, update: &Update<'_>, whole: bool) -> Vec<Rejection> {
         let type_url = update.type_url();
         let resources: Vec<_> = update
             .resources()
             .iter()
             .map(|received| judge(type_url, &received.name, &received.version, &received.body))
             .collect();
-        let rejections: Vec<Rejection> = resources.iter().filter_map(|judged| judged.rejection()).collect();
         for rejection in update.rejections() {
             let short = culvert_api::type_url::short_name(type_url);
             tracing::warn!("{short}/{}: refused: {}", rejection.name, rejection.reason);
         }
         let malformed = update.rejections().iter().map(|rejection| rejection.name.as_str().into()).collect();
+        let removed = update.removed().to_vec();
+        let rejections = self.configuration.receive(Batch { kind, resources, removed, malformed, whole }).await;
         let refused = !rejections.is_empty() || !update.rejections().is_empty();
         self.metrics.count(kind, if refused { Outcome::Rejected } else { Outcome::Success });
-        let removed = update.removed().to_vec();
-        self.configuration.receive(Batch { kind, resources, removed, malformed, whole });
         rejections
     }
 }

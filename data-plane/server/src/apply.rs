@@ -9,9 +9,12 @@ mod agents;
 mod applier;
 mod clusters;
 mod listeners;
+mod rehearse;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,8 +56,10 @@ pub(crate) enum Applied {
 /// Why a change was refused. What had the name before stays in force.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApplyError {
-    #[error("{0}")]
+    #[error("address.socket_address: {0}")]
     Bind(#[from] culvert_runtime::sockets::BindError),
+    #[error("address.socket_address: {address} belongs to listener {listener}; give one of the two another address")]
+    Duplicate { address: SocketAddr, listener: Name },
     #[error("{0}")]
     Compile(#[from] culvert_proxy::listener::CompileError),
     #[error("{0}")]
@@ -63,6 +68,19 @@ pub(crate) enum ApplyError {
     Tls(#[from] crate::tls::MaterialError),
     #[error("the process is ending")]
     Ending,
+}
+
+impl ApplyError {
+    /// Whether the same change may succeed later: somebody else holds its address.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Self::Bind(_) | Self::Duplicate { .. })
+    }
+}
+
+/// The listeners that a push removes: their addresses may be taken over by others that come with it.
+fn leaving(changes: &[Change]) -> HashSet<Name> {
+    let removals = changes.iter().filter(|change| matches!(change, Change::Remove { kind: Kind::Listener, .. }));
+    removals.map(|change| change.target().1).collect()
 }
 
 /// Sends changes to the one who applies them. Cheap to clone.
@@ -77,6 +95,11 @@ pub(crate) enum Command {
     Apply {
         changes: Vec<Change>,
         answer: oneshot::Sender<Vec<Result<Applied, ApplyError>>>,
+    },
+    /// See [`ApplyHandle::rehearse`].
+    Rehearse {
+        changes: Vec<Change>,
+        answer: oneshot::Sender<Vec<Result<(), ApplyError>>>,
     },
     /// Read certificate and credential files again.
     Reload,
@@ -106,6 +129,23 @@ impl ApplyHandle {
             return ending();
         }
         answered.await.unwrap_or_else(|_| ending())
+    }
+
+    /// Whether changes could be applied as a push of their own; one answer for each, in the same order. Nothing changes.
+    pub(crate) async fn rehearse(&self, changes: Vec<Change>) -> Vec<Result<(), ApplyError>> {
+        let count = changes.len();
+        let (answer, answered) = oneshot::channel();
+        let asked = async {
+            self.queue.send(Command::Rehearse { changes, answer }).await.ok()?;
+            answered.await.ok()
+        };
+        match tokio::time::timeout(REHEARSAL_TIME, asked).await {
+            Ok(answers) => answers.unwrap_or_else(|| (0..count).map(|_| Err(ApplyError::Ending)).collect()),
+            Err(_) => {
+                tracing::warn!(within = ?REHEARSAL_TIME, "no answer whether changes can be applied; they are tried");
+                (0..count).map(|_| Ok(())).collect()
+            }
+        }
     }
 
     /// Has certificate and credential files read again.
@@ -149,3 +189,6 @@ impl Change {
         }
     }
 }
+
+/// For a rehearsal, which waits until the push before it is applied.
+const REHEARSAL_TIME: Duration = Duration::from_secs(10);

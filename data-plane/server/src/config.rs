@@ -24,19 +24,20 @@ use culvert_model::tls::UpstreamTls;
 use culvert_runtime::files::FileWatcher;
 use culvert_runtime::readiness::ReadinessBlocker;
 use culvert_runtime::telemetry::Registry;
-use culvert_xds::client::{Interest, Missing};
+use culvert_xds::client::{Interest, Missing, Rejection};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use self::judge::Judged;
 pub(crate) use self::judge::judge;
 use self::persist::StateDir;
 pub(crate) use self::references::{kind_of, type_url_of};
 pub(crate) use self::stage::Batch;
 use self::stage::{Key, Stage};
 use crate::ads::Metrics;
-use crate::apply::{ApplyHandle, Kind};
+use crate::apply::{ApplyError, ApplyHandle, Change, Kind};
 use crate::inventory::{Given, Inventory};
 
 /// What dynamic configuration needs of the process.
@@ -80,13 +81,14 @@ pub(crate) async fn begin(settings: Settings) -> Configuration {
         started: Instant::now(),
         work: Notify::new(),
         wanted,
+        apply: settings.apply.clone(),
         inventory: settings.inventory.clone(),
         failed_once: watch::channel(false).0,
         ending: watch::channel(false).0,
         saver: Mutex::default(),
     });
     let metrics = Metrics::new(&settings.registry);
-    let mut publisher = publisher::Publisher::new(Arc::clone(&shared), settings.apply.clone());
+    let publisher = publisher::Publisher::new(Arc::clone(&shared));
     publisher.publish().await;
     if dynamic {
         tokio::spawn(release_when_ready(Arc::clone(&shared), settings.ready));
@@ -117,6 +119,7 @@ struct Shared {
     work: Notify,
     /// Counts changes of what is subscribed to.
     wanted: watch::Sender<u64>,
+    apply: ApplyHandle,
     inventory: Inventory,
     /// A control plane could not be reached.
     failed_once: watch::Sender<bool>,
@@ -131,18 +134,50 @@ impl Configuration {
         self.shared.started.elapsed()
     }
 
-    /// Stages what a source brought. Refused resources are noted; what was in force for them stays.
-    pub(crate) fn receive(&self, batch: Batch) {
+    /// Stages what a source brought, and says what of it is refused; what was in force for that stays. Waits until it is
+    /// known what could not be applied, never until something is applied.
+    pub(crate) async fn receive(&self, mut batch: Batch) -> Vec<Rejection> {
+        self.rehearse(&mut batch).await;
         let type_url = type_url_of(batch.kind);
+        let rejections: Vec<Rejection> = batch.resources.iter().filter_map(Judged::rejection).collect();
         for judged in &batch.resources {
-            if let Err(reason) = &judged.verdict {
+            if let Some(Rejection { reason, .. }) = judged.rejection() {
                 let short = culvert_api::type_url::short_name(type_url);
                 tracing::warn!("{short}/{}: refused: {reason}", judged.name);
-                self.shared.inventory.refused(type_url, &judged.name, judged.given.clone(), reason.clone());
+                self.shared.inventory.refused(type_url, &judged.name, judged.given.clone(), reason);
             }
         }
         self.shared.stage.lock().receive(batch, self.now());
         self.shared.changed();
+        rejections
+    }
+
+    /// Has everything that is new in a batch tried without effect, and notes what would fail.
+    async fn rehearse(&self, batch: &mut Batch) {
+        let kind = batch.kind;
+        let (mut changes, fresh) = {
+            let stage = self.shared.stage.lock();
+            let leaving = stage.leaving(batch).into_iter().map(|name| Change::Remove { kind, name });
+            let good = batch.resources.iter().enumerate().filter_map(|(index, judged)| {
+                let resource = judged.verdict.as_ref().ok().filter(|resource| !stage.has(kind, resource))?;
+                Some((index, resource.clone()))
+            });
+            (leaving.collect::<Vec<_>>(), good.collect::<Vec<_>>())
+        };
+        if fresh.is_empty() || kind == Kind::Endpoints {
+            return;
+        }
+        let leaving = changes.len();
+        changes.extend(fresh.iter().map(|(_, resource)| Change::Set(resource.clone())));
+        let answers = self.shared.apply.rehearse(changes).await.into_iter().skip(leaving);
+        for ((index, _), answer) in fresh.into_iter().zip(answers) {
+            let Some(judged) = batch.resources.get_mut(index) else { continue };
+            match answer {
+                Ok(()) | Err(ApplyError::Ending) => {}
+                Err(error) if error.may_pass() => judged.hindrance = Some(error.to_string()),
+                Err(error) => judged.verdict = Err(error.to_string()),
+            }
+        }
     }
 
     /// A name that was asked for does not exist.

@@ -21,8 +21,8 @@ pub(crate) struct Inventory {
 pub(crate) struct Entry {
     /// In force.
     pub active: Option<Given>,
-    /// Accepted, and waits for something.
-    pub warming: Option<Given>,
+    /// Accepted, and waits for what is named here.
+    pub warming: Option<(Given, Vec<String>)>,
     /// The last one that was refused, while it is refused.
     pub refused: Option<(Given, String)>,
 }
@@ -50,9 +50,9 @@ impl Inventory {
     }
 
     /// The resource was accepted and waits for something; what was in force stays.
-    pub(crate) fn warming(&self, type_url: &str, name: &Name, given: Given) {
+    pub(crate) fn warming(&self, type_url: &str, name: &Name, given: Given, on: Vec<String>) {
         self.change(type_url, name, |entry| {
-            entry.warming = Some(given);
+            entry.warming = Some((given, on));
             entry.refused = None;
         });
     }
@@ -61,15 +61,6 @@ impl Inventory {
     pub(crate) fn refused(&self, type_url: &str, name: &Name, given: Given, reason: impl Into<String>) {
         let reason = reason.into();
         self.change(type_url, name, |entry| entry.refused = Some((given, reason)));
-    }
-
-    /// What was refused is in force after all: its address has become free.
-    pub(crate) fn recovered(&self, type_url: &str, name: &Name) {
-        self.change(type_url, name, |entry| {
-            if let Some((given, _)) = entry.refused.take() {
-                *entry = Entry { active: Some(given), ..Entry::default() };
-            }
-        });
     }
 
     /// The resource is gone.
@@ -85,6 +76,18 @@ impl Inventory {
         let types = self.types.lock();
         let entries = types.get(type_url).into_iter().flatten();
         entries.map(|(name, entry)| (Arc::clone(name), entry.clone())).collect()
+    }
+
+    /// Everything that waits, and for what: `Listener edge`, [`Secret edge-cert`].
+    #[must_use]
+    pub(crate) fn waiting(&self) -> Vec<(String, Vec<String>)> {
+        let types = self.types.lock();
+        let entries = types.iter().flat_map(|(type_url, entries)| entries.iter().map(move |entry| (type_url, entry)));
+        let waiting = entries.filter_map(|(type_url, (name, entry))| {
+            let (_, on) = entry.warming.as_ref()?;
+            Some((format!("{} {name}", culvert_api::type_url::short_name(type_url)), on.clone()))
+        });
+        waiting.collect()
     }
 
     fn change(&self, type_url: &str, name: &Name, change: impl FnOnce(&mut Entry)) {

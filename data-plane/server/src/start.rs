@@ -119,7 +119,6 @@ pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -
         process: Arc::clone(&process),
         workers: Arc::clone(&threads),
         overview: Arc::clone(&overview),
-        inventory: inventory.clone(),
         secrets: base.secrets,
         metrics: scope.block(),
         node_id: Arc::clone(&started.bootstrap.node.id),

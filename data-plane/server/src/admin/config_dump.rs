@@ -107,7 +107,8 @@ impl Admin {
                 continue;
             }
             active.extend(active_state(section.field, &name, &entry));
-            warming.extend(entry.warming.iter().map(|given| state(section.field, &name, given, "REQUESTED", None)));
+            warming
+                .extend(entry.warming.iter().map(|(given, _)| state(section.field, &name, given, "REQUESTED", None)));
         }
         dump.insert(section.active.to_owned(), active.into());
         if let Some(field) = section.warming {
@@ -179,7 +180,7 @@ fn listener(name: &str, entry: &Entry) -> Value {
     if let Some(active) = &entry.active {
         listener["active_state"] = given(active);
     }
-    if let Some(warming) = &entry.warming {
+    if let Some((warming, _)) = &entry.warming {
         listener["warming_state"] = given(warming);
     }
     if let Some((refused, reason)) = &entry.refused {

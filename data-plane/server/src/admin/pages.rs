@@ -1,5 +1,7 @@
 //! Which page is asked for, and the short ones.
 
+use std::collections::BTreeMap;
+
 use culvert_api::json::{Secrets, to_json};
 use culvert_runtime::log::Level;
 use culvert_runtime::telemetry::{self, Filter};
@@ -118,18 +120,19 @@ impl Admin {
         Page::text(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n{waiting}", state.word()))
     }
 
+    /// `envoy.admin.v3.UnreadyTargetsDumps`: what waits, and for what.
     fn init_dump(&self) -> serde_json::Value {
         let overview = &self.looked.overview;
         let listeners = overview.listeners.lock().clone();
         let clusters = overview.warming_clusters.lock().clone();
-        let target = |kind: &str, name: &str, awaiting: &[String]| json!({ "name": format!("{kind} {name}"), "target_names": awaiting });
-        let warming = listeners.iter().filter(|(_, view)| !view.awaiting.is_empty());
-        let warming: Vec<_> = warming
-            .map(|(name, view)| target("listener", name, &view.awaiting))
-            .chain(clusters.iter().map(|(name, awaiting)| target("cluster", name, awaiting)))
-            .collect();
-        let pending: Vec<_> = self.looked.state.readiness.pending().iter().map(ToString::to_string).collect();
-        json!({ "readiness": pending, "unready_targets_dumps": warming })
+        let awaiting = listeners.into_iter().map(|(name, view)| (format!("Listener {name}"), view.awaiting));
+        let awaiting = awaiting.chain(clusters.into_iter().map(|(name, on)| (format!("Cluster {name}"), on)));
+        // What is applied already is looked up where it waits; the rest was staged and has not got that far.
+        let mut waiting: BTreeMap<String, Vec<String>> = self.inventory.waiting().into_iter().collect();
+        waiting.extend(awaiting);
+        waiting.retain(|_, on| !on.is_empty());
+        let dumps = waiting.iter().map(|(name, on)| json!({ "name": name, "target_names": on }));
+        json!({ "unready_targets_dumps": dumps.collect::<Vec<_>>() })
     }
 
     fn server_info(&self) -> serde_json::Value {

@@ -1,5 +1,7 @@
 //! A connection to a control plane: the endpoints of a static cluster, with its TLS.
 
+mod noting;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +13,11 @@ use culvert_model::source::GrpcSource;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint as Target};
 
+pub(super) use self::noting::Cause;
+use self::noting::Noting;
 use crate::config::ClientTls;
 
 /// Why there is no connection.
@@ -38,7 +41,7 @@ pub(super) async fn connect(
     source: &GrpcSource,
     client_tls: &ClientTls,
     attempt: u32,
-) -> Result<Channel, ConnectError> {
+) -> Result<(Channel, Cause), ConnectError> {
     let mut last = None;
     for name in &source.clusters {
         let cluster = bootstrap.clusters.iter().find(|cluster| cluster.name == *name);
@@ -51,7 +54,7 @@ pub(super) async fn connect(
         let first = usize::try_from(attempt).unwrap_or(0) % count;
         for endpoint in endpoints.iter().cycle().skip(first).take(count) {
             match connect_to(cluster, endpoint, source, client_tls).await {
-                Ok(channel) => return Ok(channel),
+                Ok(connected) => return Ok(connected),
                 Err(error) => {
                     tracing::debug!(cluster = %name, address = ?endpoint.address, %error, "cannot connect");
                     last = Some(error);
@@ -77,7 +80,7 @@ async fn connect_to(
     endpoint: &Endpoint,
     source: &GrpcSource,
     client_tls: &ClientTls,
-) -> Result<Channel, ConnectError> {
+) -> Result<(Channel, Cause), ConnectError> {
     let tls = cluster.tls.as_ref().map(|tls| {
         let config =
             client_tls(tls).map_err(|reason| ConnectError::Tls { cluster: Arc::clone(&cluster.name), reason })?;
@@ -92,8 +95,10 @@ async fn connect_to(
     let origin = format!("{scheme}://{authority}");
     let origin: Uri = origin.parse().map_err(|_| ConnectError::Authority(authority.to_owned()))?;
     let address = endpoint.address.clone();
-    let connector = tower::service_fn(move |_uri: Uri| open(address.clone(), tls.clone()));
-    Target::from_static("http://control-plane")
+    let cause = Cause::default();
+    let noted = cause.clone();
+    let connector = tower::service_fn(move |_uri: Uri| open(address.clone(), tls.clone(), noted.clone()));
+    let connected = Target::from_static("http://control-plane")
         .origin(origin)
         .connect_timeout(cluster.connect_timeout)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -102,8 +107,11 @@ async fn connect_to(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .connect_with_connector(connector)
-        .await
-        .map_err(|error| ConnectError::Transport(with_causes(&error)))
+        .await;
+    match connected {
+        Ok(channel) => Ok((channel, cause)),
+        Err(error) => Err(ConnectError::Transport(with_causes(&error))),
+    }
 }
 
 #[derive(Clone)]
@@ -122,11 +130,7 @@ fn server_name(sni: Option<&str>, endpoint: &Endpoint) -> Result<ServerName<'sta
     ServerName::try_from(host.clone()).map_err(|_| ConnectError::Authority(host))
 }
 
-/// A connection, encrypted or not.
-trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
-
-async fn open(address: Address, tls: Option<TlsTo>) -> std::io::Result<TokioIo<Box<dyn Connection>>> {
+async fn open(address: Address, tls: Option<TlsTo>, cause: Cause) -> std::io::Result<TokioIo<Noting>> {
     let stream = match address {
         Address::Ip(address) => TcpStream::connect(address).await?,
         Address::Name { host, port } => {
@@ -135,12 +139,12 @@ async fn open(address: Address, tls: Option<TlsTo>) -> std::io::Result<TokioIo<B
         }
     };
     stream.set_nodelay(true)?;
-    let Some(TlsTo { config, name }) = tls else { return Ok(TokioIo::new(Box::new(stream))) };
+    let Some(TlsTo { config, name }) = tls else { return Ok(TokioIo::new(Noting { inner: Box::new(stream), cause })) };
     let handshake = tokio_rustls::TlsConnector::from(config).connect(name, stream);
     let stream = tokio::time::timeout(HANDSHAKE_TIME, handshake)
         .await
         .map_err(|_| std::io::Error::new(std::io::ErrorKind::TimedOut, "the TLS handshake took too long"))??;
-    Ok(TokioIo::new(Box::new(stream)))
+    Ok(TokioIo::new(Noting { inner: Box::new(stream), cause }))
 }
 
 /// The error and what caused it, on one line: tonic's own text is only `transport error`.

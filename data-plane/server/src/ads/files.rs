@@ -72,7 +72,7 @@ async fn take(sources: &Sources, client: &mut Client, kind: Kind, path: &Path) {
     };
     match client.on_response(response) {
         Ok(update) => {
-            let rejections = sources.take(kind, &update, true);
+            let rejections = sources.take(kind, &update, true).await;
             // There is nobody to tell; what is refused was logged.
             drop(if rejections.is_empty() { update.ack() } else { update.nack(rejections) });
         }

@@ -1,7 +1,8 @@
 //! One stream to a control plane, made again for ever.
 //!
-//! The loop waits for whichever comes first: room to send, a response, a change of what is wanted, a timer. **It never
-//! waits for a response to be applied**, and what it has to send is bounded by the number of types.
+//! The loop waits for whichever comes first: room to send, a response, a change of what is wanted, a timer. A response is
+//! rehearsed before it is answered, so that what could not be applied is refused; **the loop never waits for a response to
+//! be applied**, and what it has to send is bounded by the number of types.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -23,7 +24,7 @@ use tonic::metadata::{MetadataKey, MetadataMap};
 use tonic::transport::Channel;
 use tonic_prost::ProstCodec;
 
-use super::connect::{ConnectError, connect, with_causes};
+use super::connect::{Cause, ConnectError, connect, with_causes};
 use super::{Outcome, Source, Sources, kind_of_update};
 use crate::apply::Kind;
 use crate::config::{kind_of, type_url_of};
@@ -43,8 +44,8 @@ pub(super) struct Driver<'s> {
 enum Ended {
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    #[error("{}", with_causes(.0))]
-    Status(#[from] tonic::Status),
+    #[error("{}{}", with_causes(status), cause.get().map(|cause| format!("; the connection: {cause}")).unwrap_or_default())]
+    Status { status: tonic::Status, cause: Cause },
     #[error(transparent)]
     Response(#[from] ResponseError),
     #[error("the control plane closed the stream")]
@@ -123,8 +124,8 @@ impl<'s> Driver<'s> {
         R: Message + Default + Send + Sync + 'static,
     {
         let tls = &self.sources.client_tls;
-        let channel = match connect(&self.sources.bootstrap, self.grpc, tls, self.backoff.attempts()).await {
-            Ok(channel) => channel,
+        let (channel, cause) = match connect(&self.sources.bootstrap, self.grpc, tls, self.backoff.attempts()).await {
+            Ok(connected) => connected,
             Err(error) => return error.into(),
         };
         self.client.on_connected();
@@ -142,7 +143,7 @@ impl<'s> Driver<'s> {
         }
         let mut stream = match self.open::<Q, R>(channel, sending).await {
             Ok(stream) => stream,
-            Err(status) => return status.into(),
+            Err(status) => return Ended::Status { status, cause },
         };
         tracing::info!(control_plane = self.grpc.clusters.join(", "), delta = self.grpc.delta, "a stream is open");
         self.sources.metrics.connected();
@@ -162,7 +163,7 @@ impl<'s> Driver<'s> {
                         *answered = true;
                         match take(&mut self.client, response) {
                             Ok(update) => {
-                                let request = answer(self.sources, self.source, update);
+                                let request = answer(self.sources, self.source, update).await;
                                 // Requests for what the response refers to go before its answer.
                                 self.fill(&mut outbox, pack);
                                 outbox.extend(request.and_then(pack));
@@ -171,7 +172,7 @@ impl<'s> Driver<'s> {
                         }
                     }
                     Ok(None) => return Ended::Closed,
-                    Err(status) => return status.into(),
+                    Err(status) => return Ended::Status { status, cause },
                 },
                 changed = self.interests.changed() => {
                     if changed.is_err() {
@@ -242,13 +243,13 @@ impl<'s> Driver<'s> {
 }
 
 /// Stages a response, asks for what it refers to, and answers it.
-fn answer(sources: &Sources, source: &Source, mut update: Update<'_>) -> Option<Request> {
+async fn answer(sources: &Sources, source: &Source, mut update: Update<'_>) -> Option<Request> {
     let Some(kind) = kind_of_update(&update) else {
         // Only types that have a kind are ever asked for.
         return Some(update.ack());
     };
     let whole = matches!(source, Source::Ads(grpc) | Source::Grpc(_, grpc) if !grpc.delta);
-    let rejections = sources.take(kind, &update, whole);
+    let rejections = sources.take(kind, &update, whole).await;
     for (other, interest) in sources.interests_of(source) {
         if other != kind {
             update.watch(type_url_of(other), interest);

@@ -206,7 +206,14 @@ impl DataPlane {
         let written = Arc::clone(&applied);
         tokio::spawn(async move {
             while let Some(command) = commands.recv().await {
-                let Command::Apply { changes, answer } = command else { continue };
+                let (changes, answer) = match command {
+                    Command::Apply { changes, answer } => (changes, answer),
+                    Command::Rehearse { changes, answer } => {
+                        drop(answer.send(changes.iter().map(|_| Ok(())).collect()));
+                        continue;
+                    }
+                    _ => continue,
+                };
                 let count = changes.len();
                 written.lock().extend(changes.iter().map(|change| {
                     let sign = if matches!(change, Change::Set(_)) { '+' } else { '-' };

@@ -20,8 +20,7 @@ use tokio::sync::{mpsc, watch};
 use super::agents::Agents;
 use super::clusters::ClusterEntry;
 use super::listeners::Listeners;
-use super::{Applied, ApplyError, Change, Command, Kind};
-use crate::inventory::Inventory;
+use super::{Applied, ApplyError, Change, Command, Kind, leaving};
 use crate::overview::Overview;
 use crate::secrets::Secrets;
 use crate::stats::ManagerMetric;
@@ -39,7 +38,6 @@ pub(crate) struct Applier {
     pub(super) process: Arc<Process>,
     pub(super) workers: Arc<Workers<OnWorker>>,
     pub(super) overview: Arc<Overview>,
-    pub(super) inventory: Inventory,
     pub(super) secrets: Secrets,
     pub(super) clusters: HashMap<Name, ClusterEntry>,
     pub(super) listeners: Listeners,
@@ -62,7 +60,6 @@ pub(crate) struct Parts {
     pub(crate) process: Arc<Process>,
     pub(crate) workers: Arc<Workers<OnWorker>>,
     pub(crate) overview: Arc<Overview>,
-    pub(crate) inventory: Inventory,
     pub(crate) secrets: Secrets,
     pub(crate) metrics: Block<ManagerMetric>,
     pub(crate) node_id: Arc<str>,
@@ -75,7 +72,6 @@ impl Applier {
             process: parts.process,
             workers: parts.workers,
             overview: parts.overview,
-            inventory: parts.inventory,
             secrets: parts.secrets,
             clusters: HashMap::new(),
             listeners: Listeners::default(),
@@ -99,6 +95,8 @@ impl Applier {
                 biased;
                 command = queue.recv() => match command {
                     Some(Command::Apply { changes, answer }) => drop(answer.send(self.apply(changes).await)),
+                    // Whoever asked may have given up.
+                    Some(Command::Rehearse { changes, answer }) => drop(answer.send(self.rehearse(&changes))),
                     Some(Command::Reload) => self.refresh().await,
                     Some(Command::DrainListeners { within, answer }) => {
                         self.drain_listeners(within);
@@ -117,7 +115,7 @@ impl Applier {
                     tracing::info!("certificate or credential files have changed");
                     self.refresh().await;
                 }
-                () = self.listeners.due() => self.listeners_due().await,
+                () = self.listeners.due() => self.advance_all().await,
             }
             let now = self.paths();
             if now != paths {
@@ -130,11 +128,7 @@ impl Applier {
     /// Applies changes in their order.
     pub(crate) async fn apply(&mut self, changes: Vec<Change>) -> Vec<Result<Applied, ApplyError>> {
         // Their addresses may be taken over by listeners that come in the same push.
-        self.listeners.leaving = changes
-            .iter()
-            .filter(|change| matches!(change, Change::Remove { kind: Kind::Listener, .. }))
-            .map(|change| change.target().1)
-            .collect();
+        self.listeners.leaving = leaving(&changes);
         let mut answers = Vec::with_capacity(changes.len());
         for change in changes {
             let (kind, name) = change.target();

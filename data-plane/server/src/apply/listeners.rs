@@ -1,4 +1,4 @@
-//! Listeners: their sockets, their generations, and those that wait for a secret or for their address.
+//! Listeners: their sockets, their generations, and those that wait for a secret.
 //!
 //! **A listener whose address did not change keeps its sockets**: only its filter chains are swapped. We hold a handle of
 //! every socket besides the accept loops', so that a listener of another name can take over the address of one that
@@ -14,14 +14,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_api::type_url;
 use culvert_model::Name;
 use culvert_model::listener::Listener;
 use culvert_proxy::{FilterChains, ListenerSlot, Process, serve_listener};
-use culvert_runtime::backoff::Backoff;
 use culvert_runtime::sockets::{self, BindError, ListenOptions, Reserved};
 use culvert_runtime::workers::Workers;
-use tokio::time::Instant;
 
 use self::inputs::Prepared;
 pub(crate) use self::inputs::{Credentials, TlsUse};
@@ -40,8 +37,6 @@ pub(crate) struct Listeners {
     reserved: HashMap<Name, Reserved>,
     /// Listeners that the push under way removes.
     pub(super) leaving: HashSet<Name>,
-    /// Refused because their address is in use.
-    retries: HashMap<Name, Retry>,
     /// TLS contexts in use by filter chains.
     tls: Vec<TlsUse>,
     /// Tunnel filters in use, with the credentials that they were given.
@@ -80,31 +75,49 @@ impl Sockets {
     }
 }
 
-#[derive(Debug)]
-struct Retry {
-    listener: Arc<Listener>,
-    backoff: Backoff,
-    at: Instant,
-}
-
 impl Listeners {
     /// Lets go of every socket; accept loops still have theirs.
     pub(super) fn release(&mut self) {
         self.reserved.clear();
-        self.retries.clear();
         for running in self.running.values_mut() {
             running.sockets = Sockets::None;
         }
     }
 
-    /// Returns when an address that was in use should be tried again, or a listener has waited long enough; never, if
-    /// there is none.
+    /// Returns when a listener has waited long enough; never, if none waits.
     pub(super) async fn due(&self) {
-        let retries = self.retries.values().map(|retry| retry.at);
         let warming = self.running.values().filter_map(|running| running.warming.as_ref()?.until);
-        match retries.chain(warming).min() {
+        match warming.min() {
             Some(at) => tokio::time::sleep_until(at).await,
             None => std::future::pending().await,
+        }
+    }
+
+    /// The slot of the listener of that name, if it keeps its place: an update then keeps its sockets.
+    pub(super) fn slot_in_place(&self, listener: &Listener) -> Option<Arc<ListenerSlot>> {
+        let running = self.running.get(&listener.name).filter(|running| running.address == listener.address);
+        running.map(|running| Arc::clone(&running.slot))
+    }
+
+    /// The sockets of a listener that leaves, if it serves on that address.
+    pub(super) fn handed_over(&self, address: SocketAddr, leaving: &HashSet<Name>) -> Option<&[TcpListener]> {
+        let mut running = self.running.iter().filter(|(name, running)| {
+            leaving.contains(*name) && running.address == Some(address) && address.port() != 0
+        });
+        running.find_map(|(_, running)| match &running.sockets {
+            Sockets::Serving(held) => Some(held.as_slice()),
+            Sockets::Reserved(_) | Sockets::None => None,
+        })
+    }
+
+    /// # Errors
+    /// Another listener of ours has the address.
+    pub(super) fn check_unclaimed(&self, name: &Name, address: SocketAddr) -> Result<(), ApplyError> {
+        // Also one that only waits: it would share the port once it serves.
+        let owner = self.running.iter().find(|(other, running)| *other != name && running.address == Some(address));
+        match owner.filter(|_| address.port() != 0) {
+            Some((owner, _)) => Err(ApplyError::Duplicate { address, listener: Arc::clone(owner) }),
+            None => Ok(()),
         }
     }
 }
@@ -128,21 +141,17 @@ impl Applier {
     }
 
     pub(super) async fn set_listener(&mut self, listener: Arc<Listener>) -> Result<Applied, ApplyError> {
-        self.listeners.retries.remove(&listener.name);
-        let result = self.try_listener(Arc::clone(&listener)).await;
-        match &result {
-            Err(ApplyError::Bind(_)) => self.retry_later(listener, Backoff::new(RETRY_BASE, RETRY_MAX)),
-            Ok(Applied::Active | Applied::Warming(_)) => {}
-            Err(_) => self.metrics.inc(ManagerMetric::ListenerCreateFailure),
+        let result = self.try_listener(listener).await;
+        if result.is_err() {
+            self.metrics.inc(ManagerMetric::ListenerCreateFailure);
         }
         result
     }
 
     async fn try_listener(&mut self, listener: Arc<Listener>) -> Result<Applied, ApplyError> {
         let name = Arc::clone(&listener.name);
-        let same_place = self.listeners.running.get(&name).filter(|running| running.address == listener.address);
-        let (slot, sockets) = match same_place {
-            Some(running) => (Arc::clone(&running.slot), None),
+        let (slot, sockets) = match self.listeners.slot_in_place(&listener) {
+            Some(slot) => (slot, None),
             None => {
                 let sockets = self.sockets_for(&listener)?;
                 (ListenerSlot::new(Arc::clone(&name), sockets.address(), &self.process), Some(sockets))
@@ -169,24 +178,17 @@ impl Applier {
     }
 
     /// Sockets for an address that the listener does not have yet.
-    fn sockets_for(&mut self, listener: &Listener) -> Result<Sockets, BindError> {
+    fn sockets_for(&mut self, listener: &Listener) -> Result<Sockets, ApplyError> {
         let Some(address) = listener.address else { return Ok(Sockets::None) };
         if let Some(reserved) = self.listeners.reserved.remove(&listener.name) {
             return Ok(Sockets::Reserved(reserved));
         }
-        let leaving = self.listeners.running.iter().find(|(name, running)| {
-            self.listeners.leaving.contains(*name) && running.address == Some(address) && address.port() != 0
-        });
-        if let Some((_, Running { sockets: Sockets::Serving(held), .. })) = leaving {
+        if let Some(held) = self.listeners.handed_over(address, &self.listeners.leaving) {
             let taken: Result<Vec<_>, _> = held.iter().map(TcpListener::try_clone).collect();
-            return taken.map(Sockets::Serving).map_err(|source| BindError::Other { address, source });
+            return Ok(taken.map(Sockets::Serving).map_err(|source| BindError::Other { address, source })?);
         }
-        // Also one that only waits: it would share the port once it serves.
-        let taken = |(name, running): (&Name, &Running)| **name != *listener.name && running.address == Some(address);
-        if address.port() != 0 && self.listeners.running.iter().any(taken) {
-            return Err(BindError::InUse(address));
-        }
-        sockets::reserve(address, self.workers.len()).map(Sockets::Reserved)
+        self.listeners.check_unclaimed(&listener.name, address)?;
+        Ok(sockets::reserve(address, self.workers.len()).map(Sockets::Reserved)?)
     }
 
     /// Puts a generation in force; with the first one the workers begin to accept.
@@ -222,7 +224,6 @@ impl Applier {
     }
 
     pub(super) fn remove_listener(&mut self, name: &Name) {
-        self.listeners.retries.remove(name);
         self.listeners.reserved.remove(name);
         let Some(running) = self.listeners.running.remove(name) else { return };
         self.process.listeners.remove(name);
@@ -249,37 +250,6 @@ impl Applier {
                 self.show(&name, Vec::new());
             }
         }
-    }
-
-    /// See [`Listeners::due`].
-    pub(super) async fn listeners_due(&mut self) {
-        self.advance_all().await;
-        let now = Instant::now();
-        let due: Vec<Name> = self
-            .listeners
-            .retries
-            .iter()
-            .filter(|(_, retry)| retry.at <= now)
-            .map(|(name, _)| Arc::clone(name))
-            .collect();
-        for name in due {
-            let Some(retry) = self.listeners.retries.remove(&name) else { continue };
-            match self.try_listener(Arc::clone(&retry.listener)).await {
-                Ok(_) => {
-                    tracing::info!(listener = %name, "its address is free now");
-                    self.inventory.recovered(type_url::LISTENER, &name);
-                }
-                Err(ApplyError::Bind(_)) => self.retry_later(retry.listener, retry.backoff),
-                Err(error) => tracing::warn!(listener = %name, %error, "refused; what was in force stays"),
-            }
-        }
-    }
-
-    fn retry_later(&mut self, listener: Arc<Listener>, mut backoff: Backoff) {
-        self.metrics.inc(ManagerMetric::ListenerCreateFailure);
-        // Never at once: half of the delay is fixed.
-        let at = Instant::now() + backoff.ceiling() / 2 + backoff.next_delay() / 2;
-        self.listeners.retries.insert(Arc::clone(&listener.name), Retry { listener, backoff, at });
     }
 
     /// A file or a secret has changed: certificates and credentials rotate, and what waited may begin.
@@ -364,7 +334,3 @@ pub(crate) fn compile_for_check(
     prepared.compile(Arc::clone(listener), slot, process, overview, &mut Listeners::default())?;
     Ok(())
 }
-
-/// Delays before an address that is in use is tried again.
-const RETRY_BASE: Duration = Duration::from_secs(1);
-const RETRY_MAX: Duration = Duration::from_secs(30);

@@ -17,7 +17,6 @@ use culvert_runtime::workers::Workers;
 use culvert_upstream::WorkerPools;
 
 use super::*;
-use crate::inventory::Inventory;
 use crate::overview::Overview;
 use crate::secrets::Secrets;
 use crate::stats::ManagerMetric;
@@ -43,7 +42,6 @@ impl Site {
         let applier = Applier::new(Parts {
             workers: Arc::new(workers.unwrap()),
             overview: Arc::clone(&overview),
-            inventory: Inventory::default(),
             secrets: Secrets::default(),
             metrics,
             node_id: "test".into(),
@@ -56,6 +54,11 @@ impl Site {
     async fn apply(&mut self, changes: Vec<Change>) -> Vec<Result<Applied, String>> {
         let answers = self.applier.apply(changes).await;
         answers.into_iter().map(|answer| answer.map_err(|error| error.to_string())).collect()
+    }
+
+    fn rehearse(&self, changes: &[Change]) -> Vec<Result<(), String>> {
+        let answers = self.applier.rehearse(changes).into_iter();
+        answers.map(|answer| answer.map_err(|error| error.to_string())).collect()
     }
 
     fn bound(&self, listener: &str) -> Option<SocketAddr> {
@@ -125,18 +128,53 @@ async fn an_update_keeps_sockets_and_slot() {
 }
 
 #[tokio::test]
-async fn an_address_in_use_is_refused_and_tried_again() {
+async fn an_address_in_use_is_refused_in_rehearsal_and_in_earnest_until_it_is_free() {
+    for shared in [false, true] {
+        let mut site = Site::new();
+        // A socket of another owner, one that shares its port and one that does not.
+        let holder = if shared {
+            culvert_runtime::sockets::bind(ANY.parse().unwrap(), 1, Default::default()).unwrap().remove(0)
+        } else {
+            std::net::TcpListener::bind(ANY).unwrap()
+        };
+        let address = holder.local_addr().unwrap();
+        let changes = vec![set(listener("a", &address.to_string(), "one")), set(listener("b", ANY, "b"))];
+        let rehearsed = site.rehearse(&changes);
+        let refusal = rehearsed[0].as_ref().unwrap_err();
+        assert!(refusal.starts_with("address.socket_address: "), "the path is named: {refusal}");
+        assert!(refusal.contains(&format!("{address} is in use")), "the address is named: {refusal}");
+        assert_eq!(rehearsed[1], Ok(()), "the other listener is not concerned");
+        assert_eq!(site.bound("b"), None, "a rehearsal changes nothing");
+        let answers = site.apply(changes.clone()).await;
+        assert_eq!(answers[0].as_ref().unwrap_err(), refusal, "in earnest it is the same");
+        assert_eq!(answers[1], Ok(Applied::Active), "the other listener serves");
+        drop(holder);
+        assert_eq!(site.rehearse(&changes), [Ok(()), Ok(())], "free again");
+        assert_eq!(site.apply(changes).await[0], Ok(Applied::Active), "it serves once the address is free");
+        assert_eq!(site.bound("a"), Some(address), "there");
+    }
+}
+
+#[tokio::test]
+async fn a_rehearsal_knows_who_of_ours_has_an_address_and_what_leaves() {
     let mut site = Site::new();
-    let holder = std::net::TcpListener::bind(ANY).unwrap();
-    let address = holder.local_addr().unwrap();
-    let answers = site.apply(vec![set(listener("a", &address.to_string(), "one")), set(listener("b", ANY, "b"))]).await;
-    let refusal = answers[0].as_ref().unwrap_err();
-    assert!(refusal.contains(&address.to_string()) && refusal.contains("in use"), "the address is named: {refusal}");
-    assert_eq!(answers[1], Ok(Applied::Active), "the other listener is not concerned");
-    drop(holder);
-    tokio::time::timeout(Duration::from_secs(10), site.applier.listeners.due()).await.unwrap();
-    site.applier.listeners_due().await;
-    assert_eq!(site.bound("a"), Some(address), "it serves once the address is free");
+    let fixed = std::net::TcpListener::bind(ANY).unwrap().local_addr().unwrap().to_string();
+    assert_eq!(site.apply(vec![set(listener("old", &fixed, "one"))]).await, [Ok(Applied::Active)], "a free address");
+    let new = || set(listener("new", &fixed, "two"));
+    for (changes, refused) in [
+        (vec![set(listener("old", &fixed, "changed"))], None),
+        (vec![new()], Some("belongs to listener old")),
+        (vec![remove("old"), new()], None),
+        (vec![remove("old"), new(), set(listener("third", &fixed, "3"))], Some("another one of this response")),
+    ] {
+        let last = site.rehearse(&changes).pop().unwrap();
+        match refused {
+            None => assert_eq!(last, Ok(()), "{changes:?}"),
+            Some(why) => {
+                assert!(last.as_ref().is_err_and(|error| error.contains(why)), "expected {why:?}, saw {last:?}")
+            }
+        }
+    }
 }
 
 #[tokio::test]
@@ -246,7 +284,7 @@ async fn a_listener_waits_for_its_routes_as_long_as_their_source_says() {
     let answers = site.apply(vec![Change::Set(Resource::Listener(Arc::clone(&by_rds)))]).await;
     assert_eq!(answers, [Ok(Applied::Warming(vec!["routes r".to_owned()]))], "the routes are named");
     tokio::time::timeout(Duration::from_secs(10), site.applier.listeners.due()).await.unwrap();
-    site.applier.listeners_due().await;
+    site.applier.advance_all().await;
     assert!(site.slot("a").current().is_some(), "it serves without them in the end");
 
     let routes = RouteConfiguration {

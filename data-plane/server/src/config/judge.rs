@@ -18,6 +18,9 @@ pub(crate) struct Judged {
     pub(crate) given: Given,
     /// Or every reason why it is refused.
     pub(crate) verdict: Result<Resource, String>,
+    /// Why it is refused although nothing is wrong with it: somebody else holds its address. It is staged, and tried until
+    /// it comes into force.
+    pub(crate) hindrance: Option<String>,
 }
 
 /// Parses one resource. A warning is logged; it refuses nothing.
@@ -31,13 +34,13 @@ pub(crate) fn judge(type_url: &str, name: &Name, version: &str, body: &Any) -> J
         let (_, own) = key_of(&resource);
         if own == *name { Ok(resource) } else { Err(format!("name: it says {own:?}, and was sent as {name:?}")) }
     });
-    Judged { name: Arc::clone(name), given: Given::now(version, body.clone()), verdict }
+    Judged { name: Arc::clone(name), given: Given::now(version, body.clone()), verdict, hindrance: None }
 }
 
 impl Judged {
     /// What goes back to the control plane, if it is refused.
     pub(crate) fn rejection(&self) -> Option<Rejection> {
-        let reason = self.verdict.as_ref().err()?;
+        let reason = self.verdict.as_ref().err().or(self.hindrance.as_ref())?;
         Some(Rejection { name: self.name.to_string(), reason: reason.clone() })
     }
 }

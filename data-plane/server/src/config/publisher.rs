@@ -5,24 +5,23 @@ use std::sync::Arc;
 use culvert_api::type_url;
 use tokio::sync::watch;
 
+use super::Shared;
 use super::references::type_url_of;
-use super::stage::{Publication, Step};
-use super::{Configuration, Shared};
-use crate::apply::{Applied, ApplyError, ApplyHandle, Change};
+use super::stage::{Publication, Step, Went};
+use crate::apply::{Applied, ApplyError, Change};
 
 #[derive(Debug)]
 pub(super) struct Publisher {
     shared: Arc<Shared>,
-    apply: ApplyHandle,
 }
 
 impl Publisher {
-    pub(super) fn new(shared: Arc<Shared>, apply: ApplyHandle) -> Self {
-        Self { shared, apply }
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
     }
 
     /// Publishes whenever something was staged or a wait is over. Counts up `saves` when the accepted set may differ.
-    pub(super) async fn run(mut self, saves: watch::Sender<u64>) {
+    pub(super) async fn run(self, saves: watch::Sender<u64>) {
         loop {
             let now = self.shared.started.elapsed();
             let next = self.shared.stage.lock().next_look(now);
@@ -40,22 +39,24 @@ impl Publisher {
     }
 
     /// Publishes until nothing more may come into force: one step may be what another one waited for.
-    pub(super) async fn publish(&mut self) {
+    pub(super) async fn publish(&self) {
         loop {
-            let publication = {
-                let configuration = Configuration { shared: Arc::clone(&self.shared) };
-                self.shared.stage.lock().publish(configuration.now())
-            };
+            let publication = self.shared.stage.lock().publish(self.shared.started.elapsed());
             self.announce(&publication);
             if publication.steps.is_empty() {
                 return;
             }
             let changes: Vec<Change> = publication.steps.iter().map(|step| step.change.clone()).collect();
-            let results = self.apply.apply(changes).await;
+            let results = self.shared.apply.apply(changes).await;
             let mut ending = false;
             for (step, result) in publication.steps.iter().zip(results) {
                 ending |= matches!(result, Err(ApplyError::Ending));
-                self.shared.stage.lock().applied(step, result.is_ok());
+                let went = match &result {
+                    Ok(_) => Went::Well,
+                    Err(error) if error.may_pass() => Went::ForNow,
+                    Err(_) => Went::Wrong,
+                };
+                self.shared.stage.lock().applied(step, went, self.shared.started.elapsed());
                 self.note(step, result);
             }
             // What is in force decides what is referred to.
@@ -73,7 +74,7 @@ impl Publisher {
         for ((kind, name), given, on) in &publication.waiting {
             let short = type_url::short_name(type_url_of(*kind));
             tracing::info!("{short}/{name}: warming, waits for {}", on.join(", "));
-            self.shared.inventory.warming(type_url_of(*kind), name, given.clone());
+            self.shared.inventory.warming(type_url_of(*kind), name, given.clone(), on.clone());
         }
     }
 
@@ -89,7 +90,7 @@ impl Publisher {
             }
             (Ok(Applied::Warming(on)), Some(given)) => {
                 tracing::info!("{short}/{name}: warming, waits for {}", on.join(", "));
-                inventory.warming(type_url, name, given.clone());
+                inventory.warming(type_url, name, given.clone(), on);
             }
             (Ok(_), None) if matches!(step.change, Change::Set(_)) => {
                 tracing::info!("{short}/{name}: did not come; an empty one stands in for it");
@@ -99,7 +100,8 @@ impl Publisher {
                 inventory.removed(type_url, name);
             }
             (Err(error), Some(given)) => {
-                tracing::warn!("{short}/{name}: accepted and cannot be applied: {error}");
+                let more = if error.may_pass() { "; it is tried again" } else { "" };
+                tracing::warn!("{short}/{name}: cannot be applied, what was in force stays: {error}{more}");
                 inventory.refused(type_url, name, given.clone(), error.to_string());
             }
             (Err(error), None) => tracing::warn!("{short}/{name}: cannot be changed: {error}"),

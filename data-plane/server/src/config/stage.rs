@@ -17,7 +17,7 @@ use culvert_model::resource::Resource;
 use culvert_model::source::{ConfigSource, ConfigSourceKind};
 use culvert_xds::client::Interest;
 
-pub(crate) use self::publish::{Publication, Step};
+pub(crate) use self::publish::{Publication, Step, Went};
 use super::judge::Judged;
 use super::references::{self, Reference, kind_of, type_url_of};
 use crate::apply::Kind;
@@ -59,8 +59,17 @@ struct Slot {
     confirmed: bool,
     /// Applying `wanted` failed; it is not tried again.
     failed: bool,
+    /// Applying `wanted` failed for what may pass: when it is tried again.
+    retry: Option<Retry>,
     /// It was said that `wanted` waits.
     told: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Retry {
+    at: Duration,
+    /// Doubled with each failure.
+    delay: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -128,6 +137,11 @@ impl Stage {
             let key = (kind, judged.name);
             self.missing.remove(&key);
             if let Ok(resource) = judged.verdict {
+                if judged.hindrance.is_none()
+                    && let Some(slot) = self.slots.get_mut(&key)
+                {
+                    (slot.failed, slot.retry) = (false, None);
+                }
                 self.accept(key, resource, judged.given, now, false);
             }
         }
@@ -158,6 +172,25 @@ impl Stage {
         interests
     }
 
+    /// Whether nothing would come of accepting `resource`: it is what was accepted last, and nothing was wrong with it.
+    pub(crate) fn has(&self, kind: Kind, resource: &Resource) -> bool {
+        let slot = self.slots.get(&(kind, references::key_of(resource).1));
+        slot.is_some_and(|slot| {
+            slot.fixed || (slot.holds(resource) && !slot.failed && slot.retry.is_none() && !slot.cached)
+        })
+    }
+
+    /// Resources in force that go with a batch: what it removes, what a live response does not have of what the cache had,
+    /// and what is on its way out.
+    pub(crate) fn leaving(&self, batch: &Batch) -> Vec<Name> {
+        let first = batch.whole && self.roots.contains_key(&batch.kind) && !self.answered.contains(&batch.kind);
+        let present = |name: &Name| batch.resources.iter().any(|judged| judged.name == *name);
+        let slots = self.slots.iter().filter(|((kind, _), slot)| *kind == batch.kind && slot.active.is_some());
+        let going = slots.filter(|((_, name), slot)| slot.wanted.is_none() || (first && slot.cached && !present(name)));
+        let going = going.map(|((_, name), _)| Arc::clone(name));
+        batch.removed.iter().cloned().chain(going).collect()
+    }
+
     /// Names for which a cached resource stands in.
     pub(crate) fn cached(&self, kind: Kind) -> Vec<Name> {
         let of_kind = self.slots.iter().filter(|((k, _), slot)| *k == kind && slot.cached);
@@ -171,8 +204,14 @@ impl Stage {
 
     /// Accepted dynamic resources, without secrets: what the next cold start may begin with.
     pub(crate) fn accepted(&self) -> Vec<(String, Given)> {
-        let slots = self.slots.iter().filter(|((kind, _), slot)| *kind != Kind::Secret && !slot.fixed && !slot.failed);
-        slots.filter_map(|((_, name), slot)| Some((name.to_string(), slot.wanted.as_ref()?.given.clone()?))).collect()
+        let slots = self.slots.iter().filter(|((kind, _), slot)| *kind != Kind::Secret && !slot.fixed);
+        let kept = slots.filter_map(|((_, name), slot)| {
+            let wanted = slot.wanted.as_ref()?;
+            // What could not be applied here and now would not serve a cold start either.
+            let good = if slot.failed || slot.retry.is_some() { slot.active.as_ref()? } else { wanted };
+            Some((name.to_string(), good.given.clone()?))
+        });
+        kept.collect()
     }
 
     /// Whether any listener is in force, whatever brought it.
@@ -188,9 +227,10 @@ impl Stage {
             tracing::warn!("{short}/{name}: ignored, a static resource has that name");
             return;
         }
-        let same = slot.wanted.as_ref().is_some_and(|wanted| wanted.resource == resource);
+        let same = slot.holds(&resource);
         let since = slot.wanted.as_ref().filter(|_| same).map_or(now, |wanted| wanted.since);
         slot.failed &= same;
+        slot.retry = slot.retry.filter(|_| same);
         slot.told &= same;
         slot.pending = slot.active.as_ref().is_none_or(|active| active.resource != resource);
         slot.confirmed = !slot.pending;

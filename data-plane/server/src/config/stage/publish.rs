@@ -11,7 +11,7 @@ use culvert_model::Name;
 use culvert_model::resource::{Resource, parse_any};
 use prost::Message;
 
-use super::{Candidate, Key, Stage};
+use super::{Candidate, Key, Retry, Stage};
 use crate::apply::{Change, Kind};
 use crate::config::references::{self, type_url_of};
 use crate::inventory::Given;
@@ -24,6 +24,16 @@ pub(crate) struct Publication {
     pub(crate) confirmed: Vec<(Key, Given)>,
     /// Newly known to wait, and for what (`secret edge-cert`).
     pub(crate) waiting: Vec<(Key, Given, Vec<String>)>,
+}
+
+/// How a step went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Went {
+    Well,
+    /// The same would go wrong again.
+    Wrong,
+    /// It may go well later.
+    ForNow,
 }
 
 /// One change and where it came from.
@@ -40,6 +50,7 @@ impl Stage {
     /// What may come into force now. The caller applies it and says how that went with [`Stage::applied`] before it asks
     /// again.
     pub(crate) fn publish(&mut self, now: Duration) -> Publication {
+        self.try_again(now);
         self.settle_leftovers(now);
         self.sweep(now);
         let mut publication = Publication::default();
@@ -66,19 +77,24 @@ impl Stage {
     }
 
     /// How a step went. A failure keeps what was in force.
-    pub(crate) fn applied(&mut self, step: &Step, succeeded: bool) {
+    pub(crate) fn applied(&mut self, step: &Step, went: Went, now: Duration) {
         let Some(slot) = self.slots.get_mut(&step.key) else { return };
-        match (&step.change, succeeded) {
-            (Change::Set(resource), true) => {
+        match (&step.change, went) {
+            (Change::Set(resource), Went::Well) => {
                 // Another one may have been accepted meanwhile.
                 slot.pending = slot.wanted.as_ref().is_some_and(|wanted| wanted.resource != *resource);
                 slot.confirmed = false;
+                slot.retry = None;
                 slot.active =
                     Some(Candidate { resource: resource.clone(), given: step.given.clone(), since: step.since });
             }
-            (Change::Set(resource), false) => {
-                slot.failed = slot.wanted.as_ref().is_some_and(|wanted| wanted.resource == *resource);
+            (Change::Set(resource), Went::Wrong) => slot.failed = slot.holds(resource),
+            (Change::Set(resource), Went::ForNow) if slot.holds(resource) => {
+                let delay = slot.retry.map_or(RETRY_BASE, |retry| (retry.delay * 2).min(RETRY_MAX));
+                slot.retry = Some(Retry { at: now + delay, delay });
             }
+            // Another one was accepted meanwhile.
+            (Change::Set(_), Went::ForNow) => {}
             // Whatever went wrong with a removal, it is not asked for twice.
             (Change::Remove { .. }, _) => slot.active = None,
         }
@@ -97,7 +113,8 @@ impl Stage {
         });
         let leftovers = self.slots.values().filter_map(|slot| slot.leftover);
         let removals = self.slots.values().filter(|slot| slot.wanted.is_none()).map(|slot| slot.gone + IN_USE_TIME);
-        timeouts.chain(leftovers).chain(removals).filter(|at| *at > now).min()
+        let retries = self.slots.values().filter_map(|slot| slot.retry).map(|retry| retry.at);
+        timeouts.chain(leftovers).chain(removals).chain(retries).filter(|at| *at > now).min()
     }
 
     /// Whether everything accepted is in force, or failed to be.
@@ -174,7 +191,10 @@ impl Stage {
                 Kind::Routes => slot.active.is_some() || coming.contains(&key),
                 _ => slot.active.is_some() || slot.wanted.is_some(),
             });
-            if !is_there && !self.missing.contains(&key) && until.is_none_or(|until| now < until) {
+            // Nothing stands in for a secret, however long it takes.
+            if key.0 == Kind::Secret {
+                waits.extend((!is_there).then(|| (describe(&key), None)));
+            } else if !is_there && !self.missing.contains(&key) && until.is_none_or(|until| now < until) {
                 waits.push((describe(&key), until));
             }
         }
@@ -188,6 +208,15 @@ impl Stage {
             }
         }
         waits
+    }
+
+    /// What failed for a while is due.
+    fn try_again(&mut self, now: Duration) {
+        for retry in self.slots.values_mut().filter_map(|slot| slot.retry.as_mut()) {
+            if retry.at <= now {
+                retry.at = Duration::ZERO;
+            }
+        }
     }
 
     /// Removes what nobody refers to any more.
@@ -241,9 +270,18 @@ impl Stage {
 }
 
 impl super::Slot {
-    /// Accepted, not in force, and still worth a try.
+    /// Accepted, not in force, and worth a try now.
     fn is_pending(&self) -> bool {
-        self.pending && self.wanted.is_some() && !self.fixed && !self.failed
+        self.pending && self.wanted.is_some() && !self.fixed && !self.failed && !self.waits_for_retry()
+    }
+
+    fn waits_for_retry(&self) -> bool {
+        self.retry.is_some_and(|retry| !retry.at.is_zero())
+    }
+
+    /// Whether `resource` is what was accepted last.
+    pub(super) fn holds(&self, resource: &Resource) -> bool {
+        self.wanted.as_ref().is_some_and(|wanted| wanted.resource == *resource)
     }
 }
 
@@ -261,3 +299,7 @@ const CLUSTER_TIME: Duration = Duration::from_secs(15);
 /// How long a removed cluster stays while routes in force still lead to it: a control plane that sends clusters before
 /// routes would otherwise break traffic in between.
 const IN_USE_TIME: Duration = Duration::from_secs(15);
+
+/// Delays before an address that was in use is tried again.
+const RETRY_BASE: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(30);

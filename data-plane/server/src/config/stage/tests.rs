@@ -64,7 +64,7 @@ impl World {
                     Change::Remove { .. } => '-',
                 };
                 seen.push(format!("{sign}{:?} {}", step.key.0, step.key.1));
-                self.stage.applied(step, true);
+                self.stage.applied(step, Went::Well, self.now);
             }
         }
     }
@@ -201,6 +201,10 @@ fn a_listener_waits_for_its_secret_and_says_so() {
     world.receive(Kind::Routes, &[&routes("r", "c")]);
     assert_eq!(world.publish(), "+Routes r");
     assert_eq!(world.waits(), "Listener l: Secret cert");
+    world.receive_batch(Kind::Secret, &[], &["cert"], false);
+    world.pass(60);
+    assert_eq!(world.publish(), "", "nothing stands in for a secret, even for one that does not exist");
+    assert_eq!(world.waits(), "Listener l: Secret cert");
     world.receive(
         Kind::Secret,
         &["name: cert\ntls_certificate: {certificate_chain: {inline_string: a}, private_key: {inline_string: b}}"],
@@ -307,11 +311,14 @@ fn a_failure_to_apply_keeps_the_old_one_and_is_not_repeated_until_something_chan
     world.receive(Kind::Endpoints, &[&assignment("c", 1)]);
     let publication = world.stage.publish(world.now);
     for step in &publication.steps {
-        world.stage.applied(step, step.key.0 != Kind::Cluster);
+        let went = if step.key.0 == Kind::Cluster { Went::Wrong } else { Went::Well };
+        world.stage.applied(step, went, world.now);
     }
     assert_eq!(world.publish(), "");
+    world.stage.not_found((Kind::Endpoints, "other".into()));
+    assert_eq!(world.publish(), "", "it would fail again");
     world.receive(Kind::Cluster, &[&eds("c")]);
-    assert_eq!(world.publish(), "", "the same content fails again");
+    assert_eq!(world.publish(), "+Cluster c", "sent again, and now found good in rehearsal");
     world.receive(Kind::Cluster, &[&eds("c").replace("1s", "2s")]);
     assert_eq!(world.publish(), "+Cluster c");
 }
@@ -392,10 +399,56 @@ fn a_change_that_arrives_while_one_is_applied_is_not_lost() {
     let publication = world.stage.publish(world.now);
     world.receive(Kind::Cluster, &[&cluster.replace("1s", "2s")]);
     for step in &publication.steps {
-        world.stage.applied(step, true);
+        world.stage.applied(step, Went::Well, world.now);
     }
     assert_eq!(world.publish(), "+Cluster c");
     world.receive(Kind::Cluster, &[&cluster.replace("1s", "2s")]);
     let publication = world.stage.publish(world.now);
     assert_eq!((publication.steps.len(), publication.confirmed.len()), (0, 1), "the same content is only confirmed");
+}
+
+#[test]
+fn what_fails_for_what_may_pass_is_tried_again_and_the_last_good_one_is_what_is_kept() {
+    let mut world = World::new();
+    let at = |port: u16| listener("l", "r").replace("port_value: 0", &format!("port_value: {port}"));
+    world.receive(Kind::Listener, &[&at(1)]);
+    world.receive(Kind::Routes, &[&routes("r", "c")]);
+    assert_eq!(world.publish(), "+Routes r +Listener l");
+    let kept = |world: &World| world.stage.accepted().into_iter().find(|(name, _)| name == "l").unwrap().1.resource;
+    let good = kept(&world);
+    let mut hindered = judged(Kind::Listener, &at(2));
+    hindered.hindrance = Some("in use".into());
+    assert_eq!(hindered.rejection().unwrap().reason, "in use");
+    let batch = |judged| Batch {
+        kind: Kind::Listener,
+        resources: vec![judged],
+        removed: Vec::new(),
+        malformed: Vec::new(),
+        whole: true,
+    };
+    world.stage.receive(batch(hindered), world.now);
+    for delay in [1, 2, 4, 8, 16, 30, 30] {
+        let publication = world.stage.publish(world.now);
+        assert_eq!(publication.steps.len(), 1, "a try before a delay of {delay} s");
+        world.stage.applied(&publication.steps[0], Went::ForNow, world.now);
+        assert_eq!(world.publish(), "", "not at once again");
+        assert_eq!(kept(&world), good, "the last good one is what a cold start would begin with");
+        assert_eq!(world.stage.next_look(world.now), Some(world.now + Duration::from_secs(delay)));
+        world.pass(delay);
+    }
+    assert_eq!(world.publish(), "+Listener l", "the address is free");
+    assert_ne!(kept(&world), good, "now the new one is kept");
+    assert_eq!(world.publish(), "", "and that was it");
+}
+
+#[test]
+fn what_is_sent_again_without_a_hindrance_is_tried_at_once() {
+    let mut world = World::new();
+    let plain = format!("name: c\nconnect_timeout: 1s\ntype: STATIC\nload_assignment: {{{}}}", "cluster_name: c");
+    world.receive(Kind::Cluster, &[&plain]);
+    let publication = world.stage.publish(world.now);
+    world.stage.applied(&publication.steps[0], Went::ForNow, world.now);
+    assert_eq!(world.publish(), "");
+    world.receive(Kind::Cluster, &[&plain]);
+    assert_eq!(world.publish(), "+Cluster c");
 }

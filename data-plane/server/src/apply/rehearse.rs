@@ -1,0 +1,76 @@
+//! Rehearsal: whether changes could be applied, without applying them, so that a control plane is told in its answer what
+//! would fail. **Nothing changes**; what passes may still fail later, if the machine changes in between.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use culvert_model::Name;
+use culvert_model::listener::Listener;
+use culvert_model::resource::Resource;
+use culvert_model::route::{Action, Body, RouteConfiguration};
+use culvert_model::tls::UpstreamTls;
+use culvert_proxy::{ListenerSlot, RouteTable};
+use culvert_runtime::sockets;
+
+use super::applier::Applier;
+use super::listeners::compile_for_check;
+use super::{ApplyError, Change, leaving};
+use crate::overview::Overview;
+use crate::tls::{Gathered, MaterialError, check_secret, gather};
+
+impl Applier {
+    /// One answer for each change, in the same order: why it would be refused.
+    pub(super) fn rehearse(&self, changes: &[Change]) -> Vec<Result<(), ApplyError>> {
+        let leaving = leaving(changes);
+        let mut taken = HashSet::new();
+        let answers = changes.iter().map(|change| match change {
+            Change::Remove { .. } | Change::Set(Resource::Endpoints(_)) => Ok(()),
+            Change::Set(Resource::Secret(secret)) => Ok(check_secret(secret)?),
+            Change::Set(Resource::Cluster(cluster)) => Ok(self.rehearse_client(cluster.tls.as_deref())?),
+            Change::Set(Resource::Agent(agent)) => Ok(self.rehearse_client(agent.tls.as_deref())?),
+            Change::Set(Resource::Routes(routes)) => self.rehearse_routes(routes),
+            Change::Set(Resource::Listener(listener)) => self.rehearse_listener(listener, &leaving, &mut taken),
+        });
+        answers.collect()
+    }
+
+    fn rehearse_client(&self, tls: Option<&UpstreamTls>) -> Result<(), MaterialError> {
+        if let Some(tls) = tls
+            && let Gathered::Complete(material) = gather(&tls.common, &self.secrets)?
+        {
+            material.client(tls, None)?;
+        }
+        Ok(())
+    }
+
+    /// Parsing has compiled every expression: what is left are files.
+    fn rehearse_routes(&self, routes: &Arc<RouteConfiguration>) -> Result<(), ApplyError> {
+        let mut actions = routes.virtual_hosts.iter().flat_map(|host| &host.routes).map(|route| &route.action);
+        if actions.any(|action| matches!(action, Action::Direct(direct) if matches!(direct.body, Body::Source(_)))) {
+            RouteTable::compile(Arc::clone(routes), &self.process.clusters)?;
+        }
+        Ok(())
+    }
+
+    fn rehearse_listener(
+        &self,
+        listener: &Arc<Listener>,
+        leaving: &HashSet<Name>,
+        taken: &mut HashSet<SocketAddr>,
+    ) -> Result<(), ApplyError> {
+        let slot = self.listeners.slot_in_place(listener);
+        if let Some(address) = listener.address.filter(|address| slot.is_none() && address.port() != 0) {
+            if !taken.insert(address) {
+                return Err(ApplyError::Duplicate { address, listener: "another one of this response".into() });
+            }
+            if self.listeners.handed_over(address, leaving).is_none() {
+                self.listeners.check_unclaimed(&listener.name, address)?;
+                sockets::probe(address)?;
+            }
+        }
+        let slot =
+            slot.unwrap_or_else(|| ListenerSlot::new(Arc::clone(&listener.name), listener.address, &self.process));
+        compile_for_check(listener, &slot, &self.process, &Overview::default(), &self.secrets)
+    }
+}
