@@ -2,6 +2,7 @@
 
 pub(crate) mod client;
 pub(crate) mod convert;
+mod guard;
 mod keepalive;
 pub(crate) mod preface;
 pub(crate) mod receive;

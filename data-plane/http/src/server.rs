@@ -22,6 +22,11 @@ pub trait Handler: 'static {
 
     /// A request that the codec refused and answered itself (400, 431 ...): for statistics and the access log.
     fn refused(&self, status: u16, detail: &'static str);
+
+    /// An HTTP/2 connection that is closed because its client broke the protocol or floods it: for statistics.
+    fn cut_off(&self, detail: &'static str) {
+        let _ = detail;
+    }
 }
 
 /// One request and the means to answer it.
@@ -40,8 +45,8 @@ pub struct ServerOptions {
     pub max_head_bytes: usize,
     /// So is one with more fields than this.
     pub max_fields: usize,
-    /// From the first byte of a head to its last; then 408.
-    pub head_timeout: Option<Duration>,
+    /// From the first byte of a head to its last; then 408. There is always one: a head that never ends holds a buffer.
+    pub head_timeout: Duration,
     /// Without a request.
     pub idle_timeout: Option<Duration>,
     /// Of the connection; the exchange that it ends in is finished.
@@ -72,7 +77,7 @@ impl Default for ServerOptions {
             protocol: Protocol::Auto,
             max_head_bytes: 60 * 1024,
             max_fields: 100,
-            head_timeout: Some(Duration::from_secs(10)),
+            head_timeout: Duration::from_secs(10),
             idle_timeout: Some(Duration::from_secs(3600)),
             max_duration: None,
             max_requests: None,

@@ -73,7 +73,8 @@ fn options(config: &HttpConnectionManager, tls: bool) -> ServerOptions {
         },
         max_head_bytes: config.max_request_headers_bytes as usize,
         max_fields: config.max_headers_count as usize,
-        head_timeout: config.request_headers_timeout,
+        // Where it is switched off, Envoy's stream idle timeout still ends a head that does not come (and so does this).
+        head_timeout: config.request_headers_timeout.or(config.stream_idle_timeout).unwrap_or(SLOWEST_HEAD),
         idle_timeout: config.idle_timeout,
         max_duration: config.max_connection_duration,
         max_requests: config.max_requests_per_connection,
@@ -88,6 +89,9 @@ fn options(config: &HttpConnectionManager, tls: bool) -> ServerOptions {
         scheme: if tls { "https" } else { "http" },
     }
 }
+
+/// How long a request head may take where no timeout is configured: Envoy's default for idle streams.
+const SLOWEST_HEAD: Duration = Duration::from_secs(300);
 
 /// A connection manager on one worker.
 #[derive(Debug)]
@@ -175,10 +179,30 @@ impl Handler for HttpConnection {
         let mut record = Record::new(&self.downstream, Instant::now());
         record.status = status;
         record.end = Some(record.start);
-        record.details = detail.replace(' ', "_").into();
+        record.details = refusal_details(status, detail).into();
         record.flag(ResponseFlag::DownstreamProtocolError);
         let hostname = &*self.worker.process.hostname;
         self.http.logs.write(&Scene { record: &record, request: None, response: None, trailers: None, hostname });
+    }
+
+    fn cut_off(&self, detail: &'static str) {
+        tracing::debug!(detail, client = %self.downstream.remote, "a connection was cut off");
+        self.http.counters.inc(HttpMetric::CxProtocolError);
+    }
+}
+
+/// What Envoy calls the reason of a request that its codec refuses.
+fn refusal_details(status: u16, detail: &'static str) -> &'static str {
+    match (status, detail) {
+        (408, _) => "request_header_timeout",
+        (426 | 505, _) => "low_version",
+        (431, "too many header fields") => "http1.too_many_headers",
+        (431, _) => "http1.headers_too_large",
+        (501, _) => "http1.invalid_transfer_encoding",
+        (_, "no host") => "missing_host_header",
+        (_, "malformed request target") => "http1.invalid_url",
+        (_, "malformed header value" | "malformed header name") => "http1.invalid_characters",
+        _ => "http1.codec_error",
     }
 }
 

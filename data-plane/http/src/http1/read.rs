@@ -5,7 +5,7 @@ use std::task::{Context, Poll, ready};
 
 use super::Wire;
 use super::chunked::{Decoder, Step};
-use super::fields;
+use super::fields::{self, MAX_HEAD_BYTES};
 use crate::buffers::{Buffer, SMALL};
 use crate::{Blame, BodyKind, Fields, StreamError};
 
@@ -33,17 +33,20 @@ pub(crate) struct Reader {
     large: bool,
     /// A piece that was decoded ahead of being asked for.
     ahead: Option<Result<Option<Range<usize>>, StreamError>>,
+    /// Bytes of the trailer section that were looked at.
+    scanned: usize,
     trailers: Option<Box<Fields>>,
 }
 
 impl Reader {
     pub(crate) fn new(buffer: Buffer, blame: Blame) -> Self {
-        Self { buffer, body: Body::Done, blame, large: false, ahead: None, trailers: None }
+        Self { buffer, body: Body::Done, blame, large: false, ahead: None, scanned: 0, trailers: None }
     }
 
     /// A head was taken off the buffer: this body follows.
     pub(crate) fn begin(&mut self, kind: BodyKind, until_close: bool) {
         self.ahead = None;
+        self.scanned = 0;
         self.trailers = None;
         self.body = match kind {
             BodyKind::Empty | BodyKind::Tunnel | BodyKind::Length(0) => Body::Done,
@@ -95,7 +98,18 @@ impl Reader {
                     }
                     Ok(Step::Trailers(offset)) => {
                         self.buffer.consume(offset);
-                        match fields::trailers(self.buffer.data(), &mut self.trailers) {
+                        let data = self.buffer.data();
+                        // Parsed at its first bytes, so that garbage is known at once, and when its end may be there:
+                        // bytes that come one by one would cost their square otherwise.
+                        let worth_it = self.scanned == 0
+                            || fields::may_end_head(data, self.scanned)
+                            || data.starts_with(b"\r\n")
+                            || data.len() >= MAX_HEAD_BYTES;
+                        self.scanned = data.len();
+                        if !worth_it {
+                            return None;
+                        }
+                        match fields::trailers(data, &mut self.trailers) {
                             Ok(Some(len)) => {
                                 self.buffer.consume(len);
                                 self.body = Body::Done;

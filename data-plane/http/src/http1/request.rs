@@ -183,7 +183,11 @@ fn read_field<'a>(field: &httparse::Header<'a>, special: &mut Special<'a>, field
         10 if is("keep-alive") => return Ok(()),
         14 if is("content-length") => once(&mut special.length, "more than one content-length")?,
         14 if is("http2-settings") => return Ok(()),
-        16 if is("proxy-connection") => return Ok(()),
+        16 if is("proxy-connection") => {
+            // Older clients mean their connection by it, and Envoy takes them at their word.
+            special.connection.close |= list(field.value).any(|token| token.eq_ignore_ascii_case(b"close"));
+            return Ok(());
+        }
         17 if is("transfer-encoding") => return once(&mut special.coding, "more than one transfer-encoding"),
         _ => {}
     }

@@ -15,7 +15,7 @@ use super::request::{self, Parsed, Refusal};
 use super::write::{Framing, Writer};
 use super::{Wire, fields};
 use crate::buffers::{Buffer, give_request, take_request};
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, STALLED};
 use crate::drain::{Drain, GRACE};
 use crate::server::{Exchange, Handler, RequestBody, ResponseSink, ServerOptions};
 use crate::{Blame, BodyKind, Io, Method, RequestHead, ResponseHead, StreamError, Version};
@@ -26,8 +26,6 @@ const MAX_EMPTY_LINES: u8 = 8;
 const MAX_DRAINED: u64 = 64 * 1024;
 /// How long a client may take to read our last answer while it still sends.
 const LINGER: Duration = Duration::from_secs(1);
-/// How long a client may leave the end of an answer unread.
-const STALLED: Duration = Duration::from_secs(60);
 
 /// Per-response state that the response's sink and the connection share.
 #[derive(Debug, Default)]
@@ -153,7 +151,7 @@ impl Connection<'_> {
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
         let idle = self.read.buffer.is_empty();
         let patience = match (idle, self.wire.closing.get()) {
-            (false, _) => self.options.head_timeout,
+            (false, _) => Some(self.options.head_timeout),
             (true, true) => Some(GRACE),
             (true, false) => self.options.idle_timeout,
         };

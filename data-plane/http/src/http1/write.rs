@@ -9,7 +9,8 @@ use tokio::io::AsyncWrite;
 
 use super::{Wire, chunked, encode};
 use crate::buffers::{SMALL, give_out, take_out};
-use crate::{Blame, Fields, StreamError};
+use crate::deadline::Stall;
+use crate::{Blame, Fields, StreamError, StreamErrorKind};
 
 /// Pieces up to this are copied behind what waits to be sent; larger ones are sent from where they are.
 const COPY: usize = 4 * 1024;
@@ -43,11 +44,12 @@ pub(crate) struct Writer {
     sent: usize,
     framing: Framing,
     blame: Blame,
+    stall: Option<Stall>,
 }
 
 impl Writer {
     pub(crate) fn new(blame: Blame) -> Self {
-        Self { out: Vec::new(), sent: 0, framing: Framing::Head, blame }
+        Self { out: Vec::new(), sent: 0, framing: Framing::Head, blame, stall: None }
     }
 
     /// The next message.
@@ -187,7 +189,19 @@ impl Writer {
         tail: &[u8],
         sent: &mut usize,
     ) -> Poll<Result<(), StreamError>> {
-        let result = ready!(self.poll_write(wire, cx, chunk, tail, sent));
+        let before = wire.written.get();
+        let result = match self.poll_write(wire, cx, chunk, tail, sent) {
+            Poll::Ready(result) => result,
+            // What waits in a tunnel may wait as long as the tunnel may be idle; a server has its request's time.
+            Poll::Pending if wire.tunnel.get() || self.blame != Blame::Downstream => return Poll::Pending,
+            Poll::Pending => {
+                let progress = wire.written.get() != before;
+                ready!(self.stall.get_or_insert_default().poll(cx, progress));
+                self.framing = Framing::Failed;
+                return Poll::Ready(Err(StreamError::new(self.blame, StreamErrorKind::Timeout)));
+            }
+        };
+        self.stall = None;
         self.sent = 0;
         give_out(std::mem::take(&mut self.out));
         if result.is_err() {

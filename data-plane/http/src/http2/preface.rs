@@ -11,7 +11,7 @@ use crate::buffers::Buffer;
 use crate::drain::{Drain, GRACE};
 use crate::server::ServerOptions;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Longer than any timer is asked to run.
 const FOREVER: Duration = Duration::from_secs(86400 * 365);
@@ -40,7 +40,7 @@ pub(crate) async fn detect<F: Future<Output = ()>>(
             }
             if !begun && !data.is_empty() {
                 begun = true;
-                timer.as_mut().reset(Instant::now() + options.head_timeout.unwrap_or(FOREVER).min(FOREVER));
+                timer.as_mut().reset(Instant::now() + options.head_timeout.min(FOREVER));
             }
             match buffer.poll_fill(io, cx, false) {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),

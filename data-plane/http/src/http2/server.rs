@@ -13,6 +13,7 @@ use http::{Request, Response, StatusCode};
 use tokio::time::Instant;
 
 use super::convert::{self, Refusal};
+use super::guard::{Guard, Guarded};
 use super::keepalive::Keepalive;
 use super::receive::Receive;
 pub(crate) use super::transmit::Respond;
@@ -70,17 +71,18 @@ pub(crate) async fn serve<H: Handler, F: Future<Output = ()>>(
     if options.extended_connect {
         builder.enable_connect_protocol();
     }
-    let patience = options.head_timeout.unwrap_or(Duration::from_secs(3600));
-    let connection = match tokio::time::timeout(patience, builder.handshake::<_, Bytes>(io)).await {
+    let (io, guard) = Guarded::new(io);
+    let connection = match tokio::time::timeout(options.head_timeout, builder.handshake::<_, Bytes>(io)).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return tracing::debug!(%error, "an HTTP/2 connection did not begin"),
         Err(_) => return tracing::debug!("an HTTP/2 connection did not begin in time"),
     };
-    Driver::new(connection, options).run(handler, drain).await;
+    Driver::new(connection, guard, options).run(handler, drain).await;
 }
 
 struct Driver<'a> {
-    connection: Connection<Io, Bytes>,
+    connection: Connection<Guarded, Bytes>,
+    guard: Guard,
     options: &'a ServerOptions,
     shared: Rc<Shared>,
     keepalive: Option<Keepalive>,
@@ -94,17 +96,22 @@ struct Driver<'a> {
 
 enum Event {
     Request(Box<(Request<RecvStream>, SendResponse<Bytes>)>),
+    /// The client has to go.
+    Flood(&'static str),
+    /// The client broke the protocol, and was told so.
+    Broken,
     End,
 }
 
 impl<'a> Driver<'a> {
-    fn new(mut connection: Connection<Io, Bytes>, options: &'a ServerOptions) -> Self {
+    fn new(mut connection: Connection<Guarded, Bytes>, guard: Guard, options: &'a ServerOptions) -> Self {
         let now = Instant::now();
         let keepalive = options.keepalive_interval.and_then(|interval| {
             connection.ping_pong().map(|pings| Keepalive::new(pings, interval, options.keepalive_timeout))
         });
         Self {
             connection,
+            guard,
             options,
             shared: Rc::default(),
             keepalive,
@@ -120,8 +127,23 @@ impl<'a> Driver<'a> {
         loop {
             match poll_fn(|cx| self.poll_event(cx, drain)).await {
                 Event::Request(stream) => self.begin(stream, handler),
+                Event::Broken => return handler.cut_off("the client broke HTTP/2"),
+                Event::Flood(detail) => {
+                    tracing::debug!(detail, "an HTTP/2 connection is cut off");
+                    handler.cut_off(detail);
+                    return self.cut_off().await;
+                }
                 Event::End => return,
             }
+        }
+    }
+
+    /// A last GOAWAY, for as long as the client takes to read it; open streams fail.
+    async fn cut_off(mut self) {
+        self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+        let closed = poll_fn(|cx| self.connection.poll_closed(cx));
+        if !matches!(tokio::time::timeout(FAREWELL, closed).await, Ok(Ok(()))) {
+            tracing::debug!("a client that was cut off did not take its GOAWAY");
         }
     }
 
@@ -137,12 +159,16 @@ impl<'a> Driver<'a> {
             Poll::Ready(Some(Ok(stream))) => return Poll::Ready(Event::Request(Box::new(stream))),
             Poll::Ready(Some(Err(error))) => {
                 tracing::debug!(%error, "an HTTP/2 connection broke");
-                return Poll::Ready(Event::End);
+                let ours = error.is_library();
+                return Poll::Ready(if ours { Event::Broken } else { Event::End });
             }
             Poll::Ready(None) => return Poll::Ready(Event::End),
             Poll::Pending => {}
         }
-        self.poll_deadlines(cx)
+        match self.guard.verdict() {
+            Some(flood) => Poll::Ready(Event::Flood(flood)),
+            None => self.poll_deadlines(cx),
+        }
     }
 
     /// GOAWAY: what is open is finished, nothing new begins.
@@ -166,9 +192,13 @@ impl<'a> Driver<'a> {
                 None => self.options.max_duration.and_then(|limit| self.opened.checked_add(limit)),
                 Some(_) => None,
             };
-            let Some(deadline) = idle.into_iter().chain(age).min() else { return Poll::Pending };
+            let block = self.guard.open_block().and_then(|since| since.checked_add(self.options.head_timeout));
+            let Some(deadline) = idle.into_iter().chain(age).chain(block).min() else { return Poll::Pending };
             if self.deadline.poll(cx, deadline).is_pending() {
                 return Poll::Pending;
+            }
+            if block == Some(deadline) {
+                return Poll::Ready(Event::Flood("a header block took too long"));
             }
             if self.ending.is_some() {
                 return Poll::Ready(Event::End);

@@ -10,7 +10,8 @@ use h2::server::SendResponse;
 use h2::{Reason, SendStream};
 
 use super::{convert, stream_error};
-use crate::{Blame, BodyKind, Chunk, Fields, StreamError};
+use crate::deadline::Stall;
+use crate::{Blame, BodyKind, Chunk, Fields, StreamError, StreamErrorKind};
 
 /// Queued pieces up to this are copied together, so that many small pieces make one frame.
 const JOIN: usize = 16 * 1024;
@@ -82,11 +83,21 @@ pub(crate) struct Transmit {
     ended: bool,
     /// A response whose body is dropped (HEAD).
     discard: bool,
+    tunnel: bool,
 }
 
 impl Transmit {
     pub(super) fn new(out: Out, blame: Blame) -> Self {
-        Self { out, blame, left: None, held: Bytes::new(), joined: BytesMut::new(), ended: false, discard: false }
+        Self {
+            out,
+            blame,
+            left: None,
+            held: Bytes::new(),
+            joined: BytesMut::new(),
+            ended: false,
+            discard: false,
+            tunnel: false,
+        }
     }
 
     /// The head is out: `ended` with it, or with as many bytes as it said.
@@ -97,6 +108,7 @@ impl Transmit {
         };
         self.ended = ended;
         self.discard = discard;
+        self.tunnel = body == BodyKind::Tunnel;
     }
 
     pub(super) fn set_out(&mut self, out: Out) {
@@ -171,8 +183,16 @@ impl Transmit {
         let blame = self.blame;
         while !data.is_empty() {
             self.out.with(|stream| stream.reserve_capacity(data.len()))?;
+            // As in HTTP/1: a client has to take something now and then, but for tunnels.
+            let mut stall = (blame == Blame::Downstream && !self.tunnel).then(Stall::default);
             let granted = poll_fn(|cx| match self.out.with(|stream| stream.poll_capacity(cx)) {
-                Ok(granted) => granted.map(Ok),
+                Ok(Poll::Ready(granted)) => Poll::Ready(Ok(granted)),
+                Ok(Poll::Pending) => match &mut stall {
+                    Some(stall) => {
+                        stall.poll(cx, false).map(|()| Err(StreamError::new(blame, StreamErrorKind::Timeout)))
+                    }
+                    None => Poll::Pending,
+                },
                 Err(error) => Poll::Ready(Err(error)),
             });
             let granted = match granted.await? {
@@ -198,7 +218,7 @@ impl Transmit {
     fn why_not(&mut self, blame: Blame) -> StreamError {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         match self.out.with(|stream| stream.poll_reset(&mut cx)) {
-            Ok(Poll::Ready(Ok(reason))) => StreamError::new(blame, crate::StreamErrorKind::Reset(reason.into())),
+            Ok(Poll::Ready(Ok(reason))) => StreamError::new(blame, StreamErrorKind::Reset(reason.into())),
             Ok(Poll::Ready(Err(error))) => stream_error(blame, &error),
             Ok(Poll::Pending) => StreamError::closed(blame),
             Err(error) => error,

@@ -8,23 +8,23 @@ use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 
 use crate::peers::{Echo, Relay, on_worker, read_quiet, scripted, serving};
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const HEADERS: u8 = 1;
-const DATA: u8 = 0;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const GOAWAY: u8 = 7;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const DATA: u8 = 0;
+pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const GOAWAY: u8 = 7;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
 const PROTOCOL_ERROR: u32 = 1;
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
 /// Fields as HPACK literals without indexing (RFC 7541, 6.2.2).
-fn literals(fields: &[(&str, &str)]) -> Vec<u8> {
+pub(crate) fn literals(fields: &[(&str, &str)]) -> Vec<u8> {
     let mut block = Vec::new();
     for (name, value) in fields {
         block.push(0);
@@ -37,16 +37,16 @@ fn literals(fields: &[(&str, &str)]) -> Vec<u8> {
     block
 }
 
-fn request(extra: &[(&str, &str)]) -> Vec<u8> {
+pub(crate) fn request(extra: &[(&str, &str)]) -> Vec<u8> {
     let mut fields = vec![(":method", "GET"), (":scheme", "http"), (":authority", "h"), (":path", "/")];
     fields.extend_from_slice(extra);
     literals(&fields)
 }
 
 /// A frame that came: kind, flags, stream, payload.
-type Frame = (u8, u8, u32, Vec<u8>);
+pub(crate) type Frame = (u8, u8, u32, Vec<u8>);
 
-fn frames(mut bytes: &[u8]) -> Vec<Frame> {
+pub(crate) fn frames(mut bytes: &[u8]) -> Vec<Frame> {
     let mut frames = Vec::new();
     while let [a, b, c, kind, flags, s1, s2, s3, s4, rest @ ..] = bytes {
         let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
@@ -57,7 +57,7 @@ fn frames(mut bytes: &[u8]) -> Vec<Frame> {
     frames
 }
 
-async fn begin(client: &mut DuplexStream) {
+pub(crate) async fn begin(client: &mut DuplexStream) {
     client.write_all(PREFACE).await.unwrap();
     client.write_all(&frame(SETTINGS, 0, 0, b"")).await.unwrap();
 }
