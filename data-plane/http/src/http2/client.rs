@@ -5,10 +5,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::Reason;
 use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
+use tokio::sync::Notify;
 
 use super::keepalive::Keepalive;
 use super::receive::Receive;
@@ -26,7 +28,29 @@ struct Shared {
     closed: AtomicBool,
     active: AtomicUsize,
     limit: usize,
+    /// The peer's SETTINGS have arrived (or never will).
+    settled: AtomicBool,
+    settling: Notify,
 }
+
+impl Shared {
+    fn settle(&self) {
+        self.settled.store(true, Ordering::Release);
+        self.settling.notify_waiters();
+    }
+
+    /// Until the peer has said what it takes; `false`: it did not in time.
+    async fn settled(&self) -> bool {
+        let settling = self.settling.notified();
+        self.settled.load(Ordering::Acquire) || tokio::time::timeout(SETTLING, settling).await.is_ok()
+    }
+}
+
+/// How long a peer may leave open what it takes: its SETTINGS are the first that it sends (RFC 9113, 3.4).
+const SETTLING: Duration = Duration::from_secs(5);
+
+/// The peer's limit of streams until its SETTINGS arrive; no limit that a peer can set is this.
+const UNSETTLED: usize = usize::MAX - 1;
 
 /// What all users of a connection hold.
 #[derive(Debug, Clone)]
@@ -70,7 +94,11 @@ impl Future for Driver {
         if this.keepalive.as_mut().is_some_and(|keepalive| keepalive.poll_dead(cx).is_ready()) {
             return Poll::Ready(Err(StreamError::new(Blame::Upstream, crate::StreamErrorKind::Timeout)));
         }
-        let result = ready!(Pin::new(&mut this.connection).poll(cx));
+        let result = Pin::new(&mut this.connection).poll(cx);
+        if !this.shared.settled.load(Ordering::Relaxed) && this.connection.max_concurrent_send_streams() != UNSETTLED {
+            this.shared.settle();
+        }
+        let result = ready!(result);
         Poll::Ready(result.map_err(|error| stream_error(Blame::Upstream, &error)))
     }
 }
@@ -78,6 +106,7 @@ impl Future for Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         self.shared.closed.store(true, Ordering::Release);
+        self.shared.settle();
     }
 }
 
@@ -91,6 +120,7 @@ pub(crate) async fn connect(
         .max_header_list_size(options.max_head_bytes)
         .max_local_error_reset_streams(Some(MAX_LOCAL_RESETS))
         .max_send_buffer_size(SEND_BUFFER)
+        .initial_max_send_streams(UNSETTLED)
         .enable_push(false)
         .handshake::<_, Bytes>(io)
         .await
@@ -99,7 +129,13 @@ pub(crate) async fn connect(
         connection.ping_pong().map(|pings| Keepalive::new(pings, interval, options.keepalive_timeout))
     });
     let limit = usize::try_from(options.max_concurrent_streams).unwrap_or(usize::MAX);
-    let shared = Arc::new(Shared { closed: AtomicBool::new(false), active: AtomicUsize::new(0), limit });
+    let shared = Arc::new(Shared {
+        closed: AtomicBool::new(false),
+        active: AtomicUsize::new(0),
+        limit,
+        settled: AtomicBool::new(false),
+        settling: Notify::new(),
+    });
     let handle = Handle { sender, shared: Arc::clone(&shared) };
     Ok((handle, Driver { connection, keepalive, shared }))
 }
@@ -141,8 +177,19 @@ impl Exchange {
         let sender = &mut self.handle.sender;
         poll_fn(|cx| sender.poll_ready(cx)).await.map_err(failed)?;
         if head.upgrade.is_some() && !sender.is_extended_connect_protocol_enabled() {
-            let detail = "the upstream does not take extended CONNECT";
-            return Err(StreamError::protocol(Blame::Upstream, 502, detail).untouched(true));
+            // RFC 8441, 3: only who has said so takes it; on a new connection that is still on its way.
+            let settled = self.handle.shared.settled().await;
+            if self.handle.shared.closed.load(Ordering::Acquire) {
+                return Err(StreamError::closed(Blame::Upstream).untouched(true));
+            }
+            if !sender.is_extended_connect_protocol_enabled() {
+                let detail = if settled {
+                    "the upstream does not take extended CONNECT"
+                } else {
+                    "the upstream did not say whether it takes extended CONNECT"
+                };
+                return Err(StreamError::protocol(Blame::Upstream, 502, detail).untouched(true));
+            }
         }
         let end = body.is_empty() && !connect;
         let (future, stream) = sender.send_request(request, end).map_err(failed)?;

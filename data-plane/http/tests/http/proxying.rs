@@ -1,9 +1,11 @@
 //! Through the relay, in every combination of protocols.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use culvert_http::{
-    BodyKind, Chunk, ClientExchange, Fields, Http1Client, Io, Method, RequestHead, ResponseHead, ServerOptions,
+    BodyKind, Chunk, ClientExchange, Fields, Http1Client, Http2Client, Http2ClientOptions, Io, Method, RequestHead,
+    ResponseHead, ServerOptions,
 };
 
 use crate::peers::{Echo, Relay, Upstream, http2_client, on_worker, serving};
@@ -154,6 +156,40 @@ fn upgrades_cross() {
     }
 }
 
+/// Whether an upstream takes extended CONNECT stands in its SETTINGS, which a new connection still waits for.
+#[test]
+fn an_extended_connect_waits_for_settings() {
+    for (name, silence, enabled, refused_after) in [
+        ("late", Duration::from_secs(2), true, None),
+        ("not enabled", Duration::from_secs(2), false, Some(2)),
+        ("silent", Duration::from_secs(60), true, Some(5)),
+    ] {
+        on_worker(async {
+            let (near, far) = tokio::io::duplex(1 << 16);
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(silence).await;
+                let options = ServerOptions { extended_connect: enabled, ..ServerOptions::default() };
+                culvert_http::serve(Io::memory(far), &options, Rc::new(Echo), std::future::pending()).await;
+            });
+            let (client, driver) =
+                Http2Client::connect(Io::memory(near), &Http2ClientOptions::default()).await.unwrap();
+            tokio::task::spawn_local(async move { driver.await.ok() });
+            let mut head = request(Method::Get);
+            head.upgrade = Some("websocket".into());
+            let begun = tokio::time::Instant::now();
+            let mut exchange = client.exchange();
+            match refused_after {
+                None => tunnel(&mut exchange, &head, 200, name).await,
+                Some(seconds) => {
+                    let error = exchange.send_head(&head, BodyKind::Empty).await.unwrap_err();
+                    assert!(error.untouched, "{name}: {error}");
+                    assert_eq!(begun.elapsed().as_secs(), seconds, "{name}: {error}");
+                }
+            }
+        });
+    }
+}
+
 #[test]
 fn connect_crosses() {
     for (down, up) in ALL {
@@ -201,7 +237,7 @@ fn back_pressure() {
                     sent += piece.len();
                 }
             };
-            let stalled = tokio::time::timeout(std::time::Duration::from_secs(5), stalled).await;
+            let stalled = tokio::time::timeout(Duration::from_secs(5), stalled).await;
             assert!(stalled.is_err(), "it went on for ever");
             // Pipes hold 1 MiB each in both directions, windows less.
             assert!(sent < 12 << 20, "{sent} bytes are under way, {down:?} to {up:?}");
