@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use culvert_http::{Method, RequestHead, ResponseHead};
+use culvert_http::{Method, RequestHead, ResponseHead, Version};
 
 use crate::flags::ResponseFlag;
 use crate::forwarding::Text;
@@ -19,6 +19,8 @@ pub(crate) struct LocalReply {
     pub(crate) location: Option<String>,
     /// A circuit breaker refused: `x-envoy-overloaded`.
     pub(crate) overloaded: bool,
+    /// The connection cannot be read any further.
+    pub(crate) closes: bool,
 }
 
 impl LocalReply {
@@ -27,7 +29,15 @@ impl LocalReply {
             Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
             Cow::Owned(text) => Cow::Owned(text.into_bytes()),
         };
-        Self { status, body, flag: None, details: Cow::Borrowed(details), location: None, overloaded: false }
+        Self {
+            status,
+            body,
+            flag: None,
+            details: Cow::Borrowed(details),
+            location: None,
+            overloaded: false,
+            closes: false,
+        }
     }
 
     pub(crate) fn flagged(self, flag: ResponseFlag) -> Self {
@@ -36,6 +46,13 @@ impl LocalReply {
 
     pub(crate) fn detailed(self, details: impl Into<Cow<'static, str>>) -> Self {
         Self { details: details.into(), ..self }
+    }
+
+    /// The client broke the protocol in its request's body.
+    pub(crate) fn codec_error(status: u16, version: Version) -> Self {
+        let text = if status == 400 { "Bad Request" } else { "" };
+        let details = if version == Version::Http2 { "http2.violation.of.messaging.rule" } else { "http1.codec_error" };
+        Self { closes: true, ..Self::new(status, text, details).flagged(ResponseFlag::DownstreamProtocolError) }
     }
 
     pub(crate) fn with_body(self, body: Vec<u8>) -> Self {

@@ -17,7 +17,9 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_http::{BodyKind, Chunk, Exchange, Method, RequestBody, RequestHead, ResponseHead, ResponseSink, Version};
+use culvert_http::{
+    BodyKind, Chunk, Exchange, Method, RequestBody, RequestHead, ResponseHead, ResponseSink, StreamErrorKind, Version,
+};
 use culvert_model::http::UpgradeConfig;
 use culvert_model::route::HeaderMutations;
 use culvert_upstream::{ClusterMetric, ClusterSlot, UpstreamFailure};
@@ -296,6 +298,10 @@ impl<'a> Stream<'a> {
         }
         if let Failure::Downstream(error) = failure {
             tracing::debug!(%error, "the client did not wait for its response");
+            if let StreamErrorKind::Protocol { status, .. } = error.kind {
+                self.connection.http.counters.inc(HttpMetric::CxProtocolError);
+                return LocalReply::codec_error(status, self.request.version).into();
+            }
         }
         let complete = self.record.request_done.is_some();
         match failure.reply(retried, complete, action.config.cluster_not_found) {
@@ -341,6 +347,9 @@ impl<'a> Stream<'a> {
     async fn reply(&mut self, reply: &LocalReply, response: &mut ResponseSink<'_>) {
         if let Some(flag) = reply.flag {
             self.record.flag(flag);
+        }
+        if reply.closes {
+            response.close_after();
         }
         self.record.details = reply.details.clone();
         let trailing = reply.head(self.request, &mut self.head);

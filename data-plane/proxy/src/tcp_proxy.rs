@@ -133,7 +133,7 @@ async fn carry<'a>(tcp: &'a WorkerTcp, worker: &Rc<Worker>, mut io: Io, record: 
             tcp.counters.inc(TcpMetric::IdleTimeout);
             record.flag(ResponseFlag::StreamIdleTimeout);
         }
-        Err(Expired::Overall | Expired::Attempt) => {
+        Err(Expired::Overall | Expired::Attempt | Expired::SlowBody) => {
             tcp.counters.inc(TcpMetric::MaxDurationReached);
             record.flag(ResponseFlag::DurationTimeout);
         }

@@ -7,7 +7,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use culvert_http::{
-    Blame, BodyKind, RequestBody, RequestSink, ResponseHead, ResponseSink, ResponseSource, StreamError, Version,
+    Blame, BodyKind, RequestBody, RequestSink, ResponseHead, ResponseSink, ResponseSource, StreamError,
+    StreamErrorKind, Version,
 };
 use culvert_model::route::HostRewrite;
 use culvert_upstream::{Checkout, ClusterMetric, ClusterSlot, DownstreamProtocol, PickContext};
@@ -348,8 +349,14 @@ impl<'a> Attempt<'_, 'a> {
                 return Attempted::Answered;
             }
             Ok(Err(error)) if error.blame == Blame::Downstream => {
-                record.flag(ResponseFlag::DownstreamConnectionTermination);
-                record.details = "downstream_remote_disconnect".into();
+                let (flag, details) = match error.kind {
+                    // It reads nothing any more.
+                    StreamErrorKind::Timeout => (ResponseFlag::StreamIdleTimeout, "stream_idle_timeout"),
+                    StreamErrorKind::Protocol { .. } => (ResponseFlag::DownstreamProtocolError, "codec_error"),
+                    _ => (ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect"),
+                };
+                record.flag(flag);
+                record.details = details.into();
             }
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a response broke off");
@@ -362,6 +369,7 @@ impl<'a> Attempt<'_, 'a> {
                 record.flag(ResponseFlag::StreamIdleTimeout);
                 record.details = "stream_idle_timeout".into();
             }
+            Err(Expired::SlowBody) => record.details = "request_body_too_slow".into(),
             Err(Expired::Overall | Expired::Attempt) => {
                 record.flag(ResponseFlag::UpstreamRequestTimeout);
                 record.details = "response_timeout".into();
@@ -376,7 +384,7 @@ impl<'a> Attempt<'_, 'a> {
                 Failure::Overall => checkout.count(ClusterMetric::RqTimeout),
                 Failure::AttemptTimeout => checkout.count(ClusterMetric::RqPerTryTimeout),
                 Failure::Broken(_) => checkout.count(ClusterMetric::RqRxReset),
-                Failure::Downstream(_) | Failure::Idle => checkout.count(ClusterMetric::RqTxReset),
+                Failure::Downstream(_) | Failure::Idle | Failure::SlowBody => checkout.count(ClusterMetric::RqTxReset),
                 Failure::Unavailable(_) => {}
             },
             Attempted::Answered if self.retries.done() > 0 => checkout.count(ClusterMetric::RqRetrySuccess),

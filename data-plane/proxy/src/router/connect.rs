@@ -73,7 +73,7 @@ pub(super) async fn terminate<'a>(
                 Broken::Host(_) => ResponseFlag::UpstreamConnectionTermination,
             });
         }
-        Err(Expired::Idle | Expired::Attempt | Expired::Overall) => {
+        Err(Expired::Idle | Expired::Attempt | Expired::Overall | Expired::SlowBody) => {
             stream.record.flag(ResponseFlag::StreamIdleTimeout);
         }
     }

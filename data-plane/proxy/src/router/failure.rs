@@ -21,6 +21,7 @@ pub(super) enum Failure {
     Overall,
     AttemptTimeout,
     Idle,
+    SlowBody,
 }
 
 impl From<Expired> for Failure {
@@ -29,6 +30,7 @@ impl From<Expired> for Failure {
             Expired::Overall => Self::Overall,
             Expired::Attempt => Self::AttemptTimeout,
             Expired::Idle => Self::Idle,
+            Expired::SlowBody => Self::SlowBody,
         }
     }
 }
@@ -75,6 +77,9 @@ impl Failure {
     pub(super) fn reply(&self, retried: u32, request_complete: bool, cluster_not_found: u16) -> Option<LocalReply> {
         Some(match self {
             Self::Downstream(_) => return None,
+            Self::SlowBody => {
+                LocalReply { closes: true, ..LocalReply::new(408, "request timeout", "request_body_too_slow") }
+            }
             Self::Overall if !request_complete => LocalReply::new(408, "request timeout", "request_overall_timeout"),
             Self::Overall => LocalReply::new(504, "upstream request timeout", "response_timeout")
                 .flagged(ResponseFlag::UpstreamRequestTimeout),

@@ -19,8 +19,39 @@ pub(crate) struct Limits {
     pub(crate) idle: Option<Duration>,
     /// Without anything happening, while an attempt has no response.
     pub(crate) attempt_idle: Cell<Option<Duration>>,
+    /// While more of an announced body is waited for: when the client has become too slow.
+    body: Cell<Option<Instant>>,
     /// When something last happened.
     active: Cell<Instant>,
+}
+
+/// How long the client of an announced body may still send nothing. Each piece buys time at [`Self::RATE`]; what upstream
+/// takes costs none.
+#[derive(Debug)]
+pub(crate) struct Patience(Duration);
+
+impl Patience {
+    /// Bytes in a second.
+    const RATE: f64 = 64.0;
+    const FULL: Duration = Duration::from_secs(30);
+
+    pub(crate) const fn new() -> Self {
+        Self(Self::FULL)
+    }
+
+    /// A piece is waited for from now on.
+    pub(crate) fn begin(&self, limits: &Limits) {
+        limits.body.set(Some(Instant::now() + self.0));
+    }
+
+    /// A piece has come.
+    pub(crate) fn end(&mut self, limits: &Limits, bytes: usize) {
+        if let Some(deadline) = limits.body.take() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let bought = Duration::from_secs_f64(f64::from(u32::try_from(bytes).unwrap_or(u32::MAX)) / Self::RATE);
+            self.0 = (left + bought).min(Self::FULL);
+        }
+    }
 }
 
 /// Which limit has passed.
@@ -29,6 +60,8 @@ pub(crate) enum Expired {
     Overall,
     Attempt,
     Idle,
+    /// The client sends the body that it announced too slowly.
+    SlowBody,
 }
 
 impl Limits {
@@ -37,6 +70,7 @@ impl Limits {
             overall: Cell::new(None),
             attempt: Cell::new(None),
             attempt_idle: Cell::new(None),
+            body: Cell::new(None),
             idle,
             active: Cell::new(start),
         }
@@ -71,7 +105,7 @@ impl Limits {
 
     /// The next limit that may pass; it may move while one waits.
     fn next(&self) -> Option<Instant> {
-        sooner(sooner(self.overall.get(), self.attempt_until()), self.idle_until())
+        sooner(sooner(self.overall.get(), self.attempt_until()), sooner(self.idle_until(), self.body.get()))
     }
 
     fn which(&self, at: Instant) -> Expired {
@@ -79,6 +113,8 @@ impl Limits {
             Expired::Overall
         } else if self.attempt_until().is_some_and(|attempt| attempt <= at) {
             Expired::Attempt
+        } else if self.body.get().is_some_and(|body| body <= at) {
+            Expired::SlowBody
         } else {
             Expired::Idle
         }

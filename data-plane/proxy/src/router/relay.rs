@@ -4,11 +4,12 @@
 use std::cell::Cell;
 
 use culvert_http::{
-    Blame, Chunk, Fields, RequestBody, RequestSink, ResponseSink, ResponseSource, StreamError, StreamErrorKind,
+    Blame, BodyKind, Chunk, Fields, RequestBody, RequestSink, ResponseSink, ResponseSource, StreamError,
+    StreamErrorKind,
 };
 use tokio::time::Instant;
 
-use super::limits::Limits;
+use super::limits::{Limits, Patience};
 
 /// How far a request's body has come, over all attempts.
 #[derive(Debug, Default)]
@@ -102,14 +103,22 @@ async fn pump_up(
     {
         return Ok(Err(error));
     }
+    // A body without an announced length may be a conversation, in which silence is no fault.
+    let mut patience = matches!(body.kind(), BodyKind::Length(_)).then(Patience::new);
     while received.whole.get().is_none() {
-        if !body.ready()
-            && let Err(error) = sink.flush().await
-        {
-            return Ok(Err(error));
+        if !body.ready() {
+            if let Err(error) = sink.flush().await {
+                return Ok(Err(error));
+            }
+            if let Some(patience) = &patience {
+                patience.begin(limits);
+            }
         }
         let chunk = body.chunk().await?;
         limits.touch();
+        if let Some(patience) = &mut patience {
+            patience.end(limits, chunk.as_deref().map_or(0, <[u8]>::len));
+        }
         let Some(chunk) = chunk else { break };
         received.bytes.set(received.bytes.get() + chunk.len() as u64);
         replay.keep(&chunk, received);

@@ -62,7 +62,7 @@ impl<'a> Retries<'a> {
                 _ => on.reset || any_failure || (on.reset_before_request && error.untouched),
             },
             Failure::AttemptTimeout => on.reset || any_failure,
-            Failure::Downstream(_) | Failure::Overall | Failure::Idle => false,
+            Failure::Downstream(_) | Failure::Overall | Failure::Idle | Failure::SlowBody => false,
         }
     }
 
