@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_http::server::{Protocol, ServerOptions};
-use culvert_http::{Exchange, Handler, Io, RequestHead, ResponseHead, Version};
+use culvert_http::{Exchange, Handler, Io, Meter, RequestHead, ResponseHead, Version};
 use culvert_model::http::{Codec, HttpConnectionManager, RouteSource, ServerHeader};
 use culvert_runtime::drain::Watch;
 use culvert_runtime::telemetry::{Scope, ScopePath};
@@ -117,7 +117,7 @@ impl WorkerHttp {
 pub(crate) async fn serve(
     http: &Rc<WorkerHttp>,
     worker: &Rc<Worker>,
-    io: Io,
+    mut io: Io,
     downstream: &Rc<Downstream>,
     watch: &Watch,
     drain: impl Future<Output = ()>,
@@ -136,17 +136,21 @@ pub(crate) async fn serve(
         (Protocol::Auto, Some(b"http/1.1" | b"http/1.0")) => &manager.http1_options,
         _ => &manager.options,
     };
+    let meter = io.meter();
     let handler = Rc::new(HttpConnection {
         http: Rc::clone(http),
         worker: Rc::clone(worker),
         downstream: Rc::clone(downstream),
         version: Cell::new(None),
+        meter,
+        metered: Cell::default(),
     });
     let drain = async {
         tokio::select! { () = watch.draining() => {} () = drain => {} }
         counters.inc(HttpMetric::CxDrainClose);
     };
-    culvert_http::server::serve(io, options, handler, drain).await;
+    culvert_http::server::serve(io, options, Rc::clone(&handler), drain).await;
+    handler.count_bytes();
 }
 
 /// One downstream connection: what its requests share.
@@ -157,6 +161,9 @@ pub(crate) struct HttpConnection {
     pub(crate) downstream: Rc<Downstream>,
     /// Of its requests; known from the first on.
     version: Cell<Option<Version>>,
+    meter: Arc<Meter>,
+    /// Bytes read and written that are counted already.
+    metered: Cell<(u64, u64)>,
 }
 
 impl Handler for HttpConnection {
@@ -225,14 +232,15 @@ impl HttpConnection {
         let record = &mut stream.record;
         counters.dec(HttpMetric::RqActive);
         counters.inc(HttpMetric::RqCompleted);
+        self.count_bytes();
         if record.status > 0 {
             counters.inc(HttpMetric::of_status(record.status));
         }
         if record.flags.contains(ResponseFlag::DownstreamConnectionTermination) {
             counters.inc(HttpMetric::RqRxReset);
         }
-        // A response that came in one piece ended when it began: the clock is not asked again.
-        let known = record.response_begun.filter(|_| stream.prompt && self.http.logs.is_empty());
+        // Who knows when the response ended has said so: the clock is not asked again, unless somebody reads it.
+        let known = record.end.filter(|_| self.http.logs.is_empty());
         let end = known.unwrap_or_else(Instant::now);
         record.end = Some(end);
         counters.record(HttpMetric::RqTime, end.saturating_duration_since(record.start).as_secs_f64() * 1000.0);
@@ -245,6 +253,14 @@ impl HttpConnection {
                 hostname: &self.worker.process.hostname,
             });
         }
+    }
+
+    /// Counts the bytes since the last call.
+    fn count_bytes(&self) {
+        let (read, written) = (self.meter.read(), self.meter.written());
+        let before = self.metered.replace((read, written));
+        self.http.counters.add(HttpMetric::CxRxBytesTotal, read - before.0);
+        self.http.counters.add(HttpMetric::CxTxBytesTotal, written - before.1);
     }
 
     /// Counts an upgraded connection while the returned value lives.

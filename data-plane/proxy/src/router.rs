@@ -139,6 +139,7 @@ impl<'a> Stream<'a> {
     /// Step 3: which route?
     fn route(&mut self, table: Option<&'a RouteTable>) -> Result<Matched<'a>, LocalReply> {
         let counters = &self.connection.http.counters;
+        counters.inc(HttpMetric::RqTotalRouter);
         let not_found = |details| LocalReply::new(404, "", details).flagged(ResponseFlag::NoRouteFound);
         let Some(table) = table else {
             counters.inc(HttpMetric::NoRoute);
@@ -180,10 +181,7 @@ impl<'a> Stream<'a> {
     ) -> Result<(), Unanswered> {
         let counters = &self.connection.http.counters;
         match &matched.compiled.action {
-            CompiledAction::Forward(action) => {
-                counters.inc(HttpMetric::RqTotalRouter);
-                self.forward(table, matched, action, body, response).await
-            }
+            CompiledAction::Forward(action) => self.forward(table, matched, action, body, response).await,
             CompiledAction::Redirect(redirect) => {
                 counters.inc(HttpMetric::RqRedirect);
                 let location = rewrite::redirect_location(self.request, redirect, &matched.route.matches.path);
@@ -259,7 +257,13 @@ impl<'a> Stream<'a> {
                     let again = retries.covers_failure(&failure) && received.is_kept();
                     match again.then(|| self.another(target, action, &mut retries)).flatten() {
                         Some(pause) => pause,
-                        None => return Err(self.failed(&failure, retries.done(), action)),
+                        None => {
+                            let unanswered = self.failed(&failure, retries.done(), action);
+                            if let (Unanswered::Reply(reply), false) = (&unanswered, failure.is_downstreams()) {
+                                self.connection.worker.pools.answered(target, reply.status);
+                            }
+                            return Err(unanswered);
+                        }
                     }
                 }
             };

@@ -5,10 +5,12 @@
 
 mod registry;
 mod render;
+pub mod statuses;
 
 pub use registry::{Registry, Sample, ScopePath, Tag, Value};
 pub use render::{Filter, json, prometheus, text};
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -38,6 +40,9 @@ pub enum MetricKind {
     Gauge,
     /// Of milliseconds, in Envoy's default buckets (see [`BUCKETS`]); written by [`Block::record`].
     Histogram,
+    /// A counter for each HTTP status, named after it (`upstream_rq` becomes `upstream_rq_200`); written by
+    /// [`Block::status`].
+    Statuses,
 }
 
 /// An entry of [`Metrics::ALL`] that only grows.
@@ -56,6 +61,12 @@ pub const fn gauge(name: &'static str) -> Metric {
 #[must_use]
 pub const fn histogram(name: &'static str) -> Metric {
     Metric { name, kind: MetricKind::Histogram }
+}
+
+/// An entry of [`Metrics::ALL`] that counts each HTTP status by itself.
+#[must_use]
+pub const fn statuses(name: &'static str) -> Metric {
+    Metric { name, kind: MetricKind::Statuses }
 }
 
 /// Upper bounds of a histogram's buckets in milliseconds, Envoy's defaults; one more bucket has no bound.
@@ -172,6 +183,14 @@ impl<M: Metrics> Block<M> {
         self.cell(place + BUCKETS.len() + 1, (milliseconds * 1000.0) as u64);
     }
 
+    /// Counts a response with that status. A worker tells [`statuses::CELLS`] statuses of one metric apart; who sends
+    /// more of them has the further ones in their classes only.
+    pub fn status(&self, metric: M, status: u16) {
+        if let Some(place) = self.shared.layout.get(metric.index()).copied().filter(|place| *place != 0) {
+            statuses::count(self.cells.get(place..).unwrap_or_default(), status);
+        }
+    }
+
     fn cell(&self, index: usize, n: u64) {
         if let Some(cell) = self.cells.get(index) {
             cell.store(cell.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
@@ -197,7 +216,7 @@ type Cells = [AtomicU64];
 #[derive(Debug)]
 struct Shared {
     all: &'static [Metric],
-    /// Of a histogram: where its buckets begin among the cells; else 0.
+    /// Of a histogram or statuses: where their further cells begin; else 0.
     layout: Box<[usize]>,
     size: usize,
     blocks: Mutex<Blocks>,
@@ -208,6 +227,8 @@ struct Blocks {
     live: Vec<Arc<Cells>>,
     /// What dropped blocks have counted.
     retired: Vec<u64>,
+    /// Statuses that dropped blocks have counted, by the place of their cells.
+    retired_statuses: BTreeMap<(usize, u16), u64>,
 }
 
 impl Shared {
@@ -217,9 +238,13 @@ impl Shared {
             .iter()
             .map(|metric| {
                 let place = size;
-                let histogram = metric.kind == MetricKind::Histogram;
-                size += if histogram { HISTOGRAM_CELLS } else { 0 };
-                if histogram { place } else { 0 }
+                let further = match metric.kind {
+                    MetricKind::Counter | MetricKind::Gauge => 0,
+                    MetricKind::Histogram => HISTOGRAM_CELLS,
+                    MetricKind::Statuses => statuses::CELLS,
+                };
+                size += further;
+                if further > 0 { place } else { 0 }
             })
             .collect();
         Self { all, layout, size, blocks: Mutex::default() }
@@ -237,10 +262,34 @@ impl Shared {
         })
     }
 
+    /// Where the cells of statuses begin.
+    fn statuses(&self) -> impl Iterator<Item = usize> {
+        let kinds = self.all.iter().zip(&self.layout);
+        kinds.filter(|(metric, _)| metric.kind == MetricKind::Statuses).map(|(_, place)| *place)
+    }
+
+    /// The counts of the statuses at `place`, over all workers.
+    fn read_statuses(&self, place: usize) -> BTreeMap<u16, u64> {
+        let blocks = self.blocks.lock();
+        let retired = blocks.retired_statuses.range((place, 0)..=(place, u16::MAX));
+        let mut counts: BTreeMap<u16, u64> = retired.map(|((_, status), count)| (*status, *count)).collect();
+        for cells in &blocks.live {
+            for (status, count) in statuses::read(cells.get(place..).unwrap_or_default()) {
+                *counts.entry(status).or_default() += count;
+            }
+        }
+        counts
+    }
+
     fn retire(&self, cells: &Arc<Cells>) {
         let mut blocks = self.blocks.lock();
         let Some(place) = blocks.live.iter().position(|live| Arc::ptr_eq(live, cells)) else { return };
         blocks.live.swap_remove(place);
+        for place in self.statuses() {
+            for (status, count) in statuses::read(cells.get(place..).unwrap_or_default()) {
+                *blocks.retired_statuses.entry((place, status)).or_default() += count;
+            }
+        }
         blocks.retired.resize(self.size, 0);
         for (sum, cell) in blocks.retired.iter_mut().zip(cells.iter()) {
             *sum = sum.wrapping_add(cell.load(Ordering::Relaxed));

@@ -114,12 +114,20 @@ impl WorkerPools {
         let permit = RetryPermit::acquire(slot.breakers(), priority);
         let metric = if permit.is_some() { ClusterMetric::RqRetry } else { ClusterMetric::RqRetryOverflow };
         self.count(slot, metric);
+        if permit.is_some() {
+            self.count(slot, ClusterMetric::RqRetryBackoffExponential);
+        }
         permit
     }
 
     /// Counts an event of the cluster on this worker.
     pub fn count(&self, slot: &Arc<ClusterSlot>, metric: ClusterMetric) {
         self.pool(slot).count(metric);
+    }
+
+    /// Counts the status that a client got in place of a response from the cluster, as Envoy does.
+    pub fn answered(&self, slot: &Arc<ClusterSlot>, status: u16) {
+        self.pool(slot).answered(status);
     }
 
     /// The cluster that a request names (`cluster_header`), if it is there.

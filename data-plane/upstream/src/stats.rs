@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use culvert_runtime::telemetry::{Metric, Metrics, counter, gauge, histogram};
+use culvert_runtime::telemetry::{Metric, Metrics, counter, gauge, histogram, statuses};
 
 /// A cluster's metrics; each worker keeps a block of them. What is known without counting (membership, breaker
 /// gauges) is computed by [`crate::ClusterSlot::gauges`].
@@ -66,6 +66,8 @@ pub enum ClusterMetric {
     CxLengthMs,
     /// Response times, in milliseconds; recorded by who knows when a request was complete.
     RqTime,
+    /// Each status by itself.
+    RqStatus,
 }
 
 impl ClusterMetric {
@@ -177,6 +179,7 @@ impl Metrics for ClusterMetric {
         histogram("upstream_cx_connect_ms"),
         histogram("upstream_cx_length_ms"),
         histogram("upstream_rq_time"),
+        statuses("upstream_rq"),
     ];
     fn index(self) -> usize {
         self as usize
@@ -200,10 +203,11 @@ mod tests {
             (ClusterMetric::LbHealthyPanic, "lb_healthy_panic"),
             (ClusterMetric::SslConnectionError, "ssl.connection_error"),
             (ClusterMetric::RqTime, "upstream_rq_time"),
+            (ClusterMetric::RqStatus, "upstream_rq"),
         ];
         for (metric, name) in pinned {
             assert_eq!(ClusterMetric::ALL[metric.index()].name, name, "name of {metric:?}");
         }
-        assert_eq!(ClusterMetric::ALL.len(), ClusterMetric::RqTime.index() + 1, "one name per member, no more");
+        assert_eq!(ClusterMetric::ALL.len(), ClusterMetric::RqStatus.index() + 1, "one name per member, no more");
     }
 }

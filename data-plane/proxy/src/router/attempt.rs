@@ -87,6 +87,13 @@ impl<'a> Attempt<'_, 'a> {
         if stream.head.status > 0 && !matches!(attempted, Attempted::Failed { .. }) {
             checkout.response(stream.head.status);
         }
+        if matches!(attempted, Attempted::Answered) {
+            let record = &mut stream.record;
+            // A response that came in one piece ended when it began: the clock is not asked again.
+            let end = record.response_begun.filter(|_| stream.prompt).unwrap_or_else(Instant::now);
+            record.end = Some(end);
+            checkout.response_time(end.saturating_duration_since(record.request_done.unwrap_or(record.start)));
+        }
         self.count(&attempted, &checkout);
         match attempted {
             Attempted::Failed { failure: Failure::Broken(error), .. } => {

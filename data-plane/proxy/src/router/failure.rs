@@ -95,6 +95,11 @@ impl Failure {
         })
     }
 
+    /// The client's own doing.
+    pub(super) const fn is_downstreams(&self) -> bool {
+        matches!(self, Self::Downstream(_) | Self::SlowBody)
+    }
+
     /// What `%UPSTREAM_TRANSPORT_FAILURE_REASON%` says.
     pub(super) fn transport_failure(&self) -> Option<String> {
         match self {

@@ -1,3 +1,4 @@
 mod bodies;
+mod counting;
 mod forwarding;
 mod tables;

@@ -179,8 +179,9 @@ impl Registry {
         }
         drop(entries);
         for (path, scope) in scopes {
-            let named = scope.all.iter().enumerate();
-            samples.extend(named.map(|(index, metric)| scope.sample(path.clone(), index, *metric)));
+            for (index, metric) in scope.all.iter().enumerate() {
+                scope.sample(&path, index, *metric, &mut samples);
+            }
         }
         samples.sort_by_cached_key(Sample::full_name);
         samples
@@ -204,19 +205,25 @@ impl Entries {
 }
 
 impl Shared {
-    fn sample(&self, path: ScopePath, index: usize, metric: Metric) -> Sample {
+    fn sample(&self, path: &ScopePath, index: usize, metric: Metric, samples: &mut Vec<Sample>) {
+        let place = self.layout.get(index).copied().unwrap_or(0);
         let value = match metric.kind {
             MetricKind::Counter => Value::Counter(self.read(index)),
             MetricKind::Gauge => Value::Gauge(self.read(index)),
             MetricKind::Histogram => {
-                let place = self.layout.get(index).copied().unwrap_or(0);
                 let buckets = std::array::from_fn(|bucket| self.read(place + bucket));
                 let microseconds = self.read(place + BUCKETS.len() + 1);
                 #[expect(clippy::cast_precision_loss, reason = "a sum of durations for dashboards")]
                 let sum_milliseconds = microseconds as f64 / 1000.0;
                 Value::Histogram { buckets, count: self.read(index), sum_milliseconds }
             }
+            MetricKind::Statuses => {
+                let counted = self.read_statuses(place).into_iter();
+                let name = |status| format!("{}_{status}", metric.name);
+                samples.extend(counted.map(|(status, count)| Sample::counter(path.clone(), name(status), count)));
+                return;
+            }
         };
-        Sample { path, name: Cow::Borrowed(metric.name), value }
+        samples.push(Sample { path: path.clone(), name: Cow::Borrowed(metric.name), value });
     }
 }

@@ -7,6 +7,7 @@ enum Traffic {
     Active,
     Time,
     Rq2xx,
+    Status,
 }
 
 impl Metrics for Traffic {
@@ -15,6 +16,7 @@ impl Metrics for Traffic {
         Metric { name: "upstream_rq_active", kind: MetricKind::Gauge },
         Metric { name: "upstream_rq_time", kind: MetricKind::Histogram },
         Metric { name: "upstream_rq_2xx", kind: MetricKind::Counter },
+        statuses("upstream_rq"),
     ];
     fn index(self) -> usize {
         self as usize
@@ -37,6 +39,45 @@ fn blocks_add_up_and_stay_counted_when_dropped() {
     assert_eq!(scope.read(Traffic::Total), 4, "dropped blocks stay counted");
     assert_eq!(scope.read(Traffic::Time), 1, "dropped histograms stay counted");
     assert_eq!(scope.shared.blocks.lock().live.len(), 0, "dropped blocks cost no memory");
+}
+
+#[test]
+fn statuses_are_counted_one_by_one() {
+    let registry = Registry::default();
+    let scope = registry.scope::<Traffic>(ScopePath::cluster("edge"));
+    let (one, two) = (scope.block(), scope.block());
+    for (block, status) in [(&one, 200), (&one, 503), (&two, 503), (&two, 200), (&one, 200)] {
+        block.status(Traffic::Status, status);
+    }
+    let seen = |what: &str| {
+        let samples = registry.samples();
+        let counted = samples
+            .iter()
+            .filter(|sample| sample.name.strip_prefix("upstream_rq_").is_some_and(|rest| rest.parse::<u16>().is_ok()));
+        let counted: Vec<(String, Value)> = counted.map(|sample| (sample.full_name(), sample.value.clone())).collect();
+        let expected = [
+            ("cluster.edge.upstream_rq_200".to_owned(), Value::Counter(3)),
+            ("cluster.edge.upstream_rq_503".to_owned(), Value::Counter(2)),
+        ];
+        assert_eq!(counted, expected, "{what}");
+        assert!(
+            prometheus(&samples, &Filter::default())
+                .contains("envoy_cluster_upstream_rq{envoy_response_code=\"503\",envoy_cluster_name=\"edge\"} 2"),
+            "{what}"
+        );
+    };
+    seen("from live blocks");
+    drop((one, two));
+    seen("from dropped blocks");
+    let many = scope.block();
+    for status in 100..200 {
+        many.status(Traffic::Status, status);
+    }
+    assert_eq!(
+        scope.shared.read_statuses(scope.shared.layout[Traffic::Status as usize]).len(),
+        2 + statuses::CELLS,
+        "a bound"
+    );
 }
 
 #[test]

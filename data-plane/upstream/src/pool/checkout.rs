@@ -182,8 +182,7 @@ impl Checkout {
 
     /// Counts the final response's status for the cluster and the host.
     pub fn response(&self, status: u16) {
-        self.count(ClusterMetric::of_status(status));
-        self.count(ClusterMetric::RqCompleted);
+        self.request.host.stats.slot.answered(status);
         // Envoy: a host's success is any response but a 5xx.
         self.request.host.stats.block.inc(if status >= 500 { HostMetric::RqError } else { HostMetric::RqSuccess });
     }
@@ -207,11 +206,17 @@ impl Drop for Checkout {
         let returned = self.exchange.take().and_then(ClientExchange::finish);
         let host = &self.request.host;
         match self.held.take() {
-            Some(Held::Http1 { link, .. }) => match returned {
-                Some(client) => host.give_back(client, link, self.request.priority),
-                None => host.count(ClusterMetric::CxDestroyWithActiveRq),
-            },
-            Some(Held::Http2(connection)) => host.ended_http2(&connection),
+            Some(Held::Http1 { link, .. }) => {
+                link.count_bytes();
+                match returned {
+                    Some(client) => host.give_back(client, link, self.request.priority),
+                    None => host.count(ClusterMetric::CxDestroyWithActiveRq),
+                }
+            }
+            Some(Held::Http2(connection)) => {
+                connection.link.count_bytes();
+                host.ended_http2(&connection);
+            }
             Some(Held::Tunnel(lent)) => lent.finish(returned),
             None => {}
         }

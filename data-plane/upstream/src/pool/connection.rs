@@ -1,10 +1,12 @@
 //! What belongs to one pooled connection: its place in the breaker and its counts.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_http::Meter;
 use culvert_model::route::Priority;
 use culvert_runtime::telemetry::Block;
 use tokio::time::Instant;
@@ -26,6 +28,15 @@ pub(super) struct HostStats {
 pub(super) struct SlotStats {
     pub(super) slot: Arc<ClusterSlot>,
     pub(super) block: Block<ClusterMetric>,
+}
+
+impl SlotStats {
+    /// Counts a final status, by its class and by itself.
+    pub(super) fn answered(&self, status: u16) {
+        self.block.inc(ClusterMetric::of_status(status));
+        self.block.status(ClusterMetric::RqStatus, status);
+        self.block.inc(ClusterMetric::RqCompleted);
+    }
 }
 
 /// A connection's place in the circuit breaker.
@@ -60,6 +71,9 @@ pub(super) struct Link {
     pub(super) opened: Instant,
     /// Exchanges that it has begun.
     pub(super) served: u32,
+    /// Of connections whose bytes nobody else counts, and what was counted of them.
+    meter: Option<Arc<Meter>>,
+    metered: Cell<(u64, u64)>,
     /// Given back after the counts, when the connection is closed.
     _permit: ConnectionPermit,
 }
@@ -71,18 +85,39 @@ impl Link {
         epoch: u64,
         local: Option<SocketAddr>,
         remote: SocketAddr,
+        meter: Option<Arc<Meter>>,
     ) -> Self {
         stats.slot.block.inc(ClusterMetric::CxTotal);
         stats.slot.block.inc(ClusterMetric::CxActive);
         stats.block.inc(HostMetric::CxTotal);
         stats.block.inc(HostMetric::CxActive);
         let stats = Rc::clone(stats);
-        Self { stats, local, remote: Some(remote), epoch, opened: Instant::now(), served: 0, _permit: permit }
+        Self {
+            stats,
+            local,
+            remote: Some(remote),
+            epoch,
+            opened: Instant::now(),
+            served: 0,
+            meter,
+            metered: Cell::default(),
+            _permit: permit,
+        }
+    }
+
+    /// Counts the bytes since the last call.
+    pub(super) fn count_bytes(&self) {
+        let Some(meter) = &self.meter else { return };
+        let (read, written) = (meter.read(), meter.written());
+        let before = self.metered.replace((read, written));
+        self.stats.slot.block.add(ClusterMetric::CxRxBytesTotal, read - before.0);
+        self.stats.slot.block.add(ClusterMetric::CxTxBytesTotal, written - before.1);
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
+        self.count_bytes();
         self.stats.slot.block.dec(ClusterMetric::CxActive);
         self.stats.slot.block.inc(ClusterMetric::CxDestroy);
         self.stats.slot.block.record(ClusterMetric::CxLengthMs, milliseconds(self.opened.elapsed()));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
+use culvert_http::Meter;
 use culvert_http::client::{Http1Client, Http2Client};
 use culvert_model::route::Priority;
 use tokio::sync::oneshot;
@@ -54,7 +55,7 @@ impl Open {
         };
         let dialled = self.dial().await?;
         drop(pending);
-        let link = self.link(permit, &dialled);
+        let link = self.link(permit, &dialled, None);
         TcpCheckout::dialled(self.host, dialled.io, link, self.priority, started.elapsed())
     }
 
@@ -95,9 +96,10 @@ impl Open {
     }
 
     async fn connect(&self, permit: ConnectionPermit) -> Result<Held, UpstreamFailure> {
-        let dialled = self.dial().await?;
+        let mut dialled = self.dial().await?;
         self.host.alpn.set(Some(dialled.wire));
-        let link = self.link(permit, &dialled);
+        let meter = dialled.io.meter();
+        let link = self.link(permit, &dialled, Some(meter));
         match dialled.wire {
             Wire::Http1 => {
                 self.host.count(ClusterMetric::CxHttp1Total);
@@ -155,8 +157,8 @@ impl Open {
         outcome
     }
 
-    fn link(&self, permit: ConnectionPermit, dialled: &Dialled) -> Link {
-        Link::new(&self.host.stats, permit, self.config.epoch, dialled.local, dialled.remote)
+    fn link(&self, permit: ConnectionPermit, dialled: &Dialled, meter: Option<Arc<Meter>>) -> Link {
+        Link::new(&self.host.stats, permit, self.config.epoch, dialled.local, dialled.remote, meter)
     }
 
     /// Waits until a connection may be opened, or one that can be used came back.

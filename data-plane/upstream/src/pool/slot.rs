@@ -74,6 +74,10 @@ impl SlotPool {
         self.stats.block.inc(metric);
     }
 
+    pub(super) fn answered(&self, status: u16) {
+        self.stats.answered(status);
+    }
+
     /// Whether the cluster is there.
     pub(super) fn is_present(&self) -> bool {
         self.generation.borrow_mut().load().config.is_some()

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use crate::testing::{Gateway, cluster, forward, manager_of, on_worker, route, to, virtual_host};
 
 /// A host that answers nothing; what it reads.
-async fn silent() -> (SocketAddr, Rc<RefCell<Vec<u8>>>) {
+pub(super) async fn silent() -> (SocketAddr, Rc<RefCell<Vec<u8>>>) {
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, seen) = (socket.local_addr().unwrap(), Rc::<RefCell<Vec<u8>>>::default());
     let log = Rc::clone(&seen);

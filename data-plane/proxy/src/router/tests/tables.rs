@@ -92,7 +92,7 @@ fn failures_are_told_in_envoys_words() {
     );
 }
 
-fn policy(on: RetryOn) -> RetryPolicy {
+pub(super) fn policy(on: RetryOn) -> RetryPolicy {
     RetryPolicy {
         on,
         statuses: vec![418],
