@@ -47,6 +47,11 @@ pub struct ServerOptions {
     pub max_fields: usize,
     /// From the first byte of a head to its last; then 408. There is always one: a head that never ends holds a buffer.
     pub head_timeout: Duration,
+    /// How long a client that still sends may take to read a connection's last answer.
+    pub linger: Duration,
+    /// HTTP/2: from the GOAWAY that announces a connection's end until one without streams is closed, acknowledged or
+    /// not. HTTP/1: at most as long, and never longer than half a second, a connection at rest waits for a request.
+    pub drain_timeout: Duration,
     /// Without a request.
     pub idle_timeout: Option<Duration>,
     /// Of the connection; the exchange that it ends in is finished.
@@ -78,6 +83,8 @@ impl Default for ServerOptions {
             max_head_bytes: 60 * 1024,
             max_fields: 100,
             head_timeout: Duration::from_secs(10),
+            linger: Duration::from_secs(1),
+            drain_timeout: Duration::from_secs(5),
             idle_timeout: Some(Duration::from_secs(3600)),
             max_duration: None,
             max_requests: None,

@@ -75,6 +75,8 @@ fn options(config: &HttpConnectionManager, tls: bool) -> ServerOptions {
         max_fields: config.max_headers_count as usize,
         // Where it is switched off, Envoy's stream idle timeout still ends a head that does not come (and so does this).
         head_timeout: config.request_headers_timeout.or(config.stream_idle_timeout).unwrap_or(SLOWEST_HEAD),
+        linger: config.delayed_close_timeout,
+        drain_timeout: config.drain_timeout,
         idle_timeout: config.idle_timeout,
         max_duration: config.max_connection_duration,
         max_requests: config.max_requests_per_connection,

@@ -4,7 +4,6 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use tokio::io::AsyncWrite;
 use tokio::time::Instant;
@@ -24,8 +23,6 @@ use crate::{Blame, BodyKind, Io, Method, RequestHead, ResponseHead, StreamError,
 const MAX_EMPTY_LINES: u8 = 8;
 /// What a handler leaves of a request's body is read up to this, so that the connection may live on.
 const MAX_DRAINED: u64 = 64 * 1024;
-/// How long a client may take to read our last answer while it still sends.
-const LINGER: Duration = Duration::from_secs(1);
 
 /// Per-response state that the response's sink and the connection share.
 #[derive(Debug, Default)]
@@ -152,7 +149,7 @@ impl Connection<'_> {
         let idle = self.read.buffer.is_empty();
         let patience = match (idle, self.wire.closing.get()) {
             (false, _) => Some(self.options.head_timeout),
-            (true, true) => Some(GRACE),
+            (true, true) => Some(GRACE.min(self.options.drain_timeout)),
             (true, false) => self.options.idle_timeout,
         };
         let since = *self.waiting_since.get_or_insert_with(Instant::now);
@@ -290,7 +287,7 @@ impl Connection<'_> {
 
     /// Reads what the handler left; whether the connection can go on.
     async fn drain_body(&mut self) -> bool {
-        let (wire, read) = (&self.wire, &mut self.read);
+        let (wire, read, linger) = (&self.wire, &mut self.read, self.options.linger);
         let drained = async {
             let mut left = MAX_DRAINED;
             loop {
@@ -304,7 +301,7 @@ impl Connection<'_> {
                 }
             }
         };
-        tokio::time::timeout(LINGER, drained).await.unwrap_or(false)
+        tokio::time::timeout(linger, drained).await.unwrap_or(false)
     }
 
     /// Answers what the handler never sees.
@@ -325,6 +322,7 @@ impl Connection<'_> {
     async fn close(mut self, after: After) {
         self.read.buffer.consume(usize::MAX);
         self.read.buffer.release();
+        let linger = self.options.linger;
         let io = self.wire.io.get_mut();
         if after == After::Abort {
             return;
@@ -346,7 +344,7 @@ impl Connection<'_> {
                 }
             }
         };
-        if tokio::time::timeout(LINGER, farewell).await.is_err() {
+        if tokio::time::timeout(linger, farewell).await.is_err() {
             tracing::trace!("a client went on sending after its last answer");
         }
     }

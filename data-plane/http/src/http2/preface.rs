@@ -36,7 +36,7 @@ pub(crate) async fn detect<F: Future<Output = ()>>(
             }
             if !draining && drain.poll(cx) {
                 draining = true;
-                timer.as_mut().reset(Instant::now() + GRACE);
+                timer.as_mut().reset(Instant::now() + GRACE.min(options.drain_timeout));
             }
             if !begun && !data.is_empty() {
                 begun = true;

@@ -25,8 +25,8 @@ use crate::drain::Drain;
 use crate::server::{Exchange, Handler, RequestBody, ResponseSink, ServerOptions};
 use crate::{Blame, BodyKind, Io, Method, RequestHead, ResponseHead, StreamError};
 
-/// How long a peer may take to acknowledge that an idle connection ends.
-const FAREWELL: Duration = Duration::from_secs(5);
+/// How long a client that is cut off may take to read why.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What a connection and its streams share.
 #[derive(Debug, Default)]
@@ -184,7 +184,7 @@ impl<'a> Driver<'a> {
         self.idle_since = if busy { None } else { self.idle_since.or_else(|| Some(Instant::now())) };
         loop {
             let idle = match (self.idle_since, self.ending) {
-                (Some(since), Some(ending)) => since.max(ending).checked_add(FAREWELL),
+                (Some(since), Some(ending)) => since.max(ending).checked_add(self.options.drain_timeout),
                 (Some(since), None) => self.options.idle_timeout.and_then(|limit| since.checked_add(limit)),
                 (None, _) => None,
             };
