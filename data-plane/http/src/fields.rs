@@ -48,7 +48,7 @@ impl Fields {
     /// Appends a field. A name that is no lower-case token or a value with CR, LF, NUL or another control byte would
     /// let one field pass for two: it is refused, logged, and `false` returned.
     pub fn push(&mut self, name: &[u8], value: &[u8]) -> bool {
-        let valid = !name.is_empty() && name.iter().all(|&byte| is_lower_token(byte)) && is_value(value);
+        let valid = !name.is_empty() && name.iter().all(|&byte| LOWER_TOKEN[byte as usize]) && is_value(value);
         if valid {
             self.push_valid(name, value);
         } else {
@@ -65,13 +65,19 @@ impl Fields {
             tracing::warn!("a header field beyond 4 GiB was not added");
             return;
         };
-        let at = self.bytes.len();
-        self.bytes.extend_from_slice(name);
-        self.bytes[at..].make_ascii_lowercase();
+        self.bytes.reserve(name.len() + value.len() + Field::SEPARATORS);
+        self.bytes.extend(name.iter().map(u8::to_ascii_lowercase));
         self.bytes.extend_from_slice(b": ");
         self.bytes.extend_from_slice(value);
         self.bytes.extend_from_slice(b"\r\n");
         self.list.push(Field { start, name: name_len, value: value_len });
+    }
+
+    /// Takes over a head that a parser has checked, in one copy; which of its fields are kept is said one by one.
+    pub(crate) fn copy_head<'a>(&'a mut self, head: &'a [u8]) -> CopiedHead<'a> {
+        let base = self.bytes.len();
+        self.bytes.extend_from_slice(head);
+        CopiedHead { fields: self, head, base }
     }
 
     /// The first value of that name (lower-case).
@@ -97,8 +103,9 @@ impl Fields {
     /// Replaces all fields of that name by one at the end; refuses what [`Self::push`] refuses, and then changes nothing.
     pub fn set(&mut self, name: &[u8], value: &[u8]) -> bool {
         let before = self.list.len();
+        let had_some = self.contains(name);
         let added = self.push(name, value);
-        if added {
+        if added && had_some {
             let mut at = 0;
             let bytes = &self.bytes;
             self.list.retain(|field| {
@@ -189,19 +196,58 @@ impl Fields {
     }
 }
 
-/// RFC 9110, 5.6.2: `tchar`, without capitals.
-pub(crate) fn is_lower_token(byte: u8) -> bool {
-    !byte.is_ascii_uppercase() && is_token(byte)
+/// See [`Fields::copy_head`].
+pub(crate) struct CopiedHead<'a> {
+    pub(crate) fields: &'a mut Fields,
+    head: &'a [u8],
+    /// Where its copy begins among the fields' bytes.
+    base: usize,
+}
+
+impl CopiedHead<'_> {
+    /// Keeps a field of the head. One that is not written as we write fields (`name: value`) is copied once more.
+    pub(crate) fn keep(&mut self, name: &[u8], value: &[u8]) {
+        let from = name.as_ptr().addr().wrapping_sub(self.head.as_ptr().addr());
+        let wire = self.head.get(from..from.saturating_add(name.len() + value.len() + Field::SEPARATORS));
+        let as_we_write = wire.is_some_and(|wire| {
+            let (before, end) = wire.split_at(name.len() + 2 + value.len());
+            // The parser's value is looked for where it must stand, not compared: it is the same memory.
+            before.get(name.len()..name.len() + 2) == Some(b": ")
+                && before.get(name.len() + 2..).is_some_and(|found| found.as_ptr() == value.as_ptr())
+                && end == b"\r\n"
+        });
+        match (u32::try_from(self.base + from), u32::try_from(name.len()), u32::try_from(value.len())) {
+            (Ok(start), Ok(name), Ok(value)) if as_we_write => {
+                let field = Field { start, name, value };
+                self.fields.bytes[field.name()].make_ascii_lowercase();
+                self.fields.list.push(field);
+            }
+            _ => self.fields.push_valid(name, value),
+        }
+    }
 }
 
 /// RFC 9110, 5.6.2: `tchar`.
-pub(crate) fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+pub(crate) const fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~')
 }
+
+/// Whether a byte is a `tchar` and no capital: looked up for every byte of every name that is added.
+static LOWER_TOKEN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0_u8;
+    while byte < 128 {
+        table[byte as usize] = is_token(byte) && !byte.is_ascii_uppercase();
+        byte += 1;
+    }
+    table
+};
 
 /// RFC 9110, 5.5: visible bytes, space, tab and obs-text.
 pub(crate) fn is_value(value: &[u8]) -> bool {
-    value.iter().all(|&byte| byte == b'\t' || (byte >= 0x20 && byte != 0x7f))
+    // Without an early end, so that it is a few vector instructions.
+    value.iter().fold(true, |valid, &byte| valid & ((byte == b'\t') | ((byte >= 0x20) & (byte != 0x7f))))
 }
 
 /// Names only: values may be secrets.

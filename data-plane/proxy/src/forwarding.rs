@@ -226,22 +226,15 @@ fn request_id(head: &mut RequestHead, config: &HttpConnectionManager, seen: Seen
 /// RFC 9562 §5.4, as text.
 fn uuid4() -> [u8; 36] {
     const HEX: &[u8; 16] = b"0123456789abcdef";
-    let random = fastrand::u128(..);
+    /// Where each byte's two digits stand.
+    const PLACES: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
+    let mut bytes = fastrand::u128(..).to_be_bytes();
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
     let mut text = [b'-'; 36];
-    let mut shift = 128;
-    for (place, byte) in text.iter_mut().enumerate() {
-        if matches!(place, 8 | 13 | 18 | 23) {
-            continue;
-        }
-        shift -= 4;
-        let digit = (random >> shift) & 15;
-        let digit = match place {
-            14 => 4,
-            19 => digit & 3 | 8,
-            _ => digit,
-        };
-        let digit = digit as usize;
-        *byte = HEX.get(digit).copied().unwrap_or(b'0');
+    for (place, byte) in PLACES.into_iter().zip(bytes) {
+        text[place] = HEX[usize::from(byte >> 4)];
+        text[place + 1] = HEX[usize::from(byte & 15)];
     }
     text
 }

@@ -53,7 +53,9 @@ pub(crate) fn is_forbidden_trailer(name: &[u8]) -> bool {
 
 /// Every line of a head must end in CRLF: a lenient neighbour may see other lines than we do.
 pub(crate) fn has_bare_lf(head: &[u8]) -> bool {
-    memchr_iter(b'\n', head).any(|at| at == 0 || head.get(at - 1) != Some(&b'\r'))
+    // Without an early end, so that it is a few vector instructions.
+    let bare = |bare, (before, byte): (&u8, &u8)| bare | ((*byte == b'\n') & (*before != b'\r'));
+    head.starts_with(b"\n") || head.iter().zip(head.get(1..).unwrap_or_default()).fold(false, bare)
 }
 
 /// Whether the blank line that ends a head may stand at or after `from`.

@@ -6,8 +6,9 @@ use super::fields::{
     CodingError, ConnectionTokens, STACK_FIELDS, content_length, has_bare_lf, is_chunked, is_hop_field, list,
 };
 use super::target::{self, Target};
+use crate::fields::CopiedHead;
 use crate::server::ServerOptions;
-use crate::{BodyKind, Fields, Method, RequestHead, Version};
+use crate::{BodyKind, Method, RequestHead, Version};
 
 /// A longer target is answered by 414.
 const MAX_TARGET_BYTES: usize = 8 * 1024;
@@ -63,7 +64,8 @@ pub(crate) fn parse(data: &[u8], options: &ServerOptions, head: &mut RequestHead
             head.version = if version == 0 { Version::Http10 } else { Version::Http11 };
             head.scheme = options.scheme;
             read_line(method, target, options, head)?;
-            read_fields(request.headers, options, head).map(|parsed| Some(Parsed { len, ..parsed }))
+            let bytes = data.get(..len).unwrap_or_default();
+            read_fields(bytes, request.headers, options, head).map(|parsed| Some(Parsed { len, ..parsed }))
         }
         Ok(httparse::Status::Partial) if data.len() < options.max_head_bytes => {
             let line = memchr::memchr(b'\n', data).unwrap_or(data.len());
@@ -131,13 +133,15 @@ struct Special<'a> {
 }
 
 fn read_fields(
+    bytes: &[u8],
     parsed: &[httparse::Header<'_>],
     options: &ServerOptions,
     head: &mut RequestHead,
 ) -> Result<Parsed, Refusal> {
     let mut special = Special::default();
+    let mut copied = head.fields.copy_head(bytes);
     for field in parsed {
-        read_field(field, &mut special, &mut head.fields)?;
+        read_field(field, &mut special, &mut copied)?;
     }
     special.connection.apply(&mut head.fields);
     let body = body_kind(&special, head.version)?;
@@ -156,7 +160,11 @@ fn read_fields(
     Ok(Parsed { len: 0, body, keep_alive, expects_continue })
 }
 
-fn read_field<'a>(field: &httparse::Header<'a>, special: &mut Special<'a>, fields: &mut Fields) -> Result<(), Refusal> {
+fn read_field<'a>(
+    field: &httparse::Header<'a>,
+    special: &mut Special<'a>,
+    copied: &mut CopiedHead<'_>,
+) -> Result<(), Refusal> {
     let name = field.name.as_bytes();
     let once = |slot: &mut Option<&'a [u8]>, detail| match slot.replace(field.value) {
         None => Ok(()),
@@ -168,7 +176,7 @@ fn read_field<'a>(field: &httparse::Header<'a>, special: &mut Special<'a>, field
         2 if is("te") => {
             // RFC 9110, 10.1.4: all that crosses a proxy is whether trailers are wanted.
             if list(field.value).any(|token| token.eq_ignore_ascii_case(b"trailers")) {
-                fields.push_valid(b"te", b"trailers");
+                copied.fields.push_valid(b"te", b"trailers");
             }
             return Ok(());
         }
@@ -191,7 +199,7 @@ fn read_field<'a>(field: &httparse::Header<'a>, special: &mut Special<'a>, field
         17 if is("transfer-encoding") => return once(&mut special.coding, "more than one transfer-encoding"),
         _ => {}
     }
-    fields.push_valid(name, field.value);
+    copied.keep(name, field.value);
     debug_assert!(!is_hop_field(name) || name.len() == 14, "a hop-by-hop field was kept");
     Ok(())
 }

@@ -50,7 +50,7 @@ pub(crate) fn parse(data: &[u8], asked: Asked, head: &mut ResponseHead) -> Resul
     head.clear();
     head.version = if version == 0 { Version::Http10 } else { Version::Http11 };
     head.status = status;
-    let framing = read_fields(response.headers, head)?;
+    let framing = read_fields(data.get(..len).unwrap_or_default(), response.headers, head)?;
     frame(&framing, asked, head).map(|parsed| Some(Parsed { len, ..parsed }))
 }
 
@@ -62,15 +62,21 @@ struct Framing {
     upgrade: bool,
 }
 
-fn read_fields(parsed: &[httparse::Header<'_>], head: &mut ResponseHead) -> Result<Framing, &'static str> {
+fn read_fields(
+    bytes: &[u8],
+    parsed: &[httparse::Header<'_>],
+    head: &mut ResponseHead,
+) -> Result<Framing, &'static str> {
     let mut connection = ConnectionTokens::default();
+    let status = head.status;
+    let mut copied = head.fields.copy_head(bytes);
     let (mut length, mut coding, mut upgrade) = (None, None, false);
     for field in parsed {
         let is = |other: &str| field.name.eq_ignore_ascii_case(other);
         match field.name.len() {
             7 if is("upgrade") => {
                 upgrade = true;
-                if head.status != 101 {
+                if status != 101 {
                     continue;
                 }
             }
@@ -95,7 +101,7 @@ fn read_fields(parsed: &[httparse::Header<'_>], head: &mut ResponseHead) -> Resu
             }
             _ => {}
         }
-        head.fields.push_valid(field.name.as_bytes(), field.value);
+        copied.keep(field.name.as_bytes(), field.value);
     }
     connection.apply(&mut head.fields);
     let (close, keep_alive) = (connection.close, connection.keep_alive);
