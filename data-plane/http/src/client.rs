@@ -34,6 +34,13 @@ impl Http1Client {
         self.0.poll_closed(cx)
     }
 
+    /// Whether the idle connection is of no more use, as [`Self::poll_closed`], but looked at once: no waker is
+    /// registered.
+    #[must_use]
+    pub fn is_closed(&mut self) -> bool {
+        self.0.is_closed()
+    }
+
     /// Resolves when [`Self::poll_closed`] is ready.
     pub async fn closed(&mut self) {
         std::future::poll_fn(|cx| self.poll_closed(cx)).await;

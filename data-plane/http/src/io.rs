@@ -3,11 +3,11 @@
 mod meter;
 mod tls;
 
-use std::io::{IoSlice, Result};
+use std::io::{ErrorKind, IoSlice, Result};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use std::sync::Arc;
 
@@ -79,6 +79,22 @@ impl Io {
     /// Whether closing needs a last word on the wire (TLS: `close_notify`) before the socket is dropped.
     pub(crate) fn says_goodbye(&self) -> bool {
         !matches!(self.kind, IoKind::Tcp(_))
+    }
+
+    /// Whether the peer has sent nothing, not even its end, as far as the reactor knows. Registers no waker with a plain
+    /// socket and asks the kernel only if there was an event: cheap enough for each request. What it may have read is
+    /// lost: a connection that is not quiet is one to be closed.
+    pub(crate) fn is_quiet(&mut self) -> bool {
+        let mut byte = [0];
+        match &self.kind {
+            IoKind::Tcp(stream) if self.prefix.is_empty() => {
+                matches!(stream.try_read(&mut byte), Err(error) if error.kind() == ErrorKind::WouldBlock)
+            }
+            _ => {
+                let mut context = Context::from_waker(Waker::noop());
+                Pin::new(self).poll_read(&mut context, &mut ReadBuf::new(&mut byte)).is_pending()
+            }
+        }
     }
 
     /// Waits until a read would make progress, holding no buffer. May wake spuriously.

@@ -1,7 +1,7 @@
 //! HTTP/1 towards an upstream host: one exchange at a time.
 
 use std::future::poll_fn;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 
 use super::read::Reader;
 use super::response::{self, Asked};
@@ -54,12 +54,17 @@ impl Connection {
         Poll::Ready(())
     }
 
+    /// Whether the idle connection is of no more use; looked at once, where [`Self::poll_closed`] watches.
+    pub(crate) fn is_closed(&mut self) -> bool {
+        !self.read.buffer.is_empty() || !self.wire.io.get_mut().is_quiet()
+    }
+
     pub(crate) fn send_head(&mut self, head: &RequestHead, body: BodyKind) -> Result<(), StreamError> {
         self.state = Exchange::default();
         self.write.begin(&self.wire);
         // What arrived while the connection was idle answers no request of ours: taking it for the response would hand
         // one client's answer to another.
-        if self.reused && self.poll_closed(&mut Context::from_waker(Waker::noop())).is_ready() {
+        if self.reused && self.is_closed() {
             self.write.fail();
             return Err(StreamError::closed(Blame::Upstream).untouched(true));
         }

@@ -35,7 +35,8 @@ pub(super) enum Held {
     /// `client` moves into the exchange.
     Http1 {
         client: Option<Http1Client>,
-        link: Link,
+        /// Boxed, so that what moves with each request is small.
+        link: Box<Link>,
     },
     Http2(Rc<Multiplexed>),
     Tunnel(Lent),

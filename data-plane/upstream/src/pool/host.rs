@@ -4,7 +4,6 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Waker};
 
 use culvert_http::client::{Http1Client, Http2Client};
 use culvert_model::route::Priority;
@@ -41,7 +40,7 @@ pub(super) struct HostPool {
 #[derive(Debug)]
 struct Idle {
     client: Http1Client,
-    link: Link,
+    link: Box<Link>,
     since: Instant,
 }
 
@@ -148,7 +147,7 @@ impl HostPool {
         loop {
             let mut entry = idle.pop()?;
             // Whatever the reactor knows: no system call unless it has seen an event.
-            if entry.client.poll_closed(&mut Context::from_waker(Waker::noop())).is_ready() {
+            if entry.client.is_closed() {
                 self.count(ClusterMetric::CxDestroyRemote);
             } else if !self.expired(&entry.link, entry.since) {
                 return Some(Held::Http1 { client: Some(entry.client), link: entry.link });
@@ -198,7 +197,7 @@ impl HostPool {
     }
 
     /// Pools a connection after an exchange that ended well.
-    pub(super) fn give_back(&self, client: Http1Client, link: Link, priority: Priority) {
+    pub(super) fn give_back(&self, client: Http1Client, link: Box<Link>, priority: Priority) {
         let max_requests = self.config.borrow().cluster.max_requests_per_connection;
         if max_requests.is_some_and(|max| link.served >= max) {
             self.count(ClusterMetric::CxMaxRequests);
@@ -239,7 +238,7 @@ impl HostPool {
     /// Closes what the peer has closed, and what is too old.
     pub(super) fn sweep(&self) {
         self.idle.borrow_mut().retain_mut(|entry| {
-            if entry.client.poll_closed(&mut Context::from_waker(Waker::noop())).is_ready() {
+            if entry.client.is_closed() {
                 self.count(ClusterMetric::CxDestroyRemote);
                 return false;
             }

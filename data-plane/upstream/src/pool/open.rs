@@ -103,7 +103,7 @@ impl Open {
         match dialled.wire {
             Wire::Http1 => {
                 self.host.count(ClusterMetric::CxHttp1Total);
-                Ok(Held::Http1 { client: Some(Http1Client::new(dialled.io)), link })
+                Ok(Held::Http1 { client: Some(Http1Client::new(dialled.io)), link: Box::new(link) })
             }
             Wire::Http2 => {
                 self.host.count(ClusterMetric::CxHttp2Total);
