@@ -62,14 +62,29 @@ fn all_errors_of_a_bootstrap_come_at_once_with_line_column_and_path() -> Result 
                \x20 - name: b\n\
                \x20   lb_policy: BEST\n\
                \x20 - name: c\n\
-               \x20   lb_policy: MAGLEV\n";
+               \x20   lb_policy: MAGLEV\n\
+               \x20 secrets:\n\
+               \x20 - name: s\n\
+               \x20   generic_secret: {secret: {filename: none.txt}}\n";
     std::fs::write(site.folder().join("bad.yaml"), bad)?;
-    let (code, text) = validate(&site, "culvert-proxy", &["-c", "bad.yaml"])?;
-    ensure!(code == Some(2), "expected exit code 2, saw {code:?}:\n{text}");
-    for wanted in
-        ["bad.yaml:5:5", "bad.yaml:6:22", "bad.yaml:8:16", "bad.yaml:10:16", "clusters[0]", "clusters[1].lb_policy"]
-    {
-        ensure!(text.contains(wanted), "expected {wanted} in:\n{text}");
+    let start = || -> Result<(Option<i32>, String)> {
+        let output =
+            Command::new(ours("culvert-proxy")?).args(["-c", "bad.yaml"]).current_dir(site.folder()).output()?;
+        Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+    };
+    for (code, text) in [validate(&site, "culvert-proxy", &["-c", "bad.yaml"])?, start()?] {
+        ensure!(code == Some(2), "expected exit code 2, saw {code:?}:\n{text}");
+        for wanted in [
+            "bad.yaml:5:5",
+            "bad.yaml:6:22",
+            "bad.yaml:8:16",
+            "bad.yaml:10:16",
+            "clusters[0]",
+            "clusters[1].lb_policy",
+            "bad.yaml:12:5: static_resources.secrets[0]",
+        ] {
+            ensure!(text.contains(wanted), "expected {wanted} in:\n{text}");
+        }
     }
     Ok(())
 }

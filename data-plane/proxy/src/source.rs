@@ -8,9 +8,9 @@ use culvert_model::source::DataSource;
 /// Why a source cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {source}; check the path and who may read it", path.display())]
     File { path: PathBuf, source: std::io::Error },
-    #[error("environment variable {0} is not set")]
+    #[error("environment variable {0} is not set; set it where the process is started")]
     Environment(String),
     #[error("{length} bytes are more than the {limit} that are allowed here")]
     TooLong { length: usize, limit: usize },

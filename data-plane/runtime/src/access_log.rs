@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -27,6 +27,8 @@ pub enum Destination {
 #[derive(Debug, Clone)]
 pub struct AccessLogs {
     shared: Arc<Shared>,
+    /// Files are looked at and left as they are.
+    dry: bool,
 }
 
 #[derive(Debug, Default)]
@@ -88,7 +90,13 @@ impl AccessLogs {
         let shared = Arc::new(Shared::default());
         let writer = Arc::clone(&shared);
         std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write_out(&writer))?;
-        Ok(Self { shared })
+        Ok(Self { shared, dry: false })
+    }
+
+    /// Logs to which nothing is ever written: a writer is had if the file could be opened or made, and no file is made.
+    #[must_use]
+    pub fn dry() -> Self {
+        Self { shared: Arc::default(), dry: true }
     }
 
     /// A writer for one worker. Opens the file when nobody has it open.
@@ -114,6 +122,10 @@ impl AccessLogs {
         let output = match destination {
             Destination::Stdout => Output::Stdout,
             Destination::Stderr => Output::Stderr,
+            Destination::File(path) if self.dry => {
+                could_open(path).map_err(|source| OpenError { path: path.clone(), source })?;
+                Output::Stderr
+            }
             Destination::File(path) => {
                 let file = open(path).map_err(|source| OpenError { path: path.clone(), source })?;
                 Output::File { path: path.clone(), file }
@@ -233,6 +245,19 @@ fn open(path: &PathBuf) -> std::io::Result<File> {
     OpenOptions::new().create(true).append(true).open(path)
 }
 
+/// Whether [`open`] would succeed.
+fn could_open(path: &Path) -> std::io::Result<()> {
+    match OpenOptions::new().append(true).open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        opened => return opened.map(drop),
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !std::fs::metadata(folder)?.is_dir() {
+        return Err(std::io::ErrorKind::NotADirectory.into());
+    }
+    Ok(rustix::fs::access(folder, rustix::fs::Access::WRITE_OK)?)
+}
+
 /// The writer thread.
 fn write_out(shared: &Shared) {
     loop {
@@ -298,7 +323,7 @@ mod tests {
 
     #[test]
     fn a_full_buffer_drops_lines_and_counts_them() {
-        let logs = AccessLogs { shared: Arc::new(Shared::default()) };
+        let logs = AccessLogs { shared: Arc::default(), dry: false };
         let writer = logs.writer(&Destination::Stderr).unwrap();
         writer.append(|line| line.resize(BUFFER_LIMIT, b' '));
         writer.append(|line| line.extend(b"lost\n"));
@@ -307,8 +332,23 @@ mod tests {
     }
 
     #[test]
+    fn a_dry_log_makes_no_file_and_knows_what_could_be_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = AccessLogs::dry();
+        let fresh = dir.path().join("access.log");
+        drop(logs.writer(&Destination::File(fresh.clone())).unwrap());
+        assert!(!fresh.exists(), "a file was made");
+        std::fs::write(&fresh, "before").unwrap();
+        drop(logs.writer(&Destination::File(fresh.clone())).unwrap());
+        assert_eq!(std::fs::read_to_string(&fresh).unwrap(), "before", "a file that is there stays as it is");
+        for bad in [dir.path().join("none/access.log"), dir.path().to_owned(), fresh.join("access.log")] {
+            assert!(logs.writer(&Destination::File(bad.clone())).is_err(), "{} could be opened", bad.display());
+        }
+    }
+
+    #[test]
     fn a_file_that_cannot_be_opened_is_named() {
-        let logs = AccessLogs { shared: Arc::new(Shared::default()) };
+        let logs = AccessLogs { shared: Arc::default(), dry: false };
         let error = logs.writer(&Destination::File("/nonexistent/access.log".into())).unwrap_err();
         assert!(error.to_string().contains("/nonexistent/access.log"), "the path is named, got {error}");
     }

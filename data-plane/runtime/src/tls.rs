@@ -29,7 +29,7 @@ pub enum TlsError {
     ChainEmpty,
     #[error("the private key is not PEM: {0}; it must hold one unencrypted PKCS#8, PKCS#1 or SEC1 block")]
     KeyPem(String),
-    #[error("the private key does not belong to the leaf certificate")]
+    #[error("the private key does not belong to the leaf certificate; give both from one pair")]
     KeyMismatch,
     #[error("the certificate cannot be used: {0}")]
     Certificate(String),

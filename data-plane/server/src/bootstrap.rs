@@ -10,14 +10,17 @@ use prost::Message;
 
 use crate::options::Options;
 
-/// A bootstrap that can be used.
+/// A bootstrap, to be used if there are no errors.
 #[derive(Debug)]
 pub(crate) struct Started {
+    /// Without what is wrong.
     pub bootstrap: Bootstrap,
     /// As it was given, for `/config_dump`.
     pub message: api::Bootstrap,
     /// Fields that are set and not honoured, each with its place.
     pub warnings: Vec<String>,
+    /// Every mistake so far, one line each: `FILE:LINE:COLUMN: PATH: REASON`. [`crate::check`] finds the others.
+    pub errors: Vec<String>,
     /// For what is found wrong later.
     pub texts: Texts,
 }
@@ -25,7 +28,7 @@ pub(crate) struct Started {
 /// Reads, merges and parses what the options name.
 ///
 /// # Errors
-/// Every mistake, one line each: `FILE:LINE:COLUMN: PATH: REASON`.
+/// There is nothing that could be checked any further. Every mistake, as in [`Started::errors`].
 pub(crate) fn load(options: &Options) -> Result<Started, Vec<String>> {
     let mut texts = Texts::default();
     let mut errors = Vec::new();
@@ -45,17 +48,13 @@ pub(crate) fn load(options: &Options) -> Result<Started, Vec<String>> {
         return Err(errors);
     }
     let message = merge(&texts, options).map_err(|error| vec![error])?;
-    let parsed = model::parse(&message);
-    let warnings = parsed.warnings.iter().map(|finding| texts.place(finding)).collect();
-    match parsed.value {
-        Ok(bootstrap) if errors.is_empty() => Ok(Started { bootstrap, message, warnings, texts }),
-        Ok(_) => Err(errors),
-        Err(findings) => {
-            let new = findings.iter().filter(|finding| !texts.explain(finding));
-            errors.extend(new.map(|finding| texts.place(finding)));
-            Err(errors)
-        }
-    }
+    let examined = model::examine(&message);
+    let warnings = examined.warnings.iter().map(|finding| texts.place(finding)).collect();
+    let new = examined.errors.iter().filter(|finding| !texts.explain(finding));
+    errors.extend(new.map(|finding| texts.place(finding)));
+    // What was refused was refused for a reason that is named.
+    debug_assert!(errors.is_empty() || !examined.errors.is_empty() || !texts.problems.is_empty());
+    Ok(Started { bootstrap: examined.bootstrap, message, warnings, errors, texts })
 }
 
 /// The texts that a bootstrap was read from.
@@ -80,7 +79,7 @@ impl Texts {
     }
 
     /// Whether a finding may only be a consequence of a mistake that was named already.
-    fn explain(&self, finding: &Finding) -> bool {
+    pub(crate) fn explain(&self, finding: &Finding) -> bool {
         self.problems.iter().any(|problem| problem.explains(&finding.path))
     }
 
@@ -137,7 +136,7 @@ mod tests {
     fn every_mistake_is_named_with_its_place() {
         let text = "node: {id: a}\nstatic_resources:\n  listeners:\n  - nam: x\n  clusters:\n  - name: 7\n    connect_timeout: soon\n  - name: b\n    lb_policy: MAGLEV\n";
         let (_dir, file) = write(text);
-        let errors = load(&options(&file, &[])).unwrap_err();
+        let errors = load(&options(&file, &[])).unwrap().errors;
         let place = |line: u32| format!("{}:{line}:", file.display());
         for line in [4, 7, 9] {
             assert!(

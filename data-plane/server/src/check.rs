@@ -1,96 +1,168 @@
 //! What parsing cannot know of a bootstrap: whether its files are there, its certificates fit, its expressions compile and
 //! its routes lead somewhere. Every mistake is found in one run, before anything is bound.
 
+mod tls;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use culvert_model::Name;
+use culvert_api::culvert::tunnel::v1::TunnelAgents;
+use culvert_api::envoy::config::core::v3::address::Address;
+use culvert_api::envoy::config::core::v3::socket_address::PortSpecifier;
+use culvert_api::envoy::config::listener::v3::Listener as ListenerMessage;
 use culvert_model::http::RouteSource;
 use culvert_model::listener::{FilterChain, Listener, NetworkFilter};
 use culvert_model::report::Finding;
 use culvert_model::route::{Action, ClusterChoice, RouteConfiguration};
 use culvert_proxy::{ListenerSlot, Process};
 
+use self::tls::Statics;
 use crate::apply::compile_for_check;
 use crate::bootstrap::Started;
 use crate::overview::Overview;
 use crate::secrets::Secrets;
-use crate::tls::{MaterialError, check_secret, gather};
+use crate::tls::check_secret;
 
 /// Every mistake in the static resources, with the path of what it is about.
 #[must_use]
 pub(crate) fn statics(started: &Started, process: &Process, secrets: &Secrets) -> Vec<Finding> {
-    let bootstrap = &started.bootstrap;
-    let extensions = &started.message.bootstrap_extensions;
-    let agents = extensions.iter().position(|extension| extension.name == AGENTS_EXTENSION).unwrap_or_default();
-    let agents = format!("bootstrap_extensions[{agents}].typed_config");
+    let (bootstrap, message) = (&started.bootstrap, &started.message);
+    let default = Default::default();
+    let given = message.static_resources.as_ref().unwrap_or(&default);
+    // What was refused is missing in the bootstrap, so places are those in the message.
+    let place = |list: &str, mut names: Vec<String>, name: &str| {
+        let index = names.iter_mut().position(|known| known == name).unwrap_or_default();
+        format!("static_resources.{list}[{index}]")
+    };
+    let tls = Statics { secrets, given: given.secrets.iter().map(|secret| secret.name.as_str()).collect() };
     let mut findings = Vec::new();
-    let mut add = |path: String, reason: String| findings.push(Finding { path, reason });
-    for (index, secret) in bootstrap.secrets.iter().enumerate() {
+    for secret in &bootstrap.secrets {
         if let Err(error) = check_secret(secret) {
-            add(format!("static_resources.secrets[{index}]"), error.to_string());
+            let names = given.secrets.iter().map(|secret| secret.name.clone()).collect();
+            let path = place("secrets", names, &secret.name);
+            findings.push(Finding { path, reason: error.to_string() });
         }
     }
-    for (index, cluster) in bootstrap.clusters.iter().enumerate() {
-        if let Some(tls) = &cluster.tls
-            && let Err(error) = client_material(tls, secrets)
-        {
-            add(format!("static_resources.clusters[{index}].transport_socket"), error.to_string());
-        }
+    for cluster in &bootstrap.clusters {
+        let names = given.clusters.iter().map(|cluster| cluster.name.clone()).collect();
+        let path = place("clusters", names, &cluster.name) + ".transport_socket";
+        findings.extend(cluster.tls.iter().flat_map(|context| tls.upstream(&path, context)));
     }
-    for (index, agent) in bootstrap.agents.iter().enumerate() {
-        if let Some(tls) = &agent.tls
-            && let Err(error) = client_material(tls, secrets)
-        {
-            add(format!("{agents}.agents[{index}].transport_socket"), error.to_string());
-        }
+    let agents = agent_names(started);
+    for agent in &bootstrap.agents {
+        let path = agents.iter().find(|(name, _)| **name == *agent.name).map_or("", |(_, path)| path);
+        let path = format!("{path}.transport_socket");
+        findings.extend(agent.tls.iter().flat_map(|context| tls.upstream(&path, context)));
     }
-    let clusters: HashSet<&Name> = bootstrap.clusters.iter().map(|cluster| &cluster.name).collect();
-    let overview = Overview::default();
-    for (index, listener) in bootstrap.listeners.iter().enumerate() {
-        let path = format!("static_resources.listeners[{index}]");
-        let slot = ListenerSlot::new(Arc::clone(&listener.name), listener.address, process);
-        if let Err(error) = compile_for_check(listener, &slot, process, &overview, secrets) {
-            add(path.clone(), error.to_string());
-        }
-        for (chain_path, routes) in inline_routes(listener) {
-            for name in unknown_clusters(routes, &clusters) {
-                let reason = format!(
-                    "route configuration '{}' leads to cluster '{name}', which is not among static_resources.clusters; \
-                     add it, or set validate_clusters to false if it comes by CDS",
-                    routes.name
-                );
-                add(format!("{path}.{chain_path}"), reason);
-            }
-        }
+    // A cluster whose very name is broken could be any.
+    let clusters: HashSet<&str> = given.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+    let known = (!clusters.contains("")).then_some(&clusters);
+    for listener in &bootstrap.listeners {
+        let names = given.listeners.iter().map(listener_name).collect();
+        let path = place("listeners", names, &listener.name);
+        findings.extend(listener_findings(&path, listener, process, &tls, known));
     }
     findings
 }
 
-fn client_material(tls: &culvert_model::tls::UpstreamTls, secrets: &Secrets) -> Result<(), MaterialError> {
-    if let crate::tls::Gathered::Complete(material) = gather(&tls.common, secrets)? {
-        material.client(tls, None)?;
+/// A static listener without a name goes by its address.
+fn listener_name(message: &ListenerMessage) -> String {
+    match message.address.as_ref().and_then(|address| address.address.as_ref()) {
+        Some(Address::SocketAddress(socket)) if message.name.is_empty() => {
+            let port = match socket.port_specifier {
+                Some(PortSpecifier::PortValue(port)) => port,
+                _ => 0,
+            };
+            format!("{}:{port}", socket.address)
+        }
+        _ => message.name.clone(),
     }
-    Ok(())
 }
 
-/// The inline route configurations of a listener that ask for their clusters to be checked.
-fn inline_routes(listener: &Listener) -> impl Iterator<Item = (String, &RouteConfiguration)> {
-    let chains =
-        listener.filter_chains.iter().enumerate().map(|(index, chain)| (format!("filter_chains[{index}]"), chain));
-    let default = listener.default_filter_chain.iter().map(|chain| ("default_filter_chain".to_owned(), chain));
-    chains.chain(default).filter_map(|(path, chain): (String, &Arc<FilterChain>)| match &chain.filter {
+/// The names of the bootstrap's agents, each with its path.
+fn agent_names(started: &Started) -> Vec<(String, String)> {
+    let mut names = Vec::new();
+    for (at, extension) in started.message.bootstrap_extensions.iter().enumerate() {
+        let Some(Ok(agents)) = extension.typed_config.as_ref().map(|config| config.unpack::<TunnelAgents>()) else {
+            continue;
+        };
+        let path = |index| format!("bootstrap_extensions[{at}].typed_config.agents[{index}]");
+        names.extend(agents.agents.into_iter().enumerate().map(|(index, agent)| (agent.name, path(index))));
+    }
+    names
+}
+
+/// Each chain is tried alone, so that one mistake does not hide another.
+fn listener_findings(
+    path: &str,
+    listener: &Arc<Listener>,
+    process: &Process,
+    tls: &Statics<'_>,
+    clusters: Option<&HashSet<&str>>,
+) -> Vec<Finding> {
+    let slot = ListenerSlot::new(Arc::clone(&listener.name), listener.address, process);
+    let overview = Overview::default();
+    let compile = |listener: Listener| {
+        compile_for_check(&Arc::new(listener), &slot, process, &overview, tls.secrets)
+            .map_err(|error| error.to_string())
+    };
+    let bare = || Listener {
+        filter_chains: Vec::new(),
+        default_filter_chain: None,
+        access_log: Vec::new(),
+        ..Listener::clone(listener)
+    };
+    let mut findings = Vec::new();
+    let chains = listener
+        .filter_chains
+        .iter()
+        .enumerate()
+        .map(|(index, chain)| (format!("{path}.filter_chains[{index}]"), chain));
+    let default = listener.default_filter_chain.iter().map(|chain| (format!("{path}.default_filter_chain"), chain));
+    for (path, chain) in chains.chain(default) {
+        let broken: Vec<Finding> =
+            chain.tls.iter().flat_map(|context| tls.downstream(&format!("{path}.transport_socket"), context)).collect();
+        let tried = if broken.is_empty() {
+            FilterChain::clone(chain)
+        } else {
+            FilterChain { tls: None, ..FilterChain::clone(chain) }
+        };
+        findings.extend(broken);
+        if let Err(reason) = compile(Listener { filter_chains: vec![Arc::new(tried)], ..bare() }) {
+            findings.push(Finding { path: format!("{path}.filters"), reason });
+        }
+        let routes = inline_routes(chain).into_iter();
+        let unknown =
+            routes.flat_map(|routes| {
+                let names = clusters.map(|known| unknown_clusters(routes, known)).unwrap_or_default();
+                names.into_iter().map(|name| format!(
+                "route configuration '{}' leads to cluster '{name}', which is not among static_resources.clusters; \
+                 add it, or set validate_clusters to false if it comes by CDS",
+                routes.name
+            ))
+            });
+        findings.extend(unknown.map(|reason| Finding { path: format!("{path}.filters"), reason }));
+    }
+    if let Err(reason) = compile(Listener { access_log: listener.access_log.clone(), ..bare() }) {
+        findings.push(Finding { path: format!("{path}.access_log"), reason });
+    }
+    findings
+}
+
+/// The inline route configuration of a chain, if it asks for its clusters to be checked.
+fn inline_routes(chain: &FilterChain) -> Option<&RouteConfiguration> {
+    match &chain.filter {
         NetworkFilter::Http(manager) => match &manager.routes {
-            RouteSource::Inline(routes) if routes.validate_clusters => Some((path, &**routes)),
+            RouteSource::Inline(routes) if routes.validate_clusters => Some(routes),
             RouteSource::Inline(_) | RouteSource::Rds { .. } => None,
         },
         NetworkFilter::Tcp(_) | NetworkFilter::Tunnel(_) => None,
-    })
+    }
 }
 
-fn unknown_clusters<'a>(routes: &'a RouteConfiguration, known: &HashSet<&Name>) -> Vec<&'a Name> {
+fn unknown_clusters(routes: &RouteConfiguration, known: &HashSet<&str>) -> Vec<String> {
     let actions = routes.virtual_hosts.iter().flat_map(|host| &host.routes).map(|route| &route.action);
-    let mut unknown: Vec<&Name> = actions
+    let mut unknown: Vec<String> = actions
         .filter_map(|action| match action {
             Action::Forward(forward) => Some(&forward.clusters),
             Action::Redirect(_) | Action::Direct(_) | Action::NonForwarding => None,
@@ -102,47 +174,13 @@ fn unknown_clusters<'a>(routes: &'a RouteConfiguration, known: &HashSet<&Name>) 
             }
             ClusterChoice::Header(_) => Vec::new(),
         })
-        .filter(|name| !known.contains(name))
+        .filter(|name| !known.contains(&***name))
+        .map(ToString::to_string)
         .collect();
     unknown.sort();
     unknown.dedup();
     unknown
 }
 
-/// The bootstrap extension in which static agents stand.
-const AGENTS_EXTENSION: &str = "culvert.tunnel_agents";
-
 #[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-    use crate::options::Options;
-    use crate::testing::process;
-
-    #[tokio::test]
-    async fn every_mistake_that_parsing_cannot_know_is_found_in_one_run() {
-        let yaml = r#"{node: {id: a}, static_resources: {
-            clusters: [{name: c1, type: STATIC, transport_socket: {name: tls, typed_config: {
-                "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext,
-                common_tls_context: {validation_context: {trusted_ca: {filename: /nonexistent/ca.pem}}}}}}],
-            listeners: [
-                {name: l1, address: {socket_address: {address: 127.0.0.1, port_value: 4711}}, filter_chains: [{filters: [
-                    {name: t, typed_config: {"@type": type.googleapis.com/culvert.tunnel.v1.TunnelServer, stat_prefix: t,
-                        credential_policies: [{name: p, tokens: [{filename: /nonexistent/token}]}]}}]}]}]}}"#;
-        let options = Options::try_parse_from(["culvert-proxy", "--config-yaml", yaml]).unwrap();
-        let started = crate::bootstrap::load(&options).unwrap();
-        let (process, _drain) = process();
-        let findings = statics(&started, &process, &Secrets::new(&started.bootstrap.secrets));
-        let found = |path: &str, reason: &str| {
-            findings.iter().any(|finding| finding.path.starts_with(path) && finding.reason.contains(reason))
-        };
-        for (path, reason) in [
-            ("static_resources.clusters[0].transport_socket", "/nonexistent/ca.pem"),
-            ("static_resources.listeners[0]", "/nonexistent/token"),
-        ] {
-            assert!(found(path, reason), "{path}: {reason} is missing in {findings:#?}");
-        }
-        assert_eq!(findings.len(), 2, "and nothing else: {findings:#?}");
-    }
-}
+mod tests;

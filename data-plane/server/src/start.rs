@@ -65,9 +65,7 @@ struct Base {
 
 impl Base {
     /// Must be called inside the control runtime.
-    fn new(bootstrap: &Bootstrap) -> Result<Self, StartError> {
-        let system = |what| move |source| StartError::System { what, source };
-        let logs = AccessLogs::start().map_err(system("cannot start the access-log thread"))?;
+    fn new(bootstrap: &Bootstrap, logs: AccessLogs) -> Self {
         let clusters = Clusters::new(tokio::runtime::Handle::current(), Resolver::system());
         let (drain, watch) = drain::channel();
         let process = Arc::new(Process {
@@ -79,24 +77,20 @@ impl Base {
             hostname: rustix::system::uname().nodename().to_string_lossy().into(),
             drain: watch,
         });
-        Ok(Self { process, drain, logs, secrets: Secrets::new(&bootstrap.secrets) })
-    }
-
-    fn check(&self, started: &Started) -> Result<(), StartError> {
-        let findings = crate::check::statics(started, &self.process, &self.secrets);
-        if findings.is_empty() {
-            return Ok(());
-        }
-        Err(StartError::Configuration(findings.iter().map(|finding| started.texts.place(finding)).collect()))
+        Self { process, drain, logs, secrets: Secrets::new(&bootstrap.secrets) }
     }
 }
 
-/// Checks the static resources and nothing else.
+/// Checks the static resources and nothing else: no file is made, nothing is bound.
 ///
 /// # Errors
-/// Every mistake.
+/// Every mistake, those that were found when the bootstrap was read among them.
 pub(crate) async fn validate(started: &Started) -> Result<(), StartError> {
-    Base::new(&started.bootstrap)?.check(started)
+    let base = Base::new(&started.bootstrap, AccessLogs::dry());
+    let found = crate::check::statics(started, &base.process, &base.secrets);
+    let new = found.iter().filter(|finding| !started.texts.explain(finding));
+    let errors: Vec<String> = started.errors.iter().cloned().chain(new.map(|new| started.texts.place(new))).collect();
+    if errors.is_empty() { Ok(()) } else { Err(StartError::Configuration(errors)) }
 }
 
 /// Serves until it is told to end.
@@ -104,11 +98,13 @@ pub(crate) async fn validate(started: &Started) -> Result<(), StartError> {
 /// # Errors
 /// Nothing was started.
 pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -> Result<ExitCode, StartError> {
-    let signals = Signals::new().map_err(|source| StartError::System { what: "cannot take signals over", source })?;
+    validate(&started).await?;
+    let system = |what| move |source| StartError::System { what, source };
+    let signals = Signals::new().map_err(system("cannot take signals over"))?;
     let state = Arc::new(State::default());
     let blocker = state.readiness.block("static configuration");
-    let base = Base::new(&started.bootstrap)?;
-    base.check(&started)?;
+    let logs = AccessLogs::start().map_err(system("cannot start the access-log thread"))?;
+    let base = Base::new(&started.bootstrap, logs);
 
     let (workers, drain_time) = (options.workers(), Duration::from_secs(options.drain_time_s.into()));
     let process = Arc::clone(&base.process);

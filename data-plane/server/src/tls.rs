@@ -76,6 +76,30 @@ pub(crate) fn gather(context: &CommonTls, secrets: &Secrets) -> Result<Gathered,
     if awaited.is_empty() { Ok(Gathered::Complete(material)) } else { Ok(Gathered::Awaiting(awaited)) }
 }
 
+/// Every source of a context that stands in it and cannot be read, with its path in `CommonTlsContext`.
+#[must_use]
+pub(crate) fn unreadable(context: &CommonTls) -> Vec<(String, MaterialError)> {
+    let mut sources = Vec::new();
+    for (index, certificate) in context.certificates.iter().enumerate() {
+        if let SecretRef::Inline(certificate) = certificate {
+            let path = |field: &str| format!("tls_certificates[{index}].{field}");
+            sources.push((path("certificate_chain"), "certificate chain", &certificate.chain));
+            sources.push((path("private_key"), "private key", &certificate.key));
+        }
+    }
+    let combined = "combined_validation_context.default_validation_context";
+    let inline = context.validation.iter().filter_map(|validation| match validation {
+        SecretRef::Inline(validation) => Some(("validation_context", validation)),
+        SecretRef::Sds { .. } => None,
+    });
+    for (path, validation) in inline.chain(context.validation_default.iter().map(|default| (combined, default))) {
+        sources.extend(validation.trusted_ca.iter().map(|ca| (format!("{path}.trusted_ca"), "trusted CA", ca)));
+        sources.extend(validation.crl.iter().map(|crl| (format!("{path}.crl"), "revocation list", crl)));
+    }
+    let broken = sources.into_iter().filter_map(|(path, what, source)| Some((path, read(what, source).err()?)));
+    broken.collect()
+}
+
 /// Whether a secret can be used: its sources can be read, and hold what they should.
 ///
 /// # Errors

@@ -14,7 +14,7 @@ use crate::Name;
 use crate::agent::TunnelAgent;
 use crate::cluster::Cluster;
 use crate::listener::Listener;
-use crate::report::{Parsed, Report};
+use crate::report::{Finding, Parsed, Report};
 use crate::secret::Secret;
 use crate::source::{ConfigSource, GrpcSource};
 
@@ -58,8 +58,24 @@ pub struct Dynamic {
 /// Parses a bootstrap; every finding of everything in it is reported in one run.
 #[must_use]
 pub fn parse(message: &api::Bootstrap) -> Parsed<Bootstrap> {
+    let Examined { bootstrap, errors, warnings } = examine(message);
+    Parsed { value: if errors.is_empty() { Ok(bootstrap) } else { Err(errors) }, warnings }
+}
+
+/// What could be parsed of a bootstrap, and everything that was found in it.
+#[derive(Debug)]
+pub struct Examined {
+    /// Without what was refused. Where there are errors it is for nothing but further checks.
+    pub bootstrap: Bootstrap,
+    pub errors: Vec<Finding>,
+    pub warnings: Vec<Finding>,
+}
+
+/// [`parse`] that gives what is good in spite of errors, so that later checks can name their findings in the same run.
+#[must_use]
+pub fn examine(message: &api::Bootstrap) -> Examined {
     let mut report = Report::default();
     report.check(message);
     let bootstrap = parse::bootstrap(&mut report, message);
-    report.finish(bootstrap)
+    Examined { bootstrap, errors: report.errors, warnings: report.warnings }
 }

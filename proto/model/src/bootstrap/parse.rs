@@ -22,7 +22,7 @@ use crate::secret;
 use crate::source::{self, ConfigSource};
 
 /// Parses the `Bootstrap` at hand.
-pub(super) fn bootstrap(report: &mut Report, message: &api::Bootstrap) -> Option<Bootstrap> {
+pub(super) fn bootstrap(report: &mut Report, message: &api::Bootstrap) -> Bootstrap {
     let node = message.node.as_ref().map_or_else(Node::default, |node| Node {
         id: node.id.as_str().into(),
         cluster: node.cluster.as_str().into(),
@@ -63,7 +63,7 @@ pub(super) fn bootstrap(report: &mut Report, message: &api::Bootstrap) -> Option
         header_prefix: header_prefix.unwrap_or_else(|| HEADER_PREFIX.into()),
     };
     references::check(report, message, &bootstrap);
-    Some(bootstrap)
+    bootstrap
 }
 
 /// Envoy: a static listener may have no name. Its address then names it, so that logs and statistics can.
