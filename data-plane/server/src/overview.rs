@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use culvert_model::Name;
+use culvert_proxy::TlsSlot;
 use culvert_runtime::tls::CertificateDetails;
 use culvert_tunnel::agent::Agent;
 use culvert_tunnel::server::Tunnels;
@@ -15,8 +16,7 @@ use parking_lot::Mutex;
 pub(crate) struct Overview {
     pub listeners: Mutex<BTreeMap<Name, ListenerView>>,
     pub agents: Mutex<BTreeMap<Name, Arc<Agent>>>,
-    /// By who uses them: `cluster edge`, `listener gateway`.
-    pub certificates: Mutex<BTreeMap<String, CertificateView>>,
+    certificates: Mutex<BTreeMap<String, Vec<CertificateView>>>,
     /// Clusters that are not in force yet, and what they wait for.
     pub warming_clusters: Mutex<BTreeMap<Name, Vec<String>>>,
     /// Connections of every tunnel listener.
@@ -39,4 +39,45 @@ pub(crate) struct ListenerView {
 pub(crate) struct CertificateView {
     pub presented: Vec<CertificateDetails>,
     pub trusted: Vec<CertificateDetails>,
+    /// The filter chain that uses them, for as long as it does. `None`: in use until it is said otherwise.
+    pub chain: Option<Weak<TlsSlot>>,
+}
+
+impl CertificateView {
+    fn is_in_use(&self) -> bool {
+        self.chain.as_ref().is_none_or(|chain| chain.strong_count() > 0)
+    }
+
+    fn is_of(&self, other: &Self) -> bool {
+        match (&self.chain, &other.chain) {
+            (Some(one), Some(other)) => Weak::ptr_eq(one, other),
+            (one, other) => one.is_none() && other.is_none(),
+        }
+    }
+}
+
+impl Overview {
+    /// Shows what `owner` (`cluster edge`, `listener gateway`) uses, in place of what it used for the same chain.
+    pub(crate) fn show_certificates(&self, owner: String, view: CertificateView) {
+        let mut certificates = self.certificates.lock();
+        let views = certificates.entry(owner).or_default();
+        views.retain(|other| other.is_in_use() && !other.is_of(&view));
+        views.push(view);
+    }
+
+    /// `owner` uses none any more.
+    pub(crate) fn hide_certificates(&self, owner: &str) {
+        self.certificates.lock().remove(owner);
+    }
+
+    /// Everything in use, by who uses it.
+    pub(crate) fn certificates(&self) -> Vec<(String, CertificateView)> {
+        let mut certificates = self.certificates.lock();
+        certificates.retain(|_, views| {
+            views.retain(CertificateView::is_in_use);
+            !views.is_empty()
+        });
+        let all = certificates.iter().flat_map(|(owner, views)| views.iter().map(|view| (owner.clone(), view.clone())));
+        all.collect()
+    }
 }

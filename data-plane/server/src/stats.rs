@@ -83,8 +83,8 @@ impl Looked {
             Sample::counter(path(), "log_lines_dropped", self.log.dropped()),
         ]);
         let now = std::time::SystemTime::now();
-        let certificates = self.overview.certificates.lock();
-        let expiries = certificates.values().flat_map(|view| &view.presented).map(|certificate| {
+        let certificates = self.overview.certificates();
+        let expiries = certificates.iter().flat_map(|(_, view)| &view.presented).map(|certificate| {
             certificate.not_after.duration_since(now).map_or(0, |left| left.as_secs() / (24 * 60 * 60))
         });
         if let Some(days) = expiries.min() {

@@ -8,16 +8,29 @@ use serde_json::{Value, json};
 use crate::overview::Overview;
 
 pub(super) fn json(overview: &Overview, now: SystemTime) -> Value {
-    let certificates = overview.certificates.lock();
-    let all: Vec<Value> = certificates
-        .iter()
-        .map(|(owner, view)| {
-            let details =
-                |list: &[CertificateDetails]| list.iter().map(|one| certificate(one, now)).collect::<Vec<_>>();
-            json!({ "used_by": owner, "ca_cert": details(&view.trusted), "cert_chain": details(&view.presented) })
-        })
-        .collect();
-    json!({ "certificates": all })
+    let details = |list: &[CertificateDetails]| list.iter().map(|one| certificate(one, now)).collect::<Vec<_>>();
+    let all = overview.certificates().into_iter();
+    let all = all.map(|(_, view)| json!({ "ca_cert": details(&view.trusted), "cert_chain": details(&view.presented) }));
+    json!({ "certificates": all.collect::<Vec<_>>() })
+}
+
+/// `/certs/usage`: the same by who uses them, with subjects and fingerprints.
+pub(super) fn usage(overview: &Overview) -> Value {
+    let details = |list: &[CertificateDetails]| {
+        let one = |one: &CertificateDetails| {
+            json!({
+                "subject": one.subject,
+                "sha256": one.sha256,
+                "serial_number": one.serial,
+                "not_after": timestamp(one.not_after),
+            })
+        };
+        list.iter().map(one).collect::<Vec<_>>()
+    };
+    let all = overview.certificates().into_iter().map(|(owner, view)| {
+        json!({ "used_by": owner, "trusts": details(&view.trusted), "presents": details(&view.presented) })
+    });
+    json!({ "certificates": all.collect::<Vec<_>>() })
 }
 
 fn certificate(details: &CertificateDetails, now: SystemTime) -> Value {
@@ -27,9 +40,7 @@ fn certificate(details: &CertificateDetails, now: SystemTime) -> Value {
     let names: Vec<Value> = dns.chain(uris).chain(addresses).collect();
     let days = details.not_after.duration_since(now).map_or(0, |left| left.as_secs() / (24 * 60 * 60));
     json!({
-        "subject": details.subject,
         "serial_number": details.serial,
-        "sha256": details.sha256,
         "subject_alt_names": names,
         "days_until_expiration": days.to_string(),
         "valid_from": timestamp(details.not_before),

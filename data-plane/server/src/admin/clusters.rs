@@ -94,7 +94,6 @@ fn host_json(host: &HostSnapshot) -> Value {
         "hostname": &*host.hostname,
         "priority": host.priority,
         "locality": { "region": &*host.region, "zone": &*host.zone, "sub_zone": &*host.sub_zone },
-        "tunnel": host.tunnel,
     })
 }
 

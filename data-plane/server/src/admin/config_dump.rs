@@ -17,9 +17,22 @@ struct Section {
     type_url: &'static str,
     /// Field of the resource inside its entry.
     field: &'static str,
-    fixed: &'static str,
-    active: &'static str,
-    warming: Option<&'static str>,
+    fixed: List,
+    active: List,
+    warming: Option<List>,
+    /// Whether an entry of a dynamic resource has a field for its name.
+    named: bool,
+}
+
+/// A field of a dump and the type of its items.
+#[derive(Clone, Copy)]
+struct List {
+    field: &'static str,
+    item: &'static str,
+}
+
+const fn list(field: &'static str, item: &'static str) -> List {
+    List { field, item }
 }
 
 const SECTIONS: [Section; 5] = [
@@ -27,41 +40,46 @@ const SECTIONS: [Section; 5] = [
         dump: "ClustersConfigDump",
         type_url: type_url::CLUSTER,
         field: "cluster",
-        fixed: "static_clusters",
-        active: "dynamic_active_clusters",
-        warming: Some("dynamic_warming_clusters"),
+        fixed: list("static_clusters", "StaticCluster"),
+        active: list("dynamic_active_clusters", "DynamicCluster"),
+        warming: Some(list("dynamic_warming_clusters", "DynamicCluster")),
+        named: false,
     },
     Section {
         dump: "ListenersConfigDump",
         type_url: type_url::LISTENER,
         field: "listener",
-        fixed: "static_listeners",
-        active: "dynamic_listeners",
+        fixed: list("static_listeners", "StaticListener"),
+        active: list("dynamic_listeners", "DynamicListener"),
         warming: None,
+        named: true,
     },
     Section {
         dump: "RoutesConfigDump",
         type_url: type_url::ROUTE_CONFIGURATION,
         field: "route_config",
-        fixed: "static_route_configs",
-        active: "dynamic_route_configs",
+        fixed: list("static_route_configs", "StaticRouteConfig"),
+        active: list("dynamic_route_configs", "DynamicRouteConfig"),
         warming: None,
+        named: false,
     },
     Section {
         dump: "SecretsConfigDump",
         type_url: type_url::SECRET,
         field: "secret",
-        fixed: "static_secrets",
-        active: "dynamic_active_secrets",
-        warming: Some("dynamic_warming_secrets"),
+        fixed: list("static_secrets", "StaticSecret"),
+        active: list("dynamic_active_secrets", "DynamicSecret"),
+        warming: Some(list("dynamic_warming_secrets", "DynamicSecret")),
+        named: true,
     },
     Section {
         dump: "EndpointsConfigDump",
         type_url: type_url::CLUSTER_LOAD_ASSIGNMENT,
         field: "endpoint_config",
-        fixed: "static_endpoint_configs",
-        active: "dynamic_endpoint_configs",
+        fixed: list("static_endpoint_configs", "StaticEndpointConfig"),
+        active: list("dynamic_endpoint_configs", "DynamicEndpointConfig"),
         warming: None,
+        named: false,
     },
 ];
 
@@ -82,46 +100,66 @@ impl Admin {
                 configs.push(self.section(section, &shown));
             }
         }
-        configs.push(self.agents(&shown));
         let Some(resource) = query.get("resource") else { return Page::json(&json!({ "configs": configs })) };
-        let wanted = configs.iter_mut().find_map(|config| config.get_mut(&resource).map(Value::take));
-        match wanted {
-            Some(entries) => Page::json(&json!({ "configs": entries })),
-            None => Page::text(StatusCode::NOT_FOUND, format!("nothing is called {resource} in the dump\n")),
+        let lists = SECTIONS.iter().flat_map(|section| {
+            let lists = [section.fixed, section.active].into_iter().chain(section.warming);
+            lists.map(|list| (list.field, format!("{TYPES}{}.{}", section.dump, list.item)))
+        });
+        let item_type = lists.into_iter().find(|(field, _)| *field == resource).map(|(_, item)| item);
+        let entries = configs.iter_mut().find_map(|config| config.get_mut(&resource).map(Value::take));
+        match (entries, item_type) {
+            (Some(Value::Array(mut entries)), Some(item_type)) => {
+                entries.iter_mut().for_each(|entry| entry["@type"] = item_type.as_str().into());
+                Page::json(&json!({ "configs": entries }))
+            }
+            _ => Page::text(StatusCode::NOT_FOUND, format!("nothing is called {resource} in the dump\n")),
         }
     }
 
     fn section(&self, section: &Section, shown: &dyn Fn(&str) -> bool) -> Value {
         let mut dump = Map::new();
-        dump.insert("@type".to_owned(), format!("type.googleapis.com/envoy.admin.v3.{}", section.dump).into());
+        dump.insert("@type".to_owned(), format!("{TYPES}{}", section.dump).into());
         let since = timestamp(self.began);
         let fixed = self.fixed(section.type_url).into_iter().filter(|(name, _)| shown(name));
         let fixed: Vec<Value> = fixed
             .map(|(_, any)| json!({ section.field: any_to_json(&any, Secrets::Redact), "last_updated": since }))
             .collect();
-        dump.insert(section.fixed.to_owned(), fixed.into());
+        dump.insert(section.fixed.field.to_owned(), fixed.into());
         let (mut active, mut warming) = (Vec::new(), Vec::new());
         for (name, entry) in self.inventory.entries(section.type_url).into_iter().filter(|(name, _)| shown(name)) {
             if section.type_url == type_url::LISTENER {
                 active.push(listener(&name, &entry));
                 continue;
             }
-            active.extend(active_state(section.field, &name, &entry));
-            warming
-                .extend(entry.warming.iter().map(|(given, _)| state(section.field, &name, given, "REQUESTED", None)));
+            active.extend(active_state(section, &name, &entry));
+            warming.extend(entry.warming.iter().map(|(given, _)| state(section, &name, given, "REQUESTED", None)));
         }
-        dump.insert(section.active.to_owned(), active.into());
-        if let Some(field) = section.warming {
-            dump.insert(field.to_owned(), warming.into());
+        dump.insert(section.active.field.to_owned(), active.into());
+        if let Some(list) = section.warming {
+            dump.insert(list.field.to_owned(), warming.into());
         }
         dump.into()
     }
 
-    /// Agents: ours, so the words are ours.
-    fn agents(&self, shown: &dyn Fn(&str) -> bool) -> Value {
-        let entries = self.inventory.entries(type_url::TUNNEL_AGENT).into_iter().filter(|(name, _)| shown(name));
-        let agents: Vec<Value> = entries.filter_map(|(name, entry)| active_state("agent", &name, &entry)).collect();
-        json!({ "@type": "type.googleapis.com/culvert.admin.v1.TunnelAgentsConfigDump", "dynamic_agents": agents })
+    /// `/xds`: `envoy.service.status.v3.ClientConfig`, every type alike.
+    pub(super) fn client_config(&self) -> Value {
+        let mut resources = Vec::new();
+        for type_url in TYPE_URLS {
+            let since = timestamp(self.began);
+            resources.extend(self.fixed(type_url).into_iter().map(|(name, any)| {
+                json!({
+                    "type_url": type_url,
+                    "name": name,
+                    "xds_config": any_to_json(&any, Secrets::Redact),
+                    "last_updated": since,
+                    "is_static_resource": true,
+                })
+            }));
+            let entries = self.inventory.entries(type_url).into_iter();
+            resources.extend(entries.map(|(name, entry)| generic(type_url, &name, &entry)));
+        }
+        let node = self.bootstrap.node.as_ref().map(|node| to_json(node, Secrets::Redact));
+        json!({ "node": node, "generic_xds_configs": resources })
     }
 
     /// The bootstrap's resources of a type.
@@ -144,27 +182,52 @@ impl Admin {
 }
 
 /// What is in force, or what was refused where nothing is.
-fn active_state(field: &str, name: &str, entry: &Entry) -> Option<Value> {
+fn active_state(section: &Section, name: &str, entry: &Entry) -> Option<Value> {
     let error = entry.refused.as_ref().map(|(given, reason)| error_state(given, reason));
     match (&entry.active, &entry.refused) {
-        (Some(given), _) => Some(state(field, name, given, "ACKED", error.as_ref())),
-        (None, Some((given, _))) => Some(state(field, name, given, "NACKED", error.as_ref())),
+        (Some(given), _) => {
+            Some(state(section, name, given, if error.is_some() { "NACKED" } else { "ACKED" }, error.as_ref()))
+        }
+        (None, Some((given, _))) => Some(state(section, name, given, "NACKED", error.as_ref())),
         (None, None) => None,
     }
 }
 
-fn state(field: &str, name: &str, given: &Given, status: &str, error: Option<&Value>) -> Value {
+fn state(section: &Section, name: &str, given: &Given, status: &str, error: Option<&Value>) -> Value {
     let mut entry = json!({
-        "name": name,
         "version_info": &*given.version,
-        field: any_to_json(&given.resource, Secrets::Redact),
+        section.field: any_to_json(&given.resource, Secrets::Redact),
         "last_updated": timestamp(given.at),
         "client_status": status,
     });
+    if section.named {
+        entry["name"] = name.into();
+    }
     if let Some(error) = error {
         entry["error_state"] = error.clone();
     }
     entry
+}
+
+/// `ClientConfig.GenericXdsConfig`. What was accepted counts, whether it is in force or still warming.
+fn generic(type_url: &str, name: &str, entry: &Entry) -> Value {
+    let warming = entry.warming.as_ref();
+    let accepted = warming.map(|(given, _)| given).or(entry.active.as_ref());
+    let status = match (&entry.refused, accepted) {
+        (Some(_), _) => "NACKED",
+        (None, Some(_)) => "ACKED",
+        (None, None) => "REQUESTED",
+    };
+    let mut config = json!({ "type_url": type_url, "name": name, "client_status": status });
+    if let Some(given) = accepted {
+        config["version_info"] = (*given.version).into();
+        config["xds_config"] = any_to_json(&given.resource, Secrets::Redact);
+        config["last_updated"] = timestamp(given.at).into();
+    }
+    if let Some((given, reason)) = &entry.refused {
+        config["error_state"] = error_state(given, reason);
+    }
+    config
 }
 
 /// `ListenersConfigDump.DynamicListener`.
@@ -176,7 +239,12 @@ fn listener(name: &str, entry: &Entry) -> Value {
             "last_updated": timestamp(given.at),
         })
     };
-    let mut listener = json!({ "name": name });
+    let status = match (&entry.refused, &entry.active) {
+        (Some(_), _) => "NACKED",
+        (None, Some(_)) => "ACKED",
+        (None, None) => "REQUESTED",
+    };
+    let mut listener = json!({ "name": name, "client_status": status });
     if let Some(active) = &entry.active {
         listener["active_state"] = given(active);
     }
@@ -198,3 +266,15 @@ fn error_state(given: &Given, reason: &str) -> Value {
         "version_info": &*given.version,
     })
 }
+
+const TYPES: &str = "type.googleapis.com/envoy.admin.v3.";
+
+/// What may come over xDS, in push order.
+const TYPE_URLS: [&str; 6] = [
+    type_url::SECRET,
+    type_url::CLUSTER,
+    type_url::CLUSTER_LOAD_ASSIGNMENT,
+    type_url::ROUTE_CONFIGURATION,
+    type_url::LISTENER,
+    type_url::TUNNEL_AGENT,
+];

@@ -20,14 +20,7 @@ pub(super) fn json(overview: &Overview) -> Value {
     let listeners = overview.listeners.lock();
     let statuses: Vec<Value> = listeners
         .iter()
-        .map(|(name, view)| {
-            json!({
-                "name": &**name,
-                "local_address": view.bound.map(socket_address),
-                "active": view.active,
-                "awaiting": view.awaiting,
-            })
-        })
+        .map(|(name, view)| json!({ "name": &**name, "local_address": view.bound.map(socket_address) }))
         .collect();
     json!({ "listener_statuses": statuses })
 }

@@ -36,8 +36,9 @@ impl Page {
 }
 
 /// What a GET shows, for the help page.
-const GETS: [(&str, &str); 13] = [
+const GETS: [(&str, &str); 15] = [
     ("/certs", "certificates in use and when they expire"),
+    ("/certs/usage", "the same, by who uses them"),
     ("/clusters", "clusters, their limits and hosts (?format=json)"),
     ("/config_dump", "bootstrap and dynamic configuration, secrets redacted (?include_eds, ?resource=, ?name_regex=)"),
     ("/help", "this page"),
@@ -49,6 +50,7 @@ const GETS: [(&str, &str); 13] = [
     ("/stats", "metrics (?filter=REGEX, ?usedonly, ?format=json or prometheus)"),
     ("/stats/prometheus", "metrics for Prometheus (?filter=REGEX, ?usedonly)"),
     ("/tunnels", "tunnels: registered connections, agents and what they dial"),
+    ("/xds", "every dynamic resource and where it stands: in force, warming, refused and why"),
     ("/", "this page"),
 ];
 
@@ -89,6 +91,8 @@ impl Admin {
             "/listeners" => Page::ok(listeners::text(&looked.overview)),
             "/tunnels" => Page::json(&tunnels::json(looked)),
             "/certs" => Page::json(&certs::json(&looked.overview, std::time::SystemTime::now())),
+            "/certs/usage" => Page::json(&certs::usage(&looked.overview)),
+            "/xds" => Page::json(&self.client_config()),
             "/init_dump" => Page::json(&self.init_dump()),
             "/logging" => Page::ok(self.log_levels()),
             "/stats" => self.stats(query),
@@ -154,7 +158,6 @@ impl Admin {
                 "service_cluster": options.service_cluster,
                 "service_zone": options.service_zone,
                 "admin_address_path": options.admin_address_path,
-                "state_dir": options.state_dir,
                 "drain_time": format!("{}s", options.drain_time_s),
             },
             "node": node,

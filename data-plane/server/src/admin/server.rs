@@ -61,7 +61,7 @@ async fn accept(listener: TcpListener, admin: Arc<Admin>) {
             Ok((stream, _)) => {
                 let admin = Arc::clone(&admin);
                 tokio::spawn(async move {
-                    connection(stream, admin).await;
+                    connection(stream, admin, BOUNDS).await;
                     drop(permit);
                 });
             }
@@ -73,18 +73,42 @@ async fn accept(listener: TcpListener, admin: Arc<Admin>) {
     }
 }
 
-async fn connection(stream: TcpStream, admin: Arc<Admin>) {
+/// How long others may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// For the head of a request, and between two of them.
+    pub(super) head: Duration,
+    /// For a connection to take up new requests.
+    pub(super) life: Duration,
+    /// For the answer that is under way then: a reader that is slower gets part of it.
+    pub(super) last_answer: Duration,
+}
+
+pub(super) async fn connection(stream: TcpStream, admin: Arc<Admin>, bounds: Bounds) {
     let service = service_fn(move |request: Request<Incoming>| {
         let admin = Arc::clone(&admin);
         async move { Ok::<_, Infallible>(answer(&admin, &request).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIME)
+        .header_read_timeout(bounds.head)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
+        .serve_connection(TokioIo::new(stream), service);
+    let mut served = std::pin::pin!(served);
+    let ended = match tokio::time::timeout(bounds.life, served.as_mut()).await {
+        Ok(ended) => ended,
+        Err(_) => {
+            served.as_mut().graceful_shutdown();
+            match tokio::time::timeout(bounds.last_answer, served).await {
+                Ok(ended) => ended,
+                Err(_) => {
+                    tracing::info!("an admin connection is closed: its answer is read too slowly");
+                    return;
+                }
+            }
+        }
+    };
+    if let Err(error) = ended {
         tracing::debug!(%error, "an admin connection failed");
     }
 }
@@ -105,5 +129,6 @@ async fn answer(admin: &Admin, request: &Request<Incoming>) -> Response<Full<Byt
 
 const MAX_CONNECTIONS: usize = 64;
 const MAX_HEAD: usize = 16 << 10;
-const HEADER_TIME: Duration = Duration::from_secs(10);
+const BOUNDS: Bounds =
+    Bounds { head: Duration::from_secs(10), life: Duration::from_secs(60), last_answer: Duration::from_secs(30) };
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -126,3 +126,115 @@ async fn server_info_and_stats_are_served() {
     assert!(exposed.contains("envoy_server_concurrency{} 2\n"), "for Prometheus: {exposed}");
     assert_eq!(get(&admin, "/stats?filter=(").await.0, StatusCode::BAD_REQUEST, "a bad expression");
 }
+
+/// Reads a page strictly as a message of Envoy's, as its own tools do.
+fn strictly(message: &str, page: &str) {
+    let typed = page.replacen('{', &format!("{{\"@type\": \"type.googleapis.com/{message}\","), 1);
+    let limits = culvert_api::document::Limits::default();
+    let tree = culvert_api::document::parse(typed.as_bytes(), culvert_api::document::Syntax::Json, &limits).unwrap();
+    let mut problems = culvert_api::document::load_any(&tree[0]).err().unwrap_or_default();
+    // What stands in the resources themselves is whoever's who sent them.
+    problems.retain(|problem| !["xds_config.", "failed_configuration."].iter().any(|part| problem.path.contains(part)));
+    assert_eq!(problems, [], "expected {message}, saw\n{typed}");
+}
+
+#[tokio::test]
+async fn pages_in_json_are_envoys_messages_and_nothing_else() {
+    let admin = admin(
+        "{node: {id: a, cluster: b}, static_resources: {clusters: [{name: c1, type: STATIC, load_assignment: \
+         {cluster_name: c1, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 127.0.0.1, \
+         port_value: 1}}}}]}]}}], secrets: [{name: s1, tls_certificate: {private_key: {inline_bytes: c2VjcmV0}, \
+         certificate_chain: {inline_string: chain}}}]}}",
+    );
+    let looked = &admin.looked;
+    for cluster in &crate::bootstrap::load(&admin.options).unwrap().bootstrap.clusters {
+        looked.process.clusters.apply(Arc::clone(cluster), None);
+    }
+    let listener = ListenerView { bound: Some("[::1]:4711".parse().unwrap()), active: true, awaiting: Vec::new() };
+    let hosting = ListenerView { bound: None, active: false, awaiting: vec!["Secret s".to_owned()] };
+    looked.overview.listeners.lock().extend([("gateway".into(), listener), ("hosting".into(), hosting)]);
+    let (pem, key) = crate::testing::certificate("edge.test");
+    let identity = culvert_runtime::tls::Identity::from_pem(pem.as_bytes(), key.as_bytes()).unwrap();
+    let details = vec![identity.details().clone()];
+    looked.overview.show_certificates(
+        "listener gateway".to_owned(),
+        crate::overview::CertificateView { presented: details.clone(), trusted: details, chain: None },
+    );
+    use culvert_api::type_url;
+    for (type_url, name) in [
+        (type_url::CLUSTER, "c"),
+        (type_url::CLUSTER_LOAD_ASSIGNMENT, "e"),
+        (type_url::LISTENER, "l"),
+        (type_url::ROUTE_CONFIGURATION, "r"),
+        (type_url::SECRET, "s"),
+        (type_url::TUNNEL_AGENT, "a"),
+    ] {
+        let any = culvert_api::Any { type_url: type_url.to_owned(), value: vec![10, 1, b'x'].into() };
+        for (suffix, state) in [("active", 0), ("warming", 1), ("refused", 2)] {
+            let (name, given) = (format!("{name}-{suffix}").as_str().into(), Given::now("v", any.clone()));
+            match state {
+                0 => admin.inventory.active(type_url, &name, given),
+                1 => admin.inventory.warming(type_url, &name, given, vec!["Secret s".to_owned()]),
+                _ => admin.inventory.refused(type_url, &name, given, "no"),
+            }
+        }
+    }
+    for (path, message) in [
+        ("/listeners?format=json", "envoy.admin.v3.Listeners"),
+        ("/server_info", "envoy.admin.v3.ServerInfo"),
+        ("/certs", "envoy.admin.v3.Certificates"),
+        ("/clusters?format=json", "envoy.admin.v3.Clusters"),
+        ("/init_dump", "envoy.admin.v3.UnreadyTargetsDumps"),
+        ("/config_dump?include_eds", "envoy.admin.v3.ConfigDump"),
+        ("/config_dump?resource=dynamic_listeners", "envoy.admin.v3.ConfigDump"),
+        ("/config_dump?resource=dynamic_active_secrets", "envoy.admin.v3.ConfigDump"),
+        ("/config_dump?resource=static_clusters", "envoy.admin.v3.ConfigDump"),
+        ("/xds", "envoy.service.status.v3.ClientConfig"),
+    ] {
+        let (status, page) = get(&admin, path).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {page}");
+        strictly(message, &page);
+    }
+    let waiting = get(&admin, "/init_dump").await.1;
+    assert!(waiting.contains("Listener hosting") && waiting.contains("Cluster c-warming"), "{waiting}");
+    assert!(get(&admin, "/certs/usage").await.1.contains("listener gateway"), "who uses a certificate");
+    let xds: serde_json::Value = serde_json::from_str(&get(&admin, "/xds").await.1).unwrap();
+    let agent = |suffix: &str| {
+        let all = xds["generic_xds_configs"].as_array().unwrap();
+        all.iter().find(|one| one["name"] == format!("a-{suffix}")).unwrap()["client_status"].clone()
+    };
+    assert_eq!((agent("active"), agent("refused")), ("ACKED".into(), "NACKED".into()), "{xds}");
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_or_reads_nothing_is_let_go() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let admin = admin("{node: {id: a}}");
+    let cluster = culvert_api::envoy::config::cluster::v3::Cluster { name: "x".repeat(32 << 20), ..Default::default() };
+    admin.inventory.active(
+        culvert_api::type_url::CLUSTER,
+        &"x".into(),
+        Given::now("v", culvert_api::Any::pack(&cluster)),
+    );
+    let bounds = server::Bounds {
+        head: Duration::from_millis(300),
+        life: Duration::from_millis(600),
+        last_answer: Duration::from_millis(300),
+    };
+    for (request, why) in [
+        ("", "says nothing"),
+        ("GET /ready HT", "stops in the middle of a head"),
+        ("GET /config_dump HTTP/1.1\r\nhost: localhost\r\n\r\n", "does not read its answer"),
+    ] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        client.write_all(request.as_bytes()).await.unwrap();
+        let served = server::connection(stream, Arc::clone(&admin), bounds);
+        let ended = tokio::time::timeout(Duration::from_secs(20), served).await;
+        assert!(ended.is_ok(), "a client that {why} is served for ever");
+        let mut rest = Vec::new();
+        let read = client.read_to_end(&mut rest).await;
+        assert!(read.is_err() || rest.len() < 32 << 20, "a client that {why} got {} bytes", rest.len());
+    }
+}

@@ -80,8 +80,8 @@ impl Applier {
         match gather(&tls.common, &self.secrets)? {
             Gathered::Complete(material) => {
                 let (presented, trusted) = material.details();
-                let view = CertificateView { presented, trusted };
-                self.overview.certificates.lock().insert(format!("agent {}", config.name), view);
+                let view = CertificateView { presented, trusted, chain: None };
+                self.overview.show_certificates(format!("agent {}", config.name), view);
                 Ok((Some(material.client(tls, None)?), Some(material.digest()), Vec::new()))
             }
             Gathered::Awaiting(names) => Ok((None, None, names.iter().map(|name| format!("secret {name}")).collect())),
@@ -106,7 +106,7 @@ impl Applier {
         if let Some(running) = self.agents.running.remove(name) {
             running.agent.stop();
             self.overview.agents.lock().remove(name);
-            self.overview.certificates.lock().remove(&format!("agent {name}"));
+            self.overview.hide_certificates(&format!("agent {name}"));
             let used: BTreeSet<Name> =
                 self.agents.running.values().flat_map(|running| eds_names(&running.config)).collect();
             self.assignments.retain(|name, _| used.contains(name));

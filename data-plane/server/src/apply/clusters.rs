@@ -59,11 +59,11 @@ impl Applier {
         let owner = format!("cluster {}", cluster.name);
         let view = material.map(|material| {
             let (presented, trusted) = material.details();
-            CertificateView { presented, trusted }
+            CertificateView { presented, trusted, chain: None }
         });
         match view {
-            Some(view) => drop(self.overview.certificates.lock().insert(owner, view)),
-            None => drop(self.overview.certificates.lock().remove(&owner)),
+            Some(view) => self.overview.show_certificates(owner, view),
+            None => self.overview.hide_certificates(&owner),
         }
         self.overview.warming_clusters.lock().remove(&cluster.name);
 
@@ -85,7 +85,7 @@ impl Applier {
         if self.clusters.remove(name).is_some() {
             self.process.clusters.remove(name);
             self.overview.warming_clusters.lock().remove(name);
-            self.overview.certificates.lock().remove(&format!("cluster {name}"));
+            self.overview.hide_certificates(&format!("cluster {name}"));
             self.metrics.inc(ManagerMetric::ClusterRemoved);
         }
     }

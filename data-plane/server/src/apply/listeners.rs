@@ -228,6 +228,7 @@ impl Applier {
         let Some(running) = self.listeners.running.remove(name) else { return };
         self.process.listeners.remove(name);
         self.overview.listeners.lock().remove(name);
+        self.overview.hide_certificates(&format!("listener {name}"));
         self.metrics.inc(ManagerMetric::ListenerRemoved);
         drop(running.sockets);
         running.slot.drain(self.drain_time);

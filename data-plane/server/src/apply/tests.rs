@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -253,7 +254,7 @@ async fn certificate_files_rotate_and_a_bad_one_keeps_the_old() {
 
     let mut site = Site::new();
     assert_eq!(site.apply(vec![set(tls)]).await, [Ok(Applied::Active)], "the files are there");
-    let presented = |site: &Site| site.overview.certificates.lock()["listener a"].presented[0].sha256.clone();
+    let presented = |site: &Site| site.overview.certificates()[0].1.presented[0].sha256.clone();
     let first = presented(&site);
     write(&two);
     site.applier.refresh().await;
@@ -302,4 +303,36 @@ async fn a_listener_waits_for_its_routes_as_long_as_their_source_says() {
     let answers = site.apply(vec![set(other), set_routes]).await;
     assert!(matches!(answers[0], Ok(Applied::Warming(_))), "another listener of these routes, got {answers:?}");
     assert!(site.slot("b").current().is_some(), "it serves as soon as they come");
+}
+
+#[tokio::test]
+async fn every_chain_of_a_listener_shows_its_certificate_for_as_long_as_it_is_there() {
+    let mut site = Site::new();
+    let with = |names: &[&str]| {
+        let mut tls = listener("a", ANY, "one");
+        let chain = Arc::clone(&tls.filter_chains[0]);
+        tls.filter_chains.clear();
+        for name in names {
+            let context = common(vec![SecretRef::Inline(tls_certificate(&certificate(name)))]);
+            let context = DownstreamTls { common: context, require_client_certificate: false };
+            let mut chain = FilterChain::clone(&chain);
+            (chain.name, chain.tls) = ((*name).into(), Some(Arc::new(context)));
+            chain.matches.server_names = vec![(*name).into()];
+            tls.filter_chains.push(Arc::new(chain));
+        }
+        tls
+    };
+    let shown = |site: &Site| {
+        let certificates = site.overview.certificates().into_iter();
+        certificates.flat_map(|(_, view)| view.presented).flat_map(|one| one.dns_sans).collect::<BTreeSet<_>>()
+    };
+    let first = with(&["a.test", "b.test", "c.test"]);
+    assert_eq!(site.apply(vec![set(first.clone())]).await, [Ok(Applied::Active)], "three chains");
+    assert_eq!(shown(&site), ["a.test", "b.test", "c.test"].map(str::to_owned).into(), "all of them");
+    let mut second = first;
+    second.filter_chains.truncate(1);
+    assert_eq!(site.apply(vec![set(second)]).await, [Ok(Applied::Active)], "one chain is left");
+    assert_eq!(shown(&site), ["a.test"].map(str::to_owned).into(), "and shown");
+    site.apply(vec![remove("a")]).await;
+    assert_eq!(shown(&site), BTreeSet::new(), "a listener that is gone shows none");
 }

@@ -181,7 +181,7 @@ tls_certificate:
     let shown = any_to_json(&any(yaml), Secrets::Redact);
     let expected = json!({"@type": crate::type_url::SECRET, "name": "s", "tls_certificate": {
         "certificate_chain": {"inline_string": "public"},
-        "private_key": {"inline_string": "[redacted]"}, "password": {"inline_bytes": "[redacted]"}}});
+        "private_key": {"inline_string": "[redacted]"}, "password": {"inline_bytes": "W3JlZGFjdGVkXQ=="}}});
     assert_eq!(shown, expected);
     for yaml in [
         "{session_ticket_keys: {keys: [{inline_string: PRIVATE}, {filename: /k}]}}",

@@ -96,7 +96,7 @@ impl Writer {
     }
 
     fn value(&mut self, value: &Field, kind: &Kind) -> Value {
-        if self.redacting && !matches!(value, Field::Message(_)) {
+        if self.redacting && !matches!(value, Field::Message(_) | Field::Bytes(_)) {
             return redacted();
         }
         match value {
@@ -124,7 +124,8 @@ impl Writer {
     }
 
     fn bytes(&self, bytes: &[u8]) -> Value {
-        if self.redacting { redacted() } else { STANDARD.encode(bytes).into() }
+        // As Envoy's dumps do, so that what is shown can still be read as the message.
+        STANDARD.encode(if self.redacting { REDACTED.as_bytes() } else { bytes }).into()
     }
 
     /// Types with a JSON form of their own.
@@ -166,7 +167,7 @@ impl Writer {
 }
 
 fn redacted() -> Value {
-    "[redacted]".into()
+    REDACTED.into()
 }
 
 fn float(value: f64) -> Value {
@@ -188,3 +189,6 @@ fn map_key(key: &MapKey) -> String {
         MapKey::String(key) => key.clone(),
     }
 }
+
+/// In place of what is secret.
+const REDACTED: &str = "[redacted]";

@@ -45,15 +45,16 @@ impl TlsUse {
         }
         slot.publish(Some(material.server(&self.context)?));
         self.digest = Some(material.digest());
-        show(overview, &self.listener, &material);
+        show(overview, &self.listener, &material, &slot);
         tracing::info!(listener = %self.listener, "TLS material is in force");
         Ok(())
     }
 }
 
-fn show(overview: &Overview, listener: &Name, material: &Material) {
+fn show(overview: &Overview, listener: &Name, material: &Material, slot: &Arc<TlsSlot>) {
     let (presented, trusted) = material.details();
-    overview.certificates.lock().insert(format!("listener {listener}"), CertificateView { presented, trusted });
+    let chain = Some(Arc::downgrade(slot));
+    overview.show_certificates(format!("listener {listener}"), CertificateView { presented, trusted, chain });
 }
 
 /// A tunnel filter in force.
@@ -94,8 +95,7 @@ fn tokens(config: &TunnelServer) -> Result<Tokens, SourceError> {
 #[derive(Debug)]
 pub(super) struct Prepared {
     /// TLS contexts of chains that are not in force already.
-    contexts: Vec<(Arc<DownstreamTls>, Arc<TlsSlot>, Option<u128>)>,
-    materials: Vec<Material>,
+    contexts: Vec<(Arc<DownstreamTls>, Arc<TlsSlot>, Option<Material>)>,
     /// Secrets that have not come yet.
     pub(super) awaited: Vec<Name>,
 }
@@ -104,7 +104,7 @@ impl Prepared {
     pub(super) fn new(listener: &Listener, slot: &ListenerSlot, secrets: &Secrets) -> Result<Self, MaterialError> {
         let before = slot.current();
         let before = before.as_ref().map(|chains| chains.listener());
-        let mut prepared = Self { contexts: Vec::new(), materials: Vec::new(), awaited: Vec::new() };
+        let mut prepared = Self { contexts: Vec::new(), awaited: Vec::new() };
         for chain in chains(listener) {
             // It is taken over as it is, with its slot.
             let kept = before.is_some_and(|before| chains(before).any(|known| known == chain));
@@ -112,8 +112,7 @@ impl Prepared {
             match gather(&tls.common, secrets)? {
                 Gathered::Complete(material) => {
                     let slot = TlsSlot::new(Some(material.server(tls)?));
-                    prepared.contexts.push((Arc::clone(tls), slot, Some(material.digest())));
-                    prepared.materials.push(material);
+                    prepared.contexts.push((Arc::clone(tls), slot, Some(material)));
                 }
                 Gathered::Awaiting(names) => {
                     prepared.contexts.push((Arc::clone(tls), TlsSlot::new(None), None));
@@ -150,14 +149,15 @@ impl Prepared {
         let inputs = ChainInputs { tls: &tls, tunnel: &tunnel };
         let compiled = FilterChains::compile(listener, slot, process, &inputs)?;
         listeners.credentials.extend(acceptors.into_inner());
-        let uses = self.contexts.iter().map(|(context, slot, digest)| TlsUse {
-            listener: Arc::clone(&name),
-            context: Arc::clone(context),
-            slot: Arc::downgrade(slot),
-            digest: *digest,
-        });
-        listeners.tls.extend(uses);
-        self.materials.iter().for_each(|material| show(overview, &name, material));
+        for (context, slot, material) in &self.contexts {
+            listeners.tls.push(TlsUse {
+                listener: Arc::clone(&name),
+                context: Arc::clone(context),
+                slot: Arc::downgrade(slot),
+                digest: material.as_ref().map(Material::digest),
+            });
+            material.iter().for_each(|material| show(overview, &name, material, slot));
+        }
         Ok(compiled)
     }
 }
