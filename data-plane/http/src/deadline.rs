@@ -1,7 +1,7 @@
 //! One timer for all of a connection's deadlines.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
@@ -28,20 +28,26 @@ impl Stall {
 }
 
 /// A timer that is moved only to make it earlier, or when it fires too early: a busy connection does not touch the timer
-/// wheel.
+/// wheel, nor the timer once its task is known there.
 #[derive(Debug, Default)]
-pub(crate) struct Deadline(Option<Pin<Box<Sleep>>>);
+pub(crate) struct Deadline {
+    sleep: Option<Pin<Box<Sleep>>>,
+    /// Whom the timer wakes as it is armed now.
+    wakes: Option<Waker>,
+}
 
 impl Deadline {
     pub(crate) const fn new() -> Self {
-        Self(None)
+        Self { sleep: None, wakes: None }
     }
 
     /// Resolves at `deadline` or later; the task is woken then.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
-        let sleep = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         if sleep.deadline() > deadline {
             sleep.as_mut().reset(deadline);
+        } else if !sleep.is_elapsed() && self.wakes.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            return Poll::Pending;
         }
         while sleep.as_mut().poll(cx).is_ready() {
             if Instant::now() >= deadline {
@@ -49,6 +55,7 @@ impl Deadline {
             }
             sleep.as_mut().reset(deadline);
         }
+        self.wakes = Some(cx.waker().clone());
         Poll::Pending
     }
 }

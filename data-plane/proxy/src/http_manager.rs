@@ -22,6 +22,7 @@ use crate::record::{Record, Scene};
 use crate::router::{self, Origin, Stream};
 use crate::routes::RouteSlot;
 use crate::stats::HttpMetric;
+use crate::timer::ConnectionTimers;
 use crate::worker::{Counters, Process, Worker, WorkerRoutes};
 
 /// The compiled connection manager of one filter chain. Shared by the workers.
@@ -146,6 +147,7 @@ pub(crate) async fn serve(
         version: Cell::new(None),
         meter,
         metered: Cell::default(),
+        timers: worker.timers.connection(),
     });
     let drain = async {
         tokio::select! { () = watch.draining() => {} () = drain => {} }
@@ -166,6 +168,7 @@ pub(crate) struct HttpConnection {
     meter: Arc<Meter>,
     /// Bytes read and written that are counted already.
     metered: Cell<(u64, u64)>,
+    pub(crate) timers: ConnectionTimers,
 }
 
 impl Handler for HttpConnection {

@@ -52,6 +52,8 @@ pub(crate) struct UpstreamSide {
 }
 
 impl<'a> Record<'a> {
+    /// Inlined, so that it is made where it stays.
+    #[inline(always)]
     pub(crate) fn new(connection: &'a Downstream, start: Instant) -> Self {
         Self {
             connection,

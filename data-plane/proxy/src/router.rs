@@ -94,6 +94,8 @@ pub(crate) async fn serve(connection: &HttpConnection, exchange: Exchange<'_>) {
 }
 
 impl<'a> Stream<'a> {
+    /// Inlined, so that it is made where it stays.
+    #[inline(always)]
     fn new(connection: &'a HttpConnection, request: &'a mut RequestHead, start: Instant) -> Self {
         connection.began(request.version);
         Self {
@@ -221,7 +223,7 @@ impl<'a> Stream<'a> {
             let request_timeout = self.connection.http.manager.config.request_timeout;
             limits.overall.set(request_timeout.map(|timeout| self.record.start + timeout));
         }
-        let mut timer = self.connection.worker.timers.timer();
+        let mut timer = self.connection.timers.timer();
         if ends_here {
             let limits = (&limits, &mut timer);
             return Box::pin(connect::terminate(self, action, &chosen, limits, body, response)).await;
@@ -399,7 +401,7 @@ pub(crate) enum Origin {
 }
 
 /// Waits before a retry.
-async fn pause_for(timer: &mut Timer, pause: Duration) {
+async fn pause_for(timer: &mut Timer<'_>, pause: Duration) {
     let until = Instant::now() + pause;
     // Elapsing is the point.
     let _elapsed = timer.until(Some(until), std::future::pending::<()>()).await;

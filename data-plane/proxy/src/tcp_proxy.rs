@@ -112,7 +112,8 @@ async fn carry<'a>(tcp: &'a WorkerTcp, worker: &Rc<Worker>, mut io: Io, record: 
     });
     let limits = Limits::new(Instant::now(), config.idle_timeout);
     limits.overall.set(config.max_downstream_connection_duration.map(|limit| record.start + limit));
-    let mut timer = worker.timers.timer();
+    let timers = worker.timers.connection();
+    let mut timer = timers.timer();
     let passed = Passed::default();
     let outcome = match upstream {
         TcpUpstream::Io(mut upstream) => {

@@ -33,7 +33,7 @@ pub(super) struct Attempt<'r, 'a> {
     /// The route's, to be set once the request has been received whole.
     pub(super) timeout: Option<Duration>,
     pub(super) limits: &'r Limits,
-    pub(super) timer: &'r mut Timer,
+    pub(super) timer: &'r mut Timer<'a>,
     pub(super) retries: &'r mut Retries<'a>,
     pub(super) replay: &'r mut Replay,
     pub(super) received: &'r Received,

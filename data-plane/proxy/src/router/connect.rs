@@ -32,7 +32,7 @@ pub(super) async fn terminate<'a>(
     stream: &mut Stream<'a>,
     action: &'a Forward,
     chosen: &Chosen<'a>,
-    (limits, timer): (&Limits, &mut Timer),
+    (limits, timer): (&Limits, &mut Timer<'_>),
     body: &mut RequestBody<'_>,
     response: &mut ResponseSink<'_>,
 ) -> Result<(), Unanswered> {

@@ -121,7 +121,7 @@ impl Limits {
     }
 
     /// Runs `future` within the limits. The timer is looked at only when the future has to wait.
-    pub(crate) async fn run<F: Future>(&self, timer: &mut Timer, future: F) -> Result<F::Output, Expired> {
+    pub(crate) async fn run<F: Future>(&self, timer: &mut Timer<'_>, future: F) -> Result<F::Output, Expired> {
         let mut future = pin!(future);
         poll_fn(|cx| {
             if let Poll::Ready(value) = future.as_mut().poll(cx) {
