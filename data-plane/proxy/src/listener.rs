@@ -5,6 +5,7 @@
 //! not change are the same objects as before, so their connections do not notice; the others drain.
 
 mod accept;
+mod choose;
 mod generation;
 mod inspect;
 mod matching;

@@ -163,7 +163,7 @@ pub struct KeepAlive {
     pub probes: Option<u32>,
 }
 
-/// No waiting for more bytes before a segment is sent.
+/// No waiting for more bytes before a segment is sent. Connections that a listening socket accepts inherit it.
 ///
 /// # Errors
 /// The socket is gone.

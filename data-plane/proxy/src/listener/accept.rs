@@ -7,16 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_http::Io;
-use culvert_runtime::drain::Blocker;
 use culvert_runtime::sockets;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
-use super::generation::{Generation, WorkerChain, WorkerFilter};
-use super::inspect::{self, Hello, Inspected, Inspection, TlsDetails};
-use super::matching::Arrival;
-use super::{Chain, ListenerSlot};
+use super::ListenerSlot;
+use super::choose::Ready;
+use super::generation::{Generation, WorkerFilter};
+use super::inspect::TlsDetails;
 use crate::http_manager;
 use crate::stats::ListenerMetric;
 use crate::tcp_proxy;
@@ -35,7 +34,11 @@ pub async fn serve_listener(
     slot: Arc<ListenerSlot>,
 ) -> std::io::Result<()> {
     socket.set_nonblocking(true)?;
+    // What is accepted inherits it: no system call for each connection.
+    sockets::set_nodelay(&socket)?;
     let socket = TcpListener::from_std(socket)?;
+    // A connection to one address has no other; only a wildcard's have to be asked for theirs.
+    let local = Some(socket.local_addr()?).filter(|local| !local.ip().is_unspecified());
     let listener = worker.listener(&slot);
     let mut draining = slot.watch.draining();
     loop {
@@ -46,7 +49,7 @@ pub async fn serve_listener(
             accepted = listener.accept(&socket) => accepted,
         };
         match accepted {
-            Ok((stream, remote, permit)) => listener.spawn(stream, remote, permit),
+            Ok((stream, remote, permit)) => listener.spawn(stream, (remote, local), permit),
             Err(error) => {
                 listener.counters.inc(ListenerMetric::AcceptError);
                 tracing::warn!(listener = %slot.name, %error, "cannot accept");
@@ -58,7 +61,7 @@ pub async fn serve_listener(
         }
     }
     for (stream, remote) in sockets::drain_accept_queue(&socket, MAX_DRAINED) {
-        listener.spawn(TcpStream::from_std(stream)?, remote, None);
+        listener.spawn(TcpStream::from_std(stream)?, (remote, local), None);
     }
     Ok(())
 }
@@ -91,16 +94,16 @@ pub(crate) async fn serve_hosted(
 #[derive(Debug)]
 pub(crate) struct WorkerListener {
     worker: std::rc::Weak<Worker>,
-    slot: Arc<ListenerSlot>,
-    counters: Counters<ListenerMetric>,
+    pub(super) slot: Arc<ListenerSlot>,
+    pub(super) counters: Counters<ListenerMetric>,
     generation: RefCell<Option<Rc<Generation>>>,
 }
 
 /// A connection that nothing has looked at yet. Boxed on its way, so that the tasks of connections stay small.
-struct Arrived {
-    io: Io,
-    remote: SocketAddr,
-    local: SocketAddr,
+pub(super) struct Arrived {
+    pub(super) io: Io,
+    pub(super) remote: SocketAddr,
+    pub(super) local: SocketAddr,
     start: Instant,
 }
 
@@ -139,12 +142,17 @@ impl WorkerListener {
         Ok((stream, remote, permit))
     }
 
-    fn spawn(self: &Rc<Self>, stream: TcpStream, remote: SocketAddr, permit: Option<OwnedSemaphorePermit>) {
+    fn spawn(
+        self: &Rc<Self>,
+        stream: TcpStream,
+        (remote, local): (SocketAddr, Option<SocketAddr>),
+        permit: Option<OwnedSemaphorePermit>,
+    ) {
         let Some(generation) = self.generation() else {
             tracing::debug!(listener = %self.slot.name, "a connection came before any filter chain");
             return;
         };
-        let local = match sockets::set_nodelay(&stream).and_then(|()| stream.local_addr()) {
+        let local = match local.map_or_else(|| stream.local_addr(), Ok) {
             Ok(local) => local,
             Err(error) => {
                 tracing::debug!(%error, "a connection was gone before it was looked at");
@@ -153,10 +161,11 @@ impl WorkerListener {
         };
         let listener = Rc::clone(self);
         let arrived = Box::new(Arrived { io: Io::tcp(stream), remote, local, start: Instant::now() });
-        tokio::task::spawn_local(async move {
+        // Boxed: a future of this size would be moved about on its way into the runtime.
+        tokio::task::spawn_local(Box::pin(async move {
             listener.serve(generation, arrived, std::future::pending()).await;
             drop(permit);
-        });
+        }));
     }
 
     /// The task of a connection in memory, for its size.
@@ -200,7 +209,11 @@ impl WorkerListener {
         let chosen = {
             // Until its chain is known, the connection holds the listener's drain back.
             let _held = self.slot.watch.block();
-            Box::pin(self.choose(&worker, &generation, *arrived)).await
+            let _inspecting = Active::new(counters, ListenerMetric::PreCxActive, None);
+            match self.choose_by_address(&worker, &generation, arrived) {
+                Ok(chosen) => chosen,
+                Err(arrived) => Box::pin(self.choose(&worker, &generation, *arrived)).await,
+            }
         };
         let Some(Ready { io, downstream, chain, _held }) = chosen else { return };
         let watch = chain.chain.watch.clone();
@@ -227,135 +240,6 @@ impl WorkerListener {
         counters.record(ListenerMetric::CxLengthMs, lasted.as_secs_f64() * 1000.0);
         generation.log(&downstream, start, &worker);
     }
-
-    /// Inspects the connection, chooses its chain and terminates TLS.
-    async fn choose(&self, worker: &Worker, generation: &Generation, arrived: Arrived) -> Option<Ready> {
-        let counters = &self.counters;
-        let _inspecting = Active::new(counters, ListenerMetric::PreCxActive, None);
-        let (remote, local) = (arrived.remote, arrived.local);
-        let (inspected, hello) = self.inspect(generation, arrived.io).await?;
-        let arrival = Arrival {
-            local,
-            remote,
-            direct: remote.ip(),
-            transport: hello.transport(),
-            server_name: hello.server_name.as_deref(),
-            alpn: &hello.alpn,
-        };
-        let Some(chain) = generation.chain(&arrival, worker) else {
-            counters.inc(ListenerMetric::NoFilterChainMatch);
-            tracing::debug!(listener = %self.slot.name, %remote, "no filter chain matches");
-            return None;
-        };
-        let held = chain.chain.watch.block();
-        let (io, tls, server_name) = self.terminate(&chain.chain, inspected, hello.server_name.clone()).await?;
-        let name = Arc::clone(&chain.chain.config.name);
-        let downstream =
-            Rc::new(Downstream { id: worker.connection_id(), remote, local, tls, server_name, chain: name });
-        Some(Ready { io, downstream, chain, _held: held })
-    }
-
-    async fn inspect(&self, generation: &Generation, io: Io) -> Option<(Inspected, Hello)> {
-        let inspect = async {
-            Ok(match generation.chains.inspection {
-                Inspection::None => (Inspected::Plain(io), Hello::default()),
-                Inspection::Terminate => {
-                    let begun = inspect::begin_tls(Box::new(io)).await?;
-                    let hello = Hello::of(&begun.client_hello());
-                    (Inspected::Begun(Box::new(begun)), hello)
-                }
-                Inspection::ReadAhead => {
-                    let (io, hello) = inspect::read_ahead(io).await?;
-                    (Inspected::Plain(io), hello)
-                }
-            })
-        };
-        let limit = generation.chains.listener.listener_filters_timeout;
-        let inspected: Result<std::io::Result<_>, _> =
-            if limit.is_zero() || generation.chains.inspection == Inspection::None {
-                Ok(inspect.await)
-            } else {
-                timeout(limit, inspect).await
-            };
-        match inspected {
-            Ok(Ok(inspected)) => Some(inspected),
-            Ok(Err(error)) => {
-                if generation.chains.inspection == Inspection::Terminate {
-                    self.counters.inc(ListenerMetric::SslConnectionError);
-                }
-                tracing::debug!(listener = %self.slot.name, %error, "a connection's first bytes are no use");
-                None
-            }
-            Err(_elapsed) => {
-                self.counters.inc(ListenerMetric::PreCxTimeout);
-                None
-            }
-        }
-    }
-
-    /// The TLS handshake, if the chain has one.
-    async fn terminate(
-        &self,
-        chain: &Chain,
-        inspected: Inspected,
-        server_name: Option<Arc<str>>,
-    ) -> Option<(Io, Option<TlsDetails>, Option<Arc<str>>)> {
-        let Some(slot) = &chain.tls else {
-            return match inspected {
-                Inspected::Plain(io) => Some((io, None, server_name)),
-                // Cannot be: handshakes are begun only where every chain terminates TLS.
-                Inspected::Begun(_) => None,
-            };
-        };
-        let counters = &self.counters;
-        let Some(config) = slot.current() else {
-            counters.inc(ListenerMetric::SslNotReady);
-            tracing::debug!(listener = %self.slot.name, "the certificates of a filter chain have not arrived");
-            return None;
-        };
-        let handshake = async {
-            match inspected {
-                Inspected::Begun(begun) => begun.into_stream(config).await,
-                Inspected::Plain(io) => inspect::begin_tls(Box::new(io)).await?.into_stream(config).await,
-            }
-        };
-        let limit = chain.config.transport_timeout;
-        let limit = if limit.is_zero() { NO_LIMIT } else { limit };
-        match timeout(limit, handshake).await {
-            Ok(Ok(stream)) => {
-                counters.inc(ListenerMetric::SslHandshake);
-                let connection = stream.get_ref().1;
-                let details = TlsDetails::of(connection);
-                if details.peer.is_none() {
-                    counters.inc(ListenerMetric::SslNoCertificate);
-                }
-                let server_name = connection.server_name().map(|name| name.to_ascii_lowercase().into());
-                Some((Io::tls_server(stream), Some(details), server_name))
-            }
-            Ok(Err(error)) => {
-                counters.inc(ListenerMetric::SslConnectionError);
-                if let Some(metric) = refused_certificate(&error) {
-                    counters.inc(metric);
-                }
-                tracing::debug!(listener = %self.slot.name, %error, "TLS handshake failed");
-                None
-            }
-            Err(_elapsed) => {
-                counters.inc(ListenerMetric::SslConnectionError);
-                tracing::debug!(listener = %self.slot.name, "TLS handshake took too long");
-                None
-            }
-        }
-    }
-}
-
-/// A connection with its chain.
-struct Ready {
-    io: Io,
-    downstream: Rc<Downstream>,
-    chain: Rc<WorkerChain>,
-    /// Holds the chain's drain back.
-    _held: Blocker,
 }
 
 /// Counts something as active while it lives.
@@ -382,16 +266,6 @@ impl<M: culvert_runtime::telemetry::Metrics> Drop for Active<M> {
     }
 }
 
-/// What a handshake is counted as that failed for the client's certificate: there is none, or it is not trusted.
-fn refused_certificate(error: &std::io::Error) -> Option<ListenerMetric> {
-    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
-        rustls::Error::NoCertificatesPresented => Some(ListenerMetric::SslFailVerifyNoCert),
-        rustls::Error::InvalidCertificate(_) => Some(ListenerMetric::SslFailVerifyError),
-        _ => None,
-    }
-}
-
 const EXHAUSTION_PAUSE: Duration = Duration::from_millis(100);
-const NO_LIMIT: Duration = Duration::from_secs(86_400);
 /// Connections that may wait in one socket's accept queue when it closes.
 const MAX_DRAINED: usize = 65_536;

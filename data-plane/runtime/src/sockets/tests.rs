@@ -75,3 +75,13 @@ fn options_are_set() {
     assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(7), "time to the first probe");
     assert_eq!(socket.tcp_keepalive_retries().unwrap(), 4, "probes");
 }
+
+#[test]
+fn accepted_connections_inherit_no_delay_from_the_listening_socket() {
+    let listener = bind(loopback(), 1, ListenOptions::default()).unwrap().remove(0);
+    listener.set_nonblocking(false).unwrap();
+    set_nodelay(&listener).unwrap();
+    let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (accepted, _) = listener.accept().unwrap();
+    assert!(accepted.nodelay().unwrap(), "the kernel copies the option");
+}
