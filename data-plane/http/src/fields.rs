@@ -50,7 +50,7 @@ impl Fields {
     pub fn push(&mut self, name: &[u8], value: &[u8]) -> bool {
         let valid = !name.is_empty() && name.iter().all(|&byte| LOWER_TOKEN[byte as usize]) && is_value(value);
         if valid {
-            self.push_valid(name, value);
+            self.append(name, value);
         } else {
             tracing::warn!(name = %name.escape_ascii(), "a header field that is not valid was not added");
         }
@@ -59,6 +59,14 @@ impl Fields {
 
     /// Appends a field that a parser has checked already; only the case of the name is changed.
     pub(crate) fn push_valid(&mut self, name: &[u8], value: &[u8]) {
+        let at = self.bytes.len();
+        self.append(name, value);
+        if let Some(copy) = self.bytes.get_mut(at..at + name.len()) {
+            copy.make_ascii_lowercase();
+        }
+    }
+
+    fn append(&mut self, name: &[u8], value: &[u8]) {
         let (Ok(start), Ok(name_len), Ok(value_len)) =
             (u32::try_from(self.bytes.len()), u32::try_from(name.len()), u32::try_from(value.len()))
         else {
@@ -66,7 +74,7 @@ impl Fields {
             return;
         };
         self.bytes.reserve(name.len() + value.len() + Field::SEPARATORS);
-        self.bytes.extend(name.iter().map(u8::to_ascii_lowercase));
+        self.bytes.extend_from_slice(name);
         self.bytes.extend_from_slice(b": ");
         self.bytes.extend_from_slice(value);
         self.bytes.extend_from_slice(b"\r\n");

@@ -38,7 +38,10 @@ fn is_host(host: &[u8]) -> bool {
     while let Some(&byte) = bytes.next() {
         let valid = match byte {
             b'%' => bytes.next().is_some_and(u8::is_ascii_hexdigit) && bytes.next().is_some_and(u8::is_ascii_hexdigit),
-            _ => byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte),
+            _ => {
+                byte.is_ascii_alphanumeric()
+                    || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&'..=b',' | b';' | b'=')
+            }
         };
         if !valid {
             return false;
@@ -49,7 +52,8 @@ fn is_host(host: &[u8]) -> bool {
 
 /// Path and query as they may stand in a request line or `:path`: visible ASCII without a fragment.
 pub(crate) fn is_path(path: &[u8]) -> bool {
-    path.iter().all(|&byte| matches!(byte, 0x21..=0x7e) && byte != b'#')
+    // Without an early end, so that it is a few vector instructions.
+    path.iter().fold(true, |valid, &byte| valid & matches!(byte, 0x21..=0x7e) & (byte != b'#'))
 }
 
 /// A request target taken apart.
