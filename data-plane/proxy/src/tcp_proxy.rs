@@ -156,7 +156,13 @@ async fn connect(
     });
     // An agent is asked for and not named: no agent has the empty name.
     let agent = agent.or(target.agent.as_ref().map(|_| ""));
-    let context = PickContext { priority: Priority::Default, agent, downstream: DownstreamProtocol::Http1 };
+    let context = PickContext {
+        priority: Priority::Default,
+        agent,
+        downstream: DownstreamProtocol::Http1,
+        tried: &[],
+        fresh_picks: 0,
+    };
     for attempt in 1..=tcp.proxy.config.max_connect_attempts.max(1) {
         record.attempts = attempt;
         let failure = match attempt_connect(worker, &target.slot, &context).await {

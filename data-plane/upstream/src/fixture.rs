@@ -104,7 +104,13 @@ pub(crate) fn claim(cluster: &str, agent: &str) -> TunnelClaim {
 
 /// A request of default priority by an HTTP/1 client.
 pub(crate) fn any() -> PickContext<'static> {
-    PickContext { priority: Priority::Default, agent: None, downstream: DownstreamProtocol::Http1 }
+    PickContext {
+        priority: Priority::Default,
+        agent: None,
+        downstream: DownstreamProtocol::Http1,
+        tried: &[],
+        fresh_picks: 0,
+    }
 }
 
 /// A worker in this task's `LocalSet` with a registry of its own.

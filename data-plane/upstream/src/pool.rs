@@ -17,6 +17,7 @@ mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -40,6 +41,9 @@ pub struct PickContext<'a> {
     pub agent: Option<&'a str>,
     /// For clusters that use the downstream's protocol.
     pub downstream: DownstreamProtocol,
+    /// Hosts that were tried already, and how often another is asked for when the balancer names one of them.
+    pub tried: &'a [SocketAddr],
+    pub fresh_picks: u32,
 }
 
 /// What the client speaks.

@@ -248,6 +248,9 @@ pub struct RetryPolicy {
     pub max_interval: Duration,
     pub retriable_headers: Vec<HeaderMatcher>,
     pub retriable_request_headers: Vec<HeaderMatcher>,
+    /// How often another host is asked for when the balancer names one that was tried already (`previous_hosts`; the
+    /// last one named is then taken). `None`: any host will do.
+    pub fresh_host_picks: Option<u32>,
 }
 
 /// `retry_on`, as a set.

@@ -77,8 +77,12 @@ impl<'a> Attempt<'_, 'a> {
         self.limits.end_attempt();
         let mut checkout = match self.checkout(stream).await {
             Ok(checkout) => checkout,
-            Err(failure) => return failure.into(),
+            Err(failure) => {
+                self.retries.note_tried(failure.host());
+                return failure.into();
+            }
         };
+        self.retries.note_tried(checkout.host().address());
         self.prepare(stream, &checkout);
         stream.head.status = 0;
         let attempted = self.exchange(stream, &mut checkout, body, response).await;
@@ -112,6 +116,8 @@ impl<'a> Attempt<'_, 'a> {
                 Version::Http2 => DownstreamProtocol::Http2,
                 Version::Http10 | Version::Http11 => DownstreamProtocol::Http1,
             },
+            tried: self.retries.tried(),
+            fresh_picks: self.retries.fresh_picks(),
         };
         let pools = &stream.connection.worker.pools;
         // Dropped when a limit passes: the checkout gives up cleanly.

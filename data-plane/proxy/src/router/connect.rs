@@ -41,6 +41,8 @@ pub(super) async fn terminate<'a>(
         priority: action.config.priority,
         agent: chosen.agent.as_deref(),
         downstream: DownstreamProtocol::Http1,
+        tried: &[],
+        fresh_picks: 0,
     };
     let worker = &stream.connection.worker;
     let connected = limits.run(timer, worker.pools.checkout_tcp(chosen.slot(), &context)).await;

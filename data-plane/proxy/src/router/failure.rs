@@ -1,6 +1,7 @@
 //! Why an attempt has no response, and what the client is told: Envoy's statuses, bodies, flags and details.
 
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 
 use culvert_http::{Blame, StreamError, StreamErrorKind};
 use culvert_upstream::UpstreamFailure;
@@ -98,6 +99,19 @@ impl Failure {
     /// The client's own doing.
     pub(super) const fn is_downstreams(&self) -> bool {
         matches!(self, Self::Downstream(_) | Self::SlowBody)
+    }
+
+    /// The host that could not be reached.
+    pub(super) const fn host(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Unavailable(
+                UpstreamFailure::ConnectFailure { address, .. }
+                | UpstreamFailure::ConnectTimeout { address, .. }
+                | UpstreamFailure::TlsFailure { address, .. }
+                | UpstreamFailure::ProtocolFailure { address },
+            ) => Some(*address),
+            _ => None,
+        }
     }
 
     /// What `%UPSTREAM_TRANSPORT_FAILURE_REASON%` says.

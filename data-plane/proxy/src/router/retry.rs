@@ -1,10 +1,12 @@
 //! Whether a failed attempt is followed by another.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use culvert_http::{RequestHead, ResponseHead, StreamErrorKind};
 use culvert_model::route::RetryPolicy;
 use culvert_upstream::RetryPermit;
+use smallvec::SmallVec;
 
 use super::failure::Failure;
 use crate::routes::{field_matches, header_matches};
@@ -17,6 +19,8 @@ pub(super) struct Retries<'a> {
     done: u32,
     /// The cluster's leave for the retry that runs.
     permit: Option<RetryPermit>,
+    /// Where attempts went, if the policy cares.
+    tried: SmallVec<[SocketAddr; 2]>,
 }
 
 impl<'a> Retries<'a> {
@@ -26,7 +30,13 @@ impl<'a> Retries<'a> {
             let wanted = &policy.retriable_request_headers;
             wanted.is_empty() || wanted.iter().any(|matcher| header_matches(matcher, request))
         });
-        Self { left: policy.map_or(0, |policy| policy.num_retries), done: 0, permit: None, policy }
+        Self {
+            left: policy.map_or(0, |policy| policy.num_retries),
+            done: 0,
+            permit: None,
+            tried: SmallVec::new(),
+            policy,
+        }
     }
 
     /// Whether there may be a retry at all: only then is the request's body kept.
@@ -40,6 +50,21 @@ impl<'a> Retries<'a> {
 
     pub(super) fn attempt_idle_limit(&self) -> Option<Duration> {
         self.policy.and_then(|policy| policy.per_try_idle_timeout)
+    }
+
+    /// Where attempts went, and how often the balancer is asked for a host that is not among them.
+    pub(super) fn tried(&self) -> &[SocketAddr] {
+        &self.tried
+    }
+
+    pub(super) fn fresh_picks(&self) -> u32 {
+        if self.tried.is_empty() { 0 } else { self.policy.and_then(|policy| policy.fresh_host_picks).unwrap_or(0) }
+    }
+
+    pub(super) fn note_tried(&mut self, host: Option<SocketAddr>) {
+        if self.policy.is_some_and(|policy| policy.fresh_host_picks.is_some()) {
+            self.tried.extend(host);
+        }
     }
 
     pub(super) const fn done(&self) -> u32 {

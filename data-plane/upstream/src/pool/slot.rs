@@ -140,7 +140,13 @@ impl SlotPool {
             self.count(ClusterMetric::RqDropOverload);
             return Err(UpstreamFailure::DropOverload);
         }
-        let choice = self.choose(hosts, context.agent, &mut cursors)?;
+        let mut choice = self.choose(hosts, context.agent, &mut cursors)?;
+        for _ in 0..context.fresh_picks {
+            if choice.host.address().is_none_or(|address| !context.tried.contains(&address)) {
+                break;
+            }
+            choice = self.choose(hosts, context.agent, &mut cursors)?;
+        }
         let least_request = matches!(hosts.balancer(), Balancer::LeastRequest { .. });
         let Some(connection) = choice.host.tunnel() else {
             let host = self.host(choice.host, config);

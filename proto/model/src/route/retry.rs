@@ -40,8 +40,32 @@ pub(super) fn policy(report: &mut Report, message: &api::RetryPolicy) -> Option<
             &message.retriable_request_headers,
             matcher::header,
         ),
+        fresh_host_picks: fresh_host_picks(report, message),
     })
 }
+
+/// `retry_host_predicate`, as far as there is a place for it; then `host_selection_retry_max_attempts`.
+fn fresh_host_picks(report: &mut Report, message: &api::RetryPolicy) -> Option<u32> {
+    use api::retry_policy::retry_host_predicate::ConfigType;
+    let honoured = report.items("retry_host_predicate", &message.retry_host_predicate, |report, predicate| {
+        let kind = predicate.config_type.as_ref().map(|ConfigType::TypedConfig(config)| &*config.type_url);
+        let kind = kind.and_then(|url| url.rsplit('/').next()).unwrap_or(&predicate.name);
+        if kind != PREVIOUS_HOSTS {
+            report.warn(format!("{:?} is not honoured; {PREVIOUS_HOSTS} is", clip(kind)));
+        }
+        (kind == PREVIOUS_HOSTS).then_some(())
+    });
+    let previous_hosts = !honoured.is_empty();
+    if !previous_hosts && message.host_selection_retry_max_attempts != 0 {
+        report.warn_at("host_selection_retry_max_attempts", "is of no use without retry_host_predicate");
+    }
+    // Envoy: once where it is not set. More picks than that could find nothing new.
+    let picks = u32::try_from(message.host_selection_retry_max_attempts.clamp(0, MAX_PICKS)).unwrap_or(0);
+    previous_hosts.then_some(picks.max(1))
+}
+
+const PREVIOUS_HOSTS: &str = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate";
+const MAX_PICKS: i64 = 1000;
 
 fn intervals(report: &mut Report, message: &api::retry_policy::RetryBackOff) -> (Duration, Duration) {
     if message.base_interval.is_none() {

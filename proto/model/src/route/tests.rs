@@ -201,6 +201,16 @@ fn routes_with_something_left_out() {
         &[
             (optional, r#"typed_per_filter_config["x"]"#, "left out"),
             (&acting(r#""retry_policy": {"retry_on": "5xx,nope"}"#), &at("route.retry_policy.retry_on"), "nope"),
+            (
+                &acting(r#""retry_policy": {"retry_host_predicate": [{"name": "canary"}]}"#),
+                &at("route.retry_policy.retry_host_predicate[0]"),
+                "canary",
+            ),
+            (
+                &acting(r#""retry_policy": {"host_selection_retry_max_attempts": "3"}"#),
+                &at("route.retry_policy.host_selection_retry_max_attempts"),
+                "without retry_host_predicate",
+            ),
             (&acting(r#""hash_policy": [{}]"#), &at("route.hash_policy"), "hashes"),
             (
                 &matching(

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use culvert_model::cluster::{Balancer, Discovery};
 use culvert_model::route::{RetryOn, RetryPolicy, RouteAction};
 use culvert_runtime::telemetry::{ScopePath, Value};
 use culvert_upstream::ClusterMetric;
@@ -21,6 +22,34 @@ fn counted(gateway: &Gateway) -> BTreeMap<String, u64> {
         _ => None,
     });
     values.collect()
+}
+
+/// `previous_hosts`: a retry goes where no attempt went before, as far as the balancer can be brought to name such a host.
+#[test]
+fn a_retry_takes_a_host_that_was_not_tried() {
+    on_worker(async {
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let good = backend(|_| "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned()).await;
+        for (picks, all_succeed) in [(None, false), (Some(1000), true)] {
+            let policy = RetryPolicy {
+                num_retries: 1,
+                fresh_host_picks: picks,
+                ..super::tables::policy(RetryOn { connect_failure: true, ..RetryOn::default() })
+            };
+            let action = RouteAction { retry: Some(policy.into()), ..to("a") };
+            let mut cluster = cluster("a", &[closed, good]);
+            cluster.balancer = Balancer::Random;
+            let Discovery::Static(endpoints) = &mut cluster.discovery else { panic!("a static cluster") };
+            std::sync::Arc::make_mut(endpoints).localities[0].endpoints[0].weight = 100;
+            let gateway =
+                Gateway::http(vec![cluster], manager_of(vec![virtual_host(vec![route("/", forward(action))])]));
+            let mut failed = 0;
+            for _ in 0..30 {
+                failed += u32::from(!gateway.get("/").await.starts_with("HTTP/1.1 200 "));
+            }
+            assert_eq!(failed == 0, all_succeed, "{picks:?} further picks: {failed} of 30 failed");
+        }
+    });
 }
 
 /// The values that Envoy 1.40 shows after the same requests.

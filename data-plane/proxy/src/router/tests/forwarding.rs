@@ -52,6 +52,7 @@ fn retrying(on: RetryOn) -> RouteAction {
         max_interval: Duration::from_millis(2),
         retriable_headers: Vec::new(),
         retriable_request_headers: Vec::new(),
+        fresh_host_picks: None,
     };
     RouteAction { retry: Some(Arc::new(policy)), ..to("a") }
 }

@@ -103,6 +103,7 @@ pub(super) fn policy(on: RetryOn) -> RetryPolicy {
         max_interval: Duration::from_millis(250),
         retriable_headers: Vec::new(),
         retriable_request_headers: Vec::new(),
+        fresh_host_picks: None,
     }
 }
 
