@@ -48,7 +48,8 @@ impl Fields {
     /// Appends a field. A name that is no lower-case token or a value with CR, LF, NUL or another control byte would
     /// let one field pass for two: it is refused, logged, and `false` returned.
     pub fn push(&mut self, name: &[u8], value: &[u8]) -> bool {
-        let valid = !name.is_empty() && name.iter().all(|&byte| LOWER_TOKEN[byte as usize]) && is_value(value);
+        let is_name = name.iter().fold(!name.is_empty(), |valid, &byte| valid & LOWER_TOKEN[byte as usize]);
+        let valid = is_name && is_value(value);
         if valid {
             self.append(name, value);
         } else {

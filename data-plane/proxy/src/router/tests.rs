@@ -1,3 +1,4 @@
+mod allocations;
 mod bodies;
 mod counting;
 mod forwarding;
