@@ -13,6 +13,7 @@ pub mod peer;
 pub mod plane;
 pub mod process;
 pub mod site;
+pub mod tunnel;
 pub mod wait;
 
 /// Errors of the harness; each says what was expected and what was seen.

@@ -189,6 +189,9 @@ async fn a_mosn_server_accepts_our_agent_and_sends_requests_with_the_reply() -> 
     let mut kept = Vec::new();
     let (mut socket, claim) = accept_init(&server, &mut kept).await?;
     ensure!(claim["cluster_name"] == "edge" && claim["weight"] == 10, "saw {claim}");
+    // What ours would like; a stranger's answer has no such key, and HTTP/1 it is.
+    let (caps, protocol) = (&claim["extra"]["caps"], &claim["extra"]["protocol"]);
+    ensure!(*caps == serde_json::json!(["culvert/1", "h2"]) && protocol == "h2", "saw {claim}");
     // As MOSN does under load: the first request in the segment of the reply, which is cut in the middle.
     let bytes = [response(1).as_slice(), b"GET /first HTTP/1.1\r\nhost: a\r\n\r\n"].concat();
     socket.write_all(&bytes[..13]).await?;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::http1::client as http1;
 use crate::http2::client as http2;
+use crate::http2::path::RoundTrip;
 use crate::stream::{Sink, Source};
 use crate::{BodyKind, Chunk, Fields, Io, RequestHead, ResponseHead, StreamError};
 
@@ -85,6 +86,10 @@ pub struct Http2ClientOptions {
     /// A PING at this interval; unanswered within the timeout the connection is closed.
     pub keepalive_interval: Option<Duration>,
     pub keepalive_timeout: Duration,
+    /// The greatest stream window, to which windows grow with the round trip; 0: they stay.
+    pub most_stream_window: u32,
+    /// What PINGs measure; the first one then comes within half a second.
+    pub round_trip: Option<RoundTrip>,
 }
 
 impl Default for Http2ClientOptions {
@@ -96,6 +101,8 @@ impl Default for Http2ClientOptions {
             max_head_bytes: 60 * 1024,
             keepalive_interval: None,
             keepalive_timeout: Duration::from_secs(20),
+            most_stream_window: 0,
+            round_trip: None,
         }
     }
 }
@@ -164,6 +171,19 @@ impl ClientExchange {
         match &mut self.0 {
             Inner::Http1(connection) => connection.send_head(head, body),
             Inner::Http2(exchange) => exchange.send_head(head, body).await,
+        }
+    }
+
+    /// Opens a connection of its own over a stream of HTTP/2: what is written and read on it are the bytes of a CONNECT
+    /// that the other end takes as an accepted connection ([`crate::ServerOptions::connections`]). Each direction is
+    /// closed on its own.
+    ///
+    /// # Errors
+    /// The connection is gone (`untouched`), the other end refuses, or this is HTTP/1 (blame `Internal`).
+    pub async fn connect(mut self, authority: &str) -> Result<Io, StreamError> {
+        match &mut self.0 {
+            Inner::Http1(_) => Err(StreamError::misuse("a connection over HTTP/1")),
+            Inner::Http2(exchange) => Ok(Io::stream(exchange.connect(authority).await?)),
         }
     }
 

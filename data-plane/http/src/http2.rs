@@ -4,6 +4,8 @@ pub(crate) mod client;
 pub(crate) mod convert;
 mod guard;
 mod keepalive;
+pub(crate) mod path;
+pub(crate) mod pipe;
 pub(crate) mod preface;
 pub(crate) mod receive;
 pub(crate) mod server;

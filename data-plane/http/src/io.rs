@@ -1,4 +1,5 @@
-//! The one connection type of the data plane: a socket, TLS over it, or memory; with bytes that were read ahead.
+//! The one connection type of the data plane: a socket, TLS over it, memory, or a stream of HTTP/2; with bytes that were
+//! read ahead.
 
 mod meter;
 mod tls;
@@ -14,6 +15,8 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
+
+use crate::http2::pipe::Pipe;
 
 pub use meter::Meter;
 pub use tls::TlsInfo;
@@ -33,6 +36,7 @@ enum IoKind {
     TlsServer(Box<tokio_rustls::server::TlsStream<Box<Io>>>),
     TlsClient(Box<tokio_rustls::client::TlsStream<Box<Io>>>),
     Memory(DuplexStream),
+    Stream(Box<Pipe>),
 }
 
 impl Io {
@@ -48,6 +52,11 @@ impl Io {
     #[must_use]
     pub fn memory(stream: DuplexStream) -> Self {
         Self::new(IoKind::Memory(stream))
+    }
+
+    /// A stream of HTTP/2.
+    pub(crate) fn stream(pipe: Pipe) -> Self {
+        Self::new(IoKind::Stream(Box::new(pipe)))
     }
 
     #[must_use]
@@ -112,6 +121,7 @@ impl Io {
             IoKind::TlsClient(stream) if !stream.get_ref().1.wants_read() => Ok(()),
             IoKind::TlsServer(stream) => Box::pin(stream.get_mut().0.readable()).await,
             IoKind::TlsClient(stream) => Box::pin(stream.get_mut().0.readable()).await,
+            IoKind::Stream(pipe) => std::future::poll_fn(|cx| pipe.poll_readable(cx)).await,
             // A pipe cannot be asked: one byte is read ahead. At its end later reads say so again.
             IoKind::Memory(stream) => {
                 let mut byte = [0];
@@ -161,7 +171,7 @@ impl Io {
             IoKind::Tcp(stream) => Some(stream),
             IoKind::TlsServer(stream) => stream.get_ref().0.tcp_stream(),
             IoKind::TlsClient(stream) => stream.get_ref().0.tcp_stream(),
-            IoKind::Memory(_) => None,
+            IoKind::Memory(_) | IoKind::Stream(_) => None,
         }
     }
 }
@@ -185,6 +195,7 @@ impl AsyncRead for Io {
             IoKind::TlsServer(stream) => Pin::new(stream).poll_read(cx, buf),
             IoKind::TlsClient(stream) => Pin::new(stream).poll_read(cx, buf),
             IoKind::Memory(stream) => Pin::new(stream).poll_read(cx, buf),
+            IoKind::Stream(pipe) => Pin::new(pipe).poll_read(cx, buf),
         };
         if let Some(meter) = &this.meter {
             meter.count_read(buf.filled().len() - before);
@@ -201,6 +212,7 @@ impl AsyncWrite for Io {
             IoKind::TlsServer(stream) => Pin::new(stream).poll_write(cx, buf),
             IoKind::TlsClient(stream) => Pin::new(stream).poll_write(cx, buf),
             IoKind::Memory(stream) => Pin::new(stream).poll_write(cx, buf),
+            IoKind::Stream(pipe) => Pin::new(pipe).poll_write(cx, buf),
         };
         this.count_written(&result);
         result
@@ -213,6 +225,7 @@ impl AsyncWrite for Io {
             IoKind::TlsServer(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             IoKind::TlsClient(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             IoKind::Memory(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            IoKind::Stream(pipe) => Pin::new(pipe).poll_write_vectored(cx, bufs),
         };
         this.count_written(&result);
         result
@@ -224,6 +237,7 @@ impl AsyncWrite for Io {
             IoKind::TlsServer(stream) => stream.is_write_vectored(),
             IoKind::TlsClient(stream) => stream.is_write_vectored(),
             IoKind::Memory(stream) => stream.is_write_vectored(),
+            IoKind::Stream(pipe) => pipe.is_write_vectored(),
         }
     }
 
@@ -233,6 +247,7 @@ impl AsyncWrite for Io {
             IoKind::TlsServer(stream) => Pin::new(stream).poll_flush(cx),
             IoKind::TlsClient(stream) => Pin::new(stream).poll_flush(cx),
             IoKind::Memory(stream) => Pin::new(stream).poll_flush(cx),
+            IoKind::Stream(pipe) => Pin::new(pipe).poll_flush(cx),
         }
     }
 
@@ -242,6 +257,7 @@ impl AsyncWrite for Io {
             IoKind::TlsServer(stream) => Pin::new(stream).poll_shutdown(cx),
             IoKind::TlsClient(stream) => Pin::new(stream).poll_shutdown(cx),
             IoKind::Memory(stream) => Pin::new(stream).poll_shutdown(cx),
+            IoKind::Stream(pipe) => Pin::new(pipe).poll_shutdown(cx),
         }
     }
 }

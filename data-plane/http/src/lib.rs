@@ -24,9 +24,14 @@ pub use client::{Client, ClientExchange, Http1Client, Http2Client, Http2ClientOp
 pub use error::{Blame, StreamError, StreamErrorKind};
 pub use fields::Fields;
 pub use head::{BodyKind, Method, RequestHead, ResponseHead, Version};
+pub use http2::path::RoundTrip;
 pub use io::{Io, Meter, TlsInfo};
 pub use relay::{relay_request, relay_response};
 pub use server::{Exchange, Handler, Protocol, RequestBody, ResponseSink, ServerOptions, serve};
+
+/// Marks a CONNECT whose bytes are a connection of its own ([`ServerOptions::connections`]). Whoever forwards requests of
+/// others takes it out of every CONNECT.
+pub const CONNECTION_FIELD: &[u8] = b"culvert-connection";
 
 /// A piece of a body: borrowed from a read buffer (HTTP/1) or owned (HTTP/2).
 #[derive(Debug)]

@@ -10,6 +10,7 @@ use crate::http1::read::Reader;
 use crate::http1::server::{Reply, Sink as Http1Sink};
 use crate::http1::write::Writer;
 use crate::http1::{self, Wire};
+use crate::http2::path::RoundTrip;
 use crate::http2::{self, receive::Receive, server::Respond};
 use crate::stream::{Sink, Source};
 use crate::{BodyKind, Chunk, Fields, Io, RequestHead, ResponseHead, StreamError};
@@ -19,6 +20,11 @@ pub trait Handler: 'static {
     /// Must finish or reset the response. What it leaves of the request body is drained (up to 64 KiB) or the
     /// connection is closed.
     fn handle(self: &Rc<Self>, exchange: Exchange<'_>) -> impl Future<Output = ()>;
+
+    /// Serves a connection that came as a CONNECT stream (see [`ServerOptions::connections`]) and has been accepted.
+    fn connection(self: &Rc<Self>, io: Io) -> impl Future<Output = ()> {
+        async move { drop(io) }
+    }
 
     /// A request that the codec refused and answered itself (400, 431 ...): for statistics and the access log.
     fn refused(&self, status: u16, detail: &'static str);
@@ -69,6 +75,13 @@ pub struct ServerOptions {
     /// HTTP/2: a PING at this interval; unanswered within the timeout the connection is closed.
     pub keepalive_interval: Option<Duration>,
     pub keepalive_timeout: Duration,
+    /// HTTP/2: the greatest stream window, to which windows grow with the round trip; 0: they stay.
+    pub most_stream_window: u32,
+    /// HTTP/2: what PINGs measure; the first one then comes within half a second.
+    pub round_trip: Option<RoundTrip>,
+    /// HTTP/2: a CONNECT with [`crate::CONNECTION_FIELD`] is a connection of its own, for [`Handler::connection`]. Only
+    /// where the peer is trusted to forward no such request of others.
+    pub connections: bool,
     /// HTTP/2: RFC 8441.
     pub extended_connect: bool,
     /// `http` or `https`.
@@ -95,6 +108,9 @@ impl Default for ServerOptions {
             initial_connection_window: 1024 * 1024,
             keepalive_interval: None,
             keepalive_timeout: Duration::from_secs(20),
+            most_stream_window: 0,
+            round_trip: None,
+            connections: false,
             extended_connect: false,
             scheme: "http",
         }

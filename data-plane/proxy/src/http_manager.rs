@@ -90,6 +90,7 @@ fn options(config: &HttpConnectionManager, tls: bool) -> ServerOptions {
         keepalive_timeout: config.http2.keepalive_timeout,
         extended_connect: config.http2.allow_connect,
         scheme: if tls { "https" } else { "http" },
+        ..ServerOptions::default()
     }
 }
 
@@ -126,8 +127,7 @@ pub(crate) async fn serve(
     drain: impl Future<Output = ()>,
 ) {
     let counters = &http.counters;
-    counters.inc(HttpMetric::CxTotal);
-    let _active = Active::new(counters, HttpMetric::CxActive, Some(HttpMetric::CxDestroy));
+    let (handler, _active) = HttpConnection::open(http, worker, downstream, io.meter());
     let alpn = downstream.tls.as_ref().and_then(|tls| tls.alpn.as_deref());
     let _secure = downstream.tls.is_some().then(|| {
         counters.inc(HttpMetric::CxSslTotal);
@@ -139,16 +139,6 @@ pub(crate) async fn serve(
         (Protocol::Auto, Some(b"http/1.1" | b"http/1.0")) => &manager.http1_options,
         _ => &manager.options,
     };
-    let meter = io.meter();
-    let handler = Rc::new(HttpConnection {
-        http: Rc::clone(http),
-        worker: Rc::clone(worker),
-        downstream: Rc::clone(downstream),
-        version: Cell::new(None),
-        meter,
-        metered: Cell::default(),
-        timers: worker.timers.connection(),
-    });
     let drain = async {
         tokio::select! { () = watch.draining() => {} () = drain => {} }
         counters.inc(HttpMetric::CxDrainClose);
@@ -219,6 +209,27 @@ fn refusal_details(status: u16, detail: &'static str) -> &'static str {
 }
 
 impl HttpConnection {
+    /// A connection, whose bytes `meter` counts, and what counts it as active.
+    pub(crate) fn open(
+        http: &Rc<WorkerHttp>,
+        worker: &Rc<Worker>,
+        downstream: &Rc<Downstream>,
+        meter: Arc<Meter>,
+    ) -> (Rc<Self>, Active<HttpMetric>) {
+        http.counters.inc(HttpMetric::CxTotal);
+        let active = Active::new(&http.counters, HttpMetric::CxActive, Some(HttpMetric::CxDestroy));
+        let connection = Rc::new(Self {
+            http: Rc::clone(http),
+            worker: Rc::clone(worker),
+            downstream: Rc::clone(downstream),
+            version: Cell::new(None),
+            meter,
+            metered: Cell::default(),
+            timers: worker.timers.connection(),
+        });
+        (connection, active)
+    }
+
     /// Counts a request that begins.
     pub(crate) fn began(&self, version: Version) {
         let counters = &self.http.counters;

@@ -7,6 +7,7 @@
 mod accept;
 mod choose;
 mod generation;
+mod hosted;
 mod inspect;
 mod matching;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use tokio::sync::Semaphore;
 
 pub use accept::serve_listener;
 pub(crate) use accept::{Active, Downstream, WorkerListener, serve_hosted};
+pub use hosted::Requests;
 #[cfg(test)]
 pub(crate) use inspect::TlsDetails;
 

@@ -210,6 +210,10 @@ impl<'a> Stream<'a> {
         let chosen = self.choose(table, action)?;
         let target = chosen.slot();
         self.rewrite(matched, action, &chosen);
+        if self.request.method == Method::Connect {
+            // A client's CONNECT is a request; what this marks is between the two ends of a tunnel.
+            self.request.fields.remove(culvert_http::CONNECTION_FIELD);
+        }
         let timeout = self.timeout(action);
         let limits = Limits::new(self.record.start, self.idle_timeout(action));
         let mut retries = Retries::new(action.retry.as_deref(), self.request);

@@ -7,14 +7,11 @@ mod copy;
 #[cfg(test)]
 mod tests;
 
-use std::future::poll_fn;
-use std::io;
-use std::pin::pin;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 
-use culvert_http::{BodyKind, ClientExchange, Io, Method, RequestHead, ResponseHead};
+use culvert_http::Io;
 use culvert_model::listener;
 use culvert_model::route::{AgentSelector, Priority};
 use culvert_runtime::telemetry::{Scope, ScopePath};
@@ -115,16 +112,9 @@ async fn carry<'a>(tcp: &'a WorkerTcp, worker: &Rc<Worker>, mut io: Io, record: 
     let timers = worker.timers.connection();
     let mut timer = timers.timer();
     let passed = Passed::default();
-    let outcome = match upstream {
-        TcpUpstream::Io(mut upstream) => {
-            let both = copy_both(&mut io, &mut upstream, &worker.buffers, &limits, &passed);
-            limits.run(&mut timer, both).await
-        }
-        TcpUpstream::Stream(exchange) => {
-            let both = Box::pin(over_stream(&mut io, exchange, record.connection, worker, &limits, &passed));
-            limits.run(&mut timer, both).await
-        }
-    };
+    let mut upstream = upstream;
+    let both = copy_both(&mut io, &mut upstream, &worker.buffers, &limits, &passed);
+    let outcome = limits.run(&mut timer, both).await;
     record.bytes_received = passed.up.get();
     record.bytes_sent = passed.down.get();
     match outcome {
@@ -147,7 +137,7 @@ async fn connect(
     worker: &Rc<Worker>,
     target: &Target,
     record: &mut Record<'_>,
-) -> Option<(TcpCheckout, TcpUpstream)> {
+) -> Option<(TcpCheckout, Io)> {
     let agent = target.agent.as_ref().and_then(|agent| match agent {
         AgentSelector::Fixed(name) => Some(&**name),
         // The server name that the client asked for says which agent, as a host does for HTTP.
@@ -165,7 +155,7 @@ async fn connect(
     };
     for attempt in 1..=tcp.proxy.config.max_connect_attempts.max(1) {
         record.attempts = attempt;
-        let failure = match attempt_connect(worker, &target.slot, &context).await {
+        let failure = match attempt_connect(worker, &target.slot, &context, record.connection.local).await {
             Ok(connected) => return Some(connected),
             Err(failure) => failure,
         };
@@ -183,15 +173,34 @@ async fn connect(
     None
 }
 
-async fn attempt_connect(
+/// A connection to a host; over HTTP/2 of a tunnel, a stream that its other end takes as one. `target` is what the
+/// client connected to.
+pub(crate) async fn attempt_connect(
     worker: &Rc<Worker>,
     slot: &Arc<ClusterSlot>,
     context: &PickContext<'_>,
-) -> Result<(TcpCheckout, TcpUpstream), UpstreamFailure> {
+    target: SocketAddr,
+) -> Result<(TcpCheckout, Io), UpstreamFailure> {
     let mut checkout = worker.pools.checkout_tcp(slot, context).await?;
     // A fresh checkout always has its connection.
-    let upstream = checkout.take().ok_or(UpstreamFailure::TunnelClosed)?;
-    Ok((checkout, upstream))
+    let io = match checkout.take().ok_or(UpstreamFailure::TunnelClosed)? {
+        TcpUpstream::Io(io) => io,
+        TcpUpstream::Stream(exchange) => {
+            let limit = slot.config().map_or(STREAM_TIMEOUT, |config| config.cluster.connect_timeout);
+            match tokio::time::timeout(limit, exchange.connect(&target.to_string())).await {
+                Ok(Ok(io)) => io,
+                Ok(Err(error)) => {
+                    tracing::debug!(cluster = %slot.name(), %error, "a tunnel takes no connection");
+                    return Err(UpstreamFailure::TunnelClosed);
+                }
+                Err(_) => {
+                    tracing::debug!(cluster = %slot.name(), ?limit, "a tunnel did not take a connection in time");
+                    return Err(UpstreamFailure::TunnelClosed);
+                }
+            }
+        }
+    };
+    Ok((checkout, io))
 }
 
 const fn flag_of(failure: &UpstreamFailure) -> ResponseFlag {
@@ -212,60 +221,5 @@ const fn flag_of(failure: &UpstreamFailure) -> ResponseFlag {
     }
 }
 
-/// Carries the connection over a stream of an HTTP/2 tunnel: a CONNECT, then its bytes.
-async fn over_stream(
-    io: &mut Io,
-    mut exchange: ClientExchange,
-    downstream: &Downstream,
-    worker: &Worker,
-    limits: &Limits,
-    passed: &Passed,
-) -> io::Result<()> {
-    let request =
-        RequestHead { method: Method::Connect, authority: downstream.local.to_string(), ..RequestHead::default() };
-    exchange.send_head(&request, BodyKind::Empty).await.map_err(io::Error::other)?;
-    let (mut sink, mut source) = exchange.split();
-    sink.flush().await.map_err(io::Error::other)?;
-    let mut response = ResponseHead::default();
-    let kind = source.head(&mut response).await.map_err(io::Error::other)?;
-    if kind != BodyKind::Tunnel {
-        return Err(io::Error::other(format!("the tunnel's other end answered {}", response.status)));
-    }
-    let (reader, writer) = tokio::io::split(io);
-    let mut up = pin!(async {
-        let mut reader = reader;
-        let mut buffer = worker.buffers.take();
-        loop {
-            let count = tokio::io::AsyncReadExt::read(&mut reader, buffer.space()).await?;
-            let bytes = buffer.space().get(..count).unwrap_or_default();
-            if bytes.is_empty() {
-                return sink.finish(None).await.map_err(io::Error::other);
-            }
-            limits.touch();
-            passed.up.set(passed.up.get() + count as u64);
-            sink.data(culvert_http::Chunk::Borrowed(bytes)).await.map_err(io::Error::other)?;
-        }
-    });
-    let mut down = pin!(async {
-        let mut writer = writer;
-        while let Some(chunk) = source.chunk().await.map_err(io::Error::other)? {
-            limits.touch();
-            passed.down.set(passed.down.get() + chunk.len() as u64);
-            tokio::io::AsyncWriteExt::write_all(&mut writer, &chunk).await?;
-        }
-        tokio::io::AsyncWriteExt::shutdown(&mut writer).await
-    });
-    let (mut up_done, mut down_done) = (false, false);
-    poll_fn(|cx| {
-        if !up_done && let Poll::Ready(result) = up.as_mut().poll(cx) {
-            up_done = true;
-            result?;
-        }
-        if !down_done && let Poll::Ready(result) = down.as_mut().poll(cx) {
-            down_done = true;
-            result?;
-        }
-        if up_done && down_done { Poll::Ready(Ok(())) } else { Poll::Pending }
-    })
-    .await
-}
+/// For a stream to be taken, where the cluster is being removed.
+const STREAM_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);

@@ -12,7 +12,7 @@ use culvert_tunnel::metrics::ServerMetric;
 use culvert_tunnel::server::{Acceptor, Claim, HostLease, HostRegistry, Peer, Refusal};
 use culvert_upstream::{Clusters, RegisterError, TunnelClaim, TunnelLease};
 
-use crate::listener::{Downstream, serve_hosted};
+use crate::listener::{Downstream, Requests, serve_hosted};
 use crate::worker::{Counters, Process, Worker};
 
 /// The tunnel network filter of one chain.
@@ -67,6 +67,7 @@ impl HostRegistry for ClusterHosts<'_> {
             weight: claim.weight,
             peer: claim.peer.address,
             protocol: claim.protocol,
+            http2: claim.http2,
             queue_timeout: claim.queue_timeout,
             max_queued_requests: claim.max_queued_requests,
             max_connections_per_agent: claim.max_connections_per_agent,
@@ -121,5 +122,11 @@ impl Hosting for TunnelHosting {
     async fn serve(&self, io: Io, hosted: Hosted) {
         let slot = self.worker.process.listeners.active(&hosted.listener).await;
         serve_hosted(&self.worker, &slot, io, (hosted.peer, hosted.local), hosted.drain.draining()).await;
+    }
+
+    type Requests = Requests;
+
+    fn requests(&self, hosted: &Hosted) -> Requests {
+        Requests::new(&self.worker, &hosted.listener, hosted.peer, hosted.local)
     }
 }

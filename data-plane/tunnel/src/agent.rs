@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use culvert_http::Io;
+use culvert_http::{Exchange, Io};
 use culvert_model::Name;
 use culvert_model::agent::TunnelAgent;
 use culvert_model::endpoint::Endpoints;
@@ -31,6 +31,7 @@ mod credential;
 mod dial;
 mod keeper;
 mod leader;
+mod mux;
 mod peer;
 mod servers;
 
@@ -47,6 +48,18 @@ pub trait Hosting: Clone + 'static {
     /// `hosted.drain` starts the connection is drained as by a listener that goes away: what is in flight is
     /// finished, then the connection is closed. When the future is dropped the connection is cut off.
     fn serve(&self, io: Io, hosted: Hosted) -> impl Future<Output = ()>;
+
+    /// What the HTTP requests of one tunnel share that carries HTTP/2.
+    type Requests: HostedRequests;
+
+    /// For a tunnel that was just established.
+    fn requests(&self, hosted: &Hosted) -> Self::Requests;
+}
+
+/// Serves the requests of one tunnel, many at a time.
+pub trait HostedRequests: 'static {
+    /// Has the listener, as it is now, answer one request.
+    fn serve(&self, exchange: Exchange<'_>) -> impl Future<Output = ()>;
 }
 
 /// An established tunnel, as the hosting listener sees it.

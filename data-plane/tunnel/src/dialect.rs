@@ -6,8 +6,10 @@ use crate::wire;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Dialect {
-    /// MOSN's frames (magic `20 88`), which our own agents begin as too.
+    /// MOSN's frames (magic `20 88`).
     Mosn,
+    /// Ours. It begins as MOSN's and is told apart by what the handshake says, never by its first bytes.
+    Culvert,
 }
 
 /// What the first bytes say.

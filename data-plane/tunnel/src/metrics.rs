@@ -1,7 +1,7 @@
 //! What the two ends count. The composition root prefixes the names (`tunnel_server.<stat_prefix>.`,
 //! `tunnel_agent.<agent>.`).
 
-use culvert_runtime::telemetry::{Metric, Metrics, counter, gauge};
+use culvert_runtime::telemetry::{Metric, Metrics, counter, gauge, histogram};
 
 /// Of one tunnel listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,10 @@ pub enum ServerMetric {
     Asides,
     /// Handshakes under way at the moment.
     Pending,
+    /// Of the registered connections, carry HTTP/2 as our two ends speak it.
+    ActiveHttp2,
+    /// Round trips that PINGs on those measured.
+    RoundTripMs,
 }
 
 impl Metrics for ServerMetric {
@@ -62,6 +66,8 @@ impl Metrics for ServerMetric {
         gauge("active"),
         gauge("asides"),
         gauge("pending"),
+        gauge("active_http2"),
+        histogram("round_trip_ms"),
     ];
     fn index(self) -> usize {
         self as usize
@@ -94,6 +100,10 @@ pub enum AgentMetric {
     Active,
     /// Servers in the list at the moment.
     Servers,
+    /// Of the tunnel connections, carry HTTP/2 as our two ends speak it.
+    ActiveHttp2,
+    /// Round trips that PINGs on those measured.
+    RoundTripMs,
 }
 
 impl Metrics for AgentMetric {
@@ -109,6 +119,8 @@ impl Metrics for AgentMetric {
         counter("graceful_close"),
         gauge("active"),
         gauge("servers"),
+        gauge("active_http2"),
+        histogram("round_trip_ms"),
     ];
     fn index(self) -> usize {
         self as usize
@@ -121,8 +133,8 @@ mod tests {
 
     #[test]
     fn every_metric_has_its_own_entry() {
-        assert_eq!(ServerMetric::Pending.index() + 1, ServerMetric::ALL.len(), "one entry per member, in order");
-        assert_eq!(AgentMetric::Servers.index() + 1, AgentMetric::ALL.len(), "one entry per member, in order");
+        assert_eq!(ServerMetric::RoundTripMs.index() + 1, ServerMetric::ALL.len(), "one entry per member, in order");
+        assert_eq!(AgentMetric::RoundTripMs.index() + 1, AgentMetric::ALL.len(), "one entry per member, in order");
         assert_eq!(ServerMetric::ALL[ServerMetric::Timeout.index()].name, "timeout", "order of the entries");
         assert_eq!(AgentMetric::ALL[AgentMetric::Active.index()].name, "active", "order of the entries");
     }

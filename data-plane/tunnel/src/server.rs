@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_http::Io;
+use culvert_http::{Http2ClientOptions, Io};
 use culvert_model::tunnel::TunnelProtocol;
 
 use crate::dialect::Dialect;
@@ -23,6 +23,7 @@ mod acceptor;
 mod acknowledged;
 mod handshake;
 mod log_limit;
+mod negotiation;
 mod policy;
 mod tunnels;
 
@@ -70,6 +71,8 @@ pub struct Claim {
     pub policy: Option<Arc<str>>,
     /// What the connection carries.
     pub protocol: TunnelProtocol,
+    /// Of HTTP/2 that was agreed on in the handshake. `None` for any other: then the cluster's are in force.
+    pub http2: Option<Http2ClientOptions>,
     /// How long a request may wait for its turn on a plain connection.
     pub queue_timeout: Duration,
     pub max_queued_requests: usize,

@@ -11,6 +11,10 @@ use crate::dialect::Dialect;
 pub struct TunnelStatus {
     pub id: String,
     pub dialect: Dialect,
+    /// `http1` or `http2`.
+    pub protocol: &'static str,
+    /// Of the last PING, in microseconds; only where the connection carries HTTP/2 as our two ends speak it.
+    pub round_trip_us: Option<u64>,
     pub cluster: String,
     pub host_name: String,
     pub weight: u32,
@@ -59,6 +63,10 @@ pub struct ConnectionStatus {
     pub local: Option<SocketAddr>,
     /// The server's id for the connection, if it gave one.
     pub id: Option<String>,
+    /// `http2` where that was agreed on in the handshake.
+    pub protocol: Option<&'static str>,
+    /// As in [`TunnelStatus`].
+    pub round_trip_us: Option<u64>,
     pub last_error: Option<String>,
     /// Attempts after the first.
     pub reconnects: u64,

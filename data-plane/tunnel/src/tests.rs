@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use crate::agent::{Agent, AgentInputs, Hosted, Hosting, Worker};
+use crate::agent::{Agent, AgentInputs, Hosted, HostedRequests, Hosting, Worker};
 use crate::metrics::{AgentMetric, ServerMetric};
 use crate::server::{Acceptor, Claim, HostLease, HostRegistry, Peer, Refusal, Tunnels};
-use culvert_http::Io;
+use culvert_http::{BodyKind, Exchange, Io, ResponseHead};
 use culvert_model::agent::{ServerSource, TunnelAgent};
 use culvert_model::endpoint::Address;
 use culvert_model::tls::{CommonTls, TlsVersion, UpstreamTls};
-use culvert_model::tunnel::{TunnelProtocol, TunnelServer};
+use culvert_model::tunnel::{ProtocolChoice, TunnelServer};
 use culvert_runtime::drain::{self, Trigger, Watch};
 use culvert_runtime::sockets::{self, ListenOptions};
 use culvert_runtime::telemetry::Scope;
@@ -63,11 +63,29 @@ impl HostLease for Lease {
     }
 }
 
+/// Answers every request by 418.
+struct Teapot;
+
+impl HostedRequests for Teapot {
+    async fn serve(&self, exchange: Exchange<'_>) {
+        let mut response = exchange.response;
+        let head = ResponseHead::new(418);
+        response.head(&head, BodyKind::Empty).await.unwrap();
+        assert!(response.finish(None).await.is_ok());
+    }
+}
+
 /// Serves in capitals.
 #[derive(Clone)]
 struct Capitals;
 
 impl Hosting for Capitals {
+    type Requests = Teapot;
+
+    fn requests(&self, _hosted: &Hosted) -> Teapot {
+        Teapot
+    }
+
     async fn hosted(&self, _listener: &str) {}
 
     async fn serve(&self, mut io: Io, hosted: Hosted) {
@@ -201,7 +219,7 @@ fn server() -> TunnelServer {
         max_handshake_bytes: 16_384,
         max_pending_handshakes: 1024,
         max_connections_per_agent: 4096,
-        protocol: TunnelProtocol::Http1,
+        protocol: ProtocolChoice::Negotiated,
         queue_timeout: Duration::from_secs(5),
         max_queued_requests: 1024,
     }
@@ -223,6 +241,7 @@ fn agent(address: SocketAddr, connection_num: u32) -> TunnelAgent {
         reconnect_max: Duration::from_millis(500),
         retry_times: None,
         graceful_close_max_wait: Duration::from_secs(10),
+        protocol: ProtocolChoice::Fixed(culvert_model::tunnel::TunnelProtocol::Http1),
     }
 }
 

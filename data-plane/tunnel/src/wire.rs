@@ -15,7 +15,9 @@ use bytes::{Buf, Bytes, BytesMut};
 
 mod message;
 
-pub use message::{CAPABILITY, GracefulClose, GracefulCloseAck, Init, Response, Secret, Status};
+pub use message::{
+    CAPABILITY, CAPABILITY_HTTP2, Carried, GracefulClose, GracefulCloseAck, Init, Response, Secret, Status,
+};
 
 /// First two bytes of every frame.
 pub const MAGIC: [u8; 2] = [0x20, 0x88];

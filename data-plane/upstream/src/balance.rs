@@ -175,6 +175,11 @@ impl HostSet {
         Some(Choice { host, panic: false, among: group.hosts() })
     }
 
+    /// The connections of one tunnel agent.
+    pub(crate) fn of_agent(&self, agent: &str) -> &[Arc<Host>] {
+        self.agents.get(agent).map_or(&[], Group::hosts)
+    }
+
     /// Whether `drop_overloads` chooses this request.
     pub(crate) fn drops(&self, random: &mut fastrand::Rng) -> bool {
         self.drops.iter().any(|share| random.u32(..1_000_000) < *share)

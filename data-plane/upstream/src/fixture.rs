@@ -96,6 +96,7 @@ pub(crate) fn claim(cluster: &str, agent: &str) -> TunnelClaim {
         weight: 10,
         peer: None,
         protocol: TunnelProtocol::Http1,
+        http2: None,
         queue_timeout: Duration::from_secs(5),
         max_queued_requests: 100,
         max_connections_per_agent: usize::MAX,

@@ -5,6 +5,7 @@
 //! one exchange. **Configuration pushes never remove a tunnel host; dropping the lease does, and nothing else.**
 
 mod connection;
+mod lane;
 mod queue;
 
 use std::net::SocketAddr;
@@ -18,6 +19,7 @@ use culvert_model::tunnel::TunnelProtocol;
 
 use crate::slot::ClusterSlot;
 pub(crate) use connection::{Lent, Phase, TunnelConnection, Whole};
+pub(crate) use lane::Lane;
 pub(crate) use queue::{Full, Queue};
 
 /// An admitted agent's wish to be a host of a cluster, with one connection.
@@ -31,6 +33,8 @@ pub struct TunnelClaim {
     /// Where the tunnel came from; `None`: memory.
     pub peer: Option<SocketAddr>,
     pub protocol: TunnelProtocol,
+    /// Of HTTP/2. `None`: the cluster's.
+    pub http2: Option<Http2ClientOptions>,
     /// How long a request may wait for its turn.
     pub queue_timeout: Duration,
     /// Requests that may wait for a tunnel connection of the cluster.
@@ -95,7 +99,8 @@ impl TunnelLease {
     }
 
     async fn run_http2(&self, io: Io) -> TunnelEnd {
-        let options = self.slot.config().map_or_else(default_http2, |config| http2_options(&config.cluster.http2));
+        let cluster = || self.slot.config().map_or_else(default_http2, |config| http2_options(&config.cluster.http2));
+        let options = self.claim().http2.clone().unwrap_or_else(cluster);
         let opening = tokio::time::timeout(OPEN_TIMEOUT, Http2Client::connect(io, &options));
         let (client, driver) = match opening.await {
             Ok(Ok(opened)) => opened,
@@ -163,6 +168,7 @@ pub(crate) fn http2_options(options: &culvert_model::http::Http2Options) -> Http
         max_head_bytes: MAX_RESPONSE_HEAD,
         keepalive_interval: options.keepalive_interval,
         keepalive_timeout: options.keepalive_timeout,
+        ..Http2ClientOptions::default()
     }
 }
 

@@ -15,6 +15,7 @@ use crate::report::{Parsed, Report, clip};
 use crate::scalar;
 use crate::source::{self, ConfigSource, DataSource};
 use crate::tls::{self, UpstreamTls};
+use crate::tunnel::{self, ProtocolChoice};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct TunnelAgent {
@@ -35,6 +36,7 @@ pub struct TunnelAgent {
     /// `None`: never gives up.
     pub retry_times: Option<u32>,
     pub graceful_close_max_wait: Duration,
+    pub protocol: ProtocolChoice,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -82,6 +84,7 @@ pub(crate) fn agent(report: &mut Report, message: &api::TunnelAgent) -> Option<T
     }
     let connection_num = scalar::within(report, "connection_num", message.connection_num, 1, 1024, 1);
     let weight = scalar::within(report, "weight", message.weight, 1, 128, 10);
+    let protocol = tunnel::protocol(report, message.protocol);
     Some(TunnelAgent {
         name: name?,
         cluster: cluster?,
@@ -97,6 +100,7 @@ pub(crate) fn agent(report: &mut Report, message: &api::TunnelAgent) -> Option<T
         reconnect_max: most,
         retry_times: message.connect_retry_times,
         graceful_close_max_wait: graceful,
+        protocol: protocol?,
     })
 }
 

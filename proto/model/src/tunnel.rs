@@ -21,7 +21,7 @@ pub struct TunnelServer {
     pub max_handshake_bytes: usize,
     pub max_pending_handshakes: usize,
     pub max_connections_per_agent: usize,
-    pub protocol: TunnelProtocol,
+    pub protocol: ProtocolChoice,
     pub queue_timeout: Duration,
     pub max_queued_requests: usize,
 }
@@ -51,10 +51,20 @@ impl NamePattern {
     }
 }
 
+/// What a connection carries towards its agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TunnelProtocol {
     Http1,
     Http2,
+}
+
+/// Who says what connections carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProtocolChoice {
+    /// The two ends agree; with a stranger it is HTTP/1.
+    Negotiated,
+    /// The operator.
+    Fixed(TunnelProtocol),
 }
 
 /// Parses the `TunnelServer` at hand.
@@ -80,10 +90,7 @@ pub(crate) fn server(report: &mut Report, message: &api::TunnelServer) -> Option
         scalar::at_least(report, "max_pending_handshakes", message.max_pending_handshakes, 1, 1024);
     let max_connections_per_agent =
         scalar::at_least(report, "max_connections_per_agent", message.max_connections_per_agent, 1, 1024);
-    let protocol = match scalar::enumeration(report, "protocol", message.protocol)? {
-        api::tunnel_server::Protocol::Http1 => TunnelProtocol::Http1,
-        api::tunnel_server::Protocol::Http2 => TunnelProtocol::Http2,
-    };
+    let protocol = protocol(report, message.protocol)?;
     Some(TunnelServer {
         stat_prefix: message.stat_prefix.as_str().into(),
         policies,
@@ -95,6 +102,15 @@ pub(crate) fn server(report: &mut Report, message: &api::TunnelServer) -> Option
         protocol,
         queue_timeout,
         max_queued_requests: size(message.max_queued_requests.unwrap_or(1024)),
+    })
+}
+
+/// The field `protocol`.
+pub(crate) fn protocol(report: &mut Report, value: i32) -> Option<ProtocolChoice> {
+    Some(match scalar::enumeration(report, "protocol", value)? {
+        api::TunnelProtocol::Negotiated => ProtocolChoice::Negotiated,
+        api::TunnelProtocol::Http1 => ProtocolChoice::Fixed(TunnelProtocol::Http1),
+        api::TunnelProtocol::Http2 => ProtocolChoice::Fixed(TunnelProtocol::Http2),
     })
 }
 

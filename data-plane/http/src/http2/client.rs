@@ -13,12 +13,14 @@ use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
 use tokio::sync::Notify;
 
 use super::keepalive::Keepalive;
+use super::path::Windows;
+use super::pipe::Pipe;
 use super::receive::Receive;
 use super::transmit::{Out, Transmit};
 use super::{MAX_LOCAL_RESETS, SEND_BUFFER, convert, stream_error};
 use crate::client::Http2ClientOptions;
 use crate::http1::fields::MAX_FIELDS;
-use crate::{Blame, BodyKind, Fields, Io, Method, RequestHead, ResponseHead, StreamError};
+use crate::{Blame, BodyKind, CONNECTION_FIELD, Fields, Io, Method, RequestHead, ResponseHead, StreamError};
 
 /// More interim responses than this are an attack or a loop.
 const MAX_INFORMATIONAL: u8 = 16;
@@ -83,6 +85,7 @@ impl Handle {
 struct Driver {
     connection: Connection<Io, Bytes>,
     keepalive: Option<Keepalive>,
+    windows: Windows,
     shared: Arc<Shared>,
 }
 
@@ -91,8 +94,17 @@ impl Future for Driver {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        if this.keepalive.as_mut().is_some_and(|keepalive| keepalive.poll_dead(cx).is_ready()) {
-            return Poll::Ready(Err(StreamError::new(Blame::Upstream, crate::StreamErrorKind::Timeout)));
+        if let Some(keepalive) = &mut this.keepalive {
+            if keepalive.poll_dead(cx).is_ready() {
+                return Poll::Ready(Err(StreamError::new(Blame::Upstream, crate::StreamErrorKind::Timeout)));
+            }
+            if let Some((stream, connection)) = keepalive.take_measured().and_then(|time| this.windows.follow(time)) {
+                this.connection.set_target_window_size(connection);
+                // Settings under way already are followed by the next measurement.
+                if let Err(error) = this.connection.set_initial_window_size(stream) {
+                    tracing::debug!(%error, "a window cannot grow now");
+                }
+            }
         }
         let result = Pin::new(&mut this.connection).poll(cx);
         if !this.shared.settled.load(Ordering::Relaxed) && this.connection.max_concurrent_send_streams() != UNSETTLED {
@@ -126,8 +138,11 @@ pub(crate) async fn connect(
         .await
         .map_err(|error| stream_error(Blame::Upstream, &error).untouched(true))?;
     let keepalive = options.keepalive_interval.and_then(|interval| {
-        connection.ping_pong().map(|pings| Keepalive::new(pings, interval, options.keepalive_timeout))
+        let round_trip = options.round_trip.clone();
+        connection.ping_pong().map(|pings| Keepalive::new(pings, interval, options.keepalive_timeout, round_trip))
     });
+    let windows =
+        Windows::new(options.initial_stream_window, options.initial_connection_window, options.most_stream_window);
     let limit = usize::try_from(options.max_concurrent_streams).unwrap_or(usize::MAX);
     let shared = Arc::new(Shared {
         closed: AtomicBool::new(false),
@@ -137,7 +152,24 @@ pub(crate) async fn connect(
         settling: Notify::new(),
     });
     let handle = Handle { sender, shared: Arc::clone(&shared) };
-    Ok((handle, Driver { connection, keepalive, shared }))
+    Ok((handle, Driver { connection, keepalive, windows, shared }))
+}
+
+/// Counts a stream that outlives its exchange.
+#[derive(Debug)]
+pub(crate) struct Active(Arc<Shared>);
+
+impl Active {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.active.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// One request and its response; counts as active until it is dropped, which resets what has not ended.
@@ -197,6 +229,23 @@ impl Exchange {
         self.send.begin(body, end, false);
         self.response = Response { future: Some(future), body: None, connect, informational: 0 };
         Ok(())
+    }
+
+    /// Opens a connection over the stream: a CONNECT that is marked as ours, and its answer.
+    pub(crate) async fn connect(&mut self, authority: &str) -> Result<Pipe, StreamError> {
+        let mut head =
+            RequestHead { method: Method::Connect, authority: authority.to_owned(), ..RequestHead::default() };
+        head.fields.push(CONNECTION_FIELD, b"1");
+        self.send_head(&head, BodyKind::Empty).await?;
+        let mut answer = ResponseHead::default();
+        let kind = self.response.head(&mut answer).await?;
+        let halves = self.response.body.take().zip(self.send.take_request());
+        match halves {
+            Some((receive, send)) if kind == BodyKind::Tunnel => {
+                Ok(Pipe::new(receive.into_stream(), send, Some(Active::new(&self.handle.shared))))
+            }
+            _ => Err(StreamError::protocol(Blame::Upstream, 502, "the other end takes no connection over a stream")),
+        }
     }
 
     pub(crate) fn split(&mut self) -> (&mut Transmit, &mut Response) {

@@ -1,4 +1,4 @@
-//! PINGs that tell a silent connection from a dead one.
+//! PINGs that tell a silent connection from a dead one, and how long the way to the peer is.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -7,27 +7,42 @@ use std::time::Duration;
 use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep};
 
+use super::path::RoundTrip;
+
 #[derive(Debug)]
 pub(super) struct Keepalive {
     pings: PingPong,
     interval: Duration,
     timeout: Duration,
     timer: Pin<Box<Sleep>>,
-    waiting: bool,
+    /// When the PING was sent whose answer is awaited.
+    sent: Option<Instant>,
+    round_trip: Option<RoundTrip>,
+    /// A measurement that nobody has taken yet.
+    fresh: Option<Duration>,
 }
 
 impl Keepalive {
-    pub(super) fn new(pings: PingPong, interval: Duration, timeout: Duration) -> Self {
-        Self { pings, interval, timeout, timer: Box::pin(tokio::time::sleep(interval)), waiting: false }
+    /// With a `round_trip` to be told, the first PING does not wait for the interval.
+    pub(super) fn new(pings: PingPong, interval: Duration, timeout: Duration, round_trip: Option<RoundTrip>) -> Self {
+        let first = if round_trip.is_some() { interval.min(FIRST) } else { interval };
+        let timer = Box::pin(tokio::time::sleep(first));
+        Self { pings, interval, timeout, timer, sent: None, round_trip, fresh: None }
+    }
+
+    /// What was measured since the last call.
+    pub(super) fn take_measured(&mut self) -> Option<Duration> {
+        self.fresh.take()
     }
 
     /// Resolves when the peer did not answer in time.
     pub(super) fn poll_dead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if self.waiting {
+            if let Some(sent) = self.sent {
                 match self.pings.poll_pong(cx) {
                     Poll::Ready(Ok(_)) => {
-                        self.waiting = false;
+                        self.sent = None;
+                        self.measured(sent.elapsed());
                         self.rest(self.interval);
                     }
                     // The connection ends by itself.
@@ -43,8 +58,15 @@ impl Keepalive {
                 tracing::debug!(%error, "a keepalive PING could not be sent");
                 return Poll::Pending;
             }
-            self.waiting = true;
+            self.sent = Some(Instant::now());
             self.rest(self.timeout);
+        }
+    }
+
+    fn measured(&mut self, time: Duration) {
+        if let Some(round_trip) = &self.round_trip {
+            round_trip.note(time);
+            self.fresh = Some(time);
         }
     }
 
@@ -53,3 +75,6 @@ impl Keepalive {
         self.timer.as_mut().reset(now.checked_add(time).unwrap_or(now));
     }
 }
+
+/// Until the first PING of a connection whose round trip is wanted.
+const FIRST: Duration = Duration::from_millis(500);

@@ -27,6 +27,11 @@ impl Receive {
         Self { stream, blame, lent: 0, ahead: None, trailers: None, ended }
     }
 
+    /// The stream itself, of which nothing was read.
+    pub(super) fn into_stream(self) -> RecvStream {
+        self.stream
+    }
+
     pub(crate) fn is_ended(&self) -> bool {
         self.ended
     }

@@ -15,6 +15,8 @@ use tokio::time::Instant;
 use super::convert::{self, Refusal};
 use super::guard::{Guard, Guarded};
 use super::keepalive::Keepalive;
+use super::path::Windows;
+use super::pipe::Pipe;
 use super::receive::Receive;
 pub(crate) use super::transmit::Respond;
 use super::transmit::{Out, Stage, Transmit};
@@ -23,7 +25,7 @@ use crate::buffers::{give_request, take_request};
 use crate::deadline::Deadline;
 use crate::drain::Drain;
 use crate::server::{Exchange, Handler, RequestBody, ResponseSink, ServerOptions};
-use crate::{Blame, BodyKind, Io, Method, RequestHead, ResponseHead, StreamError};
+use crate::{Blame, BodyKind, CONNECTION_FIELD, Io, Method, RequestHead, ResponseHead, StreamError};
 
 /// How long a client that is cut off may take to read why.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -86,6 +88,7 @@ struct Driver<'a> {
     options: &'a ServerOptions,
     shared: Rc<Shared>,
     keepalive: Option<Keepalive>,
+    windows: Windows,
     opened: Instant,
     idle_since: Option<Instant>,
     /// Since when the connection takes no more streams.
@@ -107,14 +110,18 @@ impl<'a> Driver<'a> {
     fn new(mut connection: Connection<Guarded, Bytes>, guard: Guard, options: &'a ServerOptions) -> Self {
         let now = Instant::now();
         let keepalive = options.keepalive_interval.and_then(|interval| {
-            connection.ping_pong().map(|pings| Keepalive::new(pings, interval, options.keepalive_timeout))
+            let round_trip = options.round_trip.clone();
+            connection.ping_pong().map(|pings| Keepalive::new(pings, interval, options.keepalive_timeout, round_trip))
         });
+        let windows =
+            Windows::new(options.initial_stream_window, options.initial_connection_window, options.most_stream_window);
         Self {
             connection,
             guard,
             options,
             shared: Rc::default(),
             keepalive,
+            windows,
             opened: now,
             idle_since: Some(now),
             ending: None,
@@ -151,9 +158,18 @@ impl<'a> Driver<'a> {
         if self.ending.is_none() && (self.shared.goaway.get() || drain.poll(cx)) {
             self.end();
         }
-        if self.keepalive.as_mut().is_some_and(|keepalive| keepalive.poll_dead(cx).is_ready()) {
-            tracing::debug!("an HTTP/2 client did not answer a keepalive PING");
-            return Poll::Ready(Event::End);
+        if let Some(keepalive) = &mut self.keepalive {
+            if keepalive.poll_dead(cx).is_ready() {
+                tracing::debug!("an HTTP/2 client did not answer a keepalive PING");
+                return Poll::Ready(Event::End);
+            }
+            if let Some((stream, connection)) = keepalive.take_measured().and_then(|time| self.windows.follow(time)) {
+                self.connection.set_target_window_size(connection);
+                // Settings under way already are followed by the next measurement.
+                if let Err(error) = self.connection.set_initial_window_size(stream) {
+                    tracing::debug!(%error, "a window cannot grow now");
+                }
+            }
         }
         match self.connection.poll_accept(cx) {
             Poll::Ready(Some(Ok(stream))) => return Poll::Ready(Event::Request(Box::new(stream))),
@@ -219,6 +235,11 @@ impl<'a> Driver<'a> {
         match convert::read_request(&request, self.options, &mut head) {
             Ok(()) => {
                 let active = Active::new(&self.shared);
+                let plain = head.method == Method::Connect && head.upgrade.is_none();
+                if plain && self.options.connections && head.fields.contains(CONNECTION_FIELD) {
+                    give_request(head);
+                    return connect(request.into_body(), respond, handler, active);
+                }
                 let receive = Receive::new(request.into_body(), Blame::Downstream);
                 tokio::task::spawn_local(run(Rc::clone(handler), head, receive, respond, active));
             }
@@ -233,6 +254,20 @@ impl<'a> Driver<'a> {
                 refuse(&mut respond, status);
             }
         }
+    }
+}
+
+/// Takes a CONNECT as a connection of its own.
+fn connect<H: Handler>(receive: RecvStream, mut respond: SendResponse<Bytes>, handler: &Rc<H>, active: Active) {
+    match respond.send_response(Response::new(()), false) {
+        Ok(send) => {
+            let (handler, io) = (Rc::clone(handler), Io::stream(Pipe::new(receive, send, None)));
+            tokio::task::spawn_local(async move {
+                handler.connection(io).await;
+                drop(active);
+            });
+        }
+        Err(error) => tracing::debug!(%error, "a connection over a stream was gone before it was taken"),
     }
 }
 

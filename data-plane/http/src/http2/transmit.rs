@@ -115,6 +115,15 @@ impl Transmit {
         self.out = out;
     }
 
+    /// The library's half of a request, which is sent on by other means from now on.
+    pub(super) fn take_request(&mut self) -> Option<SendStream<Bytes>> {
+        self.ended = true;
+        match std::mem::replace(&mut self.out, Out::None) {
+            Out::Request(stream) => Some(stream),
+            Out::None | Out::Response(_) => None,
+        }
+    }
+
     pub(crate) fn is_ended(&self) -> bool {
         self.ended
     }

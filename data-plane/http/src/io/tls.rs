@@ -89,7 +89,7 @@ impl Io {
                 Some(TlsInfo { common: connection, server: Some(connection) })
             }
             IoKind::TlsClient(stream) => Some(TlsInfo { common: stream.get_ref().1, server: None }),
-            IoKind::Tcp(_) | IoKind::Memory(_) => None,
+            IoKind::Tcp(_) | IoKind::Memory(_) | IoKind::Stream(_) => None,
         }
     }
 }

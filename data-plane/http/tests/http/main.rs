@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod closing;
+mod connections;
 mod floods;
 mod http2_wire;
 mod lifecycle;

@@ -181,7 +181,7 @@ impl WorkerListener {
     }
 
     /// What is in force now.
-    fn generation(&self) -> Option<Rc<Generation>> {
+    pub(super) fn generation(&self) -> Option<Rc<Generation>> {
         let current = self.slot.chains.load();
         let current = current.as_ref()?;
         let mut generation = self.generation.borrow_mut();

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::task::Poll;
 
 use culvert_http::{BodyKind, Chunk, Io, RequestBody, ResponseHead, ResponseSink, StreamError};
-use culvert_upstream::{DownstreamProtocol, PickContext, TcpUpstream, UpstreamFailure};
+use culvert_upstream::{DownstreamProtocol, PickContext};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::choice::Chosen;
@@ -15,6 +15,7 @@ use super::{Origin, Stream, Unanswered};
 use crate::flags::ResponseFlag;
 use crate::record::UpstreamSide;
 use crate::routes::Forward;
+use crate::tcp_proxy::attempt_connect;
 use crate::timer::Timer;
 use crate::worker::Worker;
 
@@ -45,14 +46,10 @@ pub(super) async fn terminate<'a>(
         fresh_picks: 0,
     };
     let worker = &stream.connection.worker;
-    let connected = limits.run(timer, worker.pools.checkout_tcp(chosen.slot(), &context)).await;
+    let connecting = attempt_connect(worker, chosen.slot(), &context, stream.connection.downstream.local);
+    let connected = limits.run(timer, connecting).await;
     let connected = connected.map_err(Failure::from).and_then(|checkout| checkout.map_err(Failure::Unavailable));
-    let mut checkout = connected.map_err(|failure| stream.failed(&failure, 0, action))?;
-    let Some(TcpUpstream::Io(host)) = checkout.take() else {
-        // A stream of an HTTP/2 tunnel would need a CONNECT of its own inside this one.
-        tracing::debug!("a CONNECT cannot end at an HTTP/2 tunnel");
-        return Err(stream.failed(&Failure::Unavailable(UpstreamFailure::NoHealthyHost), 0, action));
-    };
+    let (checkout, host) = connected.map_err(|failure| stream.failed(&failure, 0, action))?;
     let address = checkout.host().address();
     stream.record.upstream =
         Some(UpstreamSide { host: address, host_name: None, local: None, remote: address, protocol: None });

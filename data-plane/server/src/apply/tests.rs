@@ -10,7 +10,7 @@ use culvert_model::route::{HeaderMutations, RouteConfiguration};
 use culvert_model::secret::{Secret, SecretKind};
 use culvert_model::source::DataSource;
 use culvert_model::tls::{DownstreamTls, SecretRef, TlsCertificate};
-use culvert_model::tunnel::{TunnelProtocol, TunnelServer};
+use culvert_model::tunnel::{ProtocolChoice, TunnelServer};
 use culvert_proxy::{TunnelHosting, Worker};
 use culvert_runtime::drain::Trigger;
 use culvert_runtime::telemetry::{ScopePath, Value};
@@ -81,7 +81,7 @@ fn listener(name: &str, address: &str, stat_prefix: &str) -> Listener {
         max_handshake_bytes: 16384,
         max_pending_handshakes: 16,
         max_connections_per_agent: 16,
-        protocol: TunnelProtocol::Http1,
+        protocol: ProtocolChoice::Negotiated,
         queue_timeout: Duration::from_secs(5),
         max_queued_requests: 16,
     };

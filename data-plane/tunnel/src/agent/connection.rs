@@ -5,6 +5,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_http::RoundTrip;
+use culvert_model::tunnel::{ProtocolChoice, TunnelProtocol};
 use culvert_runtime::backoff::Backoff;
 use culvert_runtime::drain;
 use culvert_runtime::telemetry::Block;
@@ -12,11 +14,12 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::dial::{self, DialError, Established, Retry, Target};
 use super::peer::{Peer, Phase};
-use super::{Agent, Hosted, Hosting, credential};
+use super::{Agent, Hosted, Hosting, credential, mux};
+use crate::http2::recorded;
 use crate::keepalive;
 use crate::metrics::AgentMetric;
 use crate::status::ConnectionState;
-use crate::wire::{CAPABILITY, Init};
+use crate::wire::{CAPABILITY, CAPABILITY_HTTP2, Carried, Init};
 
 /// A connection's task.
 pub(super) struct Connection<H> {
@@ -112,9 +115,9 @@ impl<H: Hosting> Connection<H> {
             cluster_name: config.cluster.to_string(),
             weight: i64::from(config.weight),
             host_name: self.agent.host_name().to_owned(),
-            caps: vec![CAPABILITY.to_owned()],
             ..Init::default()
         };
+        offer(&mut init, config.protocol, self.index);
         if let Some(configured) = &config.credential {
             init.credential_policy = configured.policy.to_string();
             init.credential = credential::read(&configured.value).await?;
@@ -146,7 +149,7 @@ impl<H: Hosting> Connection<H> {
             drain: watch,
         };
         let mut lost = pin!(keepalive::lost(keepalive::ends(&tunnel.io)));
-        let mut served = pin!(self.hosting.serve(tunnel.io, hosted));
+        let mut served = pin!(self.serve(tunnel, hosted));
         let phase = tokio::select! {
             biased;
             () = &mut served => return,
@@ -173,6 +176,19 @@ impl<H: Hosting> Connection<H> {
         }
     }
 
+    /// As what was agreed on.
+    async fn serve(&self, tunnel: Established, hosted: Hosted) {
+        if !tunnel.http2 {
+            return self.hosting.serve(tunnel.io, hosted).await;
+        }
+        let round_trip = RoundTrip::default();
+        self.peer.note_http2(self.index, round_trip.clone());
+        self.metrics.inc(AgentMetric::ActiveHttp2);
+        let serving = mux::serve(&self.hosting, tunnel.io, hosted, round_trip.clone());
+        recorded(&round_trip, &self.metrics, || AgentMetric::RoundTripMs, serving).await;
+        self.metrics.dec(AgentMetric::ActiveHttp2);
+    }
+
     async fn pause(&self, delay: Duration) {
         self.note(ConnectionState::BackingOff);
         tokio::select! {
@@ -185,6 +201,20 @@ impl<H: Hosting> Connection<H> {
     fn note(&self, state: ConnectionState) {
         self.peer.note(self.index, self.worker, state);
     }
+}
+
+/// Says what we can do beyond MOSN, and what the connection of that index should carry: the first one HTTP/2, the others
+/// HTTP/1, which is cheaper on connections of its own.
+fn offer(init: &mut Init, choice: ProtocolChoice, index: u32) {
+    init.caps = vec![CAPABILITY.to_owned()];
+    let wish = match choice {
+        ProtocolChoice::Fixed(TunnelProtocol::Http1) => return,
+        ProtocolChoice::Fixed(TunnelProtocol::Http2) => Carried::Http2,
+        ProtocolChoice::Negotiated if index == 0 => Carried::Http2,
+        ProtocolChoice::Negotiated => Carried::Http1,
+    };
+    init.caps.push(CAPABILITY_HTTP2.to_owned());
+    init.protocol = Some(wish);
 }
 
 /// How long to wait after a tunnel that lived so long. One that did not last is no success: else a server that accepts

@@ -11,7 +11,7 @@ use tokio_rustls::TlsConnector;
 
 use super::credential::CredentialError;
 use crate::keepalive;
-use crate::wire::{CAPABILITY, DecodeError, Decoder, EncodeError, Frame, Init, Kind, MAX_PAYLOAD, Status};
+use crate::wire::{CAPABILITY, Carried, DecodeError, Decoder, EncodeError, Frame, Init, Kind, MAX_PAYLOAD, Status};
 
 /// Where to, and how.
 #[derive(Debug, Clone)]
@@ -31,6 +31,8 @@ pub(super) struct Established {
     pub(super) id: Option<String>,
     /// Whether the server is one of ours.
     pub(super) capable: bool,
+    /// HTTP/2 was agreed on, as our two ends speak it.
+    pub(super) http2: bool,
 }
 
 /// Why an attempt failed. Whatever it was, the next one begins from nothing.
@@ -134,6 +136,7 @@ pub(super) async fn handshake(mut io: Io, init: &[u8], local: SocketAddr) -> Res
         local,
         id: response.connection_id,
         capable: response.caps.iter().any(|cap| cap == CAPABILITY),
+        http2: response.protocol == Some(Carried::Http2),
     })
 }
 

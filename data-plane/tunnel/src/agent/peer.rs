@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use culvert_http::RoundTrip;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -54,6 +55,8 @@ struct Slot {
     since: Instant,
     local: Option<SocketAddr>,
     id: Option<String>,
+    /// Of a tunnel that carries HTTP/2.
+    http2: Option<RoundTrip>,
     last_error: Option<String>,
     attempts: u64,
 }
@@ -177,6 +180,7 @@ impl Peer {
             since: Instant::now(),
             local: None,
             id: None,
+            http2: None,
             last_error: None,
             attempts: 0,
         });
@@ -186,13 +190,19 @@ impl Peer {
         }
         slot.attempts += u64::from(state == ConnectionState::Dialing);
         if !matches!(state, ConnectionState::Established | ConnectionState::Draining) {
-            (slot.local, slot.id) = (None, None);
+            (slot.local, slot.id, slot.http2) = (None, None, None);
         }
     }
 
     pub(super) fn note_names(&self, index: u32, local: SocketAddr, id: Option<String>) {
         if let Some(slot) = self.slots.lock().get_mut(&index) {
             (slot.local, slot.id, slot.last_error) = (Some(local), id, None);
+        }
+    }
+
+    pub(super) fn note_http2(&self, index: u32, round_trip: RoundTrip) {
+        if let Some(slot) = self.slots.lock().get_mut(&index) {
+            slot.http2 = Some(round_trip);
         }
     }
 
@@ -237,6 +247,12 @@ impl Slot {
             since_seconds: now.duration_since(self.since).as_secs(),
             local: self.local,
             id: self.id.clone(),
+            protocol: self.http2.as_ref().map(|_| "http2"),
+            round_trip_us: self
+                .http2
+                .as_ref()
+                .and_then(RoundTrip::last)
+                .and_then(|time| u64::try_from(time.as_micros()).ok()),
             last_error: self.last_error.clone(),
             reconnects: self.attempts.saturating_sub(1),
         }

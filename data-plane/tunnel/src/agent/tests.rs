@@ -6,6 +6,7 @@ use std::time::Duration;
 use culvert_model::agent::{Credential, ServerSource};
 use culvert_model::endpoint::{Address, Endpoint, Health, Locality};
 use culvert_model::source::DataSource;
+use culvert_model::tunnel::ProtocolChoice;
 use culvert_runtime::telemetry::Scope;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -32,7 +33,20 @@ struct ListenerState {
     busy: Cell<bool>,
 }
 
+/// Requests are nobody's business here.
+struct Nobody;
+
+impl HostedRequests for Nobody {
+    async fn serve(&self, _exchange: Exchange<'_>) {}
+}
+
 impl Hosting for Listener {
+    type Requests = Nobody;
+
+    fn requests(&self, _hosted: &Hosted) -> Nobody {
+        Nobody
+    }
+
     async fn hosted(&self, listener: &str) {
         assert_eq!(listener, "edge-gateway", "the listener that is asked for");
         drop(self.0.there.subscribe().wait_for(|there| *there).await);
@@ -121,6 +135,7 @@ fn config(servers: Vec<ServerSource>) -> TunnelAgent {
         reconnect_max: Duration::from_millis(100),
         retry_times: None,
         graceful_close_max_wait: Duration::from_secs(10),
+        protocol: ProtocolChoice::Negotiated,
     }
 }
 
@@ -169,7 +184,7 @@ impl Server {
     async fn accept_as_ours(&self) -> TcpStream {
         let (mut stream, _, _) = self.init().await;
         let caps = vec![crate::wire::CAPABILITY.to_owned()];
-        let response = Frame::Response(Response { status: Status::Success, caps, connection_id: None });
+        let response = Frame::Response(Response { status: Status::Success, caps, ..Response::default() });
         stream.write_all(&response.encode().unwrap()).await.unwrap();
         stream
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use culvert_http::Io;
+use culvert_http::{Io, RoundTrip};
 use culvert_model::tunnel::TunnelServer;
 use culvert_runtime::drain::Watch;
 use culvert_runtime::telemetry::Block;
@@ -14,9 +14,12 @@ use tokio::time::{Instant, timeout_at};
 
 use super::handshake::{Accepting, Claimed, Opening, OpeningError};
 use super::log_limit::LogLimit;
+use super::negotiation::{Agreed, agree};
 use super::policy::{self, PolicyError, Tokens};
 use super::tunnels::{AsidePlace, Place, Tunnels};
 use super::{Claim, ConnectionId, HostLease, HostRegistry, Peer, Refusal, acknowledged};
+use crate::dialect::Dialect;
+use crate::http2::{client_options, recorded};
 use crate::keepalive;
 use crate::metrics::ServerMetric;
 use crate::wire::{CAPABILITY, Frame, GracefulClose, GracefulCloseAck, Response, Status};
@@ -238,8 +241,9 @@ impl<R: HostRegistry> Accepted<'_, R> {
 
     /// From the init frame to the end of the tunnel.
     async fn join(&self, claimed: Claimed, deadline: Instant, pending: Pending<'_>) -> Result<Ended, Failure> {
-        let knows_id = claimed.init.can(CAPABILITY);
-        let registered = timeout_at(deadline, self.register(&claimed, knows_id)).await;
+        let agreed = agree(self.acceptor.config.protocol, claimed.dialect, &claimed.init);
+        let knows_id = agreed.dialect == Dialect::Culvert;
+        let registered = timeout_at(deadline, self.register(&claimed, agreed)).await;
         let (claim, lease, place, watch) = match registered.map_err(|_| OpeningError::Timeout)? {
             Ok(registered) => registered,
             Err(failure) => {
@@ -252,6 +256,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
             status: Status::Success,
             caps: if knows_id { vec![CAPABILITY.to_owned()] } else { Vec::new() },
             connection_id: knows_id.then(|| claim.id.to_string()),
+            protocol: agreed.announced(&claimed.init),
         };
         let io = timeout_at(deadline, claimed.accept(response)).await.map_err(|_| OpeningError::Timeout)??;
         drop(pending);
@@ -264,7 +269,14 @@ impl<R: HostRegistry> Accepted<'_, R> {
         if !knows_id {
             acknowledged::reply_read(&io).await;
         }
-        run(&lease, io, &watch).await;
+        match claim.http2.as_ref().and_then(|options| options.round_trip.clone()) {
+            None => run(&lease, io, &watch).await,
+            Some(round_trip) => {
+                let _counted = Gauge::enter(self.metrics, ServerMetric::ActiveHttp2);
+                let running = run(&lease, io, &watch);
+                recorded(&round_trip, self.metrics, || ServerMetric::RoundTripMs, running).await;
+            }
+        }
         let host_name = shown(&claim.host_name);
         tracing::info!(id = %claim.id, cluster = shown(&claim.cluster), host_name, "tunnel ended");
         drop(place);
@@ -272,17 +284,18 @@ impl<R: HostRegistry> Accepted<'_, R> {
     }
 
     /// Policy, limits, then the registry. What it yields goes back when dropped.
-    async fn register(&self, claimed: &Claimed, knows_id: bool) -> Result<(Claim, R::Lease, Place, Watch), Failure> {
+    async fn register(&self, claimed: &Claimed, agreed: Agreed) -> Result<(Claim, R::Lease, Place, Watch), Failure> {
         let acceptor = self.acceptor;
         let policy = policy::check(&acceptor.config, &acceptor.tokens.load_full(), &claimed.init)?;
-        let claim = self.claim(claimed, policy)?;
+        let claim = self.claim(claimed, policy, agreed)?;
+        let knows_id = agreed.dialect == Dialect::Culvert;
         let (trigger, watch) = self.drain.child();
         let place = acceptor.tunnels.place(&claim, knows_id, Arc::new(trigger)).ok_or(Refusal::TooManyConnections)?;
         let lease = self.registry.register(claim.clone()).await?;
         Ok((claim, lease, place, watch))
     }
 
-    fn claim(&self, claimed: &Claimed, policy: Option<Arc<str>>) -> Result<Claim, Failure> {
+    fn claim(&self, claimed: &Claimed, policy: Option<Arc<str>>, agreed: Agreed) -> Result<Claim, Failure> {
         let config = &self.acceptor.config;
         let weight = claimed.init.clamped_weight();
         if i64::from(weight) != claimed.init.weight {
@@ -290,13 +303,14 @@ impl<R: HostRegistry> Accepted<'_, R> {
         }
         Ok(Claim {
             id: ConnectionId::random().ok_or(Failure::Random)?,
-            dialect: claimed.dialect,
+            dialect: agreed.dialect,
             cluster: Arc::from(&*claimed.init.cluster_name),
             host_name: Arc::from(&*claimed.init.host_name),
             weight,
             peer: claimed.peer.clone(),
             policy,
-            protocol: config.protocol,
+            protocol: agreed.protocol,
+            http2: agreed.ours.then(|| client_options(RoundTrip::default())),
             queue_timeout: config.queue_timeout,
             max_queued_requests: config.max_queued_requests,
             max_connections_per_agent: config.max_connections_per_agent,

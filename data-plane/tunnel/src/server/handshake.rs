@@ -62,7 +62,7 @@ impl Accepting {
             let frame = match Dialect::sniff(self.decoder.buffered()) {
                 Sniff::NeedMore => None,
                 Sniff::Unknown => return Err(OpeningError::UnknownDialect),
-                Sniff::Is(Dialect::Mosn) => self.decoder.next_frame()?,
+                Sniff::Is(Dialect::Mosn | Dialect::Culvert) => self.decoder.next_frame()?,
             };
             match frame {
                 Some(Frame::Init(init)) => {

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use culvert_model::source::DataSource;
-use culvert_model::tunnel::{CredentialPolicy, NamePattern, TunnelServer};
+use culvert_model::tunnel::{CredentialPolicy, NamePattern, ProtocolChoice, TunnelServer};
 use culvert_runtime::drain::{self, Trigger, Watch};
 use culvert_runtime::telemetry::Scope;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -109,7 +109,7 @@ fn config() -> TunnelServer {
         max_handshake_bytes: 16_384,
         max_pending_handshakes: 1024,
         max_connections_per_agent: 1024,
-        protocol: TunnelProtocol::Http1,
+        protocol: ProtocolChoice::Negotiated,
         queue_timeout: Duration::from_secs(5),
         max_queued_requests: 1024,
     }

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_model::tunnel::TunnelProtocol;
 use culvert_runtime::drain::Trigger;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -169,10 +170,19 @@ impl Tunnels {
 }
 
 impl Live {
+    fn round_trip(&self) -> Option<Duration> {
+        self.claim.http2.as_ref()?.round_trip.as_ref()?.last()
+    }
+
     fn status(&self, id: ConnectionId, now: Instant) -> TunnelStatus {
         TunnelStatus {
             id: id.to_string(),
             dialect: self.claim.dialect,
+            protocol: match self.claim.protocol {
+                TunnelProtocol::Http1 => "http1",
+                TunnelProtocol::Http2 => "http2",
+            },
+            round_trip_us: self.round_trip().and_then(|time| u64::try_from(time.as_micros()).ok()),
             cluster: self.claim.cluster.to_string(),
             host_name: self.claim.host_name.to_string(),
             weight: self.claim.weight,

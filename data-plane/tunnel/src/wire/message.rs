@@ -12,6 +12,33 @@ use super::DecodeError;
 /// the answer names the connection, a graceful close names ids and is acknowledged. MOSN ignores both places.
 pub const CAPABILITY: &str = "culvert/1";
 
+/// Announced beside [`CAPABILITY`]: the connection may carry HTTP/2 as our two ends speak it (docs/tunnel.md). The agent
+/// says in `extra.protocol` what it would like this connection to carry, the answer in `protocol` what it does carry.
+pub const CAPABILITY_HTTP2: &str = "h2";
+
+/// What a connection carries, as our peers name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carried {
+    /// `http/1.1`
+    Http1,
+    /// `h2`
+    Http2,
+}
+
+impl Carried {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Http1 => "http/1.1",
+            Self::Http2 => "h2",
+        }
+    }
+
+    /// What a later version may name is as good as nothing.
+    fn from_name(name: &str) -> Option<Self> {
+        [Self::Http1, Self::Http2].into_iter().find(|carried| carried.name() == name)
+    }
+}
+
 /// Objects and arrays within each other; ours need 3.
 pub(super) const MAX_DEPTH: usize = 32;
 
@@ -26,6 +53,8 @@ pub struct Init {
     pub credential: Secret,
     /// `extra.caps`: what the sender can do beyond MOSN. Empty: `extra` is sent as `null`, as MOSN does.
     pub caps: Vec<String>,
+    /// `extra.protocol`: what the sender would like the connection to carry. Sent only beside `caps`.
+    pub protocol: Option<Carried>,
 }
 
 /// A string that `Debug` does not show.
@@ -60,6 +89,8 @@ pub struct Response {
     pub caps: Vec<String>,
     /// The server's name for the connection; as `caps`.
     pub connection_id: Option<String>,
+    /// What the connection carries; as `caps`.
+    pub protocol: Option<Carried>,
 }
 
 /// The server's verdict. Any integer is accepted, as MOSN's agent does.
@@ -145,17 +176,20 @@ impl Serialize for Init {
         map.serialize_entry("host_name", &self.host_name)?;
         map.serialize_entry("credential_policy", &self.credential_policy)?;
         map.serialize_entry("credential", &self.credential.0)?;
-        map.serialize_entry("extra", &(!self.caps.is_empty()).then_some(Extra(&self.caps)))?;
+        map.serialize_entry("extra", &(!self.caps.is_empty()).then_some(Extra(self)))?;
         map.end()
     }
 }
 
-struct Extra<'a>(&'a [String]);
+struct Extra<'a>(&'a Init);
 
 impl Serialize for Extra<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(1))?;
-        map.serialize_entry("caps", self.0)?;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("caps", &self.0.caps)?;
+        if let Some(protocol) = self.0.protocol {
+            map.serialize_entry("protocol", protocol.name())?;
+        }
         map.end()
     }
 }
@@ -169,6 +203,9 @@ impl Serialize for Response {
         }
         if let Some(id) = &self.connection_id {
             map.serialize_entry("connection_id", id)?;
+        }
+        if let Some(protocol) = self.protocol {
+            map.serialize_entry("protocol", protocol.name())?;
         }
         map.end()
     }
@@ -210,7 +247,8 @@ impl Fields for Init {
             "credential" => set(&mut self.credential.0, map),
             "extra" => {
                 // Go's type is a map: an object or null. What we do not know in it is of any type.
-                self.caps = map.next_value::<Option<ObjectOf<Caps>>>()?.map(|extra| extra.0.0).unwrap_or_default();
+                let extra = map.next_value::<Option<ObjectOf<Known>>>()?.map(|extra| extra.0).unwrap_or_default();
+                (self.caps, self.protocol) = (extra.caps, extra.protocol);
                 Ok(())
             }
             _ => skip(map),
@@ -233,6 +271,10 @@ impl Fields for Response {
             }
             "connection_id" => {
                 self.connection_id = map.next_value::<Lenient>()?.0;
+                Ok(())
+            }
+            "protocol" => {
+                self.protocol = map.next_value::<Lenient>()?.carried();
                 Ok(())
             }
             _ => skip(map),
@@ -270,16 +312,19 @@ impl Fields for GracefulCloseAck {
 
 /// The part of `extra` that we know.
 #[derive(Default)]
-struct Caps(Vec<String>);
+struct Known {
+    caps: Vec<String>,
+    protocol: Option<Carried>,
+}
 
-impl Fields for Caps {
+impl Fields for Known {
     fn take<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
-        if key == "caps" {
-            self.0 = map.next_value::<Strings>()?.0;
-            Ok(())
-        } else {
-            skip(map)
+        match key {
+            "caps" => self.caps = map.next_value::<Strings>()?.0,
+            "protocol" => self.protocol = map.next_value::<Lenient>()?.carried(),
+            _ => return skip(map),
         }
+        Ok(())
     }
 }
 
@@ -316,6 +361,12 @@ impl<'de> Deserialize<'de> for Strings {
 
 /// As [`Strings`], for one string.
 struct Lenient(Option<String>);
+
+impl Lenient {
+    fn carried(self) -> Option<Carried> {
+        Carried::from_name(self.0.as_deref()?)
+    }
+}
 
 impl<'de> Deserialize<'de> for Lenient {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

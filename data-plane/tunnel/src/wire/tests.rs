@@ -414,7 +414,8 @@ fn any_frame() -> impl Strategy<Value = Frame> {
                 host_name,
                 credential_policy,
                 credential: Secret(credential),
-                caps
+                caps,
+                protocol: None
             })
         ),
         (any::<i64>(), strings(), proptest::option::of(".{0,32}")).prop_map(|(code, caps, connection_id)| {
@@ -422,7 +423,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
                 0..=4 => Status::Success,
                 code => Status::Other(code),
             };
-            Frame::Response(Response { status, caps, connection_id })
+            Frame::Response(Response { status, caps, connection_id, protocol: None })
         }),
         (proptest::option::of(strings()), ".{0,20}", strings()).prop_map(
             |(addresses, cluster_name, connection_ids)| Frame::GracefulClose(GracefulClose {

@@ -10,18 +10,18 @@ use arc_swap::cache::Cache;
 use culvert_model::cluster::Balancer;
 use tokio::time::Instant;
 
-use super::PickContext;
 use super::checkout::{Checkout, Held, TcpCheckout};
 use super::connection::SlotStats;
 use super::dial::Offer;
 use super::host::HostPool;
 use super::open::{Open, Wait};
+use super::{DownstreamProtocol, PickContext};
 use crate::balance::{Choice, Cursors, HostSet};
 use crate::failure::UpstreamFailure;
 use crate::host::Host;
 use crate::slot::{ClusterConfig, ClusterSlot, Generation};
 use crate::stats::ClusterMetric;
-use crate::tunnel::{Lent, Phase, TunnelConnection};
+use crate::tunnel::{Lane, Lent, TunnelConnection};
 
 #[derive(Debug)]
 pub(super) struct SlotPool {
@@ -85,7 +85,11 @@ impl SlotPool {
 
     /// Picks a host and takes what is free of it.
     pub(super) fn start(self: &Rc<Self>, context: &PickContext<'_>) -> Result<Step, UpstreamFailure> {
-        let picked = self.pick(context)?;
+        let lane = match context.downstream {
+            DownstreamProtocol::Http1 => Lane::Plain,
+            DownstreamProtocol::Http2 => Lane::Stream,
+        };
+        let picked = self.pick(context, lane)?;
         let offer = match picked.tunnel {
             Some(Tunnel::Lent(lent)) => {
                 let held = Held::Tunnel(lent);
@@ -105,7 +109,7 @@ impl SlotPool {
 
     /// As [`Self::start`], for a connection that the caller has for itself.
     pub(super) fn start_tcp(self: &Rc<Self>, context: &PickContext<'_>) -> Result<TcpStep, UpstreamFailure> {
-        let picked = self.pick(context)?;
+        let picked = self.pick(context, Lane::Stream)?;
         match picked.tunnel {
             Some(Tunnel::Lent(lent)) => {
                 let checkout = TcpCheckout::tunnel(picked.host, lent, context.priority, picked.least_request)?;
@@ -130,7 +134,7 @@ impl SlotPool {
         }
     }
 
-    fn pick(&self, context: &PickContext<'_>) -> Result<Picked, UpstreamFailure> {
+    fn pick(&self, context: &PickContext<'_>, lane: Lane) -> Result<Picked, UpstreamFailure> {
         let mut cache = self.generation.borrow_mut();
         let generation = cache.load();
         let Some(config) = &generation.config else { return Err(UpstreamFailure::NoCluster) };
@@ -152,7 +156,7 @@ impl SlotPool {
             let host = self.host(choice.host, config);
             return Ok(Picked { host, least_request, tunnel: None });
         };
-        let (host, tunnel) = match lend_any(choice.host, connection, choice.among) {
+        let (host, tunnel) = match lane.lend(&choice, hosts) {
             Some((host, lent)) => (host, Tunnel::Lent(lent)),
             None => {
                 self.count(ClusterMetric::TunnelQueued);
@@ -212,19 +216,4 @@ impl SlotPool {
     pub(super) fn evict_idle(&self) -> bool {
         self.hosts.borrow().values().any(|host| host.evict_idle())
     }
-}
-
-/// The chosen tunnel if it is free, else any that is and has the same rights.
-fn lend_any<'a>(
-    chosen: &'a Arc<Host>,
-    connection: &Arc<TunnelConnection>,
-    among: &'a [Arc<Host>],
-) -> Option<(&'a Arc<Host>, Lent)> {
-    if let Some(lent) = connection.try_lend() {
-        return Some((chosen, lent));
-    }
-    among.iter().find_map(|host| {
-        let connection = host.tunnel().filter(|other| matches!(other.phase(), Phase::Idle | Phase::Open))?;
-        Some((host, connection.try_lend()?))
-    })
 }

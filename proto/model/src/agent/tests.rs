@@ -47,6 +47,7 @@ fn agents_have_the_documented_defaults() {
     assert_eq!(agent.connect_timeout, Duration::from_secs(15));
     assert_eq!((agent.reconnect_base, agent.reconnect_max), (Duration::from_millis(500), Duration::from_secs(30)));
     assert_eq!((agent.retry_times, agent.host_name.clone()), (None, None));
+    assert_eq!(agent.protocol, ProtocolChoice::Negotiated);
 }
 
 #[test]

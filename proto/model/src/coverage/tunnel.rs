@@ -20,6 +20,7 @@ pub(super) const TABLE: &[Covered] = &[
             "reconnect_max_interval",
             "connect_retry_times",
             "graceful_close_max_wait",
+            "protocol",
         ])],
     ),
     covered("culvert.tunnel.v1.ServerSource", &[honoured(&["address", "eds", "dns_refresh_rate"])]),

@@ -4,7 +4,7 @@ use super::*;
 use crate::http::{RouteSource, RouterOptions};
 use crate::route::{AgentSelector, ClusterChoice};
 use crate::testing::{good, message, patched, refused, warned};
-use crate::tunnel::TunnelProtocol;
+use crate::tunnel::{ProtocolChoice, TunnelProtocol};
 
 const HCM: &str =
     "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
@@ -313,7 +313,7 @@ fn what_is_set_is_kept() {
 
     let listener = parsed(&one(TUNNEL, r#""protocol": "HTTP2", "allowed_clusters": ["edge-*", "one"]"#));
     let NetworkFilter::Tunnel(server) = &listener.filter_chains[0].filter else { panic!("expected a tunnel server") };
-    assert_eq!(server.protocol, TunnelProtocol::Http2);
+    assert_eq!(server.protocol, ProtocolChoice::Fixed(TunnelProtocol::Http2));
     let allowed = |name: &str| server.allowed_clusters.iter().any(|pattern| pattern.matches(name));
     assert!(allowed("edge-1") && allowed("one") && !allowed("two"), "{:?}", server.allowed_clusters);
 }

@@ -67,8 +67,12 @@ async fn bytes_behind_the_reply_come_first() {
 
 #[tokio::test]
 async fn a_server_of_ours_names_the_connection() {
-    let response =
-        Response { status: Status::Success, caps: vec![CAPABILITY.into()], connection_id: Some("00ff".into()) };
+    let response = Response {
+        status: Status::Success,
+        caps: vec![CAPABILITY.into()],
+        connection_id: Some("00ff".into()),
+        ..Response::default()
+    };
     let tunnel = against(&Frame::Response(response).encode().unwrap(), 7, false).await.unwrap();
     assert_eq!((tunnel.id.as_deref(), tunnel.capable), (Some("00ff"), true));
     let stock = against(&reply(r#"{"status":1}"#), 7, false).await.unwrap();

@@ -120,6 +120,7 @@ async fn a_server_of_ours_is_told_by_id_when_there_is_something_to_say() {
                 status: Status::Success,
                 caps: vec![crate::wire::CAPABILITY.into()],
                 connection_id: Some("ab".repeat(16)),
+                ..Response::default()
             });
             stream.write_all(&response.encode().unwrap()).await.unwrap();
             eventually("hosted", || fixture.listener.0.live.get() == 1).await;

@@ -1,0 +1,80 @@
+//! HTTP/2 as our two ends speak it over a tunnel: the numbers. The server is its client, the agent its server.
+//!
+//! **A window is sized to the path**: it begins with what a near peer needs, and with every answered PING grows to what a
+//! path of 1 Gbit/s has under way in one round trip, within the limits below.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use culvert_http::{Http2ClientOptions, Protocol, RoundTrip, ServerOptions};
+use culvert_runtime::telemetry::{Block, Metrics};
+
+/// The server's end, which opens the streams.
+pub(crate) fn client_options(round_trip: RoundTrip) -> Http2ClientOptions {
+    Http2ClientOptions {
+        initial_stream_window: STREAM_WINDOW,
+        initial_connection_window: CONNECTION_WINDOW,
+        max_concurrent_streams: STREAMS,
+        max_head_bytes: HEAD,
+        keepalive_interval: Some(PING_INTERVAL),
+        keepalive_timeout: PING_TIMEOUT,
+        most_stream_window: MOST_STREAM_WINDOW,
+        round_trip: Some(round_trip),
+    }
+}
+
+/// The agent's end, which serves the streams. What listeners limit (idle times, age) is not the tunnel's to limit.
+pub(crate) fn server_options(round_trip: RoundTrip) -> ServerOptions {
+    ServerOptions {
+        protocol: Protocol::Http2,
+        max_head_bytes: HEAD as usize,
+        max_fields: FIELDS,
+        idle_timeout: None,
+        max_concurrent_streams: STREAMS,
+        initial_stream_window: STREAM_WINDOW,
+        initial_connection_window: CONNECTION_WINDOW,
+        keepalive_interval: Some(PING_INTERVAL),
+        keepalive_timeout: PING_TIMEOUT,
+        most_stream_window: MOST_STREAM_WINDOW,
+        round_trip: Some(round_trip),
+        connections: true,
+        extended_connect: true,
+        custom_methods: true,
+        ..ServerOptions::default()
+    }
+}
+
+/// Runs `connection` and records each round trip that its PINGs measure.
+pub(crate) async fn recorded<M: Metrics>(
+    round_trip: &RoundTrip,
+    block: &Block<M>,
+    metric: impl Fn() -> M,
+    connection: impl Future<Output = ()>,
+) {
+    let mut measured = round_trip.measured();
+    let mut connection = pin!(connection);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut connection => return,
+            changed = measured.changed() => {
+                debug_assert!(changed.is_ok(), "the sender is ours");
+                if let Some(time) = *measured.borrow_and_update() {
+                    block.record(metric(), time.as_secs_f64() * 1000.0);
+                }
+            }
+        }
+    }
+}
+
+/// From both ends, so that each finds by itself that the other is gone: 6 s after its last sign of life.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
+const PING_TIMEOUT: Duration = Duration::from_secs(4);
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+const MOST_STREAM_WINDOW: u32 = 8 * 1024 * 1024;
+/// At a time on one connection.
+const STREAMS: u32 = 1024;
+/// The gateway has limited heads already, and its limits are the operator's.
+const HEAD: u32 = 256 * 1024;
+const FIELDS: usize = 1000;

@@ -1,0 +1,50 @@
+//! Which of an agent's tunnels a request takes: its agents keep plain connections, on which HTTP/1 is cheaper, beside one
+//! that carries HTTP/2 and everything else.
+//!
+//! **A preference, never a condition**: what does not suit is better than to wait.
+
+use std::sync::Arc;
+
+use culvert_model::tunnel::TunnelProtocol;
+
+use super::{Lent, Phase, TunnelConnection};
+use crate::balance::{Choice, HostSet};
+use crate::host::Host;
+
+/// What a request does best on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// A plain connection: an HTTP/1 request.
+    Plain,
+    /// A stream: an HTTP/2 request, which may be answered while it is sent, and a TCP connection, which would take a
+    /// plain one for good.
+    Stream,
+}
+
+impl Lane {
+    fn suits(self, connection: &TunnelConnection) -> bool {
+        match connection.claim().protocol {
+            TunnelProtocol::Http1 => self == Self::Plain,
+            TunnelProtocol::Http2 => self == Self::Stream,
+        }
+    }
+
+    /// Lends the chosen tunnel if it suits and is free; else another of the same agent that does; else whatever of the
+    /// agent's is free; else any of those with the same rights.
+    pub(crate) fn lend<'a>(self, choice: &Choice<'a>, hosts: &'a HostSet) -> Option<(&'a Arc<Host>, Lent)> {
+        let suited = |host: &&'a Arc<Host>| host.tunnel().is_some_and(|connection| self.suits(connection));
+        let chosen = Some(choice.host);
+        // Nearly always the end of it.
+        if let Some(lent) = chosen.filter(suited).and_then(lend) {
+            return Some(lent);
+        }
+        let siblings = choice.host.tunnel().map_or(&[][..], |connection| hosts.of_agent(&connection.claim().agent));
+        let of_agent = siblings.iter().filter(suited).chain(chosen).chain(siblings);
+        of_agent.chain(choice.among.iter().filter(suited)).chain(choice.among).find_map(lend)
+    }
+}
+
+fn lend(host: &Arc<Host>) -> Option<(&Arc<Host>, Lent)> {
+    let free = |connection: &&Arc<TunnelConnection>| matches!(connection.phase(), Phase::Idle | Phase::Open);
+    Some((host, host.tunnel().filter(free)?.try_lend()?))
+}
