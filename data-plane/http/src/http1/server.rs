@@ -57,7 +57,7 @@ enum Next {
 }
 
 /// How an exchange leaves the connection.
-#[derive(PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum After {
     Reuse,
     /// The client may still be sending.
@@ -105,7 +105,10 @@ pub(crate) async fn serve<H: Handler>(
             (Next::End | Next::Request(_), _) => After::Close,
         };
         if after != After::Reuse {
-            return Box::pin(connection.close(after)).await;
+            if connection.has_a_last_word(after) {
+                Box::pin(connection.close(after)).await;
+            }
+            return;
         }
         connection.waiting_since = None;
     }
@@ -319,17 +322,18 @@ impl Connection<'_> {
         matches!(flushed, Ok(Ok(())))
     }
 
+    /// Whether there is anything to be said or read before the connection is dropped.
+    fn has_a_last_word(&mut self, after: After) -> bool {
+        after == After::Linger || (after == After::Close && self.wire.io.get_mut().says_goodbye())
+    }
+
     async fn close(mut self, after: After) {
         self.read.buffer.consume(usize::MAX);
         self.read.buffer.release();
         let linger = self.options.linger;
         let io = self.wire.io.get_mut();
-        if after == After::Abort {
-            return;
-        }
-        let goodbye = after == After::Linger || io.says_goodbye();
         let farewell = async {
-            if goodbye && poll_fn(|cx| Pin::new(&mut *io).poll_shutdown(cx)).await.is_err() {
+            if poll_fn(|cx| Pin::new(&mut *io).poll_shutdown(cx)).await.is_err() {
                 return;
             }
             if after == After::Close {
