@@ -56,6 +56,65 @@ async fn ads_state_of_the_world() -> Result {
     on_envoy(|text| text.replace("DELTA_GRPC", "GRPC"), async |site| follows(site, "envoy-1").await).await
 }
 
+/// What a file of the control plane's directory looks like in which the routes lead to a cluster that exists nowhere else.
+fn only_cluster(number: usize, backend: u16) -> (String, String) {
+    let cluster = format!("swapped-{number}");
+    let resources = format!(
+        "selector: {{cluster: envoy}}
+resources:
+- \"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster
+  name: {cluster}
+  type: EDS
+  connect_timeout: 2s
+  eds_cluster_config: {{eds_config: {{ads: {{}}, resource_api_version: V3}}}}
+- \"@type\": type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment
+  cluster_name: {cluster}
+  endpoints:
+  - lb_endpoints:
+    - endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {backend}}}}}}}
+- \"@type\": type.googleapis.com/envoy.config.route.v3.RouteConfiguration
+  name: gateway
+  virtual_hosts:
+  - {{name: all, domains: [\"*\"], routes: [{{match: {{prefix: /}}, route: {{cluster: {cluster}}}}}]}}
+"
+    );
+    (cluster, resources)
+}
+
+/// Six times, under load, the routes move to a cluster that is new and the one before is gone: no request fails.
+async fn swaps(site: &Site) -> Result {
+    site.answered_by(Port::EnvoyGateway, "backend-1").await?;
+    let load = Load::new(site.address(Port::EnvoyGateway), "/").start();
+    let admin = site.address(Port::EnvoyAdmin);
+    for number in 1..=6 {
+        let backend = if number % 2 == 0 { Port::Backend1 } else { Port::Backend2 };
+        let (cluster, resources) = only_cluster(number, site.address(backend).port());
+        site.edit("envoy/routes.yaml", |_| resources)?;
+        let answers = if number % 2 == 0 { "backend-1" } else { "backend-2" };
+        site.answered_by(Port::EnvoyGateway, answers).await?;
+        eventually("the cluster before is gone", async || {
+            let clusters = get(admin, "/clusters").await?.text();
+            let before = format!("swapped-{}::", number - 1);
+            ensure!(clusters.contains(&format!("{cluster}::")), "expected {cluster}, saw {clusters}");
+            ensure!(!clusters.contains(&before), "expected {before} to be gone, saw {clusters}");
+            Ok(())
+        })
+        .await?;
+    }
+    load.finish(100).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn six_swaps_of_cluster_and_routes_under_load_fail_nothing_on_ads_delta() -> Result {
+    on_envoy(|text| text, swaps).await
+}
+
+#[tokio::test]
+async fn six_swaps_of_cluster_and_routes_under_load_fail_nothing_on_ads_state_of_the_world() -> Result {
+    on_envoy(|text| text.replace("DELTA_GRPC", "GRPC"), swaps).await
+}
+
 #[tokio::test]
 async fn what_envoy_refuses_is_visible_and_is_not_sent_again() -> Result {
     on_envoy(

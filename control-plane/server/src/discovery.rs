@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest, DiscoveryResponse};
 use culvert_api::type_url;
@@ -170,7 +171,7 @@ fn fetched(
     request.version_info.clear();
     request.response_nonce.clear();
     session.on_request(ONLY, &request).map_err(|error| Status::new(Code::from_i32(error.code()), error.to_string()))?;
-    let response = session.poll_stream(ONLY).map(|response| response.to_sotw());
+    let response = session.poll_stream(ONLY, Duration::ZERO).map(|response| response.to_sotw());
     Ok(response.unwrap_or_else(|| DiscoveryResponse { type_url: type_url.to_owned(), ..DiscoveryResponse::default() }))
 }
 

@@ -11,6 +11,7 @@ use culvert_xds::{
     Heard, NodeIdentity, RequestError, Response, Session, SessionConfig, Snapshot, StreamId, StreamKind, Version,
 };
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::control::Control;
@@ -47,6 +48,10 @@ struct Sessions {
 pub(crate) struct NodeSession {
     key: NodeKey,
     state: Mutex<State>,
+    /// Changes when what is served moved on without a new generation: every stream of the node looks again.
+    steps: watch::Sender<u64>,
+    /// What the session's clock counts from.
+    begun: Instant,
 }
 
 #[derive(Debug)]
@@ -164,7 +169,7 @@ impl NodeSession {
         log_conflicts(&key, &placement.conflicts);
         let conflicts = placement.conflicts.clone();
         let state = State { session, generation, conflicts, peer: Arc::clone(peer), idle_since: None };
-        Self { key, state: Mutex::new(state) }
+        Self { key, state: Mutex::new(state), steps: watch::Sender::new(0), begun: Instant::now() }
     }
 
     /// For how long it has had no stream.
@@ -190,18 +195,34 @@ impl NodeSession {
 impl Attached {
     /// What the stream's transport is to send next.
     pub(crate) fn poll(&self) -> Option<Response> {
+        let now = self.node.begun.elapsed();
         let mut state = self.node.state.lock();
         let generation = self.control.generation();
         if state.generation != generation {
             let placement = self.control.place(state.session.node(), state.session.snapshot());
-            state.session.on_snapshot(Arc::clone(&placement.snapshot));
+            state.session.on_snapshot(Arc::clone(&placement.snapshot), now);
             if state.conflicts != placement.conflicts {
                 log_conflicts(&self.node.key, &placement.conflicts);
                 state.conflicts.clone_from(&placement.conflicts);
             }
             state.generation = generation;
         }
-        state.session.poll_stream(self.stream)
+        let response = state.session.poll_stream(self.stream, now);
+        let steps = state.session.steps();
+        drop(state);
+        self.node.steps.send_if_modified(|seen| std::mem::replace(seen, steps) != steps);
+        response
+    }
+
+    /// Changes when the node's streams have to look again.
+    pub(crate) fn steps(&self) -> watch::Receiver<u64> {
+        self.node.steps.subscribe()
+    }
+
+    /// When to poll again although nothing was heard.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let timeout = self.node.state.lock().session.poll_timeout()?;
+        Some(self.node.begun + timeout)
     }
 
     /// Hands a request to the session.

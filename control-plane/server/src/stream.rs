@@ -63,7 +63,17 @@ pub(crate) fn responses<R: Request>(
     control.metrics.streams_opened.add();
     control.metrics.streams_active.add();
     let generations = control.generations();
-    let driver = Driver { _blocker: drain.block(), control, drain, peer, kind, requests, generations, attached: None };
+    let driver = Driver {
+        _blocker: drain.block(),
+        control,
+        drain,
+        peer,
+        kind,
+        requests,
+        generations,
+        attached: None,
+        steps: None,
+    };
     futures_util::stream::unfold(Some(driver), |driver| async move {
         let mut driver = driver?;
         match driver.next().await {
@@ -84,12 +94,15 @@ struct Driver<R> {
     generations: watch::Receiver<u64>,
     /// From the first request on.
     attached: Option<Attached>,
+    /// Of the node: what is served to it moved on.
+    steps: Option<watch::Receiver<u64>>,
     _blocker: Blocker,
 }
 
 enum Event<R> {
     Request(Result<Option<R>, Status>),
-    Generation,
+    /// There may be something new to send.
+    Look,
     Late,
     Drain,
 }
@@ -115,7 +128,7 @@ impl<R: Request> Driver<R> {
                     tracing::debug!(peer = &*self.peer.address, "discovery stream broke: {}", status.message());
                     return None;
                 }
-                Event::Generation => {}
+                Event::Look => {}
                 Event::Late => return Some(Err(Status::deadline_exceeded("no request came on this stream"))),
                 // The client comes back to whoever serves then.
                 Event::Drain => return None,
@@ -130,12 +143,27 @@ impl<R: Request> Driver<R> {
             }
             tokio::time::sleep(FIRST_REQUEST).await;
         };
+        let deadline = self.attached.as_ref().and_then(Attached::deadline);
+        let step = async {
+            match &mut self.steps {
+                Some(steps) => drop(steps.changed().await),
+                None => std::future::pending().await,
+            }
+        };
+        let due = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             // A drain ends a stream however busy it is; requests before changes, so that an ACK makes room for them.
             biased;
             _ = self.drain.draining() => Event::Drain,
             request = self.requests.message() => Event::Request(request),
-            changed = self.generations.changed() => if changed.is_ok() { Event::Generation } else { Event::Drain },
+            changed = self.generations.changed() => if changed.is_ok() { Event::Look } else { Event::Drain },
+            () = step => Event::Look,
+            () = due => Event::Look,
             () = late => Event::Late,
         }
     }
@@ -150,6 +178,7 @@ impl<R: Request> Driver<R> {
                 let certificate = self.peer.certificate.clone();
                 tracing::info!(node = identity.id, peer = &*self.peer.address, "a discovery stream begins");
                 let attached = Nodes::attach(&self.control, certificate, identity, &self.peer.address, &self.kind);
+                self.steps = Some(attached.steps());
                 self.attached.insert(attached)
             }
         };

@@ -6,6 +6,7 @@ mod node;
 mod request;
 mod response;
 mod session;
+mod staging;
 mod status;
 mod subscription;
 
@@ -16,6 +17,7 @@ pub use node::{NodeIdentity, NodeRefused};
 pub use request::RequestError;
 pub use response::Response;
 pub use session::{Occupied, Session, SessionConfig};
+pub use staging::{Limits as StagingLimits, Progress};
 pub use status::{ResourceState, ResourceStatus, TypeStatus};
 
 use crate::Variant;

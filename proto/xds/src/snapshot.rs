@@ -1,10 +1,13 @@
 //! What a node (or many nodes with equal sets) should hold: immutable, shared, and knowing what changed.
 
+mod bridge;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
 use bytes::{Bytes, BytesMut};
 use culvert_api::envoy::config::cluster::v3::{Cluster, cluster};
+use culvert_api::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use culvert_api::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use culvert_api::type_url;
 use prost::Message;
@@ -12,10 +15,15 @@ use prost::Message;
 use crate::Name;
 use crate::resource::{Resource, TypeUrl, Version, put_field};
 
+use bridge::Bridges;
+pub(crate) use bridge::{Bridge, is_referred_to};
+
 /// Everything that is served to a node, by type. Immutable; nodes with equal sets share one.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     types: BTreeMap<TypeUrl, Arc<TypeSet>>,
+    /// Ways from earlier snapshots to this one, made when first needed and shared by all nodes that go them.
+    bridges: Bridges,
 }
 
 impl Snapshot {
@@ -56,6 +64,10 @@ pub struct TypeSet {
     resources: BTreeMap<Name, Arc<Resource>>,
     /// Served to who asks by name, never to a wildcard: the empty assignments of clusters that have none.
     stand_ins: BTreeMap<Name, Arc<Resource>>,
+    /// Those of both that the node should no longer have, but may keep while something refers to them.
+    pub(crate) retained: BTreeSet<Name>,
+    /// Nothing of it is news: a node is shown what it accepted of it, if it asks.
+    pub(crate) frozen: bool,
     version: Option<Version>,
     /// What changed since each of the latest predecessors, newest first.
     history: Vec<Changes>,
@@ -70,12 +82,12 @@ struct Changes {
     names: Arc<BTreeSet<Name>>,
 }
 
-/// What a set holds, stand-ins included.
-type Identity = (Option<Version>, Version);
+/// What a set holds, stand-ins included, and what of it is only kept.
+type Identity = (Option<Version>, Version, BTreeSet<Name>);
 
 impl TypeSet {
     /// How many predecessors' changes a set knows. A stream that is further behind compares whole sets.
-    const HISTORY: usize = 8;
+    const HISTORY: usize = 12;
 
     /// What a wildcard subscription gets, in name order.
     pub fn resources(&self) -> impl ExactSizeIterator<Item = &Arc<Resource>> {
@@ -128,7 +140,8 @@ impl TypeSet {
     }
 
     fn identity(&self) -> Identity {
-        (self.version, Version::of_set(self.stand_ins.values().map(|resource| &**resource)))
+        let stand_ins = Version::of_set(self.stand_ins.values().map(|resource| &**resource));
+        (self.version, stand_ins, self.retained.clone())
     }
 
     /// The same content, but with the changes since `previous` and since its predecessors.
@@ -140,7 +153,7 @@ impl TypeSet {
             }
         }
         let older = previous.history.iter().take(Self::HISTORY - 1).map(|changes| Changes {
-            since: changes.since,
+            since: changes.since.clone(),
             names: Arc::new(changes.names.union(&names).cloned().collect()),
         });
         let newest = Changes { since: previous.identity(), names: Arc::new(names.clone()) };
@@ -148,9 +161,10 @@ impl TypeSet {
         self
     }
 
-    /// What a wildcard subscription and what a subscription by name sees.
-    fn versions_of(&self, name: &str) -> (Option<Version>, Option<Version>) {
-        (self.get_listed(name).map(|resource| resource.version()), self.get(name).map(|resource| resource.version()))
+    /// What a wildcard subscription and what a subscription by name sees, and whether for good.
+    fn versions_of(&self, name: &str) -> (Option<Version>, Option<Version>, bool) {
+        let listed = self.get_listed(name).map(|resource| resource.version());
+        (listed, self.get(name).map(|resource| resource.version()), self.retained.contains(name))
     }
 
     fn names(&self) -> impl Iterator<Item = &Name> {
@@ -198,7 +212,7 @@ impl SnapshotBuilder {
             };
             types.insert(type_url, set);
         }
-        Snapshot { types }
+        Snapshot { types, bridges: Bridges::default() }
     }
 
     /// An empty assignment for every EDS name of a cluster that has none: Envoy withholds its acknowledgement of the
@@ -219,7 +233,7 @@ impl SnapshotBuilder {
     }
 }
 
-/// The assignment that a cluster of type EDS refers to.
+/// The assignment that a cluster of type EDS refers to, unless it is read from a file.
 fn assignment_name(resource: &Resource) -> Option<String> {
     // A cluster that does not decode refers to nothing; whoever validates resources has said so before.
     let cluster = Cluster::decode(resource.value()).ok()?;
@@ -227,6 +241,11 @@ fn assignment_name(resource: &Resource) -> Option<String> {
     if cluster.cluster_discovery_type != Some(cluster::ClusterDiscoveryType::Type(eds)) {
         return None;
     }
-    let service = cluster.eds_cluster_config.map(|config| config.service_name).unwrap_or_default();
+    let config = cluster.eds_cluster_config.unwrap_or_default();
+    let source = config.eds_config.and_then(|source| source.config_source_specifier);
+    if matches!(source, Some(ConfigSourceSpecifier::PathConfigSource(_))) {
+        return None;
+    }
+    let service = config.service_name;
     Some(if service.is_empty() { cluster.name } else { service })
 }

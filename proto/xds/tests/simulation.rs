@@ -4,12 +4,16 @@
 //!
 //! `CULVERT_SIM_SEEDS=n` runs n seeds (256), `CULVERT_SIM_SEED=n` replays one.
 
-#![expect(clippy::expect_used, reason = "whatever does not hold here fails the test")]
+#![expect(clippy::expect_used, clippy::panic, reason = "whatever does not hold here fails the test")]
 
 #[path = "simulation/contents.rs"]
 mod contents;
 #[path = "simulation/network.rs"]
 mod network;
+#[path = "simulation/shadow.rs"]
+mod shadow;
+#[path = "simulation/swaps.rs"]
+mod swaps;
 #[path = "simulation/world.rs"]
 mod world;
 
@@ -21,19 +25,32 @@ const SEEDS: u64 = 256;
 
 #[test]
 fn after_quiet_the_client_holds_what_was_published_less_what_it_refused() {
+    for_each_seed(|seed, verbose| {
+        let report = World::new(seed, verbose).run();
+        (report.messages, report.refused)
+    });
+}
+
+#[test]
+fn no_route_ever_leads_to_a_cluster_that_the_client_does_not_have() {
+    for_each_seed(swaps::run);
+}
+
+/// Runs it with every seed; it returns how many messages it took, and how many resources the client refused.
+fn for_each_seed(run: fn(u64, bool) -> (u64, u64)) {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
     if let Some(seed) = number("CULVERT_SIM_SEED") {
-        World::new(seed, true).run();
+        run(seed, true);
         return;
     }
     let seeds = number("CULVERT_SIM_SEEDS").unwrap_or(SEEDS);
     let mut messages = 0;
     let mut refused = 0;
     for seed in 0..seeds {
-        let outcome = std::panic::catch_unwind(|| World::new(seed, false).run());
+        let outcome = std::panic::catch_unwind(|| run(seed, false));
         let Ok(report) = outcome else { panic!("seed {seed} failed; replay it with CULVERT_SIM_SEED={seed}") };
-        messages += report.messages;
-        refused += report.refused;
+        messages += report.0;
+        refused += report.1;
     }
     assert!(seeds < 64 || refused > seeds, "only {refused} refusals in {seeds} seeds: the simulation proves nothing");
     // Past the capture of test output: how much was tried is part of the result.

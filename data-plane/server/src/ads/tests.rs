@@ -76,7 +76,7 @@ impl ControlPlane {
             }
             builder.insert(Arc::new(Resource::new(&CLUSTER.into(), *name, &message.encode_to_vec())));
         }
-        self.session.lock().on_snapshot(Arc::new(builder.build()));
+        self.session.lock().on_snapshot(Arc::new(builder.build()), Duration::ZERO);
         self.changed.notify_one();
     }
 
@@ -108,7 +108,7 @@ impl ControlPlane {
             this.session.lock().open(stream, StreamKind { variant, type_url: None }).unwrap();
             let mut first = true;
             loop {
-                let response = this.session.lock().poll_stream(stream);
+                let response = this.session.lock().poll_stream(stream, Duration::ZERO);
                 if let Some(response) = response {
                     if responses.send(Ok(say(&response))).await.is_err() {
                         break;

@@ -7,12 +7,19 @@ use culvert_api::type_url;
 
 use crate::Name;
 use crate::resource::{Resource, Version};
+use crate::snapshot::TypeSet;
 
 /// Accepted contents, and refused ones by hash.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     accepted: BTreeMap<Name, Arc<Resource>>,
+    /// What it accepted before it came back without saying so: it may still refer to it.
+    doubtful: BTreeMap<Name, Arc<Resource>>,
     refused: BTreeMap<Name, Refusal>,
+    /// Refusals of whole responses.
+    together: u64,
+    /// What was released since the node should have what it should have now: once is enough.
+    released: BTreeMap<Name, Version>,
     /// `version_info` of the response accepted last.
     pub(crate) accepted_version: Option<String>,
 }
@@ -22,6 +29,15 @@ pub(crate) struct Memory {
 pub(crate) struct Refusal {
     pub(crate) version: Version,
     pub(crate) reason: Arc<str>,
+    /// The refusal was one of a whole response: once one of its resources is another, the others may be sent again.
+    together: Option<Group>,
+}
+
+/// What was refused together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Group {
+    number: u64,
+    size: usize,
 }
 
 /// One resource, or removal, of a response that waits for its answer.
@@ -30,6 +46,11 @@ pub(crate) type Item = (Name, Option<Arc<Resource>>);
 impl Memory {
     pub(crate) fn accepted(&self, name: &str) -> Option<&Arc<Resource>> {
         self.accepted.get(name)
+    }
+
+    /// What the node accepted last, as far as is known.
+    pub(crate) fn accepted_once(&self, name: &str) -> Option<&Arc<Resource>> {
+        self.accepted.get(name).or_else(|| self.doubtful.get(name))
     }
 
     /// The refusal of exactly this content.
@@ -44,34 +65,85 @@ impl Memory {
     pub(crate) fn accept(&mut self, item: Item) {
         let (name, resource) = item;
         self.refused.remove(&name);
+        self.doubtful.remove(&name);
         match resource {
             Some(resource) => self.accepted.insert(name, resource),
             None => self.accepted.remove(&name),
         };
     }
 
-    /// A content that was accepted before is not refused because something else in its response was.
-    pub(crate) fn refuse(&mut self, item: Item, reason: &Arc<str>) {
-        let (name, Some(resource)) = item else { return self.accept(item) };
-        if self.accepted.get(&name).is_none_or(|accepted| accepted.version() != resource.version()) {
-            self.refused.insert(name, Refusal { version: resource.version(), reason: Arc::clone(reason) });
+    /// The node refused all of a response. A content that was accepted before is not refused because something else in its
+    /// response was.
+    pub(crate) fn refuse_all(&mut self, items: Vec<Item>, reason: &Arc<str>) {
+        self.together += 1;
+        let mut new = Vec::new();
+        for item in items {
+            match item {
+                (name, Some(resource)) => {
+                    let accepted = self.accepted.get(&name).map(|accepted| accepted.version());
+                    if accepted != Some(resource.version()) {
+                        new.push((name, resource.version()));
+                    }
+                }
+                removal => self.accept(removal),
+            }
+        }
+        let together = Some(Group { number: self.together, size: new.len() });
+        for (name, version) in new {
+            self.refused.insert(name, Refusal { version, reason: Arc::clone(reason), together });
         }
     }
 
     /// Remembers that the node named this resource as refused.
     pub(crate) fn blame(&mut self, name: Name, version: Version, reason: &Arc<str>) {
-        self.refused.insert(name, Refusal { version, reason: Arc::clone(reason) });
+        self.refused.insert(name, Refusal { version, reason: Arc::clone(reason), together: None });
+    }
+
+    /// The node should have something else from now on.
+    pub(crate) fn new_target(&mut self) {
+        self.released.clear();
+    }
+
+    /// Forgets refusals of what was refused together with something that the node should no longer have, now that it should
+    /// have `set`; returns what may be sent again.
+    pub(crate) fn release(&mut self, set: &TypeSet) -> Vec<Name> {
+        let is_as_refused =
+            |name: &str, refusal: &Refusal| set.get(name).is_some_and(|resource| resource.version() == refusal.version);
+        let mut whole: BTreeMap<Group, usize> = BTreeMap::new();
+        for (name, refusal) in &self.refused {
+            let count = refusal.together.map(|group| whole.entry(group).or_default());
+            if let Some(count) = count.filter(|_| is_as_refused(name, refusal)) {
+                *count += 1;
+            }
+        }
+        let is_free = |(name, refusal): &(&Name, &Refusal)| {
+            let broken =
+                refusal.together.is_some_and(|group| whole.get(&group).is_some_and(|count| *count < group.size));
+            broken && is_as_refused(name, refusal) && self.released.get(*name) != Some(&refusal.version)
+        };
+        let free: Vec<Name> = self.refused.iter().filter(is_free).map(|(name, _)| Arc::clone(name)).collect();
+        for name in &free {
+            if let Some(refusal) = self.refused.remove(name) {
+                self.released.insert(Arc::clone(name), refusal.version);
+            }
+        }
+        free
     }
 
     pub(crate) fn forget(&mut self, name: &str) {
         self.accepted.remove(name);
+        self.doubtful.remove(name);
         self.refused.remove(name);
     }
 
     /// Keeps of the accepted contents those that the node confirms to hold. It may have spoken to another session
     /// since.
     pub(crate) fn confirm(&mut self, holds: impl Fn(&str, Version) -> bool) {
-        self.accepted.retain(|name, resource| holds(name, resource.version()));
+        let (confirmed, doubtful): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.accepted)
+            .into_iter()
+            .partition(|(name, resource)| holds(name, resource.version()));
+        self.accepted = confirmed;
+        self.doubtful.extend(doubtful);
     }
 
     pub(crate) fn forget_refusals(&mut self) {
@@ -80,6 +152,7 @@ impl Memory {
 
     pub(crate) fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         self.accepted.retain(|name, _| keep(name));
+        self.doubtful.retain(|name, _| keep(name));
         self.refused.retain(|name, _| keep(name));
     }
 }
@@ -103,4 +176,19 @@ pub(crate) fn blamed<'a>(
         blamed.insert(Arc::clone(name), Arc::from(reason));
     }
     (!blamed.is_empty()).then_some(blamed)
+}
+
+/// The items that a refusal mentions as `NAME: `, with the whole of it as their reason. `None`: it mentions none.
+pub(crate) fn mentioned(message: &Arc<str>, items: &[Item]) -> Option<BTreeMap<Name, Arc<str>>> {
+    let says = |name: &str| {
+        message.match_indices(name).any(|(at, _)| {
+            let before = message.get(..at).and_then(|text| text.chars().next_back());
+            let after = message.get(at + name.len()..).unwrap_or_default();
+            before.is_none_or(|before| before == ' ' || before == '\n') && after.starts_with(": ")
+        })
+    };
+    let added = items.iter().filter(|(_, resource)| resource.is_some());
+    let names = added.filter(|(name, _)| !name.is_empty() && says(name));
+    let mentioned: BTreeMap<_, _> = names.map(|(name, _)| (Arc::clone(name), Arc::clone(message))).collect();
+    (!mentioned.is_empty()).then_some(mentioned)
 }

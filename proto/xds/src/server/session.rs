@@ -2,18 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use culvert_api::envoy::config::core::v3::Node;
 use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use culvert_api::type_url;
 
 use super::memory::Memory;
+use super::staging::{Answers, Limits, Progress, Staging};
 use super::status::{self, TypeStatus};
-use super::subscription::{RequestSettings, Subscription};
+use super::subscription::{Held, RequestSettings, Subscription};
 use super::{Heard, NodeIdentity, RequestError, Response, StreamId, StreamKind};
 use crate::Variant;
 use crate::resource::TypeUrl;
-use crate::snapshot::{Snapshot, TypeSet};
+use crate::snapshot::{Snapshot, TypeSet, is_referred_to};
 
 /// Settings of a [`Session`].
 #[derive(Debug, Clone)]
@@ -22,11 +24,13 @@ pub struct SessionConfig {
     pub control_plane: Arc<str>,
     /// Whether a first request without names asks for everything (all types but EDS, LEDS, RDS, SDS, ECDS and RTDS).
     pub legacy_wildcard: bool,
+    /// A change goes to the node in steps, so that nothing is taken away that something still refers to. `None`: at once.
+    pub staging: Option<Limits>,
 }
 
 impl Default for SessionConfig {
     fn default() -> Self {
-        Self { control_plane: "culvert-control".into(), legacy_wildcard: true }
+        Self { control_plane: "culvert-control".into(), legacy_wildcard: true, staging: Some(Limits::default()) }
     }
 }
 
@@ -42,12 +46,24 @@ pub struct Occupied;
 pub struct Session {
     config: SessionConfig,
     node: Arc<NodeIdentity>,
-    snapshot: Arc<Snapshot>,
+    staging: Staging,
+    /// Counts changes of what is served that nobody told the session: other streams have to look again.
+    steps: u64,
+    /// What ended a change is forgotten: the node starts anew, and gets it once more.
+    retry: bool,
     streams: BTreeMap<StreamId, Stream>,
     /// What is known of types that no stream asks for at the moment.
-    parked: BTreeMap<TypeUrl, Memory>,
+    parked: BTreeMap<TypeUrl, Parked>,
     /// Stands for the types that the snapshot does not have.
     nothing: Arc<TypeSet>,
+}
+
+/// A type whose stream ended.
+#[derive(Debug)]
+struct Parked {
+    memory: Memory,
+    /// A change waits for the node to ask again.
+    awaited: bool,
 }
 
 #[derive(Debug)]
@@ -67,7 +83,9 @@ impl Session {
         Self {
             config,
             node,
-            snapshot,
+            staging: Staging::new(snapshot),
+            steps: 0,
+            retry: false,
             streams: BTreeMap::new(),
             parked: BTreeMap::new(),
             nothing: Arc::new(TypeSet::default()),
@@ -79,9 +97,22 @@ impl Session {
         &self.node
     }
 
+    /// What the node should hold; see [`Session::progress`].
     #[must_use]
     pub fn snapshot(&self) -> &Arc<Snapshot> {
-        &self.snapshot
+        self.staging.target()
+    }
+
+    /// How far the node is on the way there.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.staging.progress()
+    }
+
+    /// Changes whenever streams other than the one polled have to look again.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.steps
     }
 
     /// Attaches a stream.
@@ -101,7 +132,8 @@ impl Session {
     pub fn on_close(&mut self, stream: StreamId) {
         let Some(stream) = self.streams.remove(&stream) else { return };
         for subscription in stream.subscriptions {
-            self.parked.insert(subscription.type_url, subscription.memory);
+            let parked = Parked { memory: subscription.memory, awaited: true };
+            self.parked.insert(subscription.type_url, parked);
         }
         while self.parked.len() > Self::MAX_TYPES {
             self.parked.pop_last();
@@ -123,7 +155,9 @@ impl Session {
         let settings = self.settings();
         let (subscription, set) = self.subscription(stream, Variant::Sotw, &request.type_url)?;
         let heard = subscription.on_request(request, &set, settings)?;
-        self.log(heard, &request.type_url, request.error_detail.as_ref().map(|error| &*error.message));
+        let refused = subscription.refused();
+        self.retry |= subscription.refuses_nothing() && self.halted_by(&refused.0);
+        self.after(heard, refused);
         Ok(heard)
     }
 
@@ -140,33 +174,120 @@ impl Session {
         let settings = self.settings();
         let (subscription, set) = self.subscription(stream, Variant::Delta, &request.type_url)?;
         let heard = subscription.on_delta_request(request, &set, settings)?;
-        self.log(heard, &request.type_url, request.error_detail.as_ref().map(|error| &*error.message));
+        let refused = subscription.refused();
+        self.retry |= subscription.refuses_nothing() && self.halted_by(&refused.0);
+        self.after(heard, refused);
         Ok(heard)
     }
 
-    /// Replaces what the node should hold.
-    pub fn on_snapshot(&mut self, snapshot: Arc<Snapshot>) {
-        self.snapshot = snapshot;
+    /// Replaces what the node should hold. It gets there in steps ([`Progress`]); `now` is the time since whatever moment the
+    /// caller counts from.
+    pub fn on_snapshot(&mut self, snapshot: Arc<Snapshot>, now: Duration) {
+        for subscription in self.streams.values_mut().flat_map(|stream| &mut stream.subscriptions) {
+            subscription.memory.new_target();
+            subscription.release(snapshot.of_type(&subscription.type_url).unwrap_or(&self.nothing));
+        }
+        for (type_url, parked) in &mut self.parked {
+            parked.memory.new_target();
+            parked.memory.release(snapshot.of_type(type_url).unwrap_or(&self.nothing));
+        }
+        if self.config.staging.is_some() {
+            self.staging.start(snapshot, now);
+        } else {
+            self.staging.jump(snapshot);
+        }
+    }
+
+    /// When to poll again although nothing was heard.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        self.staging.deadline(self.config.staging.as_ref()?)
     }
 
     /// The next response that may be sent, in push order per stream. `None`: nothing to say, or every subscription
     /// that has something to say waits for the answer to its last response.
-    pub fn poll_response(&mut self) -> Option<(StreamId, Response)> {
+    pub fn poll_response(&mut self, now: Duration) -> Option<(StreamId, Response)> {
         let streams: Vec<StreamId> = self.streams.keys().copied().collect();
-        streams.into_iter().find_map(|stream| Some((stream, self.poll_stream(stream)?)))
+        streams.into_iter().find_map(|stream| Some((stream, self.poll_stream(stream, now)?)))
     }
 
     /// As [`Session::poll_response`], for one stream whose transport has room.
-    pub fn poll_stream(&mut self, stream: StreamId) -> Option<Response> {
+    pub fn poll_stream(&mut self, stream: StreamId, now: Duration) -> Option<Response> {
+        if std::mem::take(&mut self.retry) {
+            self.staging.restart(now);
+            self.steps += 1;
+        }
+        loop {
+            let response = self.next(stream);
+            if response.is_some() || !self.advance(now) {
+                return response;
+            }
+        }
+    }
+
+    fn next(&mut self, stream: StreamId) -> Option<Response> {
         let Stream { subscriptions, responses, .. } = self.streams.get_mut(&stream)?;
         subscriptions.iter_mut().find_map(|subscription| {
-            let set = self.snapshot.of_type(&subscription.type_url).unwrap_or(&self.nothing);
+            let set = self.staging.served().of_type(&subscription.type_url).unwrap_or(&self.nothing);
             let nonce = || {
                 *responses += 1;
                 responses.to_string()
             };
             subscription.next(set, nonce, &self.config.control_plane)
         })
+    }
+
+    /// Goes on to the next step of a change if the present one is over. True: what is served changed.
+    fn advance(&mut self, now: Duration) -> bool {
+        let Some(limits) = self.config.staging else { return false };
+        if self.staging.bridge().is_none() {
+            return false;
+        }
+        let answers = self.answers();
+        if self.staging.is_late(&limits, now) {
+            tracing::warn!(node = self.node.id, progress = ?self.progress(), "a change goes on without the node's answer");
+            self.parked.values_mut().for_each(|parked| parked.awaited = false);
+        }
+        let advanced = self.staging.advance(&answers, &limits, now);
+        self.steps += u64::from(advanced);
+        if let Progress::Halted { type_url, reason } = self.staging.progress() {
+            self.log_halt(&type_url, &reason);
+        }
+        advanced
+    }
+
+    /// Whether the node answered all that the present step of a change sent it.
+    fn answers(&self) -> Answers {
+        let adding = self.progress() == Progress::Adding;
+        let counts = |type_url: &str| !adding || is_referred_to(type_url);
+        let is_in = |subscription: &Subscription| {
+            let set = self.staging.served().of_type(&subscription.type_url).unwrap_or(&self.nothing);
+            !counts(&subscription.type_url) || subscription.is_answered(set)
+        };
+        let returns = |(type_url, parked): (&TypeUrl, &Parked)| parked.awaited && counts(type_url);
+        if !self.subscriptions().all(is_in) || self.parked.iter().any(returns) || (adding && self.lacks_assignments()) {
+            return Answers::Awaited;
+        }
+        // While adding: what the node does not have in any version. While switching: what it has in an older one, which
+        // may refer to what is to be removed.
+        let refused = self.subscriptions().filter(|one| is_referred_to(&one.type_url) == adding).find_map(|one| {
+            let set = self.staging.target().of_type(&one.type_url)?;
+            let reason = one.refused_and(set, if adding { Held::Never } else { Held::Older })?;
+            Some(Answers::Refused { type_url: Arc::clone(&one.type_url), reason })
+        });
+        refused.unwrap_or(Answers::In)
+    }
+
+    /// Whether clusters are new to a node that takes all clusters and did not ask for their assignments yet: on streams
+    /// of their own, its answer for the clusters may arrive before.
+    fn lacks_assignments(&self) -> bool {
+        let takes_all = |one: &Subscription| &*one.type_url == type_url::CLUSTER && one.interest.wildcard;
+        let Some(bridge) = self.staging.bridge().filter(|_| self.subscriptions().any(takes_all)) else { return false };
+        let asked = |name: &str| {
+            let mut all = self.subscriptions().filter(|one| &*one.type_url == type_url::CLUSTER_LOAD_ASSIGNMENT);
+            all.any(|one| one.interest.covers(name))
+        };
+        !bridge.new_assignments.iter().all(|name| asked(name))
     }
 
     /// Whether a response of this type is unanswered on any stream.
@@ -182,13 +303,13 @@ impl Session {
         let mut types: Vec<TypeStatus> = self
             .subscriptions()
             .map(|subscription| {
-                let set = self.snapshot.of_type(&subscription.type_url).unwrap_or(&self.nothing);
+                let set = self.staging.target().of_type(&subscription.type_url).unwrap_or(&self.nothing);
                 status::of_subscription(subscription, set)
             })
             .collect();
-        for (type_url, set) in self.snapshot.types() {
+        for (type_url, set) in self.staging.target().types() {
             if !types.iter().any(|status| status.type_url == *type_url) {
-                types.push(status::of_parked(type_url, set, self.parked.get(type_url)));
+                types.push(status::of_parked(type_url, set, self.parked.get(type_url).map(|parked| &parked.memory)));
             }
         }
         types.sort_by_key(|status| (type_url::push_order(&status.type_url), Arc::clone(&status.type_url)));
@@ -231,7 +352,7 @@ impl Session {
                 return Err(RequestError::WrongType { expected: only.to_string(), found: type_url.to_owned() });
             }
         };
-        let set = Arc::clone(self.snapshot.of_type(type_url).unwrap_or(&self.nothing));
+        let set = Arc::clone(self.staging.served().of_type(type_url).unwrap_or(&self.nothing));
         let subscriptions = &mut stream.subscriptions;
         let index = match subscriptions.iter().position(|subscription| &*subscription.type_url == type_url) {
             Some(index) => index,
@@ -239,11 +360,11 @@ impl Session {
                 return Err(RequestError::TooManyTypes { limit: Self::MAX_TYPES });
             }
             None => {
-                if self.snapshot.of_type(type_url).is_none() {
+                if self.staging.target().of_type(type_url).is_none() {
                     tracing::info!(node = self.node.id, type_url, "asked for a type of which there is nothing");
                 }
-                let (url, memory) =
-                    self.parked.remove_entry(type_url).unwrap_or_else(|| (type_url.into(), Memory::default()));
+                let parked = self.parked.remove_entry(type_url).map(|(url, parked)| (url, parked.memory));
+                let (url, memory) = parked.unwrap_or_else(|| (type_url.into(), Memory::default()));
                 let order = type_url::push_order(type_url);
                 let at = subscriptions.partition_point(|other| type_url::push_order(&other.type_url) <= order);
                 subscriptions.insert(at, Subscription::new(variant, url, memory));
@@ -254,10 +375,30 @@ impl Session {
         Ok((subscription, set))
     }
 
-    fn log(&self, heard: Heard, type_url: &str, message: Option<&str>) {
-        if heard == Heard::Nack {
-            let message = message.unwrap_or_default();
-            tracing::warn!(node = self.node.id, type_url, message, "the node refused a response");
+    /// What an answer means for the change that is under way.
+    fn after(&mut self, heard: Heard, (type_url, reason): (TypeUrl, Arc<str>)) {
+        if heard != Heard::Nack {
+            return;
         }
+        tracing::warn!(node = self.node.id, type_url = &*type_url, message = &*reason, "the node refused a response");
+        // A late answer may be about something that there is no more.
+        let target = Arc::clone(self.staging.target().of_type(&type_url).unwrap_or(&self.nothing));
+        let all = self.streams.values_mut().flat_map(|stream| &mut stream.subscriptions);
+        let counts = all.filter(|one| one.type_url == type_url).any(|one| {
+            one.release(&target);
+            one.refuses_any(&target)
+        });
+        if counts && self.staging.on_refusal(&type_url, &reason) {
+            self.log_halt(&type_url, &reason);
+        }
+    }
+
+    fn halted_by(&self, by: &TypeUrl) -> bool {
+        matches!(self.progress(), Progress::Halted { type_url, .. } if type_url == *by)
+    }
+
+    fn log_halt(&self, type_url: &str, reason: &str) {
+        let node = &self.node.id;
+        tracing::error!(node, type_url, reason, "the change ends here for this node, until there is another one");
     }
 }

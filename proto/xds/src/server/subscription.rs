@@ -10,7 +10,7 @@ use culvert_api::google::rpc;
 use culvert_api::type_url;
 
 use super::interest::{Interest, InterestChange, check_count};
-use super::memory::{Item, Memory, blamed};
+use super::memory::{Item, Memory, blamed, mentioned};
 use super::{Heard, RequestError};
 use crate::resource::{Resource, TypeUrl, Version};
 use crate::snapshot::TypeSet;
@@ -95,6 +95,45 @@ impl Subscription {
         } else {
             None
         }
+    }
+
+    /// Whether the node was sent all of `set` that it asked for, and answered.
+    pub(crate) fn is_answered(&self, set: &Arc<TypeSet>) -> bool {
+        let looked = self.seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, set)) && self.due.is_empty() && !self.owed;
+        !self.started || (looked && self.outstanding.is_none())
+    }
+
+    /// Why the node refused a resource as it is in `set`, of one that it has as `held` says.
+    pub(crate) fn refused_and(&self, set: &TypeSet, held: Held) -> Option<Arc<str>> {
+        self.memory.refused_names().find_map(|name| {
+            let refusal = self.memory.refusal(self.lookup(set, name)?)?;
+            (self.memory.accepted(name).is_none() == (held == Held::Never)).then(|| Arc::clone(&refusal.reason))
+        })
+    }
+
+    /// The node should have `set` now: what was refused together with something else is looked at again.
+    pub(crate) fn release(&mut self, set: &TypeSet) {
+        for name in self.memory.release(set) {
+            if self.interest.covers(&name) {
+                self.forced.insert(Arc::clone(&name));
+                self.due.insert(name);
+            }
+        }
+    }
+
+    /// Whether the node refused something as it is in `set`.
+    pub(crate) fn refuses_any(&self, set: &TypeSet) -> bool {
+        let refused = |name| self.lookup(set, name).is_some_and(|resource| self.memory.refusal(resource).is_some());
+        self.memory.refused_names().any(|name| refused(name))
+    }
+
+    pub(crate) fn refuses_nothing(&self) -> bool {
+        self.memory.refused_names().len() == 0
+    }
+
+    /// What is refused at its latest refusal, and why, for messages.
+    pub(crate) fn refused(&self) -> (TypeUrl, Arc<str>) {
+        (Arc::clone(&self.type_url), self.error.clone().unwrap_or_default())
     }
 
     pub(crate) fn on_request(
@@ -255,15 +294,15 @@ impl Subscription {
     }
 
     fn refuse(&mut self, items: Vec<Item>, reason: &Arc<str>, settings: RequestSettings) {
-        let blamed = if settings.partial_ack {
-            blamed(reason, &self.type_url, |name| self.sent.get_key_value(name).map(|(name, _)| name))
-        } else {
-            None
+        let known = |name: &str| self.sent.get_key_value(name).map(|(name, _)| name);
+        let blamed = match settings.partial_ack {
+            true => blamed(reason, &self.type_url, known),
+            // Envoy applies the good clusters and listeners of a response that it refuses, and names the others.
+            false if may_be_applied_in_part(&self.type_url) => mentioned(reason, &items),
+            false => None,
         };
         let Some(blamed) = blamed else {
-            for item in items {
-                self.memory.refuse(item, reason);
-            }
+            self.memory.refuse_all(items, reason);
             return;
         };
         for item in items {
@@ -279,11 +318,23 @@ impl Subscription {
     }
 }
 
+/// Whether a node has a resource whose present content it refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Held {
+    Never,
+    /// In the content that it accepted last.
+    Older,
+}
+
 /// What of the session matters to a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RequestSettings {
     pub(crate) legacy_wildcard: bool,
     pub(crate) partial_ack: bool,
+}
+
+fn may_be_applied_in_part(type_url: &str) -> bool {
+    matches!(type_url, type_url::LISTENER | type_url::CLUSTER)
 }
 
 /// At most 64 KiB of what a node said.

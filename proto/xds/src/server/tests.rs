@@ -2,9 +2,11 @@
 
 mod delta;
 mod sotw;
+mod staging;
 mod streams;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use culvert_api::envoy::config::cluster::v3::{Cluster, cluster};
 use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
@@ -45,7 +47,7 @@ impl Peer {
     }
 
     fn publish(&mut self, snapshot: Snapshot) {
-        self.session.on_snapshot(Arc::new(snapshot));
+        self.session.on_snapshot(Arc::new(snapshot), Duration::ZERO);
     }
 
     fn sotw(&mut self, of: &str, names: &[&str], version: &str, nonce: &str) -> Heard {
@@ -78,7 +80,7 @@ impl Peer {
 
     /// The next response: type, contents (`name=mark`), removals (`-name`), and its nonce.
     fn poll(&mut self) -> Option<(String, String)> {
-        let response = self.session.poll_stream(self.stream)?;
+        let response = self.session.poll_stream(self.stream, Duration::ZERO)?;
         let mut seen = vec![type_url::short_name(response.type_url()).to_owned()];
         seen.extend(response.resources().iter().map(|resource| show(resource)));
         seen.extend(response.removed().iter().map(|name| format!("-{name}")));

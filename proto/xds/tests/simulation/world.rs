@@ -8,14 +8,16 @@ use bytes::{Bytes, BytesMut};
 use culvert_api::envoy::config::core::v3::Node;
 use culvert_api::envoy::service::discovery::v3 as discovery;
 use culvert_api::type_url::{CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, ROUTE_CONFIGURATION};
+use culvert_xds::server::StagingLimits;
 use culvert_xds::{
-    Client, ClientConfig, Interest, Name, NodeIdentity, Rejection, Request, Resource, Session, SessionConfig, Snapshot,
-    StreamId, StreamKind, Update, Variant,
+    Client, ClientConfig, Interest, Name, NodeIdentity, Request, Resource, Session, SessionConfig, Snapshot, StreamId,
+    StreamKind, Variant,
 };
 use prost::Message;
 
 use crate::contents::{NAMES, TYPES, content, is_bad, name_of};
 use crate::network::{Choices, Connection};
+use crate::shadow::{Shadow, consume, forget};
 
 const STEPS: usize = 400;
 
@@ -32,6 +34,8 @@ pub(crate) struct World {
     variant: Variant,
     /// Whether the server knows that the node applies the good resources of a response that it refuses.
     partial: bool,
+    /// Whether changes go out in steps.
+    staged: bool,
     now: Duration,
     published: Published,
     server: Server,
@@ -66,28 +70,12 @@ struct Peer {
     connection: Option<Connection>,
 }
 
-/// What the consumer must still have: the content accepted last, as long as it was never unpublished or given up.
-#[derive(Default)]
-struct Shadow {
-    accepted: BTreeMap<(&'static str, Name), Bytes>,
-    /// When a name was last not published, counted in messages.
-    absent: BTreeMap<(&'static str, Name), u64>,
-}
-
-impl Shadow {
-    fn accept(&mut self, key: (&'static str, Name), content: Bytes, sent: u64) {
-        // What was unpublished while it was on its way may or may not be taken back.
-        if self.absent.get(&key).is_none_or(|absent| *absent < sent) {
-            self.accepted.insert(key, content);
-        }
-    }
-}
-
 impl World {
     pub(crate) fn new(seed: u64, verbose: bool) -> Self {
         let mut choices = Choices::new(seed);
         let variant = if seed.is_multiple_of(2) { Variant::Sotw } else { Variant::Delta };
         let partial = !choices.percent(15);
+        let staged = choices.percent(50);
         let split = choices.percent(35);
         let churn = [0, 10, 100][choices.below(3)];
         let config = ClientConfig {
@@ -103,6 +91,7 @@ impl World {
             verbose,
             variant,
             partial,
+            staged,
             now: Duration::ZERO,
             published: Published::default(),
             server: Server { sessions: Vec::new(), lingering: Vec::new(), streams: 0 },
@@ -122,9 +111,28 @@ impl World {
         for _ in 0..STEPS {
             self.step();
         }
+        if self.staged {
+            // What was refused ended its change, and what came after it waits for a change without it.
+            self.mend();
+            for _ in 0..8 {
+                self.settle();
+                self.now += Duration::from_secs(6);
+            }
+        }
         self.settle();
+        self.trace(|| format!("progress {:?}", self.server.sessions.iter().map(Session::progress).collect::<Vec<_>>()));
         self.check();
         self.report
+    }
+
+    /// Replaces everything that clients refuse.
+    fn mend(&mut self) {
+        for ((of, name), body) in &mut self.published.contents {
+            if is_bad(body) {
+                *body = content(of, name, "mended");
+            }
+        }
+        self.put_in_force();
     }
 
     fn step(&mut self) {
@@ -221,10 +229,14 @@ impl World {
                 self.published.contents.insert(key, content(of, &name, mark));
             }
         }
+        self.put_in_force();
+    }
+
+    fn put_in_force(&mut self) {
         self.published.snapshot = Arc::new(self.snapshot());
         let snapshot = &self.published.snapshot;
         for session in &mut self.server.sessions {
-            session.on_snapshot(Arc::clone(snapshot));
+            session.on_snapshot(Arc::clone(snapshot), self.now);
         }
         // A stand-in replaces what was unpublished, and what is no longer covered by one is gone.
         let gone = |key: &(&'static str, Name)| snapshot.of_type(key.0).is_none_or(|set| set.get(&key.1).is_none());
@@ -373,7 +385,13 @@ impl World {
         let session = match connection.session {
             Some(session) => session,
             None => {
-                let session = self.server.attach(stream, only, self.variant, self.partial, &self.published.snapshot);
+                let session = self.server.attach(
+                    stream,
+                    only,
+                    self.variant,
+                    (self.partial, self.staged),
+                    &self.published.snapshot,
+                );
                 connection.session = Some(session);
                 session
             }
@@ -398,7 +416,7 @@ impl World {
         let Some(connection) = &mut self.peers[peer].connection else { return };
         let Some(session) = connection.session else { return };
         let mut sent = Vec::new();
-        while let Some(response) = self.server.sessions[session].poll_stream(connection.stream) {
+        while let Some(response) = self.server.sessions[session].poll_stream(connection.stream, self.now) {
             let mut bytes = BytesMut::new();
             response.encode(&mut bytes);
             assert_eq!(bytes.len(), response.encoded_len(), "the length announced for {response:?}");
@@ -425,7 +443,7 @@ impl World {
             };
             let update = update.expect("every response of the server half is answerable");
             let of = TYPES.into_iter().find(|of| **of == **update.type_url()).expect("a known type");
-            let request = consume(update, of, sent, &mut self.store, &mut self.shadow, &mut self.report);
+            let request = consume(update, of, sent, &mut self.store, &mut self.shadow, &mut self.report.refused);
             if of == CLUSTER {
                 // Before the answer, as a data plane does.
                 let names = self.assignments();
@@ -451,56 +469,20 @@ impl Server {
         stream: StreamId,
         only: Option<&str>,
         variant: Variant,
-        partial: bool,
+        (partial, staged): (bool, bool),
         snapshot: &Arc<Snapshot>,
     ) -> usize {
         let kind = StreamKind { variant, type_url: only.map(Into::into) };
         if let Some(at) = self.sessions.iter_mut().position(|session| session.open(stream, kind.clone()).is_ok()) {
             return at;
         }
+        let staging = staged.then(StagingLimits::default);
+        let config = SessionConfig { staging, ..SessionConfig::default() };
         let client_features = if partial { vec![culvert_xds::PARTIAL_ACK.to_owned()] } else { Vec::new() };
         let node = Arc::new(NodeIdentity { id: "n".into(), client_features, ..NodeIdentity::default() });
-        let mut session = Session::new(SessionConfig::default(), node, Arc::clone(snapshot));
+        let mut session = Session::new(config, node, Arc::clone(snapshot));
         session.open(stream, kind).expect("a new session has room");
         self.sessions.push(session);
         self.sessions.len() - 1
     }
-}
-
-/// What a data plane does with a response: good resources apply, bad ones are refused by name.
-fn consume(
-    update: Update<'_>,
-    of: &'static str,
-    sent: u64,
-    store: &mut BTreeMap<(&'static str, Name), Bytes>,
-    shadow: &mut Shadow,
-    report: &mut Report,
-) -> Request {
-    assert_eq!(update.rejections(), [], "the server half sends nothing malformed");
-    let mut rejections = Vec::new();
-    for received in update.resources() {
-        let key = (of, Name::clone(&received.name));
-        if is_bad(&received.body.value) {
-            rejections.push(Rejection { name: received.name.to_string(), reason: "mark: bad".to_owned() });
-        } else {
-            store.insert(key.clone(), received.body.value.clone());
-            shadow.accept(key, received.body.value.clone(), sent);
-        }
-    }
-    for name in update.removed() {
-        store.remove(&(of, Name::clone(name)));
-    }
-    report.refused += rejections.len() as u64;
-    if rejections.is_empty() { update.ack() } else { update.nack(rejections) }
-}
-
-fn forget(
-    store: &mut BTreeMap<(&'static str, Name), Bytes>,
-    shadow: &mut Shadow,
-    of: &'static str,
-    interest: &Interest,
-) {
-    let keep = |key: &(&'static str, Name)| key.0 != of || interest.covers(&key.1);
-    store.retain(|key, _| keep(key));
-    shadow.accepted.retain(|key, _| keep(key));
 }

@@ -27,7 +27,16 @@ impl Subscription {
         if self.outstanding.is_some() || (self.due.is_empty() && !self.owed) {
             return None;
         }
-        let due = std::mem::take(&mut self.due);
+        let mut due = std::mem::take(&mut self.due);
+        if set.frozen {
+            let forced = &self.forced;
+            (due, self.due) = due.into_iter().partition(|name| forced.contains(name));
+            if due.is_empty() && !self.owed {
+                return None;
+            }
+            // They are shown as the node has them, and looked at again later.
+            self.due.extend(due.iter().cloned());
+        }
         let forced = std::mem::take(&mut self.forced);
         let (version, body, items) = match self.variant {
             Variant::Delta => self.build_delta(set, due, &forced),
@@ -84,7 +93,13 @@ impl Subscription {
         let mut items = Vec::new();
         for name in due {
             let forced = forced.contains(&name);
-            match self.lookup(set, &name) {
+            let is_kept = set.retained.contains(&name);
+            if is_kept && !forced {
+                continue;
+            }
+            // What is only kept is shown as the node has it.
+            let accepted = self.memory.accepted(&name).filter(|_| is_kept || set.frozen);
+            match accepted.or_else(|| self.lookup(set, &name).filter(|_| !is_kept)) {
                 Some(resource) if forced || self.wants(resource) => {
                     self.sent.insert(Arc::clone(&name), resource.version());
                     resources.push(Arc::clone(resource));
@@ -123,7 +138,11 @@ impl Subscription {
                 self.sent.remove(&name);
                 continue;
             };
+            let resource = self.memory.accepted(&name).filter(|_| set.frozen).unwrap_or(resource);
             let refused = self.memory.refusal(resource).is_some();
+            if set.retained.contains(&name) && !forced.contains(&name) {
+                continue;
+            }
             let resource = if self.wants(resource) || (forced.contains(&name) && !refused) {
                 resource
             } else if refused && !self.sent.contains_key(&name) {
@@ -151,18 +170,24 @@ impl Subscription {
         forced: &BTreeSet<Name>,
     ) -> Option<(Version, Body, Vec<Item>)> {
         let news = |name: &Name| match self.lookup(set, name) {
+            Some(_) if set.retained.contains(name) => forced.contains(name),
             Some(resource) => forced.contains(name) || self.wants(resource),
             None => forced.contains(name) || self.sent.contains_key(name),
         };
         if !self.owed && !due.iter().any(news) {
             return None;
         }
-        let nothing_refused = self.memory.refused_names().len() == 0;
+        let is_accepted = |name: &Name| {
+            let accepted = self.memory.accepted(name).map(|accepted| accepted.version());
+            accepted == set.get_listed(name).map(|resource| resource.version())
+        };
+        let as_it_is = !set.frozen && self.memory.refused_names().len() == 0 && set.retained.iter().all(is_accepted);
         let mut items = Vec::new();
         let mut due = due;
         due.extend(self.memory.refused_names().cloned());
+        due.extend(set.retained.iter().cloned());
         for name in due {
-            let content = self.lookup(set, &name).and_then(|resource| self.content(resource)).cloned();
+            let content = self.lookup(set, &name).and_then(|resource| self.content(set, resource)).cloned();
             match &content {
                 Some(content) => self.sent.insert(Arc::clone(&name), content.version()),
                 None => self.sent.remove(&name),
@@ -172,7 +197,7 @@ impl Subscription {
                 items.push((name, content));
             }
         }
-        if self.interest.wildcard && nothing_refused {
+        if self.interest.wildcard && as_it_is {
             return Some((set.version(), Body::Whole(Arc::clone(set)), items));
         }
         let served: Vec<&Arc<Resource>> = if self.interest.wildcard {
@@ -180,7 +205,8 @@ impl Subscription {
         } else {
             self.interest.names.iter().filter_map(|name| set.get(name)).collect()
         };
-        let resources: Vec<_> = served.into_iter().filter_map(|resource| self.content(resource)).cloned().collect();
+        let resources: Vec<_> =
+            served.into_iter().filter_map(|resource| self.content(set, resource)).cloned().collect();
         let version = Version::of_set(resources.iter().map(|resource| &**resource));
         Some((version, Body::Sotw(resources), items))
     }
@@ -188,7 +214,10 @@ impl Subscription {
     /// What a full state carries for a resource: its content, but in place of a refused one the content that was
     /// accepted last, and nothing if there is none (unless the node came with a state that we do not know: leaving
     /// the resource out would remove what it holds).
-    fn content<'a>(&'a self, resource: &'a Arc<Resource>) -> Option<&'a Arc<Resource>> {
+    fn content<'a>(&'a self, set: &TypeSet, resource: &'a Arc<Resource>) -> Option<&'a Arc<Resource>> {
+        if set.frozen || set.retained.contains(resource.name()) {
+            return self.memory.accepted_once(resource.name());
+        }
         if self.memory.refusal(resource).is_none() {
             return Some(resource);
         }

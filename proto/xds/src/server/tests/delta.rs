@@ -90,7 +90,7 @@ fn an_unknown_name_is_said_to_be_missing_once_and_sent_when_it_comes_to_be() {
 fn an_unknown_virtual_host_is_a_resource_without_a_body() {
     let mut peer = peer(snapshot(&[]));
     peer.delta(VIRTUAL_HOST, &["routes/host"], &[]);
-    let response = peer.session.poll_stream(peer.stream).unwrap();
+    let response = peer.session.poll_stream(peer.stream, Duration::ZERO).unwrap();
     let mut bytes = Vec::new();
     response.encode(&mut bytes);
     let decoded = DeltaDiscoveryResponse::decode(&*bytes).unwrap();

@@ -66,7 +66,7 @@ fn the_legacy_wildcard_can_be_turned_off() {
     let mut session = Session::new(config, Arc::default(), Arc::new(clusters(&["a=1"])));
     session.open(StreamId(0), StreamKind { variant: Variant::Sotw, type_url: None }).unwrap();
     session.on_request(StreamId(0), &sotw(CLUSTER, &[], "", "")).unwrap();
-    assert!(session.poll_response().is_none(), "an empty list asked for everything");
+    assert!(session.poll_response(Duration::ZERO).is_none(), "an empty list asked for everything");
 }
 
 #[test]
@@ -133,9 +133,13 @@ fn a_full_state_carries_the_accepted_content_of_what_was_refused_and_leaves_out_
     let nonce = peer.expect("Cluster a=1 b=2");
     peer.sotw(CLUSTER, &[], "", &nonce);
     assert_eq!(peer.status(CLUSTER), "a=Error b=Synced new=Error");
-    // Its own content changes.
+    // One of those that were refused together changes: the other may have been refused because of it.
     peer.publish(clusters(&["a=3", "b=2", "new=bad"]));
-    peer.expect("Cluster a=3 b=2");
+    let nonce = peer.expect("Cluster a=3 b=2 new=bad");
+    peer.sotw_nack(CLUSTER, &[], &nonce, "Error adding/updating cluster(s) new: no such thing");
+    assert_eq!(peer.status(CLUSTER), "a=Synced b=Synced new=Error", "the node named the one it refused");
+    peer.publish(clusters(&["a=4", "b=2", "new=bad"]));
+    peer.expect("Cluster a=4 b=2");
 }
 
 #[test]
@@ -347,7 +351,7 @@ fn types_go_out_in_the_order_in_which_they_refer_to_each_other() {
 fn every_response_says_version_nonce_type_and_who_sent_it() {
     let mut peer = peer(clusters(&["a=1"]));
     peer.sotw(CLUSTER, &[], "", "");
-    let response = peer.session.poll_stream(peer.stream).unwrap();
+    let response = peer.session.poll_stream(peer.stream, Duration::ZERO).unwrap();
     let mut bytes = Vec::new();
     response.encode(&mut bytes);
     let decoded = culvert_api::envoy::service::discovery::v3::DiscoveryResponse::decode(&*bytes).unwrap();

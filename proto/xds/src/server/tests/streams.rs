@@ -37,7 +37,7 @@ fn an_aggregated_request_without_a_type_is_refused_and_on_the_stream_of_one_type
     assert_eq!(RequestError::MissingTypeUrl.code(), 3);
     session.open(StreamId(2), kind(Variant::Sotw, Some(LISTENER))).unwrap();
     session.on_request(StreamId(2), &sotw("", &[], "", "")).unwrap();
-    let (stream, response) = session.poll_response().unwrap();
+    let (stream, response) = session.poll_response(Duration::ZERO).unwrap();
     assert_eq!((stream, &**response.type_url()), (StreamId(2), LISTENER));
     let other = session.on_request(StreamId(2), &sotw(CLUSTER, &[], "", ""));
     assert!(matches!(other, Err(RequestError::WrongType { .. })), "{other:?}");
@@ -48,10 +48,10 @@ fn an_unknown_type_keeps_the_stream() {
     let mut session = session();
     session.open(StreamId(1), kind(Variant::Delta, None)).unwrap();
     session.on_delta_request(StreamId(1), &delta("type.googleapis.com/no.such.Type", &["x"], &[])).unwrap();
-    let (_, response) = session.poll_response().unwrap();
+    let (_, response) = session.poll_response(Duration::ZERO).unwrap();
     assert_eq!(response.removed().iter().map(|name| &**name).collect::<Vec<_>>(), ["x"]);
     session.on_delta_request(StreamId(1), &delta(CLUSTER, &[], &[])).unwrap();
-    assert!(session.poll_response().is_some(), "the stream still serves clusters");
+    assert!(session.poll_response(Duration::ZERO).is_some(), "the stream still serves clusters");
 }
 
 #[test]
@@ -60,8 +60,8 @@ fn types_have_nonces_and_subscriptions_of_their_own() {
     session.open(StreamId(1), kind(Variant::Sotw, None)).unwrap();
     session.on_request(StreamId(1), &sotw(CLUSTER, &[], "", "")).unwrap();
     session.on_request(StreamId(1), &sotw(LISTENER, &[], "", "")).unwrap();
-    let (_, clusters) = session.poll_response().unwrap();
-    let (_, listeners) = session.poll_response().unwrap();
+    let (_, clusters) = session.poll_response(Duration::ZERO).unwrap();
+    let (_, listeners) = session.poll_response(Duration::ZERO).unwrap();
     assert_ne!(clusters.nonce(), listeners.nonce(), "a nonce is unique on its stream");
     // An answer with the nonce of another type answers nothing.
     assert_eq!(session.on_request(StreamId(1), &sotw(CLUSTER, &[], "", listeners.nonce())), Ok(Heard::Stale));

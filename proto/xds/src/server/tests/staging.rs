@@ -1,0 +1,228 @@
+//! Make before break: what is sent when, and what ends a change.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_api::type_url::{CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, ROUTE_CONFIGURATION};
+
+use super::*;
+
+const LATE: Duration = Duration::from_secs(5);
+const REMOVAL: Duration = Duration::from_millis(100);
+
+/// A delta peer on ADS that has all of `entries`.
+fn synced(entries: &[(&str, &str)]) -> Peer {
+    let mut peer = Peer::new(Variant::Delta, snapshot(entries));
+    for (of, names) in [(CLUSTER, vec![]), (LISTENER, vec![]), (ROUTE_CONFIGURATION, vec!["r", "s"])] {
+        peer.delta(of, &names, &[]);
+        while let Some((_, nonce)) = peer.poll() {
+            peer.delta_answer(of, &nonce, None);
+        }
+    }
+    assert_eq!(peer.session.progress(), Progress::Settled);
+    peer
+}
+
+impl Peer {
+    fn publish_next(&mut self, entries: &[(&str, &str)]) {
+        let mut builder = self.session.snapshot().successor();
+        for (of, entry) in entries {
+            builder.insert(resource(of, entry));
+        }
+        self.publish(builder.build());
+    }
+
+    #[track_caller]
+    fn expect_at(&mut self, now: Duration, expected: &str) -> String {
+        let response = self.session.poll_stream(self.stream, now);
+        let response = response.unwrap_or_else(|| panic!("expected {expected:?} at {now:?}, nothing was sent"));
+        let mut seen = vec![type_url::short_name(response.type_url()).to_owned()];
+        seen.extend(response.resources().iter().map(|resource| show(resource)));
+        seen.extend(response.removed().iter().map(|name| format!("-{name}")));
+        assert_eq!(seen.join(" "), expected);
+        response.nonce().to_owned()
+    }
+
+    #[track_caller]
+    fn expect_silence_at(&mut self, now: Duration) {
+        let response = self.session.poll_stream(self.stream, now);
+        assert!(response.is_none(), "expected silence at {now:?}, saw {response:?}");
+    }
+}
+
+#[test]
+fn a_swap_adds_then_switches_then_removes() {
+    let mut peer = synced(&[(CLUSTER, "old=1"), (ROUTE_CONFIGURATION, "r=old")]);
+    peer.publish_next(&[(CLUSTER, "new=1"), (ROUTE_CONFIGURATION, "r=new")]);
+    let nonce = peer.expect("Cluster new=1");
+    peer.expect_silence();
+    assert_eq!(peer.session.progress(), Progress::Adding);
+    peer.delta_answer(CLUSTER, &nonce, None);
+    let nonce = peer.expect("RouteConfiguration r=new");
+    peer.expect_silence();
+    assert_eq!(peer.session.progress(), Progress::Switching);
+    peer.delta_answer(ROUTE_CONFIGURATION, &nonce, None);
+    peer.expect_silence();
+    assert_eq!(peer.session.poll_timeout(), Some(REMOVAL), "the removal has its delay");
+    peer.expect_at(REMOVAL, "Cluster -old");
+    assert_eq!(peer.session.progress(), Progress::Settled);
+    assert_eq!(peer.session.poll_timeout(), None);
+}
+
+#[test]
+fn a_full_state_holds_old_and_new_until_the_routes_are_switched() {
+    let mut peer = Peer::new(Variant::Sotw, snapshot(&[(CLUSTER, "old=1"), (ROUTE_CONFIGURATION, "r=old")]));
+    peer.sotw(CLUSTER, &[], "", "");
+    let nonce = peer.expect("Cluster old=1");
+    peer.sotw(CLUSTER, &[], "", &nonce);
+    peer.sotw(ROUTE_CONFIGURATION, &["r"], "", "");
+    let routes = peer.expect("RouteConfiguration r=old");
+    peer.sotw(ROUTE_CONFIGURATION, &["r"], "", &routes);
+    peer.publish_next(&[(CLUSTER, "new=1"), (ROUTE_CONFIGURATION, "r=new")]);
+    let nonce = peer.expect("Cluster new=1 old=1");
+    peer.expect_silence();
+    peer.sotw(CLUSTER, &[], "", &nonce);
+    let routes = peer.expect("RouteConfiguration r=new");
+    peer.sotw(ROUTE_CONFIGURATION, &["r"], "", &routes);
+    peer.expect_silence();
+    peer.expect_at(REMOVAL, "Cluster new=1");
+}
+
+#[test]
+fn assignments_never_wait_for_the_answer_about_their_clusters() {
+    let mut peer = synced(&[(CLUSTER, "old=1"), (ROUTE_CONFIGURATION, "r=old")]);
+    peer.delta(CLUSTER_LOAD_ASSIGNMENT, &["other"], &[]);
+    let nonce = peer.expect("ClusterLoadAssignment -other");
+    peer.delta_answer(CLUSTER_LOAD_ASSIGNMENT, &nonce, None);
+    let mut builder = peer.session.snapshot().successor();
+    builder.insert(eds_cluster("e"));
+    builder.insert(resource(ROUTE_CONFIGURATION, "r=e"));
+    peer.publish(builder.build());
+    let clusters = peer.poll().expect("the cluster").1;
+    // Envoy: the request for the assignment comes before the answer for the cluster, and that waits for it.
+    peer.delta(CLUSTER_LOAD_ASSIGNMENT, &["e"], &[]);
+    let assignments = peer.poll().expect("the empty assignment").1;
+    peer.delta_answer(CLUSTER, &clusters, None);
+    peer.expect_silence();
+    peer.delta_answer(CLUSTER_LOAD_ASSIGNMENT, &assignments, None);
+    peer.expect("RouteConfiguration r=e");
+}
+
+#[test]
+fn on_streams_of_one_type_each_a_new_cluster_waits_for_its_assignment() {
+    let mut peer = synced(&[(CLUSTER, "old=1"), (ROUTE_CONFIGURATION, "r=old")]);
+    let mut builder = peer.session.snapshot().successor();
+    builder.insert(eds_cluster("e"));
+    builder.insert(resource(ROUTE_CONFIGURATION, "r=e"));
+    peer.publish(builder.build());
+    let clusters = peer.poll().expect("the cluster").1;
+    peer.delta_answer(CLUSTER, &clusters, None);
+    peer.expect_silence();
+    assert_eq!(peer.session.progress(), Progress::Adding, "nobody asked for the assignment yet");
+    peer.delta(CLUSTER_LOAD_ASSIGNMENT, &["e"], &[]);
+    let assignments = peer.poll().expect("the empty assignment").1;
+    peer.delta_answer(CLUSTER_LOAD_ASSIGNMENT, &assignments, None);
+    peer.expect("RouteConfiguration r=e");
+}
+
+#[test]
+fn a_refused_cluster_ends_the_change_before_routes_lead_to_it() {
+    let mut peer = synced(&[(CLUSTER, "old=1"), (ROUTE_CONFIGURATION, "r=old")]);
+    peer.publish_next(&[(CLUSTER, "new=bad"), (ROUTE_CONFIGURATION, "r=new")]);
+    let nonce = peer.expect("Cluster new=bad");
+    peer.delta_answer(CLUSTER, &nonce, Some("no"));
+    peer.expect_silence_at(10 * LATE);
+    assert!(matches!(peer.session.progress(), Progress::Halted { reason, .. } if &*reason == "no"));
+    // Another change with the same cluster: still nothing leads to it.
+    peer.publish_next(&[(CLUSTER, "new=bad"), (ROUTE_CONFIGURATION, "r=newer")]);
+    peer.expect_silence_at(20 * LATE);
+    // Mended: all of it goes through.
+    peer.publish_next(&[(CLUSTER, "new=2"), (ROUTE_CONFIGURATION, "r=newer")]);
+    let nonce = peer.expect_at(20 * LATE, "Cluster new=2");
+    peer.delta_answer(CLUSTER, &nonce, None);
+    peer.expect_at(20 * LATE, "RouteConfiguration r=newer");
+}
+
+#[test]
+fn refused_routes_keep_the_clusters_that_the_accepted_ones_lead_to() {
+    let mut peer = synced(&[(CLUSTER, "old=1"), (ROUTE_CONFIGURATION, "r=old")]);
+    peer.publish_next(&[(CLUSTER, "new=1"), (ROUTE_CONFIGURATION, "r=bad")]);
+    let nonce = peer.expect("Cluster new=1");
+    peer.delta_answer(CLUSTER, &nonce, None);
+    let nonce = peer.expect("RouteConfiguration r=bad");
+    peer.delta_answer(ROUTE_CONFIGURATION, &nonce, Some("no"));
+    peer.expect_silence_at(10 * LATE);
+    // A later change does not take the old cluster either while the old routes are in use.
+    peer.publish_next(&[(CLUSTER, "new=2"), (ROUTE_CONFIGURATION, "r=bad")]);
+    let nonce = peer.expect_at(10 * LATE, "Cluster new=2");
+    peer.delta_answer(CLUSTER, &nonce, None);
+    peer.expect_silence_at(20 * LATE);
+    peer.publish_next(&[(CLUSTER, "new=2"), (ROUTE_CONFIGURATION, "r=good")]);
+    let nonce = peer.expect_at(20 * LATE, "RouteConfiguration r=good");
+    peer.delta_answer(ROUTE_CONFIGURATION, &nonce, None);
+    peer.expect_silence_at(20 * LATE);
+    peer.expect_at(20 * LATE + REMOVAL, "Cluster -old");
+}
+
+#[test]
+fn a_change_does_not_wait_for_ever() {
+    let mut peer = synced(&[(CLUSTER, "old=1"), (ROUTE_CONFIGURATION, "r=old")]);
+    peer.publish_next(&[(CLUSTER, "new=1"), (ROUTE_CONFIGURATION, "r=new")]);
+    let clusters = peer.expect("Cluster new=1");
+    assert_eq!(peer.session.poll_timeout(), Some(LATE));
+    peer.expect_at(LATE, "RouteConfiguration r=new");
+    peer.expect_silence_at(2 * LATE);
+    assert_eq!(peer.session.progress(), Progress::Settled, "the removal waits only for the answer about the clusters");
+    peer.delta_answer(CLUSTER, &clusters, None);
+    peer.expect_at(2 * LATE, "Cluster -old");
+}
+
+#[test]
+fn a_change_in_the_middle_of_another_starts_over_and_keeps_what_is_in_use() {
+    let mut peer = synced(&[(CLUSTER, "one=1"), (ROUTE_CONFIGURATION, "r=one")]);
+    peer.publish_next(&[(CLUSTER, "two=1"), (ROUTE_CONFIGURATION, "r=two")]);
+    let nonce = peer.expect("Cluster two=1");
+    peer.publish_next(&[(CLUSTER, "three=1"), (ROUTE_CONFIGURATION, "r=three")]);
+    peer.delta_answer(CLUSTER, &nonce, None);
+    let nonce = peer.expect("Cluster three=1");
+    peer.delta_answer(CLUSTER, &nonce, None);
+    let nonce = peer.expect("RouteConfiguration r=three");
+    peer.delta_answer(ROUTE_CONFIGURATION, &nonce, None);
+    peer.expect_silence();
+    peer.expect_at(REMOVAL, "Cluster -one -two");
+}
+
+#[test]
+fn listeners_are_swapped_in_one_response_and_routes_are_kept_meanwhile() {
+    let mut peer = synced(&[(LISTENER, "a=1"), (ROUTE_CONFIGURATION, "r=1")]);
+    peer.publish_next(&[(LISTENER, "b=1"), (ROUTE_CONFIGURATION, "s=1")]);
+    // Two listeners of one address never meet.
+    let listeners = peer.expect("Listener b=1 -a");
+    let routes = peer.expect("RouteConfiguration s=1");
+    peer.delta_answer(LISTENER, &listeners, None);
+    peer.delta_answer(ROUTE_CONFIGURATION, &routes, None);
+    peer.expect_silence();
+    peer.expect_at(REMOVAL, "RouteConfiguration -r");
+}
+
+#[test]
+fn nodes_on_the_same_way_share_its_snapshots() {
+    let start = Arc::new(snapshot(&[(CLUSTER, "old=1"), (ROUTE_CONFIGURATION, "r=old")]));
+    let mut builder = start.successor();
+    builder.insert(resource(CLUSTER, "new=1"));
+    builder.insert(resource(ROUTE_CONFIGURATION, "r=new"));
+    let end = builder.build();
+    assert!(Arc::ptr_eq(&end.bridge_from(&start), &end.bridge_from(&start)));
+    let reached = &end.bridge_from(&start).reached;
+    assert_eq!(reached.version(), end.version(), "the way leads where it should");
+    let before = end.bridge_from(&start).switched.of_type(CLUSTER).unwrap().clone();
+    let changed = reached.of_type(CLUSTER).unwrap().changed_since(&before);
+    assert_eq!(changed.map(|names| names.len()), Some(1), "each step knows what it changes");
+}
+
+#[test]
+fn a_change_of_clusters_alone_has_no_steps() {
+    let mut peer = synced(&[(CLUSTER, "a=1"), (CLUSTER, "b=1"), (ROUTE_CONFIGURATION, "r=1")]);
+    peer.publish_next(&[(CLUSTER, "b=2"), (ROUTE_CONFIGURATION, "r=1")]);
+    peer.expect("Cluster b=2 -a");
+}
