@@ -33,6 +33,12 @@ pub use server::{Exchange, Handler, Protocol, RequestBody, ResponseSink, ServerO
 /// others takes it out of every CONNECT.
 pub const CONNECTION_FIELD: &[u8] = b"culvert-connection";
 
+/// The body with which the codec refuses an HTTP/1 request by itself.
+#[must_use]
+pub fn refusal_body(status: u16) -> &'static str {
+    http1::encode::reason(status)
+}
+
 /// A piece of a body: borrowed from a read buffer (HTTP/1) or owned (HTTP/2).
 #[derive(Debug)]
 pub enum Chunk<'a> {

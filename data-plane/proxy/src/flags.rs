@@ -1,6 +1,6 @@
 //! Envoy's response flags as a closed set: why a response is what it is.
 
-/// One reason. The order is Envoy's, and so is the order in which several are logged.
+/// One reason, in the order of Envoy's enumeration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ResponseFlag {
@@ -108,34 +108,35 @@ impl ResponseFlag {
             Self::DownstreamRemoteReset => "DownstreamRemoteReset",
         }
     }
-
-    const fn bit(self) -> u32 {
-        1 << self as u8
-    }
 }
 
-/// A set of flags.
+/// A set of flags, in the order in which they were set: so Envoy logs them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ResponseFlags(u32);
+pub struct ResponseFlags {
+    /// No more than a few ever come together; further ones are left out.
+    list: [Option<ResponseFlag>; 6],
+}
 
 impl ResponseFlags {
     pub fn set(&mut self, flag: ResponseFlag) {
-        self.0 |= flag.bit();
+        if let Some(free) = self.list.iter_mut().find(|place| place.is_none_or(|set| set == flag)) {
+            *free = Some(flag);
+        }
     }
 
     #[must_use]
-    pub const fn contains(self, flag: ResponseFlag) -> bool {
-        self.0 & flag.bit() != 0
+    pub fn contains(self, flag: ResponseFlag) -> bool {
+        self.list.contains(&Some(flag))
     }
 
     #[must_use]
     pub const fn is_empty(self) -> bool {
-        self.0 == 0
+        self.list[0].is_none()
     }
 
-    /// The flags that are set, in Envoy's order.
+    /// The flags in the order in which they were set.
     pub fn iter(self) -> impl Iterator<Item = ResponseFlag> {
-        ResponseFlag::ALL.into_iter().filter(move |flag| self.contains(*flag))
+        self.list.into_iter().flatten()
     }
 }
 
@@ -144,13 +145,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_print_in_envoys_order() {
+    fn flags_print_in_the_order_of_setting() {
         let mut flags = ResponseFlags::default();
         assert!(flags.is_empty(), "a fresh set is empty");
         flags.set(ResponseFlag::UpstreamRetryLimitExceeded);
         flags.set(ResponseFlag::UpstreamConnectionFailure);
         let short: Vec<&str> = flags.iter().map(ResponseFlag::short).collect();
-        assert_eq!(short, ["UF", "URX"], "UF comes before URX in Envoy's enumeration");
+        assert_eq!(short, ["URX", "UF"], "the first that was set comes first");
+        for flag in ResponseFlag::ALL {
+            flags.set(flag);
+        }
+        assert_eq!(flags.iter().count(), 6, "as many as there is room for");
     }
 
     #[test]

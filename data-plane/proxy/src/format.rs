@@ -117,7 +117,7 @@ fn text<'a>(operator: &Operator, scene: &Scene<'a>) -> Option<Cow<'a, str>> {
     let tls = record.connection.tls.as_ref();
     let peer = tls.and_then(|tls| tls.peer.as_deref());
     let text = match operator {
-        Operator::Protocol => scene.request.map(|head| version(head.version))?,
+        Operator::Protocol => version(scene.request.map(|head| head.version).or(record.protocol)?),
         Operator::UpstreamProtocol => version(record.upstream.as_ref()?.protocol?),
         Operator::ResponseCodeDetails => &record.details,
         Operator::UpstreamHostName => record.upstream.as_ref()?.host_name.as_deref()?,

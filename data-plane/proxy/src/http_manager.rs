@@ -182,9 +182,16 @@ impl Handler for HttpConnection {
         record.status = status;
         record.end = Some(record.start);
         record.details = refusal_details(status, detail).into();
+        let is_http2 = self.version.get() == Some(Version::Http2);
+        record.protocol = Some(if is_http2 { Version::Http2 } else { Version::Http11 });
+        record.bytes_sent = if is_http2 { 0 } else { culvert_http::refusal_body(status).len() as u64 };
         record.flag(ResponseFlag::DownstreamProtocolError);
+        // As the codec has sent it.
+        let mut head = ResponseHead::new(status);
+        head.fields.push(b"content-type", b"text/plain");
+        let response = (!is_http2).then_some(&head);
         let hostname = &*self.worker.process.hostname;
-        self.http.logs.write(&Scene { record: &record, request: None, response: None, trailers: None, hostname });
+        self.http.logs.write(&Scene { record: &record, request: None, response, trailers: None, hostname });
     }
 
     fn cut_off(&self, detail: &'static str) {

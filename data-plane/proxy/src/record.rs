@@ -22,6 +22,8 @@ pub(crate) struct Record<'a> {
     /// The response's head arrived from upstream.
     pub(crate) response_begun: Option<Instant>,
     pub(crate) end: Option<Instant>,
+    /// What the client spoke, where there is no request to say it.
+    pub(crate) protocol: Option<Version>,
     /// Of the response that was sent; 0: none.
     pub(crate) status: u16,
     pub(crate) details: Cow<'static, str>,
@@ -39,6 +41,9 @@ pub(crate) struct Record<'a> {
     /// Why the last connection to a host could not be had.
     pub(crate) transport_failure: Option<String>,
 }
+
+/// What Envoy calls it when a client goes away.
+pub(crate) const CLIENT_GONE: &str = "downstream_remote_disconnect";
 
 /// The connection to the host that served last.
 #[derive(Debug, Clone)]
@@ -62,6 +67,7 @@ impl<'a> Record<'a> {
             request_done: None,
             response_begun: None,
             end: None,
+            protocol: None,
             status: 0,
             details: Cow::Borrowed(""),
             flags: ResponseFlags::default(),
@@ -76,6 +82,12 @@ impl<'a> Record<'a> {
             upstream: None,
             transport_failure: None,
         }
+    }
+
+    /// The client ended the exchange.
+    pub(crate) fn hung_up(&mut self) {
+        self.flag(ResponseFlag::DownstreamConnectionTermination);
+        self.details = Cow::Borrowed(CLIENT_GONE);
     }
 
     pub(crate) fn flag(&mut self, flag: ResponseFlag) {

@@ -13,7 +13,6 @@ mod rewrite;
 mod tests;
 mod timeouts;
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -206,8 +205,8 @@ impl<'a> Stream<'a> {
         body: &mut RequestBody<'_>,
         response: &mut ResponseSink<'_>,
     ) -> Result<(), Unanswered> {
-        let ends_here = self.permit_upgrade(action)?;
         let chosen = self.choose(table, action)?;
+        let ends_here = self.permit_upgrade(action)?;
         let target = chosen.slot();
         self.rewrite(matched, action, &chosen);
         if self.request.method == Method::Connect {
@@ -317,8 +316,7 @@ impl<'a> Stream<'a> {
         match failure.reply(retried, complete, action.config.cluster_not_found) {
             Some(reply) => reply.into(),
             None => {
-                self.record.flag(ResponseFlag::DownstreamConnectionTermination);
-                self.record.details = Cow::Borrowed("downstream_remote_disconnect");
+                self.record.hung_up();
                 Unanswered::Abort
             }
         }

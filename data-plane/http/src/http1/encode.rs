@@ -150,6 +150,11 @@ pub(crate) fn response(
     Ok(framing)
 }
 
+/// What stands in the body of an answer that the codec makes itself: the status' reason, as in Envoy.
+pub(crate) fn reason(status: u16) -> &'static str {
+    http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default()
+}
+
 fn write_status(out: &mut Vec<u8>, status: u16) {
     if status == 200 {
         out.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
@@ -158,8 +163,7 @@ fn write_status(out: &mut Vec<u8>, status: u16) {
     out.extend_from_slice(b"HTTP/1.1 ");
     write_number(out, u64::from(status));
     out.push(b' ');
-    let reason = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
-    out.extend_from_slice(reason.unwrap_or_default().as_bytes());
+    out.extend_from_slice(reason(status).as_bytes());
     out.extend_from_slice(b"\r\n");
 }
 

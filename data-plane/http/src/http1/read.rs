@@ -150,6 +150,10 @@ impl Reader {
             match ready!(self.buffer.poll_fill(&mut wire.io.borrow_mut(), cx, large)) {
                 Ok(0) if matches!(self.body, Body::UntilClose) => self.body = Body::Done,
                 Ok(0) if matches!(self.body, Body::Tunnel) => self.body = Body::Ended,
+                // A response that ends before its end is the server's error, as in Envoy; a client is simply gone.
+                Ok(0) if self.blame == Blame::Upstream => {
+                    return Poll::Ready(Err(self.broken("the connection ended before the message did")));
+                }
                 Ok(0) | Err(_) => return Poll::Ready(Err(self.fail(StreamError::closed(self.blame)))),
                 Ok(count) => self.large = count >= SMALL,
             }

@@ -310,9 +310,15 @@ impl Connection<'_> {
     /// Answers what the handler never sees.
     async fn refuse(&mut self, refusal: Refusal) -> After {
         self.write.begin(&self.wire);
-        let head = ResponseHead::new(refusal.status);
-        let written =
-            self.write.write_head(|out| encode::response(out, &head, BodyKind::Empty, &Asked::default(), true));
+        let mut head = ResponseHead::new(refusal.status);
+        head.fields.push(b"content-type", b"text/plain");
+        let body = encode::reason(refusal.status);
+        let kind = BodyKind::Length(body.len() as u64);
+        let written = self.write.write_head(|out| {
+            let framing = encode::response(out, &head, kind, &Asked::default(), true)?;
+            out.extend_from_slice(body.as_bytes());
+            Ok(framing)
+        });
         if written.is_ok() && self.flush().await { After::Linger } else { After::Abort }
     }
 

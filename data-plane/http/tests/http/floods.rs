@@ -71,7 +71,7 @@ async fn flood(client: &mut DuplexStream, most: u32, make: impl Fn(u32) -> Vec<u
 #[test]
 fn floods_are_cut_off() {
     type Make = fn(u32) -> Vec<u8>;
-    let vectors: [(&str, &[u8], Make, u32); 12] = [
+    let vectors: [(&str, &[u8], Make, u32); 17] = [
         ("PING", b"", |_| frame(PING, 0, 0, b"12345678"), 1_100),
         ("answers to no PING", b"", |_| frame(PING, 1, 0, b"12345678"), 1_100),
         ("SETTINGS", b"", |_| frame(SETTINGS, 0, 0, b""), 600),
@@ -89,6 +89,31 @@ fn floods_are_cut_off() {
         ),
         ("rapid reset", b"", |at| [open(at * 2 + 1, END_STREAM), cancel(at * 2 + 1)].concat(), 1_000),
         ("window of 0", b"", |at| [open(at * 2 + 1, 0), frame(WINDOW_UPDATE, 0, at * 2 + 1, &[0; 4])].concat(), 1_100),
+        (
+            "window that overflows",
+            b"",
+            |at| [open(at * 2 + 1, 0), frame(WINDOW_UPDATE, 0, at * 2 + 1, &0x7fff_ffffu32.to_be_bytes())].concat(),
+            1_100,
+        ),
+        (
+            "DATA after its end",
+            b"",
+            |at| [open(at * 2 + 1, END_STREAM), frame(DATA, 0, at * 2 + 1, b"x")].concat(),
+            1_100,
+        ),
+        (
+            "malformed requests",
+            b"",
+            |at| frame(HEADERS, END_HEADERS | END_STREAM, at * 2 + 1, &request(&[("connection", "close")])),
+            1_100,
+        ),
+        (
+            "PRIORITY on itself",
+            b"",
+            |at| frame(PRIORITY, 0, at * 2 + 1, &[&(at * 2 + 1).to_be_bytes()[..], &[1]].concat()),
+            200,
+        ),
+        ("more streams than allowed", b"", |at| open(at * 2 + 1, 0), 1_200),
     ];
     for (name, before, make, most) in vectors {
         on_worker(async {

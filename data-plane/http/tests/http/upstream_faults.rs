@@ -137,8 +137,8 @@ const RESPONSES: &[(&str, &[u8], Expect)] = &[
     ("bad chunk end", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloX\r\n0\r\n\r\n", BadBody),
     ("nothing", b"", Cut),
     ("half a head", b"HTTP/1.1 200 OK\r\nContent-", Cut),
-    ("half a body", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel", Cut),
-    ("no last chunk", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", Cut),
+    ("half a body", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel", BadBody),
+    ("no last chunk", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", BadBody),
 ];
 
 #[test]

@@ -1,5 +1,6 @@
 //! One attempt: a connection to a host, the request over it, and its response back, if this is the one that counts.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use super::relay::{Counts, Received, Replay, copied, download, gone, tunnel_up, 
 use super::retry::Retries;
 use super::{Origin, Stream, rewrite};
 use crate::flags::ResponseFlag;
-use crate::record::UpstreamSide;
+use crate::record::{CLIENT_GONE, UpstreamSide};
 use crate::routes::{Forward, Matched};
 use crate::timer::Timer;
 
@@ -78,7 +79,15 @@ impl<'a> Attempt<'_, 'a> {
         let mut checkout = match self.checkout(stream).await {
             Ok(checkout) => checkout,
             Err(failure) => {
-                self.retries.note_tried(failure.host());
+                let host = failure.host();
+                self.retries.note_tried(host);
+                stream.record.upstream = host.map(|host| UpstreamSide {
+                    host: Some(host),
+                    host_name: None,
+                    local: None,
+                    remote: None,
+                    protocol: None,
+                });
                 return failure.into();
             }
         };
@@ -282,6 +291,7 @@ impl<'a> Attempt<'_, 'a> {
         limits.overall.set(None);
         let _active = stream.connection.upgraded();
         let mut down = Counts::default();
+        let hung_up = Cell::new(false);
         let outcome = {
             let received = self.received;
             let both = async {
@@ -293,6 +303,7 @@ impl<'a> Attempt<'_, 'a> {
                     if !ended && let Poll::Ready(result) = up.as_mut().poll(cx) {
                         // The client has ended its direction; upstream may still have something to say.
                         ended = true;
+                        hung_up.set(true);
                         result?;
                     }
                     sending.as_mut().poll(cx)
@@ -301,7 +312,11 @@ impl<'a> Attempt<'_, 'a> {
             };
             limits.run(self.timer, both).await
         };
-        self.ended(stream, outcome, down, source)
+        let attempted = self.ended(stream, outcome, down, source);
+        if hung_up.get() && stream.record.flags.is_empty() {
+            stream.record.hung_up();
+        }
+        attempted
     }
 
     /// Whether the policy wants another attempt instead of this response, and may have it: the pause before it.
@@ -366,7 +381,7 @@ impl<'a> Attempt<'_, 'a> {
                     // It reads nothing any more.
                     StreamErrorKind::Timeout => (ResponseFlag::StreamIdleTimeout, "stream_idle_timeout"),
                     StreamErrorKind::Protocol { .. } => (ResponseFlag::DownstreamProtocolError, "codec_error"),
-                    _ => (ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect"),
+                    _ => (ResponseFlag::DownstreamConnectionTermination, CLIENT_GONE),
                 };
                 record.flag(flag);
                 record.details = details.into();

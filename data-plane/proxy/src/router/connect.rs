@@ -58,11 +58,15 @@ pub(super) async fn terminate<'a>(
     stream.record.details = "via_upstream".into();
     stream.finish_head(Origin::Upstream);
     let _active = stream.connection.upgraded();
-    let mut counts = (0, 0);
-    let carried = carry(&stream.head, host, worker, limits, (&mut *body, &mut *response), &mut counts);
+    let (mut counts, mut hung_up) = ((0, 0), false);
+    let sides = (&mut *body, &mut *response);
+    let carried = carry(&stream.head, host, worker, limits, sides, &mut counts, &mut hung_up);
     let outcome = limits.run(timer, carried).await;
     (stream.record.bytes_received, stream.record.bytes_sent) = counts;
     stream.prompt = false;
+    if hung_up {
+        stream.record.hung_up();
+    }
     match outcome {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(error)) => {
@@ -87,6 +91,7 @@ async fn carry(
     limits: &Limits,
     (body, response): (&mut RequestBody<'_>, &mut ResponseSink<'_>),
     (received, sent): &mut (u64, u64),
+    hung_up: &mut bool,
 ) -> Result<(), Broken> {
     response.head(head, BodyKind::Tunnel).await?;
     let (mut reader, mut writer) = tokio::io::split(host);
@@ -118,6 +123,7 @@ async fn carry(
         if !ended && let Poll::Ready(result) = up.as_mut().poll(cx) {
             // The client has ended its direction; the host may still have something to say.
             ended = true;
+            *hung_up = true;
             result?;
         }
         down.as_mut().poll(cx)

@@ -118,7 +118,7 @@ impl Failure {
     pub(super) fn transport_failure(&self) -> Option<String> {
         match self {
             Self::Unavailable(UpstreamFailure::ConnectFailure { reason, .. }) => {
-                Some(format!("delayed connect error: {}", system_text(*reason)))
+                Some(format!("delayed_connect_error:_{}", system_text(*reason).replace(' ', "_")))
             }
             Self::Unavailable(UpstreamFailure::TlsFailure { reason, .. }) => Some(format!("TLS_error: {reason}")),
             _ => None,
@@ -144,7 +144,7 @@ fn unavailable(failure: &UpstreamFailure, retried: u32, cluster_not_found: u16) 
         }
         UpstreamFailure::ConnectTimeout { .. } => reset(connect("connection timeout"), retried, None),
         UpstreamFailure::ConnectFailure { reason, .. } => {
-            let text = format!("delayed connect error: {}", system_text(*reason));
+            let text = format!("delayed_connect_error:_{}", system_text(*reason).replace(' ', "_"));
             reset(connect("remote connection failure"), retried, Some(&text))
         }
         UpstreamFailure::TlsFailure { reason, .. } => {
@@ -158,11 +158,10 @@ fn unavailable(failure: &UpstreamFailure, retried: u32, cluster_not_found: u16) 
 /// Envoy's words for a stream that ended before its response.
 fn reset(reset: Reset, retried: u32, transport: Option<&str>) -> LocalReply {
     let prefix = if retried > 0 { "retried and the latest reset reason: " } else { "reset reason: " };
-    let mut body = format!("upstream connect error or disconnect/reset before headers. {prefix}{}", reset.reason);
+    // What the transport said goes into the log only: it may tell strangers about the inside.
+    let body = format!("upstream connect error or disconnect/reset before headers. {prefix}{}", reset.reason);
     let mut details = format!("upstream_reset_before_response_started{{{}", reset.reason.replace(' ', "_"));
     if let Some(transport) = transport {
-        body.push_str(", transport failure reason: ");
-        body.push_str(transport);
         details.push('|');
         details.push_str(&transport.replace(' ', "_"));
     }

@@ -153,8 +153,7 @@ fn local_answers() {
             (
                 "/refused",
                 "503",
-                "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure, \
-                 transport failure reason: delayed connect error: Connection refused",
+                "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure",
             ),
             ("/gone", "404", ""),
             ("/named", "503", ""),

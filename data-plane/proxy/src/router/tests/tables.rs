@@ -47,9 +47,7 @@ fn failures_are_told_in_envoys_words() {
             refused(),
             503,
             "UF",
-            &*format!(
-                "{started}remote connection failure, transport failure reason: delayed connect error: Connection refused"
-            ),
+            &*format!("{started}remote connection failure"),
             "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused}",
         ),
         (

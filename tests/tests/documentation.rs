@@ -1,0 +1,39 @@
+//! What the documentation says of the suite is so.
+
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use culvert_tests::Result;
+use culvert_tests::process::repository;
+
+/// All Rust sources below a folder, as one text.
+fn sources(folder: &Path, text: &mut String) -> Result {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            sources(&path, text)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            *text += &std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_test_that_is_named_is_there() -> Result {
+    let page = std::fs::read_to_string(repository().join("docs/bad-input.md"))?;
+    let mut text = String::new();
+    for folder in ["data-plane", "tests"] {
+        sources(&repository().join(folder), &mut text)?;
+    }
+    let mut named = 0;
+    for row in page.lines().filter(|line| line.starts_with('|')) {
+        let tests = row.trim_end_matches('|').rsplit('|').next().unwrap_or_default();
+        for test in tests.split('`').skip(1).step_by(2) {
+            named += 1;
+            ensure!(text.contains(&format!("fn {test}()")), "no test is called {test}");
+        }
+    }
+    ensure!(named > 40, "expected the tables to name tests, saw {named} names");
+    Ok(())
+}
