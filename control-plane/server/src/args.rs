@@ -47,6 +47,16 @@ pub struct Args {
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_client_ca: Option<PathBuf>,
 
+    /// Whom a client's certificate lets it be: a URI or DNS name of the certificate, in which {id} stands for the node's id,
+    /// {cluster} for its cluster and * for anything without / or dot. May be given more than once; who matches none is
+    /// refused. Without it a certificate lets its holder be any node.
+    #[arg(long, value_name = "NAME", requires = "tls_client_ca")]
+    pub client_identity: Vec<String>,
+
+    /// Seconds (more or less a tenth) after which a connection is told to come back, maybe to another replica. 0: never.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
+    pub max_connection_age: u64,
+
     /// Writes the address that --listen got to a file (for port 0).
     #[arg(long, value_name = "FILE")]
     pub listen_address_path: Option<PathBuf>,

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::args::Args;
+use crate::identity::Identities;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
 
@@ -24,6 +25,8 @@ pub(crate) struct Control {
     latest: Mutex<Arc<Latest>>,
     pub(crate) nodes: Nodes,
     pub(crate) metrics: Metrics,
+    /// Which certificate may be which node.
+    pub(crate) identities: Identities,
     /// Whether the process takes work: from the start until it drains.
     ready: watch::Sender<bool>,
 }
@@ -60,6 +63,7 @@ impl Control {
             latest: Mutex::new(Arc::new(none)),
             nodes: Nodes::default(),
             metrics: Metrics::default(),
+            identities: Identities::new(&args.client_identity),
             ready: watch::Sender::new(true),
         };
         control.apply(first);

@@ -18,6 +18,7 @@ use regex::Regex;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::control::Control;
+use crate::identity::Peer;
 use crate::nodes::NodeStatus;
 
 #[derive(Debug)]
@@ -36,10 +37,11 @@ impl ClientStatusDiscoveryService for Csds {
     ) -> Result<Response<Self::StreamClientStatusStream>, Status> {
         let control = Arc::clone(&self.control);
         let drain = self.drain.clone();
+        let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
         let requests = request.into_inner().take_until(async move {
             drain.draining().await;
         });
-        let answers = requests.map(move |request| answer(&control, &request?));
+        let answers = requests.map(move |request| answer(&control, &peer, &request?));
         Ok(Response::new(Box::pin(answers)))
     }
 
@@ -47,13 +49,16 @@ impl ClientStatusDiscoveryService for Csds {
         &self,
         request: Request<ClientStatusRequest>,
     ) -> Result<Response<ClientStatusResponse>, Status> {
-        answer(&self.control, request.get_ref()).map(Response::new)
+        let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
+        answer(&self.control, &peer, request.get_ref()).map(Response::new)
     }
 }
 
-fn answer(control: &Control, request: &ClientStatusRequest) -> Result<ClientStatusResponse, Status> {
+fn answer(control: &Control, peer: &Peer, request: &ClientStatusRequest) -> Result<ClientStatusResponse, Status> {
     let matchers = request.node_matchers.iter().map(Matcher::new).collect::<Result<Vec<_>, _>>()?;
-    let nodes = control.nodes.status();
+    // Whoever may be some nodes only sees those.
+    let mut nodes = control.nodes.status();
+    nodes.retain(|node| control.identities.allow(&peer.names, &node.identity.id, &node.identity.cluster));
     // CSDS: a node is shown if any matcher matches; without matchers all are.
     let shown = nodes.iter().filter(|node| matchers.is_empty() || matchers.iter().any(|matcher| matcher.matches(node)));
     let config = shown.map(|node| client_config(node, request.exclude_resource_contents)).collect();

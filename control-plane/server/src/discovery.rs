@@ -8,22 +8,25 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Buf;
 use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest, DiscoveryResponse};
 use culvert_api::type_url;
 use culvert_runtime::drain::Watch;
-use culvert_runtime::tls::CertificateDetails;
-use culvert_xds::{NodeIdentity, Response, Session, SessionConfig, Snapshot, StreamId, StreamKind, Variant};
+use culvert_xds::{Response, Session, SessionConfig, Snapshot, StreamId, StreamKind, Variant};
 use tonic::body::Body;
-use tonic::codec::{Codec, EncodeBuf, Encoder};
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::server::Grpc;
 use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::{ProstCodec, ProstDecoder};
 
 use crate::control::Control;
-use crate::stream::{self, Peer};
+use crate::identity::Peer;
+use crate::stream;
 
 /// Largest request: 60,000 names are 5 MB.
 const MAX_REQUEST: usize = 64 << 20;
+/// Most names and versions in one request.
+const MAX_FIELDS: usize = 300_000;
 
 /// A discovery service.
 #[derive(Debug)]
@@ -80,7 +83,6 @@ pub(crate) const SERVICES: [Service; 6] = [
 pub(crate) struct Discovery {
     pub(crate) service: &'static Service,
     pub(crate) control: Arc<Control>,
-    pub(crate) drain: Watch,
 }
 
 impl<B> tower::Service<http::Request<B>> for Discovery
@@ -124,8 +126,9 @@ impl Discovery {
             let mut grpc = Grpc::new(codec).apply_max_message_size_config(Some(MAX_REQUEST), Some(usize::MAX));
             let control = self.control;
             let fetch = tower::service_fn(move |request: Request<DiscoveryRequest>| {
-                let answer = fetched(&control, only, request.into_inner()).map(tonic::Response::new);
-                std::future::ready(answer)
+                let peer = peer_of(&request);
+                let answer = peer.and_then(|(peer, _)| fetched(&control, &peer, only, request.into_inner()));
+                std::future::ready(answer.map(tonic::Response::new))
             });
             grpc.unary(fetch, request).await
         } else {
@@ -143,12 +146,14 @@ impl Discovery {
         Error = Status,
         Future: Send,
     > + Send {
-        let Self { service, control, drain } = self;
+        let Self { service, control } = self;
         tower::service_fn(move |request: Request<Streaming<R>>| {
             let kind = StreamKind { variant, type_url: service.only.map(|(_, type_url)| type_url.into()) };
-            let (peer, requests) = (peer_of(&request), request.into_inner());
-            let responses = stream::responses(Arc::clone(&control), drain.clone(), peer, kind, requests);
-            std::future::ready(Ok(tonic::Response::new(responses)))
+            let control = Arc::clone(&control);
+            let responses = peer_of(&request)
+                .map(|(peer, drain)| stream::responses(control, drain, peer, kind, request.into_inner()))
+                .map(tonic::Response::new);
+            std::future::ready(responses)
         })
     }
 }
@@ -156,13 +161,13 @@ impl Discovery {
 /// Answers a fetch as the first response of a stream would: a session of its own, which nobody remembers.
 fn fetched(
     control: &Arc<Control>,
+    peer: &Peer,
     type_url: &'static str,
     mut request: DiscoveryRequest,
 ) -> Result<DiscoveryResponse, Status> {
     const ONLY: StreamId = StreamId(0);
     control.metrics.fetches.add();
-    let identity =
-        NodeIdentity::new(request.node.clone()).map_err(|refused| Status::invalid_argument(refused.to_string()))?;
+    let identity = peer.identify(control, request.node.clone())?;
     let snapshot = Arc::clone(&control.place(&identity, &Snapshot::default()).snapshot);
     let mut session = Session::new(SessionConfig::default(), Arc::new(identity), snapshot);
     let kind = StreamKind { variant: Variant::Sotw, type_url: Some(type_url.into()) };
@@ -175,17 +180,11 @@ fn fetched(
     Ok(response.unwrap_or_else(|| DiscoveryResponse { type_url: type_url.to_owned(), ..DiscoveryResponse::default() }))
 }
 
-/// Whom the connection belongs to: the first URI or DNS name of the client's certificate, else its subject.
-fn peer_of<T>(request: &Request<T>) -> Peer {
-    let address = request.remote_addr().map_or_else(|| "unknown".to_owned(), |address| address.to_string());
-    let certificate = request.peer_certs().and_then(|chain| {
-        let details = CertificateDetails::parse(chain.first()?)
-            .inspect_err(|error| tracing::warn!(%error, "a client's certificate cannot be read"))
-            .ok()?;
-        let name = details.uri_sans.into_iter().chain(details.dns_sans).next().unwrap_or(details.subject);
-        Some(name.into())
-    });
-    Peer { address: address.into(), certificate }
+/// Whom the connection of a request belongs to, and when it has to end.
+fn peer_of<T>(request: &Request<T>) -> Result<(Peer, Watch), Status> {
+    let peer = request.extensions().get::<Peer>().cloned();
+    let drain = request.extensions().get::<Watch>().cloned();
+    peer.zip(drain).ok_or_else(|| Status::internal("the request belongs to no connection"))
 }
 
 /// Requests in as messages, responses out as they were packed.
@@ -201,15 +200,48 @@ impl<R: stream::Request + prost::Message + Default> Codec for ResponseCodec<R> {
     type Encode = Response;
     type Decode = R;
     type Encoder = PackedEncoder;
-    type Decoder = ProstDecoder<R>;
+    type Decoder = BoundedDecoder<R>;
 
     fn encoder(&mut self) -> PackedEncoder {
         PackedEncoder
     }
 
-    fn decoder(&mut self) -> ProstDecoder<R> {
-        ProstDecoder::default()
+    fn decoder(&mut self) -> BoundedDecoder<R> {
+        BoundedDecoder(ProstDecoder::default())
     }
+}
+
+/// Counts what is in a request before it takes memory: a million short names are ten times as large decoded.
+struct BoundedDecoder<R>(ProstDecoder<R>);
+
+impl<R: prost::Message + Default> Decoder for BoundedDecoder<R> {
+    type Item = R;
+    type Error = Status;
+
+    fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<R>, Status> {
+        if has_more_fields_than(MAX_FIELDS, buf.chunk()) {
+            let reason = format!("a request with more than {MAX_FIELDS} names and versions");
+            return Err(Status::resource_exhausted(reason));
+        }
+        self.0.decode(buf)
+    }
+}
+
+/// Whether an encoded message has more top-level fields; what does not parse is left to the decoder.
+fn has_more_fields_than(limit: usize, mut message: &[u8]) -> bool {
+    let mut count = 0;
+    while !message.is_empty() {
+        count += 1;
+        let Ok((tag, wire_type)) = prost::encoding::decode_key(&mut message) else { return false };
+        let context = prost::encoding::DecodeContext::default();
+        if prost::encoding::skip_field(wire_type, tag, &mut message, context).is_err() {
+            return false;
+        }
+        if count > limit {
+            return true;
+        }
+    }
+    false
 }
 
 struct PackedEncoder;

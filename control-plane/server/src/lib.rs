@@ -10,14 +10,17 @@
 pub mod args;
 
 mod admin;
+mod connections;
 mod control;
 mod csds;
 mod discovery;
+mod identity;
 mod listen;
 mod metrics;
 mod nodes;
 mod reload;
 mod stream;
+mod tls;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -30,10 +33,10 @@ use culvert_runtime::log::LogControl;
 use culvert_runtime::process::Signals;
 use culvert_runtime::{drain, log, process};
 use culvert_store::{Directory, Load, load};
-use tonic::transport::Server;
 
 use args::{Args, Mode};
 use control::Control;
+use tls::Tls;
 
 /// What a drain may take before the process ends regardless.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -45,8 +48,8 @@ pub fn run(args: &Args) -> ExitCode {
         say(&format!("error: {mistake}\n"));
         return ExitCode::from(2);
     }
-    let server = match listen::builder(args) {
-        Ok(server) => server,
+    let tls = match Tls::new(args) {
+        Ok(tls) => tls.map(Arc::new),
         Err(mistake) => {
             say(&format!("error: {mistake:#}\n"));
             return ExitCode::from(2);
@@ -68,7 +71,7 @@ pub fn run(args: &Args) -> ExitCode {
     };
     process::install_panic_hook();
     process::raise_open_files();
-    let result = serve(args, server, first, changes);
+    let result = serve(args, tls, first, changes);
     if let Err(error) = &result {
         tracing::error!("{error:#}");
     }
@@ -77,14 +80,14 @@ pub fn run(args: &Args) -> ExitCode {
 }
 
 /// Serves until SIGTERM or SIGINT.
-fn serve(args: &Args, server: Server, first: Load, changes: Option<Changes>) -> anyhow::Result<()> {
+fn serve(args: &Args, tls: Option<Arc<Tls>>, first: Load, changes: Option<Changes>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     let result = runtime.block_on(async {
         // Before anybody can find us: a signal must never meet the default action.
         let signals = Signals::new().context("cannot handle signals")?;
         let (trigger, watch) = drain::channel();
         let control = Arc::new(Control::new(args, first));
-        let running = listen::start(args, server, &control, &watch).await?;
+        let running = listen::start(args, tls, &control, &watch).await?;
         reload::until_terminated(&control, signals, changes).await;
         tracing::info!("draining");
         control.stop();

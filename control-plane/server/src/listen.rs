@@ -13,24 +13,19 @@ use culvert_runtime::sockets::{ListenOptions, bind};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
-use tonic::transport::server::{Router, TcpIncoming};
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::admin;
 use crate::args::Args;
+use crate::connections;
 use crate::control::Control;
 use crate::csds::Csds;
 use crate::discovery::{Discovery, SERVICES};
+use crate::tls::Tls;
 
-/// As istiod's: a client that is gone without a word is noticed within 40 s.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest status request.
 const MAX_STATUS_REQUEST: usize = 1 << 20;
-/// Of one client connection; a client needs a handful.
-const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
 
 const CSDS: &str = "envoy.service.status.v3.ClientStatusDiscoveryService";
 
@@ -54,7 +49,7 @@ impl Running {
 /// Binds both sockets, writes their addresses where they are wanted, and serves.
 pub(crate) async fn start(
     args: &Args,
-    builder: Server,
+    tls: Option<Arc<Tls>>,
     control: &Arc<Control>,
     drain: &Watch,
 ) -> anyhow::Result<Running> {
@@ -62,6 +57,10 @@ pub(crate) async fn start(
         tracing::warn!(
             "--listen {}: plaintext beyond this machine; anybody can ask for any node's resources",
             args.listen
+        );
+    } else if args.tls_client_ca.is_some() && args.client_identity.is_empty() {
+        tracing::warn!(
+            "--tls-client-ca without --client-identity: whoever has a certificate can ask for any node's resources and secrets"
         );
     } else if args.tls_client_ca.is_none() && !args.listen.ip().is_loopback() {
         tracing::warn!(
@@ -72,17 +71,12 @@ pub(crate) async fn start(
     }
     let (grpc_socket, grpc_address) = listen(args.listen).context("--listen")?;
     let (admin_socket, admin_address) = listen(args.admin).context("--admin")?;
-    let server = services(builder, control, drain).await?;
-    let stop = drain.clone();
-    let incoming = TcpIncoming::from(grpc_socket).with_nodelay(Some(true));
-    let grpc = tokio::spawn(async move {
-        let stopped = async move {
-            stop.draining().await;
-        };
-        if let Err(error) = server.serve_with_incoming_shutdown(incoming, stopped).await {
-            tracing::error!(%error, "the xDS server failed");
-        }
-    });
+    let routes = services(control, drain).await?;
+    let settings = connections::Settings {
+        tls,
+        max_age: (args.max_connection_age > 0).then(|| Duration::from_secs(args.max_connection_age)),
+    };
+    let grpc = tokio::spawn(connections::serve(grpc_socket, settings, routes, Arc::clone(control), drain.clone()));
     let admin = tokio::spawn(admin::serve(admin_socket, Arc::clone(control)));
     // Last: who reads an address finds somebody there.
     write_address(args.listen_address_path.as_deref(), grpc_address)?;
@@ -108,32 +102,14 @@ fn write_address(path: Option<&Path>, address: SocketAddr) -> anyhow::Result<()>
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The server's settings, TLS among them.
-///
-/// # Errors
-/// A file of TLS cannot be read or makes no sense.
-pub(crate) fn builder(args: &Args) -> anyhow::Result<Server> {
-    let server = Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION);
-    let (Some(cert), Some(key)) = (&args.tls_cert, &args.tls_key) else { return Ok(server) };
-    let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-    let mut tls = ServerTlsConfig::new().identity(Identity::from_pem(read(cert)?, read(key)?));
-    if let Some(authority) = &args.tls_client_ca {
-        tls = tls.client_ca_root(Certificate::from_pem(read(authority)?));
-    }
-    server.tls_config(tls).context("--tls-cert, --tls-key, --tls-client-ca")
-}
-
-async fn services(mut server: Server, control: &Arc<Control>, drain: &Watch) -> anyhow::Result<Router> {
+async fn services(control: &Arc<Control>, drain: &Watch) -> anyhow::Result<Routes> {
     let (health, health_service) = tonic_health::server::health_reporter();
     follow_readiness(control, health).await;
     let csds = Csds { control: Arc::clone(control), drain: drain.clone() };
     let mut routes = Routes::default();
     let mut router = std::mem::take(routes.axum_router_mut());
     for service in &SERVICES {
-        let discovery = Discovery { service, control: Arc::clone(control), drain: drain.clone() };
+        let discovery = Discovery { service, control: Arc::clone(control) };
         router = router.route_service(&format!("/{}/{{method}}", service.name), discovery);
     }
     *routes.axum_router_mut() = router;
@@ -142,7 +118,7 @@ async fn services(mut server: Server, control: &Arc<Control>, drain: &Watch) -> 
         .add_service(health_service)
         .add_service(reflection().build_v1().context("reflection")?)
         .add_service(reflection().build_v1alpha().context("reflection")?);
-    Ok(server.add_routes(routes))
+    Ok(routes.prepare())
 }
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {

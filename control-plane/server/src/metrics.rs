@@ -44,6 +44,13 @@ pub(crate) struct Metrics {
     pub(crate) files: Count,
     pub(crate) resources: Count,
     pub(crate) admin_requests: Count,
+    pub(crate) connections_opened: Count,
+    pub(crate) connections_refused: Count,
+    pub(crate) connections_retired: Count,
+    pub(crate) handshakes_failed: Count,
+    pub(crate) identities_refused: Count,
+    pub(crate) tls_loads_accepted: Count,
+    pub(crate) tls_loads_refused: Count,
 }
 
 impl Count {
@@ -72,6 +79,13 @@ impl Metrics {
             ("config_loads_accepted_total", "Times the directory was read and is in force.", &self.loads_accepted),
             ("config_loads_refused_total", "Times the directory was read and refused.", &self.loads_refused),
             ("admin_requests_total", "Requests to the admin pages.", &self.admin_requests),
+            ("connections_opened_total", "gRPC connections since the start.", &self.connections_opened),
+            ("connections_refused_total", "gRPC connections beyond the limit.", &self.connections_refused),
+            ("connections_retired_total", "gRPC connections ended for their age.", &self.connections_retired),
+            ("handshakes_failed_total", "TLS handshakes that failed or took too long.", &self.handshakes_failed),
+            ("identities_refused_total", "Nodes that a certificate did not let be.", &self.identities_refused),
+            ("tls_loads_accepted_total", "Times the files of TLS changed and are used.", &self.tls_loads_accepted),
+            ("tls_loads_refused_total", "Times the files of TLS changed and were bad.", &self.tls_loads_refused),
         ];
         let gauges = [
             ("streams_active", "Discovery streams that are open.", &self.streams_active),

@@ -23,6 +23,17 @@ const REMEMBERED: Duration = Duration::from_secs(3600);
 /// Nodes without a stream that are remembered at most.
 const MAX_IDLE: usize = 10_000;
 
+/// Streams of the same types that one node may have: a process or two, and those whose end was not noticed yet.
+const MAX_SESSIONS: usize = 100;
+
+/// A node has too many streams.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("node {id:?} has {limit} streams of these types already; do two nodes have one id?")]
+pub(crate) struct TooManyStreams {
+    id: String,
+    limit: usize,
+}
+
 /// Who a stream belongs to: what its certificate says (nothing on plaintext), and the id that it gives.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct NodeKey {
@@ -88,13 +99,16 @@ pub(crate) struct Attached {
 
 impl Nodes {
     /// Attaches a stream to the session of its node.
+    ///
+    /// # Errors
+    /// The node has more streams of the same types than any node needs.
     pub(crate) fn attach(
         control: &Arc<Control>,
         certificate: Option<Arc<str>>,
         identity: NodeIdentity,
         peer: &Arc<str>,
         kind: &StreamKind,
-    ) -> Attached {
+    ) -> Result<Attached, TooManyStreams> {
         let nodes = &control.nodes;
         let stream = StreamId(nodes.streams.fetch_add(1, Ordering::Relaxed));
         let key = NodeKey { certificate, id: identity.id.clone() };
@@ -115,6 +129,9 @@ impl Nodes {
             }
             joins
         });
+        if found.is_none() && same.len() >= MAX_SESSIONS {
+            return Err(TooManyStreams { id: key.id, limit: MAX_SESSIONS });
+        }
         let node = found.cloned().unwrap_or_else(|| {
             let node = Arc::new(NodeSession::new(control, key, identity, peer));
             let opened = node.state.lock().session.open(stream, kind.clone());
@@ -122,7 +139,7 @@ impl Nodes {
             same.push(Arc::clone(&node));
             node
         });
-        Attached { control: Arc::clone(control), node, stream }
+        Ok(Attached { control: Arc::clone(control), node, stream })
     }
 
     /// Every node, in order of id.

@@ -6,12 +6,13 @@ use std::time::Duration;
 use culvert_api::envoy::config::core::v3::Node;
 use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use culvert_runtime::drain::{Blocker, Watch};
-use culvert_xds::{Heard, NodeIdentity, RequestError, Response, Session, StreamId, StreamKind};
+use culvert_xds::{Heard, RequestError, Response, Session, StreamId, StreamKind};
 use futures_util::Stream;
 use tokio::sync::watch;
 use tonic::{Code, Status, Streaming};
 
 use crate::control::Control;
+use crate::identity::Peer;
 use crate::nodes::{Attached, Nodes};
 
 /// How long a stream may take to say who it is.
@@ -42,13 +43,6 @@ impl Request for DeltaDiscoveryRequest {
     fn hand_to(&self, session: &mut Session, stream: StreamId) -> Result<Heard, RequestError> {
         session.on_delta_request(stream, self)
     }
-}
-
-/// Who is at the other end, as the transport knows it.
-#[derive(Debug, Clone)]
-pub(crate) struct Peer {
-    pub(crate) address: Arc<str>,
-    pub(crate) certificate: Option<Arc<str>>,
 }
 
 /// The responses of a stream. Made one by one, when the transport asks: **what a slow reader does not read is never
@@ -124,6 +118,11 @@ impl<R: Request> Driver<R> {
                     }
                 }
                 Event::Request(Ok(None)) => return None,
+                Event::Request(Err(status)) if status.code() == Code::ResourceExhausted => {
+                    self.control.metrics.streams_refused.add();
+                    tracing::warn!(peer = &*self.peer.address, "discovery stream refused: {}", status.message());
+                    return Some(Err(status));
+                }
                 Event::Request(Err(status)) => {
                     tracing::debug!(peer = &*self.peer.address, "discovery stream broke: {}", status.message());
                     return None;
@@ -173,11 +172,11 @@ impl<R: Request> Driver<R> {
         let attached = match &self.attached {
             Some(attached) => attached,
             None => {
-                let identity = NodeIdentity::new(request.node().cloned())
-                    .map_err(|refused| Status::invalid_argument(refused.to_string()))?;
+                let identity = self.peer.identify(&self.control, request.node().cloned())?;
                 let certificate = self.peer.certificate.clone();
                 tracing::info!(node = identity.id, peer = &*self.peer.address, "a discovery stream begins");
-                let attached = Nodes::attach(&self.control, certificate, identity, &self.peer.address, &self.kind);
+                let attached = Nodes::attach(&self.control, certificate, identity, &self.peer.address, &self.kind)
+                    .map_err(|refused| Status::resource_exhausted(refused.to_string()))?;
                 self.steps = Some(attached.steps());
                 self.attached.insert(attached)
             }

@@ -15,6 +15,8 @@ pub struct Selector {
     node_ids: BTreeSet<String>,
     /// One of these clusters; empty: any.
     clusters: BTreeSet<String>,
+    /// A certificate with one of these names, as the client proved; empty: any, or none.
+    identities: BTreeSet<String>,
     /// Each of these fields of the node's metadata, with this value.
     metadata: BTreeMap<String, Wanted>,
 }
@@ -29,28 +31,33 @@ enum Wanted {
     Fields(BTreeMap<String, Self>),
 }
 
-/// How specific a selector is. More specific is greater: a node id, then metadata, then a cluster, then none.
+/// How specific a selector is. More specific is greater: a node id, then an identity, then metadata, then a cluster, then
+/// none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Rank {
     node_id: bool,
+    identity: bool,
     metadata: bool,
     cluster: bool,
 }
 
 impl Selector {
-    /// Reads `{node_id: .., cluster: .., metadata: {..}}`; ids and clusters are a string or a list of strings.
+    /// Reads `{node_id: .., cluster: .., identity: .., metadata: {..}}`; all but metadata are a string or a list of strings.
     pub(crate) fn parse(node: &Node) -> Result<Self, Vec<(Position, String)>> {
         let mut selector = Self::default();
         let mut problems = Vec::new();
         if !matches!(&node.value, Value::Mapping(entries) if !entries.is_empty()) {
-            return Err(vec![(node.at, "expected a mapping with node_id, cluster or metadata".to_owned())]);
+            return Err(vec![(node.at, "expected a mapping with node_id, cluster, identity or metadata".to_owned())]);
         }
         for Entry { key, at, node } in node.entries() {
             let result = match key.as_str() {
                 "node_id" => texts(node).map(|ids| selector.node_ids = ids),
                 "cluster" => texts(node).map(|clusters| selector.clusters = clusters),
+                "identity" => texts(node).map(|names| selector.identities = names),
                 "metadata" => fields(node).map(|metadata| selector.metadata = metadata),
-                _ => Err((*at, format!("unknown condition {key:?}; there are node_id, cluster and metadata"))),
+                _ => {
+                    Err((*at, format!("unknown condition {key:?}; there are node_id, cluster, identity and metadata")))
+                }
             };
             problems.extend(result.err());
         }
@@ -67,6 +74,7 @@ impl Selector {
     pub fn matches(&self, node: &NodeIdentity) -> bool {
         (self.node_ids.is_empty() || self.node_ids.contains(&node.id))
             && (self.clusters.is_empty() || self.clusters.contains(&node.cluster))
+            && (self.identities.is_empty() || node.certificate_names.iter().any(|name| self.identities.contains(name)))
             && (self.metadata.is_empty()
                 || node.metadata.as_ref().is_some_and(|metadata| holds(&self.metadata, &metadata.fields)))
     }
@@ -74,6 +82,7 @@ impl Selector {
     pub(crate) fn rank(&self) -> Rank {
         Rank {
             node_id: !self.node_ids.is_empty(),
+            identity: !self.identities.is_empty(),
             metadata: !self.metadata.is_empty(),
             cluster: !self.clusters.is_empty(),
         }
@@ -83,6 +92,7 @@ impl Selector {
     pub(crate) fn may_overlap(&self, other: &Self) -> bool {
         meet(&self.node_ids, &other.node_ids)
             && meet(&self.clusters, &other.clusters)
+            && meet(&self.identities, &other.identities)
             && !contradict(&self.metadata, &other.metadata)
     }
 
@@ -92,6 +102,7 @@ impl Selector {
         self.rank() == other.rank()
             && meet(&self.node_ids, &other.node_ids)
             && meet(&self.clusters, &other.clusters)
+            && meet(&self.identities, &other.identities)
             && (contains(&self.metadata, &other.metadata) || contains(&other.metadata, &self.metadata))
     }
 }
@@ -108,6 +119,9 @@ impl fmt::Display for Selector {
         }
         if !self.clusters.is_empty() {
             parts.push(format!("cluster {}", list(&self.clusters)));
+        }
+        if !self.identities.is_empty() {
+            parts.push(format!("identity {}", list(&self.identities)));
         }
         if !self.metadata.is_empty() {
             parts.push(format!("metadata {}", self.metadata.keys().cloned().collect::<Vec<_>>().join(", ")));

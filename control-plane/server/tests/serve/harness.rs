@@ -127,6 +127,10 @@ pub(crate) struct Daemon {
 impl Daemon {
     pub(crate) async fn start(folder: &Folder, args: &[&str]) -> Self {
         let file = |name: &str| folder.root.path().join(name);
+        for name in ["xds", "admin"] {
+            // Of a daemon before.
+            drop(std::fs::remove_file(file(name)));
+        }
         let child = folder
             .command(args)
             .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
@@ -212,6 +216,13 @@ impl Daemon {
             assert!(tokio::time::Instant::now() < deadline, "{page} says: {text}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Resident memory, in kB.
+    pub(crate) fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     pub(crate) fn hang_up(&self) {

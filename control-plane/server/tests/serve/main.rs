@@ -1,6 +1,8 @@
 //! The binary, and a client that speaks the protocol to it message by message.
 
 #[cfg(test)]
+mod connections;
+#[cfg(test)]
 mod harness;
 
 use std::time::Duration;

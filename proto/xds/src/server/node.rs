@@ -16,6 +16,9 @@ pub struct NodeIdentity {
     /// `user_agent_name` and version, for people.
     pub user_agent: String,
     pub client_features: Vec<String>,
+    /// URI and DNS names of the certificate that the client proved to have: the one thing here that is not only said. Not
+    /// part of a node; whoever accepts connections fills it in.
+    pub certificate_names: Vec<String>,
 }
 
 /// Why a node is not served.
@@ -57,6 +60,7 @@ impl NodeIdentity {
             locality: node.locality,
             user_agent: clip(node.user_agent_name),
             client_features: node.client_features.into_iter().take(64).map(clip).collect(),
+            certificate_names: Vec::new(),
         })
     }
 

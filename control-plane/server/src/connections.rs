@@ -1,0 +1,163 @@
+//! gRPC connections: who may open one, how long it lives, how it ends.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_runtime::drain::Watch;
+use culvert_runtime::sockets::set_nodelay;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tonic::service::Routes;
+use tower::ServiceExt;
+
+use crate::control::Control;
+use crate::identity::Peer;
+use crate::tls::Tls;
+
+/// As istiod's: a client that is gone without a word is noticed within 40 s.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of one client connection; a client needs a handful.
+const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
+/// At once; more are closed as they come.
+const MAX_CONNECTIONS: usize = 50_000;
+/// TLS handshakes at once: thousands of clients that come together wait here, and those that are served do not.
+const MAX_HANDSHAKES: usize = 64;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// For streams to end after their connection was told to.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What all connections have in common.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) tls: Option<Arc<Tls>>,
+    pub(crate) max_age: Option<Duration>,
+}
+
+/// Accepts until the process drains, then waits for the connections to end.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    settings: Settings,
+    routes: Routes,
+    control: Arc<Control>,
+    drain: Watch,
+) {
+    let follower = settings.tls.clone().map(|tls| tokio::spawn(tls.follow(Arc::clone(&control))));
+    let shared = Arc::new(Shared { settings, routes, control, handshakes: Semaphore::new(MAX_HANDSHAKES) });
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let accepted = tokio::select! {
+            biased;
+            _ = drain.draining() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok(_) if connections.len() >= MAX_CONNECTIONS => {
+                shared.control.metrics.connections_refused.add();
+                tracing::warn!(limit = MAX_CONNECTIONS, "too many connections; a new one is closed");
+            }
+            Ok((stream, address)) => {
+                connections.spawn(Arc::clone(&shared).connection(stream, address, drain.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                // Out of descriptors, most likely: not to be tried in a tight loop.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    // Nobody is let in any more.
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+    if let Some(follower) = follower {
+        follower.abort();
+    }
+}
+
+struct Shared {
+    settings: Settings,
+    routes: Routes,
+    control: Arc<Control>,
+    handshakes: Semaphore,
+}
+
+impl Shared {
+    async fn connection(self: Arc<Self>, stream: TcpStream, address: SocketAddr, drain: Watch) {
+        if let Err(error) = set_nodelay(&stream) {
+            tracing::debug!(%error, %address, "no TCP_NODELAY");
+        }
+        self.control.metrics.connections_opened.add();
+        let Some(tls) = &self.settings.tls else {
+            return self.serve(stream, Peer::new(address, None), drain).await;
+        };
+        let handshake = async {
+            let _permit = self.handshakes.acquire().await;
+            tls.acceptor().accept(stream).await
+        };
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+            Ok(Ok(stream)) => {
+                let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+                let peer = Peer::new(address, certificate.map(AsRef::as_ref));
+                self.serve(stream, peer, drain).await;
+            }
+            Ok(Err(error)) => {
+                self.control.metrics.handshakes_failed.add();
+                tracing::warn!(%error, %address, "a TLS handshake failed");
+            }
+            Err(_) => {
+                self.control.metrics.handshakes_failed.add();
+                tracing::warn!(%address, "a TLS handshake took too long");
+            }
+        }
+    }
+
+    async fn serve(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer, drain: Watch) {
+        // Its streams end when the process drains, and when the connection has lived long enough.
+        let (retire, ending) = drain.child();
+        let address = Arc::clone(&peer.address);
+        let service = service_fn(|mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer.clone());
+            request.extensions_mut().insert(ending.clone());
+            self.routes.clone().oneshot(request)
+        });
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Some(KEEPALIVE_INTERVAL))
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+            .serve_connection(TokioIo::new(io), service);
+        let mut connection = std::pin::pin!(connection);
+        let age = async {
+            match self.settings.max_age {
+                Some(age) => tokio::time::sleep(age.mul_f64(0.9 + fastrand::f64() * 0.2)).await,
+                None => std::future::pending().await,
+            }
+        };
+        let served = tokio::select! {
+            served = connection.as_mut() => served,
+            _ = drain.draining() => {
+                // GOAWAY; the streams end by themselves.
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+            () = age => {
+                self.control.metrics.connections_retired.add();
+                connection.as_mut().graceful_shutdown();
+                retire.start(GRACE);
+                tokio::time::timeout(GRACE, connection).await.unwrap_or(Ok(()))
+            }
+        };
+        if let Err(error) = served {
+            tracing::debug!(%error, peer = &*address, "a connection broke");
+        }
+    }
+}

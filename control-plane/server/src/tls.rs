@@ -1,0 +1,83 @@
+//! TLS of the gRPC socket, from files that are read again when they change. Connections keep what they began with.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use culvert_runtime::files::FileWatcher;
+use culvert_runtime::tls::{Identity, Roots, ServerTls, Trust, Version, server_config};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+
+use crate::args::Args;
+use crate::control::Control;
+
+/// How long nothing may change before a change counts as finished: a certificate and its key are two files.
+const QUIET: Duration = Duration::from_millis(200);
+
+#[derive(Debug)]
+pub(crate) struct Tls {
+    cert: PathBuf,
+    key: PathBuf,
+    authority: Option<PathBuf>,
+    config: ArcSwap<ServerConfig>,
+}
+
+impl Tls {
+    /// What the command line says; `None`: plaintext.
+    ///
+    /// # Errors
+    /// A file cannot be read or makes no sense.
+    pub(crate) fn new(args: &Args) -> anyhow::Result<Option<Self>> {
+        let (Some(cert), Some(key)) = (&args.tls_cert, &args.tls_key) else { return Ok(None) };
+        let authority = args.tls_client_ca.clone();
+        let config = ArcSwap::new(read(cert, key, authority.as_deref())?);
+        Ok(Some(Self { cert: cert.clone(), key: key.clone(), authority, config }))
+    }
+
+    /// For the next connection.
+    pub(crate) fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(self.config.load_full())
+    }
+
+    /// Reads the files as they change, for ever. What is wrong with them is said, and what was good stays.
+    pub(crate) async fn follow(self: Arc<Self>, control: Arc<Control>) {
+        let paths = [Some(&self.cert), Some(&self.key), self.authority.as_ref()];
+        let mut changes = FileWatcher::new().watch(paths.into_iter().flatten().cloned().collect(), QUIET);
+        loop {
+            changes.changed().await;
+            match read(&self.cert, &self.key, self.authority.as_deref()) {
+                Ok(config) => {
+                    self.config.store(config);
+                    control.metrics.tls_loads_accepted.add();
+                    tracing::info!("the files of TLS changed; new connections use them");
+                }
+                Err(error) => {
+                    control.metrics.tls_loads_refused.add();
+                    tracing::error!("the files of TLS changed and are refused, the former stay: {error:#}");
+                }
+            }
+        }
+    }
+}
+
+fn read(cert: &Path, key: &Path, authority: Option<&Path>) -> anyhow::Result<Arc<ServerConfig>> {
+    let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let identity = Identity::from_pem(&read(cert)?, &read(key)?).context("--tls-cert, --tls-key")?;
+    let trust = match authority {
+        Some(path) => Some(Trust { roots: Roots::Pem(read(path)?.into()), crl: None, sans: Vec::new() }),
+        None => None,
+    };
+    let require_client_certificate = trust.is_some();
+    server_config(ServerTls {
+        identities: vec![identity],
+        trust,
+        require_client_certificate,
+        alpn: vec![b"h2".to_vec()],
+        min: Version::V1_2,
+        max: Version::V1_3,
+    })
+    .context("--tls-cert, --tls-key, --tls-client-ca")
+}
