@@ -1,5 +1,8 @@
-//! Pages for operators, over HTTP on loopback. They change nothing. Requests for a foreign host name are refused, so that no
-//! web page reads them by having its name resolve to loopback.
+//! Pages for operators, over HTTP on loopback. Requests for a foreign host name are refused, so that no web page reads them
+//! by having its name resolve to loopback; so are POSTs that a web page made.
+
+mod push;
+mod rest;
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -28,7 +31,8 @@ const MAX_CONNECTIONS: usize = 128;
 /// For the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-const PAGES: &str = "/ready /metrics /config /config_dump /nodes\n";
+const PAGES: &str =
+    "/ready /metrics /config /config_dump /nodes /push /history; POST /rollback?to=GENERATION, /v3/discovery:TYPE\n";
 
 /// Serves the pages until the process ends.
 pub(crate) async fn serve(listener: TcpListener, control: Arc<Control>) {
@@ -54,8 +58,8 @@ pub(crate) async fn serve(listener: TcpListener, control: Arc<Control>) {
 
 async fn connection(stream: TcpStream, control: Arc<Control>) {
     let service = service_fn(move |request: http::Request<Incoming>| {
-        let answer = answer(&control, &request);
-        async move { Ok::<_, Infallible>(answer) }
+        let control = Arc::clone(&control);
+        async move { Ok::<_, Infallible>(answer(&control, request).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -67,23 +71,36 @@ async fn connection(stream: TcpStream, control: Arc<Control>) {
     }
 }
 
-fn answer<B>(control: &Control, request: &http::Request<B>) -> http::Response<Full<Bytes>> {
+async fn answer(control: &Control, request: http::Request<Incoming>) -> http::Response<Full<Bytes>> {
     control.metrics.admin_requests.add();
-    if request.method() != Method::GET && request.method() != Method::HEAD {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".to_owned());
-    }
     let host = request.headers().get(header::HOST).map_or("", |host| host.to_str().unwrap_or("?"));
     if !is_this_machine(host) {
         let refusal = "the host of this request is not this machine; ask for it by address or as localhost\n";
         return text(StatusCode::FORBIDDEN, refusal.to_owned());
     }
-    match request.uri().path() {
+    let path = request.uri().path();
+    match *request.method() {
+        Method::GET | Method::HEAD if path == "/push" => page(&push::settled(control, request.uri().query()).await),
+        Method::GET | Method::HEAD => shown(control, path),
+        Method::POST if request.headers().contains_key(header::ORIGIN) => {
+            text(StatusCode::FORBIDDEN, "a web page made this request\n".to_owned())
+        }
+        Method::POST if path == "/rollback" => push::rollback(control, request.uri().query()),
+        Method::POST if path.starts_with(rest::PREFIX) => rest::discovery(control, request).await,
+        Method::POST => text(StatusCode::NOT_FOUND, format!("there is no such page; there are {PAGES}")),
+        _ => text(StatusCode::METHOD_NOT_ALLOWED, "only GET, HEAD and POST\n".to_owned()),
+    }
+}
+
+fn shown(control: &Control, path: &str) -> http::Response<Full<Bytes>> {
+    match path {
         "/ready" if control.is_ready() => text(StatusCode::OK, "ready\n".to_owned()),
         "/ready" => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned()),
         "/metrics" => text(StatusCode::OK, metrics(control)),
         "/config" => page(&config(control)),
         "/config_dump" => page(&config_dump(control)),
         "/nodes" => page(&Value::Array(control.nodes.status().iter().map(node).collect())),
+        "/history" => page(&push::history(control)),
         "/" => text(StatusCode::OK, PAGES.to_owned()),
         _ => text(StatusCode::NOT_FOUND, format!("there is no such page; there are {PAGES}")),
     }
@@ -138,6 +155,7 @@ fn config(control: &Control) -> Value {
     json!({
         "directory": control.folder.display().to_string(),
         "generation": control.generation(),
+        "rolled_back_to": latest.rolled_back_to,
         "in_force_since": seconds(latest.in_force_since),
         "resources": control.directory().len(),
         "last_read": {
@@ -185,6 +203,8 @@ fn node(node: &NodeStatus) -> Value {
         "user_agent": node.identity.user_agent,
         "peer": &*node.peer,
         "connected": node.connected,
+        "generation": node.generation,
+        "progress": push::progress(&node.progress),
         "snapshot": node.version.to_string(),
         "conflicts": node.conflicts.iter().map(conflict).collect::<Vec<_>>(),
         "types": node.types.iter().map(of_type).collect::<Vec<_>>(),

@@ -39,7 +39,7 @@ pub(crate) struct Service {
 }
 
 /// All of them.
-pub(crate) const SERVICES: [Service; 6] = [
+pub(crate) const SERVICES: [Service; 11] = [
     Service {
         name: "envoy.service.discovery.v3.AggregatedDiscoveryService",
         stream: "StreamAggregatedResources",
@@ -76,7 +76,41 @@ pub(crate) const SERVICES: [Service; 6] = [
         delta: "DeltaSecrets",
         only: Some(("FetchSecrets", type_url::SECRET)),
     },
+    Service {
+        name: "envoy.service.route.v3.ScopedRoutesDiscoveryService",
+        stream: "StreamScopedRoutes",
+        delta: "DeltaScopedRoutes",
+        only: Some(("FetchScopedRoutes", type_url::SCOPED_ROUTE_CONFIGURATION)),
+    },
+    Service {
+        name: "envoy.service.runtime.v3.RuntimeDiscoveryService",
+        stream: "StreamRuntime",
+        delta: "DeltaRuntime",
+        only: Some(("FetchRuntime", type_url::RUNTIME)),
+    },
+    Service {
+        name: "envoy.service.extension.v3.ExtensionConfigDiscoveryService",
+        stream: "StreamExtensionConfigs",
+        delta: "DeltaExtensionConfigs",
+        only: Some(("FetchExtensionConfigs", type_url::EXTENSION_CONFIG)),
+    },
+    // The API has these two in the delta variant alone.
+    Service {
+        name: "envoy.service.route.v3.VirtualHostDiscoveryService",
+        stream: NONE,
+        delta: "DeltaVirtualHosts",
+        only: Some((NONE, type_url::VIRTUAL_HOST)),
+    },
+    Service {
+        name: "envoy.service.endpoint.v3.LocalityEndpointDiscoveryService",
+        stream: NONE,
+        delta: "DeltaLocalityEndpoints",
+        only: Some((NONE, type_url::LOCALITY_ENDPOINT)),
+    },
 ];
+
+/// No path has it as its last part.
+const NONE: &str = "/";
 
 /// Answers the methods of one [`Service`].
 #[derive(Debug, Clone)]
@@ -159,8 +193,8 @@ impl Discovery {
 }
 
 /// Answers a fetch as the first response of a stream would: a session of its own, which nobody remembers.
-fn fetched(
-    control: &Arc<Control>,
+pub(crate) fn fetched(
+    control: &Control,
     peer: &Peer,
     type_url: &'static str,
     mut request: DiscoveryRequest,

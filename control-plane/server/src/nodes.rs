@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use culvert_store::Conflict;
-use culvert_xds::server::TypeStatus;
+use culvert_xds::server::{Progress, TypeStatus};
 use culvert_xds::{
     Heard, NodeIdentity, RequestError, Response, Session, SessionConfig, Snapshot, StreamId, StreamKind, Version,
 };
@@ -83,6 +83,9 @@ pub(crate) struct NodeStatus {
     pub(crate) identity: Arc<NodeIdentity>,
     pub(crate) peer: Arc<str>,
     pub(crate) connected: bool,
+    /// What the snapshot was made of.
+    pub(crate) generation: u64,
+    pub(crate) progress: Progress,
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) version: Version,
     pub(crate) conflicts: Vec<Conflict>,
@@ -201,6 +204,8 @@ impl NodeSession {
             identity: Arc::clone(state.session.node()),
             peer: Arc::clone(&state.peer),
             connected: state.idle_since.is_none(),
+            generation: state.generation,
+            progress: state.session.progress(),
             snapshot: Arc::clone(state.session.snapshot()),
             version: state.session.snapshot().version(),
             conflicts: state.conflicts.clone(),

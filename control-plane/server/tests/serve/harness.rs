@@ -205,6 +205,18 @@ impl Daemon {
         answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()
     }
 
+    /// Status and body of the answer to a POST.
+    pub(crate) async fn post(&self, page: &str, headers: &str, body: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(&self.admin).await.unwrap();
+        let length = body.len();
+        let head = format!("POST {page} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}");
+        stream.write_all(format!("{head}\r\n{headers}\r\n{body}").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
     /// Waits until an admin page is as wanted.
     pub(crate) async fn eventually(&self, page: &str, wanted: impl Fn(&str) -> bool) {
         let deadline = tokio::time::Instant::now() + DEADLINE;

@@ -4,6 +4,8 @@
 mod connections;
 #[cfg(test)]
 mod harness;
+#[cfg(test)]
+mod operations;
 
 use std::time::Duration;
 

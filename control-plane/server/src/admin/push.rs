@@ -1,0 +1,143 @@
+//! How a change gets to the nodes, what was in force before, and the way back.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use culvert_xds::server::{Progress, ResourceState};
+use http::StatusCode;
+use http_body_util::Full;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep_until};
+
+use super::{page, seconds, state, text};
+use crate::control::{Control, Past};
+use crate::nodes::NodeStatus;
+
+/// Longest `wait`.
+const MAX_WAIT: Duration = Duration::from_secs(300);
+/// How often it is looked whether the nodes have answered.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Where every connected node is on the way to what is in force. `wait=SECONDS`: once each has it, or refused it.
+pub(super) async fn settled(control: &Control, query: Option<&str>) -> Value {
+    let wait = parameter(query, "wait").and_then(|text| text.parse().ok()).map_or(Duration::ZERO, Duration::from_secs);
+    let until = Instant::now() + wait.min(MAX_WAIT);
+    loop {
+        let nodes: Vec<NodeStatus> = control.nodes.status().into_iter().filter(|node| node.connected).collect();
+        let open = nodes.iter().filter(|node| standing(control, node) == "pending").count();
+        let now = Instant::now();
+        if open == 0 || now >= until {
+            let nodes: Vec<Value> = nodes.iter().map(|node| of_node(control, node)).collect();
+            return json!({ "generation": control.generation(), "pending": open, "nodes": nodes });
+        }
+        sleep_until(until.min(now + LOOK)).await;
+    }
+}
+
+/// `settled`: it has all that it asked for. `refused`: it will not have all of it. `pending`: it has not answered yet.
+fn standing(control: &Control, node: &NodeStatus) -> &'static str {
+    let states = || node.types.iter().flat_map(|of_type| &of_type.resources).map(|one| one.state);
+    if node.generation != control.generation() {
+        "pending"
+    } else if matches!(node.progress, Progress::Halted { .. }) {
+        "refused"
+    } else if node.progress != Progress::Settled || states().any(|state| state == ResourceState::Stale) {
+        "pending"
+    } else if states().any(|state| state == ResourceState::Error) {
+        "refused"
+    } else {
+        "settled"
+    }
+}
+
+fn of_node(control: &Control, node: &NodeStatus) -> Value {
+    // What differs between what it has and what it should have.
+    let differing = node.types.iter().flat_map(|of_type| {
+        let lacking = |state| matches!(state, ResourceState::Stale | ResourceState::Error);
+        of_type.resources.iter().filter(move |one| lacking(one.state)).map(|one| {
+            json!({
+                "type_url": &*of_type.type_url,
+                "name": &*one.name,
+                "state": state(one.state),
+                "version": one.version.map(|version| version.to_string()),
+                "accepted": one.accepted.map(|version| version.to_string()),
+                "error": one.error.as_deref(),
+            })
+        })
+    });
+    json!({
+        "id": node.key.id,
+        "cluster": node.identity.cluster,
+        "state": standing(control, node),
+        "generation": node.generation,
+        "progress": progress(&node.progress),
+        "differs": differing.collect::<Vec<_>>(),
+    })
+}
+
+/// In words.
+pub(super) fn progress(progress: &Progress) -> Value {
+    match progress {
+        Progress::Settled => json!({ "step": "settled" }),
+        Progress::Adding => json!({ "step": "adding" }),
+        Progress::Switching => json!({ "step": "switching" }),
+        Progress::Halted { type_url, reason } => {
+            json!({ "step": "halted", "type_url": &**type_url, "reason": &**reason })
+        }
+    }
+}
+
+/// What was in force, the present first, each with what it changed.
+pub(super) fn history(control: &Control) -> Value {
+    let history = control.history();
+    let mut shown = Vec::new();
+    for (index, past) in history.iter().enumerate().rev() {
+        let before = index.checked_sub(1).and_then(|before| history.get(before));
+        shown.push(json!({
+            "generation": past.generation,
+            "at": seconds(past.at),
+            "resources": past.directory.len(),
+            "rolled_back_to": past.again,
+            "changes": before.map(|before| changes(before, past)),
+        }));
+    }
+    Value::Array(shown)
+}
+
+/// Names that differ, by what happened to them.
+fn changes(before: &Past, after: &Past) -> Value {
+    // Most names that are listed.
+    const MOST: usize = 100;
+    let entries = |past: &Past| {
+        let entry =
+            |(resource, selector, _): (&std::sync::Arc<culvert_xds::Resource>, &culvert_store::Selector, &str)| {
+                let name = format!("{}/{}", culvert_api::type_url::short_name(resource.type_url()), resource.name());
+                ((name, selector.to_string()), resource.version())
+            };
+        past.directory.resources().map(entry).collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let (old, new) = (entries(before), entries(after));
+    let title = |(name, selector): &(String, String)| format!("{name} ({selector})");
+    let added: Vec<String> = new.keys().filter(|key| !old.contains_key(*key)).map(title).collect();
+    let removed: Vec<String> = old.keys().filter(|key| !new.contains_key(*key)).map(title).collect();
+    let differs = |(key, version): &(&(String, String), _)| old.get(*key).is_some_and(|old| old != *version);
+    let changed: Vec<String> = new.iter().filter(differs).map(|(key, _)| title(key)).collect();
+    let list =
+        |names: Vec<String>| json!({ "count": names.len(), "first": names.into_iter().take(MOST).collect::<Vec<_>>() });
+    json!({ "added": list(added), "changed": list(changed), "removed": list(removed) })
+}
+
+/// Puts in force what was generation `to`, until the directory changes.
+pub(super) fn rollback(control: &Control, query: Option<&str>) -> http::Response<Full<Bytes>> {
+    let Some(to) = parameter(query, "to").and_then(|text| text.parse().ok()) else {
+        return text(StatusCode::BAD_REQUEST, "say which generation: /rollback?to=NUMBER; see /history\n".to_owned());
+    };
+    match control.roll_back(to) {
+        Some(generation) => page(&json!({ "generation": generation, "rolled_back_to": to })),
+        None => text(StatusCode::NOT_FOUND, format!("generation {to} is not remembered; see /history\n")),
+    }
+}
+
+fn parameter<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
+    query?.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+}

@@ -1,0 +1,114 @@
+//! What operators do: poll, look at a change on its way, go back.
+
+use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use culvert_api::envoy::service::route::v3::virtual_host_discovery_service_client::VirtualHostDiscoveryServiceClient;
+use culvert_api::google::rpc::Status as Refusal;
+use culvert_api::type_url::CLUSTER;
+use serde_json::{Value, json};
+
+use crate::harness::{Daemon, Folder, Stream, cluster, cluster_names, node, seconds};
+
+fn parse(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text}"))
+}
+
+#[tokio::test]
+async fn a_client_that_polls_gets_everything_once() {
+    let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
+    let daemon = Daemon::start(&folder, &[]).await;
+    let (status, body) = daemon.post("/v3/discovery:clusters", "", "{\"node\": {\"id\": \"n\"}}").await;
+    let answer = parse(&body);
+    assert_eq!((status, &answer["resources"][0]["name"]), (200, &json!("a")), "{body}");
+    let version = answer["version_info"].as_str().unwrap();
+    let again = format!("{{\"node\": {{\"id\": \"n\"}}, \"version_info\": \"{version}\"}}");
+    assert_eq!(daemon.post("/v3/discovery:clusters", "", &again).await, (304, String::new()));
+    folder.write("b.yaml", &cluster("b", 1));
+    daemon.eventually("/config", |text| text.contains("\"generation\": 2")).await;
+    let (status, body) = daemon.post("/v3/discovery:clusters", "", &again).await;
+    assert_eq!((status, parse(&body)["resources"].as_array().map(Vec::len)), (200, Some(2)), "{body}");
+    for (path, body, expected) in [
+        ("/v3/discovery:clusters", "{\"node\": {}, \"nme\": 1}", 400),
+        ("/v3/discovery:clusters", "{}", 400),
+        ("/v3/discovery:nothing", "{}", 404),
+    ] {
+        let (status, text) = daemon.post(path, "", body).await;
+        assert_eq!(status, expected, "{path} {body}: {text}");
+    }
+    daemon.terminate().await;
+}
+
+#[tokio::test]
+async fn a_push_is_watched_until_each_node_has_answered() {
+    let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
+    let daemon = Daemon::start(&folder, &[]).await;
+    let mut stream = daemon.sotw().await;
+    stream.send(DiscoveryRequest { node: node("n"), type_url: CLUSTER.into(), ..Default::default() }).await;
+    let first = stream.next().await;
+    let open = parse(&daemon.get("/push").await);
+    assert_eq!((&open["pending"], &open["nodes"][0]["state"]), (&json!(1), &json!("pending")), "{open}");
+    stream.answer(&first, None).await;
+    let settled = parse(&daemon.get("/push?wait=20").await);
+    assert_eq!((&settled["pending"], &settled["nodes"][0]["state"]), (&json!(0), &json!("settled")), "{settled}");
+    folder.write("a.yaml", &cluster("a", 2));
+    let second = stream.next().await;
+    let refusal = Refusal { code: 13, message: "no such thing".into(), ..Default::default() };
+    stream.answer(&second, Some(refusal)).await;
+    let refused = parse(&daemon.get("/push?wait=20").await);
+    let shown = &refused["nodes"][0];
+    assert_eq!((&refused["generation"], &shown["state"]), (&json!(2), &json!("refused")), "{refused}");
+    assert_eq!(shown["differs"][0]["error"], json!("no such thing"), "{refused}");
+    daemon.terminate().await;
+}
+
+#[tokio::test]
+async fn what_was_in_force_comes_back_until_the_directory_changes() {
+    let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
+    let daemon = Daemon::start(&folder, &[]).await;
+    let mut stream = daemon.sotw().await;
+    stream.send(DiscoveryRequest { node: node("n"), type_url: CLUSTER.into(), ..Default::default() }).await;
+    let first = stream.next().await;
+    stream.answer(&first, None).await;
+    folder.write("a.yaml", &cluster("a", 2));
+    let second = stream.next().await;
+    stream.answer(&second, None).await;
+    let history = parse(&daemon.get("/history").await);
+    assert_eq!(history[0]["changes"]["changed"]["first"][0], json!("Cluster/a (all nodes)"), "{history}");
+
+    let origin = "origin: http://evil.example\r\n";
+    assert_eq!(daemon.post("/rollback?to=1", origin, "").await.0, 403, "a web page rolls nothing back");
+    assert_eq!(daemon.post("/rollback?to=77", "", "").await.0, 404);
+    assert_eq!(daemon.post("/rollback", "", "").await.0, 400);
+    assert_eq!(daemon.post("/rollback?to=1", "", "").await.0, 200);
+    let third = stream.next().await;
+    assert_eq!(seconds(&third.resources[0]), 1, "the former content is pushed");
+    assert_eq!(third.version_info, first.version_info, "and it is what it was");
+    stream.answer(&third, None).await;
+    let config = parse(&daemon.get("/config").await);
+    assert_eq!((&config["generation"], &config["rolled_back_to"]), (&json!(3), &json!(1)), "{config}");
+
+    folder.write("a.yaml", &cluster("a", 5));
+    let fourth = stream.next().await;
+    assert_eq!(seconds(&fourth.resources[0]), 5, "the directory is followed again");
+    assert_eq!(parse(&daemon.get("/config").await)["rolled_back_to"], Value::Null);
+    daemon.terminate().await;
+}
+
+#[tokio::test]
+async fn virtual_hosts_have_a_service_of_their_own() {
+    let virtual_host =
+        "{\"@type\": type.googleapis.com/envoy.config.route.v3.VirtualHost, name: r/known, domains: [known]}\n";
+    let folder = Folder::new(&[("v.yaml", virtual_host), ("a.yaml", &cluster("a", 1))]);
+    let daemon = Daemon::start(&folder, &[]).await;
+    let (mut stream, queue) = Stream::queue();
+    let responses = VirtualHostDiscoveryServiceClient::new(daemon.channel().await).delta_virtual_hosts(queue).await;
+    stream.responses = Some(responses.unwrap().into_inner());
+    let names = ["r/known", "r/unknown"].map(str::to_owned).to_vec();
+    stream.send(DeltaDiscoveryRequest { node: node("n"), resource_names_subscribe: names, ..Default::default() }).await;
+    let response = stream.next().await;
+    let seen: Vec<_> = response.resources.iter().map(|one| (one.name.as_str(), one.resource.is_some())).collect();
+    assert_eq!(seen, [("r/known", true), ("r/unknown", false)], "what does not exist is a resource without a body");
+    let mut clusters = daemon.sotw().await;
+    clusters.send(DiscoveryRequest { node: node("m"), type_url: CLUSTER.into(), ..Default::default() }).await;
+    assert_eq!(cluster_names(&clusters.next().await.resources), ["a"]);
+    daemon.terminate().await;
+}
