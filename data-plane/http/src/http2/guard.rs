@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::preface::PREFACE;
 use crate::Io;
+use crate::server::ServerOptions;
 
 /// A client's connection under watch.
 #[derive(Debug)]
@@ -23,8 +24,9 @@ pub(super) struct Guarded {
 }
 
 impl Guarded {
-    pub(super) fn new(io: Io) -> (Self, Guard) {
+    pub(super) fn new(io: Io, options: &ServerOptions) -> (Self, Guard) {
         let guard = Guard::default();
+        guard.0.borrow_mut().speaks_for_many = options.connections;
         (Self { io, guard: guard.clone() }, guard)
     }
 }
@@ -165,6 +167,9 @@ struct Counts {
     highest: u32,
     streams: u64,
     data_sent: u64,
+    data_received: u64,
+    /// The peer is a trusted proxy: what one of its clients resets is not the others' fault.
+    speaks_for_many: bool,
     priorities: u64,
     window_updates: u64,
     /// Frames without payload in a row.
@@ -183,6 +188,8 @@ impl Default for Counts {
             highest: 0,
             streams: 0,
             data_sent: 0,
+            data_received: 0,
+            speaks_for_many: false,
             priorities: 0,
             window_updates: 0,
             empty: 0,
@@ -209,7 +216,7 @@ impl Counts {
 
     fn judge(&mut self, frame: Frame) -> Option<&'static str> {
         match frame.kind {
-            DATA => {}
+            DATA => self.data_received += u64::from(frame.length > 0),
             HEADERS => {
                 if frame.stream > self.highest {
                     self.highest = frame.stream;
@@ -223,6 +230,7 @@ impl Counts {
                 self.priorities += 1;
                 return (self.priorities > PRIORITIES_A_STREAM * (1 + self.streams)).then_some("a flood of PRIORITY");
             }
+            RST_STREAM if self.speaks_for_many => return None,
             RST_STREAM => {
                 let premature = self.resets.count(frame.stream, self.highest);
                 return (premature * 2 >= self.streams.max(RESETS_JUDGED_FROM)).then_some("too many premature resets");
@@ -234,7 +242,7 @@ impl Counts {
             }
             // PING, SETTINGS, and whatever we do not know.
             _ => {
-                let useful = self.streams + self.data_sent;
+                let useful = self.streams + self.data_sent + self.data_received;
                 let cost = if frame.is_ack() || frame.kind != SETTINGS { 1 } else { 2 };
                 return self.control.exceeds(cost, useful).then_some("a flood of control frames");
             }

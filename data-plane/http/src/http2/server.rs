@@ -73,7 +73,7 @@ pub(crate) async fn serve<H: Handler, F: Future<Output = ()>>(
     if options.extended_connect {
         builder.enable_connect_protocol();
     }
-    let (io, guard) = Guarded::new(io);
+    let (io, guard) = Guarded::new(io, options);
     let connection = match tokio::time::timeout(options.head_timeout, builder.handshake::<_, Bytes>(io)).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return tracing::debug!(%error, "an HTTP/2 connection did not begin"),

@@ -152,6 +152,23 @@ fn rapid_resets_are_cut_off_at_any_pace() {
     });
 }
 
+/// A proxy that is trusted to bring connections speaks for many clients, who may all cancel.
+#[test]
+fn a_trusted_proxy_may_reset_for_its_clients() {
+    on_worker(async {
+        let silent = Rc::new(Silent::default());
+        let options = ServerOptions { connections: true, ..ServerOptions::default() };
+        let mut client = serving(&silent, options);
+        begin(&mut client).await;
+        for at in 0..1_000 {
+            client.write_all(&open(at * 2 + 1, END_STREAM)).await.unwrap();
+            let (_, ended) = read_quiet(&mut client, Duration::from_millis(1)).await;
+            assert!(!ended, "cut off after {at}");
+            client.write_all(&cancel(at * 2 + 1)).await.unwrap();
+        }
+    });
+}
+
 /// Clients that cancel what took long, measure round trips, and open windows as they read.
 #[test]
 fn busy_clients_are_not_floods() {
