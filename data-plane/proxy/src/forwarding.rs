@@ -194,6 +194,7 @@ fn remove_envoys_own(fields: &mut Fields, is_edge: bool) {
             | b"upstream-rq-timeout-ms"
             | b"upstream-rq-per-try-timeout-ms"
             | b"upstream-rq-timeout-alt-response"
+            | b"upstream-stream-duration-ms"
             | b"expected-rq-timeout-ms"
             | b"force-trace"
             | b"ip-tags"

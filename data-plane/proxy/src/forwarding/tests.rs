@@ -33,6 +33,7 @@ fn an_edge_request_gets_the_addresses_that_are_true() {
         ("x-envoy-internal", "true"),
         ("x-envoy-max-retries", "9"),
         ("x-envoy-original-path", "/admin"),
+        ("x-envoy-upstream-stream-duration-ms", "1"),
         ("x-request-id", "chosen-by-client"),
     ]);
     let client = prepare(&mut head, &edge(), &downstream());
@@ -44,6 +45,7 @@ fn an_edge_request_gets_the_addresses_that_are_true() {
         ("x-envoy-internal", None),
         ("x-envoy-max-retries", None),
         ("x-envoy-original-path", None),
+        ("x-envoy-upstream-stream-duration-ms", None),
     ] {
         assert_eq!(get(&head, name), expected, "{name}");
     }
