@@ -156,6 +156,7 @@ fn config(control: &Control) -> Value {
         "directory": control.folder.display().to_string(),
         "generation": control.generation(),
         "rolled_back_to": latest.rolled_back_to,
+        "canary": control.canary_nodes(),
         "in_force_since": seconds(latest.in_force_since),
         "resources": control.directory().len(),
         "last_read": {

@@ -53,6 +53,19 @@ pub struct Args {
     #[arg(long, value_name = "NAME", requires = "tls_client_ca")]
     pub client_identity: Vec<String>,
 
+    /// A changed directory goes to so many connected nodes first, and to all once they have accepted it; if one refuses it,
+    /// or does not answer, they get back what they had. 0: to all at once.
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    pub canary_nodes: usize,
+
+    /// Seconds for which those nodes must have accepted everything before it goes to all.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub canary_quiet: u64,
+
+    /// Seconds within which they must have answered.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub canary_timeout: u64,
+
     /// Seconds (more or less a tenth) after which a connection is told to come back, maybe to another replica. 0: never.
     #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
     pub max_connection_age: u64,

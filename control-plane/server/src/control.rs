@@ -1,6 +1,6 @@
 //! What is in force, and what everybody here shares.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use crate::args::Args;
 use crate::identity::Identities;
 use crate::metrics::Metrics;
-use crate::nodes::Nodes;
+use crate::nodes::{Nodes, Standing};
 
 /// Former contents that are remembered.
 const MAX_HISTORY: usize = 20;
@@ -24,6 +24,9 @@ pub(crate) struct Control {
     pub(crate) folder: PathBuf,
     options: Options,
     catalog: Mutex<Catalog>,
+    canary: Mutex<Option<Canary>>,
+    /// Nodes that get a change before all others.
+    canary_limit: usize,
     /// Counts what was put in force; streams look again when it changes.
     generation: watch::Sender<u64>,
     latest: Mutex<Arc<Latest>>,
@@ -61,6 +64,17 @@ pub(crate) struct Past {
     pub(crate) directory: Arc<Directory>,
     /// It was put in force again, and was this generation before.
     pub(crate) again: Option<u64>,
+    /// Only some nodes had it, and why they no longer have it.
+    pub(crate) taken_back: Option<String>,
+}
+
+/// What some nodes have before all get it.
+#[derive(Debug)]
+struct Canary {
+    catalog: Catalog,
+    generation: u64,
+    /// By id.
+    nodes: BTreeSet<String>,
 }
 
 impl Control {
@@ -80,6 +94,8 @@ impl Control {
             folder: args.config.clone(),
             options: args.options(),
             catalog: Mutex::default(),
+            canary: Mutex::default(),
+            canary_limit: args.canary_nodes,
             generation: watch::Sender::new(0),
             latest: Mutex::new(Arc::new(none)),
             history: Mutex::default(),
@@ -95,7 +111,8 @@ impl Control {
 
     /// Reads the directory and puts it in force if it is good. Takes as long as that takes: not on a thread that serves.
     pub(crate) fn reload(&self) {
-        let before = self.directory();
+        let canary = self.canary.lock().as_ref().map(|canary| Arc::clone(canary.catalog.directory()));
+        let before = canary.unwrap_or_else(|| self.directory());
         self.apply(load(&self.folder, self.options, &before));
     }
 
@@ -114,8 +131,10 @@ impl Control {
         let Load { directory, errors, warnings, files } = load;
         if let Some(directory) = directory {
             self.metrics.resources.set(directory.len());
-            tracing::info!(resources = directory.len(), files, "{} is in force", self.folder.display());
-            self.put_in_force(directory, None);
+            if !self.try_on_canary(&directory) {
+                tracing::info!(resources = directory.len(), files, "{} is in force", self.folder.display());
+                self.put_in_force(directory, None);
+            }
         } else {
             tracing::error!(errors = errors.len(), "{} is refused; what was good last stays", self.folder.display());
         }
@@ -124,16 +143,72 @@ impl Control {
     }
 
     fn put_in_force(&self, directory: Arc<Directory>, again: Option<u64>) {
+        let generation = self.generation() + 1;
+        *self.canary.lock() = None;
+        self.remember(Past {
+            generation,
+            at: SystemTime::now(),
+            directory: Arc::clone(&directory),
+            again,
+            taken_back: None,
+        });
+        *self.catalog.lock() = Catalog::new(directory);
+        // After the catalog: who sees the new number finds the new content.
+        self.generation.send_replace(generation);
+    }
+
+    fn remember(&self, past: Past) {
         let mut history = self.history.lock();
         while history.len() >= MAX_HISTORY {
             history.pop_front();
         }
-        let generation = self.generation() + 1;
-        let at = SystemTime::now();
-        history.push_back(Past { generation, at, directory: Arc::clone(&directory), again });
-        *self.catalog.lock() = Catalog::new(directory);
-        // After the catalog: who sees the new number finds the new content.
+        history.push_back(past);
+    }
+
+    /// Gives a directory to some nodes that have all of what is in force. False: there are none, or none are wanted.
+    fn try_on_canary(&self, directory: &Arc<Directory>) -> bool {
+        let now = self.generation();
+        if self.canary_limit == 0 || now == 0 {
+            return false;
+        }
+        let mut nodes = self.canary_nodes();
+        if nodes.is_empty() {
+            let settled = self.nodes.status().into_iter();
+            let settled = settled.filter(|node| node.connected && node.standing(now) == Standing::Settled);
+            nodes = settled.map(|node| node.key.id).take(self.canary_limit).collect();
+        }
+        if nodes.is_empty() {
+            tracing::warn!("no connected node has all of what is in force: the change goes to all at once");
+            return false;
+        }
+        let generation = now + 1;
+        tracing::info!(generation, ?nodes, "a change goes to some nodes first");
+        *self.canary.lock() = Some(Canary { catalog: Catalog::new(Arc::clone(directory)), generation, nodes });
         self.generation.send_replace(generation);
+        true
+    }
+
+    /// Which nodes have something before all others.
+    pub(crate) fn canary_nodes(&self) -> BTreeSet<String> {
+        self.canary.lock().as_ref().map(|canary| canary.nodes.clone()).unwrap_or_default()
+    }
+
+    /// Gives what some nodes have to all; or, with a reason, takes it back from them. False: there is no such thing.
+    pub(crate) fn end_canary(&self, taken_back: Option<&str>) -> bool {
+        let Some(canary) = self.canary.lock().take() else { return false };
+        let directory = Arc::clone(canary.catalog.directory());
+        let Some(reason) = taken_back else {
+            tracing::info!(generation = canary.generation, "some nodes accepted the change: it goes to all");
+            self.put_in_force(directory, None);
+            return true;
+        };
+        tracing::error!(generation = canary.generation, reason, "the change is taken back");
+        self.metrics.canaries_taken_back.add();
+        let Canary { generation, .. } = canary;
+        let taken_back = Some(reason.to_owned());
+        self.remember(Past { generation, at: SystemTime::now(), directory, again: None, taken_back });
+        self.generation.send_modify(|generation| *generation += 1);
+        true
     }
 
     /// What was in force, the present last.
@@ -182,6 +257,9 @@ impl Control {
 
     /// What a node gets now.
     pub(crate) fn place(&self, node: &NodeIdentity, before: &Snapshot) -> Arc<Placement> {
+        if let Some(canary) = self.canary.lock().as_mut().filter(|canary| canary.nodes.contains(&node.id)) {
+            return canary.catalog.place(node, before);
+        }
         self.catalog.lock().place(node, before)
     }
 

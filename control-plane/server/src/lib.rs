@@ -10,6 +10,7 @@
 pub mod args;
 
 mod admin;
+mod canary;
 mod connections;
 mod control;
 mod csds;
@@ -88,7 +89,9 @@ fn serve(args: &Args, tls: Option<Arc<Tls>>, first: Load, changes: Option<Change
         let (trigger, watch) = drain::channel();
         let control = Arc::new(Control::new(args, first));
         let running = listen::start(args, tls, &control, &watch).await?;
+        let canaries = tokio::spawn(canary::watch(Arc::clone(&control), canary::Limits::new(args)));
         reload::until_terminated(&control, signals, changes).await;
+        canaries.abort();
         tracing::info!("draining");
         control.stop();
         trigger.start(DRAIN);

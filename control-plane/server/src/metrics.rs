@@ -51,6 +51,7 @@ pub(crate) struct Metrics {
     pub(crate) identities_refused: Count,
     pub(crate) tls_loads_accepted: Count,
     pub(crate) tls_loads_refused: Count,
+    pub(crate) canaries_taken_back: Count,
 }
 
 impl Count {
@@ -85,6 +86,11 @@ impl Metrics {
             ("handshakes_failed_total", "TLS handshakes that failed or took too long.", &self.handshakes_failed),
             ("identities_refused_total", "Nodes that a certificate did not let be.", &self.identities_refused),
             ("tls_loads_accepted_total", "Times the files of TLS changed and are used.", &self.tls_loads_accepted),
+            (
+                "canaries_taken_back_total",
+                "Changes taken back from the nodes that had them first.",
+                &self.canaries_taken_back,
+            ),
             ("tls_loads_refused_total", "Times the files of TLS changed and were bad.", &self.tls_loads_refused),
         ];
         let gauges = [

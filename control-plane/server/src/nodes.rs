@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use culvert_store::Conflict;
-use culvert_xds::server::{Progress, TypeStatus};
+use culvert_xds::server::{Progress, ResourceState, TypeStatus};
 use culvert_xds::{
     Heard, NodeIdentity, RequestError, Response, Session, SessionConfig, Snapshot, StreamId, StreamKind, Version,
 };
@@ -90,6 +90,35 @@ pub(crate) struct NodeStatus {
     pub(crate) version: Version,
     pub(crate) conflicts: Vec<Conflict>,
     pub(crate) types: Vec<TypeStatus>,
+}
+
+/// How a node stands to what it should have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It has all that it asked for.
+    Settled,
+    /// It has not answered yet.
+    Pending,
+    /// It will not have all of it; with what it said.
+    Refused(Arc<str>),
+}
+
+impl NodeStatus {
+    /// How it stands to what generation `now` gives it.
+    pub(crate) fn standing(&self, now: u64) -> Standing {
+        let resources = || self.types.iter().flat_map(|of_type| &of_type.resources);
+        if self.generation != now {
+            return Standing::Pending;
+        }
+        if let Progress::Halted { reason, .. } = &self.progress {
+            return Standing::Refused(Arc::clone(reason));
+        }
+        if self.progress != Progress::Settled || resources().any(|one| one.state == ResourceState::Stale) {
+            return Standing::Pending;
+        }
+        let refused = resources().find(|one| one.state == ResourceState::Error);
+        refused.map_or(Standing::Settled, |one| Standing::Refused(one.error.clone().unwrap_or_default()))
+    }
 }
 
 /// A stream's place in the session of its node; leaves it when dropped.

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{page, seconds, state, text};
 use crate::control::{Control, Past};
-use crate::nodes::NodeStatus;
+use crate::nodes::{NodeStatus, Standing};
 
 /// Longest `wait`.
 const MAX_WAIT: Duration = Duration::from_secs(300);
@@ -34,19 +34,11 @@ pub(super) async fn settled(control: &Control, query: Option<&str>) -> Value {
     }
 }
 
-/// `settled`: it has all that it asked for. `refused`: it will not have all of it. `pending`: it has not answered yet.
 fn standing(control: &Control, node: &NodeStatus) -> &'static str {
-    let states = || node.types.iter().flat_map(|of_type| &of_type.resources).map(|one| one.state);
-    if node.generation != control.generation() {
-        "pending"
-    } else if matches!(node.progress, Progress::Halted { .. }) {
-        "refused"
-    } else if node.progress != Progress::Settled || states().any(|state| state == ResourceState::Stale) {
-        "pending"
-    } else if states().any(|state| state == ResourceState::Error) {
-        "refused"
-    } else {
-        "settled"
+    match node.standing(control.generation()) {
+        Standing::Settled => "settled",
+        Standing::Pending => "pending",
+        Standing::Refused(_) => "refused",
     }
 }
 
@@ -98,6 +90,7 @@ pub(super) fn history(control: &Control) -> Value {
             "at": seconds(past.at),
             "resources": past.directory.len(),
             "rolled_back_to": past.again,
+            "taken_back": past.taken_back.as_deref(),
             "changes": before.map(|before| changes(before, past)),
         }));
     }
@@ -127,8 +120,11 @@ fn changes(before: &Past, after: &Past) -> Value {
     json!({ "added": list(added), "changed": list(changed), "removed": list(removed) })
 }
 
-/// Puts in force what was generation `to`, until the directory changes.
+/// Puts in force what was generation `to`, until the directory changes; without `to` takes back what only some nodes have yet.
 pub(super) fn rollback(control: &Control, query: Option<&str>) -> http::Response<Full<Bytes>> {
+    if parameter(query, "to").is_none() && control.end_canary(Some("an operator took it back")) {
+        return page(&json!({ "generation": control.generation() }));
+    }
     let Some(to) = parameter(query, "to").and_then(|text| text.parse().ok()) else {
         return text(StatusCode::BAD_REQUEST, "say which generation: /rollback?to=NUMBER; see /history\n".to_owned());
     };

@@ -112,3 +112,40 @@ async fn virtual_hosts_have_a_service_of_their_own() {
     assert_eq!(cluster_names(&clusters.next().await.resources), ["a"]);
     daemon.terminate().await;
 }
+
+#[tokio::test]
+async fn a_change_goes_to_one_node_first_and_comes_back_if_that_refuses_it() {
+    let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
+    let args = ["--canary-nodes", "1", "--canary-quiet", "1", "--canary-timeout", "30"];
+    let daemon = Daemon::start(&folder, &args).await;
+    let (mut first, mut other) = (daemon.sotw().await, daemon.sotw().await);
+    for (stream, id) in [(&mut first, "n1"), (&mut other, "n2")] {
+        stream.send(DiscoveryRequest { node: node(id), type_url: CLUSTER.into(), ..Default::default() }).await;
+        let response = stream.next().await;
+        stream.answer(&response, None).await;
+    }
+    daemon.eventually("/push", |text| parse(text)["pending"] == 0).await;
+
+    folder.write("a.yaml", &cluster("a", 2));
+    let tried = first.next().await;
+    assert_eq!(seconds(&tried.resources[0]), 2);
+    assert!(other.is_quiet().await, "the others wait for the first");
+    assert_eq!(parse(&daemon.get("/config").await)["canary"], json!(["n1"]));
+    first.answer(&tried, Some(Refusal { code: 13, message: "no such thing".into(), ..Default::default() })).await;
+    daemon.eventually("/metrics", |text| text.contains("culvert_control_canaries_taken_back_total 1\n")).await;
+    let history = parse(&daemon.get("/history").await);
+    assert_eq!(history[0]["taken_back"], json!("node \"n1\" refused it: no such thing"), "{history}");
+    let back = first.next().await;
+    assert_eq!(seconds(&back.resources[0]), 1, "it gets what it had");
+    first.answer(&back, None).await;
+    assert!(other.is_quiet().await, "the others never saw it");
+    daemon.eventually("/push", |text| parse(text)["pending"] == 0).await;
+
+    folder.write("a.yaml", &cluster("a", 3));
+    let tried = first.next().await;
+    first.answer(&tried, None).await;
+    let all = other.next().await;
+    assert_eq!(seconds(&all.resources[0]), 3, "what the first accepted goes to all");
+    assert_eq!(parse(&daemon.get("/config").await)["canary"], json!([]));
+    daemon.terminate().await;
+}
