@@ -268,9 +268,9 @@ async fn a_body_that_ends_early_is_seen_to_and_names_fail_over() -> Result {
         let text = std::fs::read_to_string(gateway.folder().join("access.log"))?;
         let count = |flags: &str| text.lines().filter(|line| *line == lines(flags)).count();
         ensure!(
-            (count("UC"), count("-")) == (1, 3),
+            (count("UPE"), count("-")) == (1, 3),
             "expected one {} and three {}, saw\n{text}",
-            lines("UC"),
+            lines("UPE"),
             lines("-")
         );
         Ok(())
