@@ -157,11 +157,6 @@ impl Plane {
         Ok(std::fs::rename(fresh, path)?)
     }
 
-    /// Takes a file out of the control plane's directory.
-    pub fn take(&self, file: &str) -> Result {
-        Ok(std::fs::remove_file(self.path("control").join(file))?)
-    }
-
     /// A page of the proxy's admin interface, as JSON.
     pub async fn page(&self, path: &str) -> Result<Value> {
         get(self.admin, path).await?.json()

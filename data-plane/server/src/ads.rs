@@ -10,8 +10,10 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
+use culvert_model::Name;
 use culvert_model::bootstrap::Bootstrap;
 use culvert_model::source::{ConfigSourceKind, GrpcSource};
 use culvert_runtime::files::FileWatcher;
@@ -112,7 +114,8 @@ impl Sources {
     }
 
     /// Judges and stages a response; what is refused of it.
-    async fn take(&self, kind: Kind, update: &Update<'_>, whole: bool) -> Vec<Rejection> {
+    /// `first`: of its kind on its stream.
+    async fn take(&self, kind: Kind, update: &Update<'_>, whole: bool, first: bool) -> Vec<Rejection> {
         let type_url = update.type_url();
         let resources: Vec<_> = update
             .resources()
@@ -124,10 +127,23 @@ impl Sources {
             tracing::warn!("{short}/{}: refused: {}", rejection.name, rejection.reason);
         }
         let malformed = update.rejections().iter().map(|rejection| rejection.name.as_str().into()).collect();
+        for failure in update.failures() {
+            self.configuration.failed(kind, failure);
+        }
         let removed = update.removed().to_vec();
-        let rejections = self.configuration.receive(Batch { kind, resources, removed, malformed, whole }).await;
+        let names: Vec<Name> = update.resources().iter().map(|received| Name::clone(&received.name)).collect();
+        let rejections = self.configuration.receive(Batch { kind, resources, removed, malformed, whole, first }).await;
         let refused = !rejections.is_empty() || !update.rejections().is_empty();
         self.metrics.count(kind, if refused { Outcome::Rejected } else { Outcome::Success });
+        let bad: HashSet<&str> = rejections.iter().map(|rejection| rejection.name.as_str()).collect();
+        for name in &names {
+            let outcome = if bad.contains(&**name) { Outcome::Rejected } else { Outcome::Success };
+            self.metrics.count_for(kind, name, Outcome::Attempt);
+            self.metrics.count_for(kind, name, outcome);
+        }
+        for rejection in update.rejections().iter().filter(|rejection| !rejection.name.is_empty()) {
+            self.metrics.count_for(kind, &rejection.name.as_str().into(), Outcome::Rejected);
+        }
         rejections
     }
 }

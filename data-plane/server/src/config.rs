@@ -23,8 +23,8 @@ use culvert_model::source::ConfigSourceKind;
 use culvert_model::tls::UpstreamTls;
 use culvert_runtime::files::FileWatcher;
 use culvert_runtime::readiness::ReadinessBlocker;
-use culvert_runtime::telemetry::Registry;
-use culvert_xds::client::{Interest, Missing, Rejection};
+use culvert_runtime::telemetry::{Registry, ScopePath};
+use culvert_xds::client::{Absence, Failure, Interest, Missing, Rejection};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -34,7 +34,7 @@ use self::judge::Judged;
 pub(crate) use self::judge::judge;
 use self::persist::StateDir;
 pub(crate) use self::references::{kind_of, type_url_of};
-pub(crate) use self::stage::Batch;
+pub(crate) use self::stage::{Batch, DeletionGuard};
 use self::stage::{Key, Stage};
 use crate::ads::Metrics;
 use crate::apply::{ApplyError, ApplyHandle, Change, Kind};
@@ -47,6 +47,7 @@ pub(crate) struct Settings {
     pub(crate) bootstrap_hash: u64,
     /// Where accepted configuration is kept. `None`: nowhere, with a warning.
     pub(crate) state_dir: Option<PathBuf>,
+    pub(crate) deletion_guard: DeletionGuard,
     pub(crate) apply: ApplyHandle,
     pub(crate) inventory: Inventory,
     pub(crate) registry: Registry,
@@ -69,7 +70,7 @@ pub(crate) struct Configuration {
 /// Loads the cache, puts it in force, and subscribes to everything that the bootstrap says comes from elsewhere. Static
 /// resources are in force already. Must be called inside the control runtime; returns when what was cached is applied.
 pub(crate) async fn begin(settings: Settings) -> Configuration {
-    let mut stage = Stage::new(&settings.bootstrap);
+    let mut stage = Stage::new(&settings.bootstrap, settings.deletion_guard);
     let dynamic = !stage.interests().is_empty();
     let state = if dynamic { open_state(&settings) } else { None };
     if let Some(state) = &state {
@@ -87,7 +88,7 @@ pub(crate) async fn begin(settings: Settings) -> Configuration {
         ending: watch::channel(false).0,
         saver: Mutex::default(),
     });
-    let metrics = Metrics::new(&settings.registry);
+    let metrics = Metrics::new(&settings.registry, Configuration { shared: Arc::clone(&shared) });
     let publisher = publisher::Publisher::new(Arc::clone(&shared));
     publisher.publish().await;
     if dynamic {
@@ -180,13 +181,46 @@ impl Configuration {
         }
     }
 
-    /// A name that was asked for does not exist.
+    /// A resource's time is up.
     pub(crate) fn not_found(&self, missing: &Missing) {
         let Some(kind) = kind_of(&missing.type_url) else { return };
         let short = culvert_api::type_url::short_name(&missing.type_url);
-        tracing::warn!("{short}/{}: the control plane did not deliver it in time", missing.name);
-        self.shared.stage.lock().not_found((kind, Arc::clone(&missing.name)));
+        let key = (kind, Arc::clone(&missing.name));
+        match missing.why {
+            Absence::Unanswered => {
+                tracing::warn!("{short}/{}: the control plane did not deliver it in time", missing.name);
+                self.shared.stage.lock().not_found(key);
+            }
+            Absence::Expired => {
+                tracing::warn!("{short}/{}: its TTL is over, and it did not come again", missing.name);
+                self.shared.stage.lock().expire(key, self.now());
+            }
+        }
         self.shared.changed();
+    }
+
+    /// The control plane says that it cannot give a resource. What was accepted stays; what does not exist is not waited
+    /// for.
+    pub(crate) fn failed(&self, kind: Kind, failure: &Failure) {
+        let type_url = type_url_of(kind);
+        let Failure { name, code, message } = failure;
+        let short = culvert_api::type_url::short_name(type_url);
+        tracing::warn!(code, "{short}/{name}: the control plane cannot give it: {message}");
+        self.shared.inventory.failed(type_url, name, *code, message);
+        if *code == Failure::NOT_FOUND {
+            self.shared.stage.lock().not_found((kind, Arc::clone(name)));
+            self.shared.changed();
+        }
+    }
+
+    /// See [`Stage::held_deletions`].
+    pub(crate) fn held_deletions(&self) -> usize {
+        self.shared.stage.lock().held_deletions()
+    }
+
+    /// See [`Stage::scopes`].
+    pub(crate) fn scopes(&self) -> Vec<(Kind, Name, ScopePath)> {
+        self.shared.stage.lock().scopes()
     }
 
     /// What is subscribed to, by kind and source.

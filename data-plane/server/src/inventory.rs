@@ -25,6 +25,8 @@ pub(crate) struct Entry {
     pub warming: Option<(Given, Vec<String>)>,
     /// The last one that was refused, while it is refused.
     pub refused: Option<(Given, String)>,
+    /// What the control plane said in place of a resource: gRPC's code and its words.
+    pub failed: Option<(i32, String)>,
 }
 
 /// A resource as it came.
@@ -53,7 +55,7 @@ impl Inventory {
     pub(crate) fn warming(&self, type_url: &str, name: &Name, given: Given, on: Vec<String>) {
         self.change(type_url, name, |entry| {
             entry.warming = Some((given, on));
-            entry.refused = None;
+            (entry.refused, entry.failed) = (None, None);
         });
     }
 
@@ -61,6 +63,11 @@ impl Inventory {
     pub(crate) fn refused(&self, type_url: &str, name: &Name, given: Given, reason: impl Into<String>) {
         let reason = reason.into();
         self.change(type_url, name, |entry| entry.refused = Some((given, reason)));
+    }
+
+    /// The control plane cannot give the resource; what was in force stays.
+    pub(crate) fn failed(&self, type_url: &str, name: &Name, code: i32, message: &str) {
+        self.change(type_url, name, |entry| entry.failed = Some((code, message.to_owned())));
     }
 
     /// The resource is gone.

@@ -1,9 +1,12 @@
 //! The command line: Envoy's flags where Envoy has them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use culvert_runtime::log::Level;
+
+use crate::config::DeletionGuard;
 
 /// The data plane of Culvert: an L4/L7 proxy that takes its configuration over xDS, and both ends of its reverse tunnels.
 #[derive(Debug, Clone, Parser)]
@@ -52,6 +55,14 @@ pub(crate) struct Options {
     /// Where accepted configuration is kept for the next cold start; without it a start needs the control plane
     #[arg(long, value_name = "DIR", env = "STATE_DIRECTORY")]
     pub state_dir: Option<PathBuf>,
+
+    /// How long resources are kept when a control plane that has just come (back) has none of them any more; 0: not at all
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub deletion_guard_s: u32,
+
+    /// The percentage of a type's resources that must be about to vanish for that
+    #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub deletion_guard_percent: u8,
 
     /// How long requests in flight may take to finish after SIGTERM, and connections of replaced listeners
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
@@ -103,6 +114,10 @@ pub(crate) enum Mode {
 }
 
 impl Options {
+    pub(crate) fn deletion_guard(&self) -> DeletionGuard {
+        DeletionGuard { hold: Duration::from_secs(self.deletion_guard_s.into()), percent: self.deletion_guard_percent }
+    }
+
     /// Worker threads: as asked for, else one for each core that the process may use.
     #[must_use]
     pub(crate) fn workers(&self) -> usize {

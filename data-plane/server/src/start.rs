@@ -227,11 +227,13 @@ fn dynamic(
         Err(error) => Err(error.to_string()),
     };
     let (bootstrap, state_dir) = (Arc::new(started.bootstrap.clone()), options.state_dir.clone());
+    let deletion_guard = options.deletion_guard();
     let bootstrap_hash = xxhash_rust::xxh3::xxh3_64(&started.message.encode_to_vec());
     move |apply, ready| config::Settings {
         bootstrap,
         bootstrap_hash,
         state_dir,
+        deletion_guard,
         apply,
         inventory,
         registry,

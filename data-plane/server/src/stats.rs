@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use culvert_model::cluster::Discovery;
 use culvert_proxy::Process;
 use culvert_runtime::access_log::AccessLogs;
 use culvert_runtime::log::LogControl;
@@ -65,7 +66,11 @@ impl Looked {
                 let stat_name = slot.config().map_or(cluster.name, |config| Arc::clone(&config.cluster.stat_name));
                 let path = ScopePath::cluster(stat_name);
                 slot.gauges(&mut |name, value| samples.push(Sample::gauge(path.clone(), name.to_owned(), value)));
-                let updates = slot.updates().read();
+                // Whoever receives assignments counts them.
+                let by_eds =
+                    slot.config().is_some_and(|config| matches!(config.cluster.discovery, Discovery::Eds { .. }));
+                let updates = slot.updates().read().into_iter();
+                let updates = updates.filter(|(name, _)| !by_eds || *name == "membership_change");
                 samples.extend(updates.map(|(name, value)| Sample::counter(path.clone(), name, value)));
             }
         }

@@ -197,7 +197,6 @@ impl ClusterSlot {
 
     /// Takes the endpoints of an EDS cluster.
     pub(crate) fn update_endpoints(&self, endpoints: Arc<Endpoints>) {
-        self.updates.assignment();
         let mut builder = self.builder.lock();
         builder.set_assignment(endpoints);
         self.publish(&mut builder);

@@ -96,10 +96,6 @@ pub struct UpdateCounts {
 }
 
 impl UpdateCounts {
-    pub(crate) fn assignment(&self) {
-        self.lookup(true);
-    }
-
     pub(crate) fn lookup(&self, succeeded: bool) {
         self.attempts.fetch_add(1, Ordering::Relaxed);
         let outcome = if succeeded { &self.successes } else { &self.failures };
@@ -112,7 +108,8 @@ impl UpdateCounts {
         }
     }
 
-    /// Counters under Envoy's names: `update_attempt`, `update_success`, `update_failure`, `membership_change`.
+    /// Counters under Envoy's names: `membership_change`, and of lookups in DNS `update_attempt`, `update_success` and
+    /// `update_failure`. What is counted of assignments is known to whoever receives them.
     #[must_use]
     pub fn read(&self) -> [(&'static str, u64); 4] {
         [

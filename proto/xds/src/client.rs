@@ -17,7 +17,7 @@ use culvert_api::type_url;
 
 use self::receive::Content;
 use self::subscription::Subscription;
-pub use self::update::{Received, Rejection, Update};
+pub use self::update::{Failure, Received, Rejection, Update};
 use crate::resource::TypeUrl;
 use crate::{Name, PARTIAL_ACK, Variant};
 
@@ -71,16 +71,28 @@ pub enum Request {
     Delta(DeltaDiscoveryRequest),
 }
 
-/// A named resource that the control plane did not deliver in time.
+/// A resource whose time is up: it does not exist until it is delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
     pub type_url: TypeUrl,
     pub name: Name,
+    pub why: Absence,
 }
 
-/// Why a response cannot be answered at all. The stream is to be closed.
+/// Why a resource is [`Missing`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Absence {
+    /// It is named, and the control plane did not deliver it in time.
+    Unanswered,
+    /// Its TTL is over, and neither it nor its heartbeat came.
+    Expired,
+}
+
+/// Why a response cannot be answered at all.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResponseError {
+    /// To be ignored, and the stream kept: an answer would be the first request of its type, and one without names
+    /// asks for everything.
     #[error("a response of type {type_url:?}, which was never asked for on this stream")]
     NeverRequested { type_url: String },
     #[error("a response of type {type_url:?} without a nonce")]
@@ -158,6 +170,7 @@ impl Client {
             return None;
         }
         let variant = self.config.variant;
+        self.subscriptions.iter_mut().for_each(|subscription| subscription.look_at_clock(now));
         let deadline = now + self.config.resource_timeout;
         let request = self.subscriptions.iter_mut().find_map(|subscription| subscription.next(variant, deadline))?;
         Some(self.with_node(request))
@@ -166,36 +179,54 @@ impl Client {
     /// Takes a state-of-the-world response.
     ///
     /// # Errors
-    /// It cannot be answered; the stream is to be closed.
+    /// It cannot be answered. But for [`ResponseError::NeverRequested`] the stream is to be closed.
     pub fn on_response(&mut self, response: DiscoveryResponse) -> Result<Update<'_>, ResponseError> {
         let index = self.check(Variant::Sotw, &response.type_url, &response.nonce)?;
-        let content = Content::of_sotw(&response.type_url, &response.version_info, response.resources);
+        let content = Content::of_sotw(&response.type_url, &response.version_info, response.resources)
+            .with_failures(response.resource_errors);
         Ok(self.update(index, response.version_info, response.nonce, content))
     }
 
     /// Takes a delta response.
     ///
     /// # Errors
-    /// It cannot be answered; the stream is to be closed.
+    /// See [`Client::on_response`].
     pub fn on_delta_response(&mut self, response: DeltaDiscoveryResponse) -> Result<Update<'_>, ResponseError> {
         let index = self.check(Variant::Delta, &response.type_url, &response.nonce)?;
-        let content = Content::of_delta(&response.type_url, response.resources, response.removed_resources);
+        let content = Content::of_delta(&response.type_url, response.resources, response.removed_resources)
+            .with_failures(response.resource_errors);
         Ok(self.update(index, response.system_version_info, response.nonce, content))
     }
 
     /// When [`Client::poll_timeout`] has something to say next.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Duration> {
-        self.subscriptions.iter().flat_map(|subscription| subscription.timers.values()).min().copied()
+        let timers = self.subscriptions.iter().flat_map(|subscription| subscription.timers.values().copied());
+        let lives = self.subscriptions.iter().flat_map(|subscription| subscription.lives.values());
+        timers.chain(lives.filter_map(|(_, until)| *until)).min()
     }
 
-    /// The next named resource whose time is up: it does not exist until it is delivered.
+    /// The next resource whose time is up.
     pub fn poll_timeout(&mut self, now: Duration) -> Option<Missing> {
         self.subscriptions.iter_mut().find_map(|subscription| {
-            let name = subscription.timers.iter().find(|(_, deadline)| **deadline <= now)?.0;
-            let name = Name::clone(name);
-            subscription.timers.remove(&name);
-            Some(Missing { type_url: subscription.type_url.clone(), name })
+            subscription.look_at_clock(now);
+            let unanswered = subscription.timers.iter().find(|(_, deadline)| **deadline <= now);
+            let expired = subscription.lives.iter().find(|(_, (_, until))| until.is_some_and(|until| until <= now));
+            let (name, why) = match (unanswered, expired) {
+                (Some((name, _)), _) => (Name::clone(name), Absence::Unanswered),
+                (None, Some((name, _))) => (Name::clone(name), Absence::Expired),
+                (None, None) => return None,
+            };
+            match why {
+                Absence::Unanswered => _ = subscription.timers.remove(&name),
+                Absence::Expired => {
+                    subscription.lives.remove(&name);
+                    // Should it be sent again unchanged, it is news.
+                    subscription.held.remove(&name);
+                    subscription.beyond_accepted = true;
+                }
+            }
+            Some(Missing { type_url: subscription.type_url.clone(), name, why })
         })
     }
 

@@ -14,7 +14,9 @@ pub mod server;
 pub mod snapshot;
 mod wire;
 
-pub use client::{Client, ClientConfig, Interest, Missing, Received, Rejection, Request, ResponseError, Update};
+pub use client::{
+    Absence, Client, ClientConfig, Interest, Missing, Received, Rejection, Request, ResponseError, Update,
+};
 pub use resource::{Resource, TypeUrl, Version};
 pub use server::{Heard, NodeIdentity, Occupied, RequestError, Response, Session, SessionConfig, StreamId, StreamKind};
 pub use snapshot::{Snapshot, SnapshotBuilder, TypeSet};

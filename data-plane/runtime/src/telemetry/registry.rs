@@ -19,13 +19,15 @@ pub struct ScopePath {
     pub name: Option<Tag>,
     /// What follows the name, without dots at its ends: `circuit_breakers.default`. May be empty.
     pub suffix: &'static str,
+    /// A second value, behind the suffix: `http.in.rds.ROUTES`.
+    pub inner: Option<Tag>,
 }
 
 impl ScopePath {
     /// `root.suffix` of nothing in particular (`server`).
     #[must_use]
     pub fn process(root: &'static str) -> Self {
-        Self { root, name: None, suffix: "" }
+        Self { root, name: None, suffix: "", inner: None }
     }
 
     /// `cluster.NAME`, tag `envoy_cluster_name`.
@@ -55,7 +57,7 @@ impl ScopePath {
     /// `root.NAME` with a tag of the caller's.
     #[must_use]
     pub fn named(root: &'static str, tag: &'static str, name: impl Into<Arc<str>>) -> Self {
-        Self { root, name: Some(Tag { key: tag, value: name.into() }), suffix: "" }
+        Self { root, name: Some(Tag { key: tag, value: name.into() }), suffix: "", inner: None }
     }
 
     /// The same scope's sub-group.
@@ -65,10 +67,19 @@ impl ScopePath {
         self
     }
 
+    /// The same scope's part for a value of its own.
+    #[must_use]
+    pub fn with_inner(mut self, suffix: &'static str, tag: &'static str, name: impl Into<Arc<str>>) -> Self {
+        self.suffix = suffix;
+        self.inner = Some(Tag { key: tag, value: name.into() });
+        self
+    }
+
     /// `cluster.edge.`
     pub(super) fn text_prefix(&self) -> String {
         let name = self.name.as_ref().map(|tag| &*tag.value);
-        let parts = [Some(self.root), name, Some(self.suffix)];
+        let inner = self.inner.as_ref().map(|tag| &*tag.value);
+        let parts = [Some(self.root), name, Some(self.suffix), inner];
         parts.into_iter().flatten().filter(|part| !part.is_empty()).fold(String::new(), |text, part| text + part + ".")
     }
 

@@ -109,7 +109,9 @@ impl<'a> Series<'a> {
         };
         let (metric, class) = response_class(&sample.name);
         let mut labels = String::new();
-        for (key, value) in class.into_iter().chain(sample.path.name.as_ref().map(|tag| (tag.key, &*tag.value))) {
+        let path = &sample.path;
+        let tags = path.name.iter().chain(&path.inner).map(|tag| (tag.key, &*tag.value));
+        for (key, value) in class.into_iter().chain(tags) {
             let comma = if labels.is_empty() { "" } else { "," };
             let _ = write!(labels, "{comma}{key}=\"{}\"", label_value(value));
         }

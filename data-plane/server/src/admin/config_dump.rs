@@ -2,6 +2,7 @@
 
 use culvert_api::json::{Secrets, any_to_json, to_json};
 use culvert_api::{Any, type_url};
+use culvert_xds::client::Failure;
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 
@@ -213,10 +214,12 @@ fn state(section: &Section, name: &str, given: &Given, status: &str, error: Opti
 fn generic(type_url: &str, name: &str, entry: &Entry) -> Value {
     let warming = entry.warming.as_ref();
     let accepted = warming.map(|(given, _)| given).or(entry.active.as_ref());
-    let status = match (&entry.refused, accepted) {
-        (Some(_), _) => "NACKED",
-        (None, Some(_)) => "ACKED",
-        (None, None) => "REQUESTED",
+    let status = match (&entry.refused, &entry.failed, accepted) {
+        (Some(_), _, _) => "NACKED",
+        (None, Some((Failure::NOT_FOUND, _)), _) => "DOES_NOT_EXIST",
+        (None, Some(_), _) => "RECEIVED_ERROR",
+        (None, None, Some(_)) => "ACKED",
+        (None, None, None) => "REQUESTED",
     };
     let mut config = json!({ "type_url": type_url, "name": name, "client_status": status });
     if let Some(given) = accepted {
@@ -226,6 +229,8 @@ fn generic(type_url: &str, name: &str, entry: &Entry) -> Value {
     }
     if let Some((given, reason)) = &entry.refused {
         config["error_state"] = error_state(given, reason);
+    } else if let Some((code, message)) = &entry.failed {
+        config["error_state"] = json!({ "details": format!("the control plane says: {message} (code {code})") });
     }
     config
 }

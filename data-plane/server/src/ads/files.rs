@@ -61,6 +61,7 @@ pub(super) async fn run(sources: &Sources, source: &Source, kind: Kind, path: &P
 }
 
 async fn take(sources: &Sources, client: &mut Client, kind: Kind, path: &Path) {
+    let first = client.accepted_version(type_url_of(kind)).is_none();
     sources.metrics.count(kind, Outcome::Attempt);
     let response = match load(path, type_url_of(kind)).await {
         Ok(response) => response,
@@ -72,7 +73,7 @@ async fn take(sources: &Sources, client: &mut Client, kind: Kind, path: &Path) {
     };
     match client.on_response(response) {
         Ok(update) => {
-            let rejections = sources.take(kind, &update, true).await;
+            let rejections = sources.take(kind, &update, true, first).await;
             // There is nobody to tell; what is refused was logged.
             drop(if rejections.is_empty() { update.ack() } else { update.nack(rejections) });
         }

@@ -1,17 +1,26 @@
 //! What is counted about the control plane, under Envoy's names.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use culvert_model::Name;
 use culvert_runtime::telemetry::{Registry, Sample, ScopePath};
+use parking_lot::Mutex;
 
 use crate::apply::Kind;
+use crate::config::Configuration;
 
 /// Counters of all subscriptions. Written by any task of the control runtime.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Metrics {
     connected: AtomicU64,
+    ignored: AtomicU64,
+    /// Of what is subscribed to as a whole.
     kinds: [Subscription; 6],
+    /// Of what is subscribed to by name.
+    resources: Mutex<HashMap<(Kind, Name), Subscription>>,
+    configuration: Configuration,
 }
 
 #[derive(Debug, Default)]
@@ -37,8 +46,14 @@ pub(crate) enum Outcome {
 
 impl Metrics {
     /// Counters that `registry` shows.
-    pub(crate) fn new(registry: &Registry) -> Arc<Self> {
-        let metrics = Arc::new(Self::default());
+    pub(crate) fn new(registry: &Registry, configuration: Configuration) -> Arc<Self> {
+        let metrics = Arc::new(Self {
+            connected: AtomicU64::default(),
+            ignored: AtomicU64::default(),
+            kinds: Default::default(),
+            resources: Mutex::default(),
+            configuration,
+        });
         let shown = Arc::clone(&metrics);
         registry.add_source(move |samples| shown.samples(samples));
         metrics
@@ -54,33 +69,73 @@ impl Metrics {
         self.connected.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// A response of a type that was never asked for.
+    pub(crate) fn ignored(&self) {
+        self.ignored.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn count(&self, kind: Kind, outcome: Outcome) {
-        let Some(subscription) = self.kinds.get(kind as usize) else { return };
-        let counter = match outcome {
-            Outcome::Attempt => &subscription.attempt,
-            Outcome::Success => &subscription.success,
-            Outcome::Rejected => &subscription.rejected,
-            Outcome::Failure => &subscription.failure,
-            Outcome::InitFetchTimeout => &subscription.init_fetch_timeout,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
+        if let Some(subscription) = self.kinds.get(kind as usize) {
+            subscription.count(outcome);
+        }
+    }
+
+    /// Counts for one resource that is subscribed to by its name.
+    pub(crate) fn count_for(&self, kind: Kind, name: &Name, outcome: Outcome) {
+        if matches!(kind, Kind::Endpoints | Kind::Routes | Kind::Secret) {
+            let mut resources = self.resources.lock();
+            resources.entry((kind, Arc::clone(name))).or_insert_with(Subscription::asked).count(outcome);
+        }
     }
 
     fn samples(&self, samples: &mut Vec<Sample>) {
         let connected = u64::from(self.connected.load(Ordering::Relaxed) > 0);
         samples.push(Sample::gauge(ScopePath::process("control_plane"), "connected_state", connected));
+        let ignored = self.ignored.load(Ordering::Relaxed);
+        samples.push(Sample::counter(ScopePath::process("control_plane"), "unrequested_responses", ignored));
+        let held = u64::try_from(self.configuration.held_deletions()).unwrap_or(u64::MAX);
+        samples.push(Sample::gauge(ScopePath::process("control_plane"), "deletions_held_back", held));
         for (kind, subscription) in KINDS.iter().zip(&self.kinds) {
-            let mut add = |name: &'static str, counter: &AtomicU64| {
-                samples.push(Sample::counter(ScopePath::process(kind), name, counter.load(Ordering::Relaxed)));
-            };
-            add("update_attempt", &subscription.attempt);
-            add("update_success", &subscription.success);
-            add("update_rejected", &subscription.rejected);
-            add("update_failure", &subscription.failure);
-            add("init_fetch_timeout", &subscription.init_fetch_timeout);
+            subscription.samples(&ScopePath::process(kind), samples);
+        }
+        let scopes = self.configuration.scopes();
+        let referred: HashSet<(Kind, &Name)> = scopes.iter().map(|(kind, name, _)| (*kind, name)).collect();
+        let mut resources = self.resources.lock();
+        resources.retain(|(kind, name), _| referred.contains(&(*kind, name)));
+        for (kind, name, path) in &scopes {
+            resources.entry((*kind, Arc::clone(name))).or_insert_with(Subscription::asked).samples(path, samples);
         }
     }
 }
 
-/// In the order of [`Kind`]. Envoy counts EDS, RDS and SDS per resource; here they are counted per type.
+impl Subscription {
+    /// Envoy: that it is asked for is the first attempt, and each answer is another one.
+    fn asked() -> Self {
+        Self { attempt: AtomicU64::new(1), ..Self::default() }
+    }
+
+    fn count(&self, outcome: Outcome) {
+        let counter = match outcome {
+            Outcome::Attempt => &self.attempt,
+            Outcome::Success => &self.success,
+            Outcome::Rejected => &self.rejected,
+            Outcome::Failure => &self.failure,
+            Outcome::InitFetchTimeout => &self.init_fetch_timeout,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn samples(&self, path: &ScopePath, samples: &mut Vec<Sample>) {
+        let mut add = |name: &'static str, counter: &AtomicU64| {
+            samples.push(Sample::counter(path.clone(), name, counter.load(Ordering::Relaxed)));
+        };
+        add("update_attempt", &self.attempt);
+        add("update_success", &self.success);
+        add("update_rejected", &self.rejected);
+        add("update_failure", &self.failure);
+        add("init_fetch_timeout", &self.init_fetch_timeout);
+    }
+}
+
+/// In the order of [`Kind`]. Secrets, assignments and routes are counted one by one, as Envoy does, and here together.
 const KINDS: [&str; 6] = ["sds", "cluster_manager.cds", "eds", "rds", "listener_manager.lds", "culvert.tunnel_agents"];

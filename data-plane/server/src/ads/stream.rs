@@ -4,7 +4,7 @@
 //! rehearsed before it is answered, so that what could not be applied is refused; **the loop never waits for a response to
 //! be applied**, and what it has to send is bounded by the number of types.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use culvert_api::envoy::config::core::v3::{BuildVersion, Node, node};
@@ -15,7 +15,7 @@ use culvert_api::envoy::r#type::v3::SemanticVersion;
 use culvert_model::source::GrpcSource;
 use culvert_runtime::backoff::Backoff;
 use culvert_xds::Variant;
-use culvert_xds::client::{Client, ClientConfig, Request, ResponseError, Update};
+use culvert_xds::client::{Absence, Client, ClientConfig, Request, ResponseError, Update};
 use http::uri::PathAndQuery;
 use prost::Message;
 use tokio::sync::{mpsc, watch};
@@ -103,8 +103,11 @@ impl<'s> Driver<'s> {
                 quiet = !answered;
             }
             if !answered {
-                for (kind, _) in self.sources.interests_of(self.source) {
+                for (kind, interest) in self.sources.interests_of(self.source) {
                     self.sources.metrics.count(kind, Outcome::Failure);
+                    for name in &interest.names {
+                        self.sources.metrics.count_for(kind, name, Outcome::Failure);
+                    }
                 }
             }
             self.sources.configuration.unreachable();
@@ -148,6 +151,8 @@ impl<'s> Driver<'s> {
         tracing::info!(control_plane = self.grpc.clusters.join(", "), delta = self.grpc.delta, "a stream is open");
         self.sources.metrics.connected();
         let _connected = Connected(self.sources);
+        // The kinds of which there was a response on this stream.
+        let mut heard = BTreeSet::new();
         loop {
             let timeout = self.client.next_timeout();
             let now = self.sources.configuration.now();
@@ -163,10 +168,15 @@ impl<'s> Driver<'s> {
                         *answered = true;
                         match take(&mut self.client, response) {
                             Ok(update) => {
-                                let request = answer(self.sources, self.source, update).await;
+                                let first = kind_of_update(&update).is_some_and(|kind| heard.insert(kind));
+                                let request = answer(self.sources, self.source, update, first).await;
                                 // Requests for what the response refers to go before its answer.
                                 self.fill(&mut outbox, pack);
                                 outbox.extend(request.and_then(pack));
+                            }
+                            Err(error @ ResponseError::NeverRequested { .. }) => {
+                                tracing::warn!(%error, "it is ignored");
+                                self.sources.metrics.ignored();
                             }
                             Err(error) => return error.into(),
                         }
@@ -234,8 +244,9 @@ impl<'s> Driver<'s> {
     fn report_missing(&mut self) {
         let now = self.sources.configuration.now();
         while let Some(missing) = self.client.poll_timeout(now) {
-            if let Some(kind) = kind_of(&missing.type_url) {
+            if let Some(kind) = kind_of(&missing.type_url).filter(|_| missing.why == Absence::Unanswered) {
                 self.sources.metrics.count(kind, Outcome::InitFetchTimeout);
+                self.sources.metrics.count_for(kind, &missing.name, Outcome::InitFetchTimeout);
             }
             self.sources.configuration.not_found(&missing);
         }
@@ -243,13 +254,13 @@ impl<'s> Driver<'s> {
 }
 
 /// Stages a response, asks for what it refers to, and answers it.
-async fn answer(sources: &Sources, source: &Source, mut update: Update<'_>) -> Option<Request> {
+async fn answer(sources: &Sources, source: &Source, mut update: Update<'_>, first: bool) -> Option<Request> {
     let Some(kind) = kind_of_update(&update) else {
         // Only types that have a kind are ever asked for.
         return Some(update.ack());
     };
     let whole = matches!(source, Source::Ads(grpc) | Source::Grpc(_, grpc) if !grpc.delta);
-    let rejections = sources.take(kind, &update, whole).await;
+    let rejections = sources.take(kind, &update, whole, first).await;
     for (other, interest) in sources.interests_of(source) {
         if other != kind {
             update.watch(type_url_of(other), interest);

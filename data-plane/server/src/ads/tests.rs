@@ -229,6 +229,7 @@ impl DataPlane {
             bootstrap,
             bootstrap_hash: 1,
             state_dir,
+            deletion_guard: config::DeletionGuard::default(),
             apply: ApplyHandle::new(queue),
             inventory: inventory.clone(),
             registry: registry.clone(),

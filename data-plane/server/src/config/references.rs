@@ -13,6 +13,7 @@ use culvert_model::resource::Resource;
 use culvert_model::route::{Action, ClusterChoice, RouteConfiguration};
 use culvert_model::source::ConfigSource;
 use culvert_model::tls::{CommonTls, SecretRef};
+use culvert_runtime::telemetry::ScopePath;
 
 use crate::apply::Kind;
 
@@ -88,6 +89,39 @@ fn secrets(tls: &CommonTls, references: &mut Vec<Reference>) {
     if let Some(SecretRef::Sds { name, config }) = &tls.validation {
         add(name, config);
     }
+}
+
+/// The scopes in which the updates of what `resource` refers to are counted, as Envoy names them.
+pub(crate) fn scopes(resource: &Resource) -> Vec<(Kind, Name, ScopePath)> {
+    let scope = |Reference { kind, name, .. }: Reference| {
+        let path = match (kind, resource) {
+            (Kind::Endpoints, Resource::Cluster(cluster)) => ScopePath::cluster(Arc::clone(&cluster.stat_name)),
+            (Kind::Endpoints, _) => ScopePath::named("tunnel_agent", "culvert_tunnel_agent", key_of(resource).1)
+                .with_inner("eds", "culvert_service_name", Arc::clone(&name)),
+            (Kind::Secret, _) => ScopePath::named("sds", "envoy_secret_name", Arc::clone(&name)),
+            (Kind::Routes, Resource::Listener(listener)) => return of_routes_in(listener, &name),
+            (Kind::Cluster | Kind::Routes | Kind::Listener | Kind::Agent, _) => return Vec::new(),
+        };
+        vec![(kind, name, path)]
+    };
+    of(resource).into_iter().flat_map(scope).collect()
+}
+
+/// Every connection manager that goes by these routes counts them.
+fn of_routes_in(listener: &Listener, name: &Name) -> Vec<(Kind, Name, ScopePath)> {
+    let chains = listener.filter_chains.iter().chain(&listener.default_filter_chain);
+    let managers = chains.filter_map(|chain| match &chain.filter {
+        NetworkFilter::Http(manager) => match &manager.routes {
+            RouteSource::Rds { name: routes, .. } if routes == name => Some(&manager.stat_prefix),
+            RouteSource::Rds { .. } | RouteSource::Inline(_) => None,
+        },
+        NetworkFilter::Tcp(_) | NetworkFilter::Tunnel(_) => None,
+    });
+    let scope = |prefix: &Name| {
+        let path = ScopePath::http(Arc::clone(prefix));
+        (Kind::Routes, Arc::clone(name), path.with_inner("rds", "envoy_rds_route_config", Arc::clone(name)))
+    };
+    managers.map(scope).collect()
 }
 
 /// The clusters that traffic through `resource` may go to, as far as they stand in it.

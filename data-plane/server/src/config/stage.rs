@@ -3,11 +3,12 @@
 //! A plain value: resources go in, changes come out ([`Stage::publish`]). It opens nothing and waits for nothing; time
 //! is passed in.
 
+mod guard;
 mod publish;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +16,11 @@ use culvert_model::Name;
 use culvert_model::bootstrap::Bootstrap;
 use culvert_model::resource::Resource;
 use culvert_model::source::{ConfigSource, ConfigSourceKind};
+use culvert_runtime::telemetry::ScopePath;
 use culvert_xds::client::Interest;
 
+pub(crate) use self::guard::DeletionGuard;
+use self::guard::Watched;
 pub(crate) use self::publish::{Publication, Step, Went};
 use super::judge::Judged;
 use super::references::{self, Reference, kind_of, type_url_of};
@@ -37,6 +41,8 @@ pub(crate) struct Stage {
     answered: BTreeSet<Kind>,
     /// Referred to, and said not to exist: nothing waits for it.
     missing: BTreeSet<Key>,
+    guard: DeletionGuard,
+    watched: BTreeMap<Kind, Watched>,
 }
 
 #[derive(Debug, Default)]
@@ -51,8 +57,10 @@ struct Slot {
     gone: Duration,
     /// `wanted` comes from the cache, and no control plane has confirmed it.
     cached: bool,
-    /// Cached, and not among what the control plane has: removed when its time has come.
+    /// Not among what the control plane has: removed when its time has come.
     leftover: Option<Duration>,
+    /// It is left over only because of the deletion guard.
+    guarded: bool,
     /// `wanted` differs from `active`. Kept, since comparing ten thousand routes takes its time.
     pending: bool,
     /// `wanted` is `active` under another version, which nobody was told yet.
@@ -89,11 +97,13 @@ pub(crate) struct Batch {
     pub(crate) malformed: Vec<Name>,
     /// Everything of the kind stands in it (state of the world).
     pub(crate) whole: bool,
+    /// The first one of its kind on its stream.
+    pub(crate) first: bool,
 }
 
 impl Stage {
     /// With the static resources of a bootstrap in force.
-    pub(crate) fn new(bootstrap: &Bootstrap) -> Self {
+    pub(crate) fn new(bootstrap: &Bootstrap, guard: DeletionGuard) -> Self {
         let fixed = bootstrap.clusters.iter().cloned().map(Resource::Cluster);
         let fixed = fixed.chain(bootstrap.listeners.iter().cloned().map(Resource::Listener));
         let fixed = fixed.chain(bootstrap.agents.iter().cloned().map(Resource::Agent));
@@ -112,7 +122,7 @@ impl Stage {
             (Kind::Agent, &bootstrap.agents_config),
         ];
         let roots = roots.into_iter().filter_map(|(kind, source)| Some((kind, source.clone()?))).collect();
-        Self { slots, roots, answered: BTreeSet::new(), missing: BTreeSet::new() }
+        Self { slots, roots, answered: BTreeSet::new(), missing: BTreeSet::new(), guard, watched: BTreeMap::new() }
     }
 
     /// Stages what a cache had. It was accepted once, and is judged again like anything else.
@@ -130,7 +140,10 @@ impl Stage {
 
     /// Stages what a control plane sent: good resources, and the last good ones in place of refused ones.
     pub(crate) fn receive(&mut self, batch: Batch, now: Duration) {
-        let Batch { kind, resources, removed, malformed, whole } = batch;
+        let Batch { kind, resources, removed, malformed, whole, first } = batch;
+        if first {
+            self.watch_deletions(kind, self.count(kind), whole, now);
+        }
         let mut present: BTreeSet<Name> = malformed.into_iter().collect();
         for judged in resources {
             present.insert(Arc::clone(&judged.name));
@@ -145,17 +158,40 @@ impl Stage {
                 self.accept(key, resource, judged.given, now, false);
             }
         }
-        for name in removed {
-            self.remove((kind, name), now);
+        if !self.roots.contains_key(&kind) {
+            // What is referred to by name keeps serving: nothing else says what to do instead.
+            self.missing.extend(removed.into_iter().map(|name| (kind, name)));
+            return;
         }
-        if self.roots.contains_key(&kind) && self.answered.insert(kind) {
-            self.mark_leftovers(kind, &present, whole, now);
+        let mut going = self.dynamic(kind, removed);
+        let leftovers = if self.answered.insert(kind) { self.leftovers(kind, &present) } else { BTreeSet::new() };
+        going.extend(leftovers.iter().cloned());
+        let held = self.holds_back(kind, &going, now);
+        for name in going {
+            // A delta server may spread its first answer over several responses.
+            let grace = if whole || !leftovers.contains(&name) { Duration::ZERO } else { LEFTOVER_TIME };
+            let hold = if held { self.guard.hold.max(grace) } else { grace };
+            let Some(slot) = self.slots.get_mut(&(kind, name.clone())) else { continue };
+            if held || leftovers.contains(&name) {
+                (slot.leftover, slot.guarded) = (Some(now + hold), held);
+            } else {
+                (slot.wanted, slot.gone, slot.leftover) = (None, now, None);
+            }
         }
     }
 
     /// A control plane was asked for a name for too long.
     pub(crate) fn not_found(&mut self, key: Key) {
         self.missing.insert(key);
+    }
+
+    /// A resource's TTL is over. What is referred to by name keeps serving until another one comes, as in Envoy.
+    pub(crate) fn expire(&mut self, key: Key, now: Duration) {
+        if !self.roots.contains_key(&key.0) {
+            self.missing.insert(key);
+        } else if let Some(slot) = self.slots.get_mut(&key).filter(|slot| !slot.fixed) {
+            (slot.wanted, slot.gone, slot.leftover, slot.guarded) = (None, now, None, false);
+        }
     }
 
     /// Everything to subscribe to: by kind and source, with all names that are referred to.
@@ -236,29 +272,27 @@ impl Stage {
         slot.confirmed = !slot.pending;
         slot.wanted = Some(Candidate { resource, given: Some(given), since });
         slot.cached = cached;
-        slot.leftover = None;
+        (slot.leftover, slot.guarded) = (None, false);
     }
 
-    /// A root's resource is gone. One that is referred to by name keeps serving: nothing else says what to do instead.
-    fn remove(&mut self, key: Key, now: Duration) {
-        if !matches!(key.0, Kind::Cluster | Kind::Listener | Kind::Agent) {
-            self.missing.insert(key);
-            return;
-        }
-        if let Some(slot) = self.slots.get_mut(&key).filter(|slot| !slot.fixed) {
-            slot.wanted = None;
-            slot.gone = now;
-        }
+    /// Those of `names` that a control plane has given, and may take.
+    fn dynamic(&self, kind: Kind, names: Vec<Name>) -> BTreeSet<Name> {
+        let known = |name: &Name| self.slots.get(&(kind, Arc::clone(name)));
+        names.into_iter().filter(|name| known(name).is_some_and(|slot| !slot.fixed && slot.wanted.is_some())).collect()
     }
 
-    fn mark_leftovers(&mut self, kind: Kind, present: &BTreeSet<Name>, whole: bool, now: Duration) {
-        // A delta server may spread its first answer over several responses.
-        let due = if whole { now } else { now + LEFTOVER_TIME };
-        for ((_, name), slot) in self.slots.iter_mut().filter(|((k, _), slot)| *k == kind && slot.cached) {
-            if !present.contains(name) {
-                slot.leftover = Some(due);
-            }
-        }
+    /// What the cache had and the control plane has not named.
+    fn leftovers(&self, kind: Kind, present: &BTreeSet<Name>) -> BTreeSet<Name> {
+        let cached = self.slots.iter().filter(|((k, name), slot)| *k == kind && slot.cached && !present.contains(name));
+        cached.map(|((_, name), _)| Arc::clone(name)).collect()
+    }
+
+    /// Every resource that is fetched by its name, and where its updates are counted.
+    pub(crate) fn scopes(&self) -> Vec<(Kind, Name, ScopePath)> {
+        let candidates = self.slots.values().flat_map(|slot| slot.wanted.iter().chain(&slot.active));
+        let mut seen = HashSet::new();
+        let all = candidates.flat_map(|candidate| references::scopes(&candidate.resource));
+        all.filter(|(_, _, path)| seen.insert(path.clone())).collect()
     }
 
     fn references(&self) -> impl Iterator<Item = Reference> {

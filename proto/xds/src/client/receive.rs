@@ -1,12 +1,13 @@
 //! Reads a response apart: what it carries, and what it got wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use culvert_api::envoy::service::discovery::v3::Resource;
+use culvert_api::envoy::service::discovery::v3::{Resource, ResourceError};
 use culvert_api::{Any, type_url};
 use prost::Message;
 
-use super::{Received, Rejection};
+use super::{Failure, Received, Rejection};
 use crate::Name;
 use crate::wire::name_of;
 
@@ -20,6 +21,12 @@ pub(super) struct Content {
     pub(super) rejections: Vec<Rejection>,
     /// Every name in the response, usable or not: none of them is absent.
     pub(super) present: BTreeSet<Name>,
+    /// How long resources live unless they are sent again or their heartbeat comes.
+    pub(super) ttls: BTreeMap<Name, Duration>,
+    /// Names that came without a body: what is held of them lives on.
+    pub(super) heartbeats: Vec<Name>,
+    /// What the control plane says it cannot give.
+    pub(super) failures: Vec<Failure>,
     /// A resource did not even yield a name: no absence can be told.
     pub(super) unnamed: bool,
 }
@@ -28,7 +35,7 @@ impl Content {
     pub(super) fn of_sotw(type_url: &str, version: &str, resources: Vec<Any>) -> Self {
         let mut content = Self::default();
         for (index, any) in resources.into_iter().enumerate() {
-            let (name, body) = match unwrap(any) {
+            let (name, ttl, body) = match unwrap(any) {
                 Ok(unwrapped) => unwrapped,
                 Err(reason) => {
                     content.refuse_unnamed(index, &reason);
@@ -37,7 +44,7 @@ impl Content {
             };
             let Some(body) = body else {
                 // TTL: a heartbeat says that the resource is still there.
-                content.present.insert(name.into());
+                content.heartbeat(name.into(), ttl);
                 continue;
             };
             let name = match if name.is_empty() { name_of(body.value.clone()) } else { Ok(name) } {
@@ -47,9 +54,23 @@ impl Content {
                     continue;
                 }
             };
+            content.live(&name, ttl);
             content.take(type_url, name, version.to_owned(), body);
         }
         content.without_duplicates()
+    }
+
+    /// xDS TP3: a resource of which something is said is not absent.
+    pub(super) fn with_failures(mut self, errors: Vec<ResourceError>) -> Self {
+        for ResourceError { resource_name, error_detail } in errors {
+            let Some(name) = resource_name.map(|name| Name::from(name.name)).filter(|name| !name.is_empty()) else {
+                continue;
+            };
+            let status = error_detail.unwrap_or_default();
+            self.present.insert(Name::clone(&name));
+            self.failures.push(Failure { name, code: status.code, message: status.message });
+        }
+        self
     }
 
     pub(super) fn of_delta(type_url: &str, resources: Vec<Resource>, removed: Vec<String>) -> Self {
@@ -60,11 +81,13 @@ impl Content {
                 continue;
             }
             let name = Name::from(resource.name);
+            let ttl = resource.ttl.and_then(|ttl| Duration::try_from(ttl).ok());
             match resource.resource {
-                Some(body) => content.take(type_url, name, resource.version, body),
-                None if resource.ttl.is_some() => {
-                    content.present.insert(name);
+                Some(body) => {
+                    content.live(&name, ttl);
+                    content.take(type_url, name, resource.version, body);
                 }
+                None if resource.ttl.is_some() => content.heartbeat(name, ttl),
                 // On-demand: a resource without a body does not exist.
                 None => content.removed.push(name),
             }
@@ -81,6 +104,16 @@ impl Content {
             let reason = format!("type_url: {:?} in a response of another type", body.type_url);
             self.rejections.push(Rejection { name: name.to_string(), reason });
         }
+    }
+
+    fn live(&mut self, name: &Name, ttl: Option<Duration>) {
+        self.ttls.extend(ttl.map(|ttl| (Name::clone(name), ttl)));
+    }
+
+    fn heartbeat(&mut self, name: Name, ttl: Option<Duration>) {
+        self.live(&name, ttl);
+        self.present.insert(Name::clone(&name));
+        self.heartbeats.push(name);
     }
 
     fn refuse_unnamed(&mut self, index: usize, reason: &str) {
@@ -106,14 +139,15 @@ impl Content {
     }
 }
 
-/// Takes a resource out of the `Resource` that may wrap it (with its name), in which it may be missing.
-fn unwrap(any: Any) -> Result<(String, Option<Any>), String> {
+/// Takes a resource out of the `Resource` that may wrap it (with its name and TTL), in which it may be missing.
+fn unwrap(any: Any) -> Result<(String, Option<Duration>, Option<Any>), String> {
     if any.type_url != type_url::RESOURCE {
-        return Ok((String::new(), Some(any)));
+        return Ok((String::new(), None, Some(any)));
     }
     let wrapper = Resource::decode(any.value).map_err(|error| format!("does not decode: {error}"))?;
     if wrapper.resource.is_none() && wrapper.name.is_empty() {
         return Err("a wrapper without a resource and without a name".to_owned());
     }
-    Ok((wrapper.name, wrapper.resource))
+    let ttl = wrapper.ttl.and_then(|ttl| Duration::try_from(ttl).ok());
+    Ok((wrapper.name, ttl, wrapper.resource))
 }

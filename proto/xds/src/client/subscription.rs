@@ -30,6 +30,9 @@ pub(super) struct Subscription {
     pub(super) cached: BTreeSet<Name>,
     /// When a named resource that was asked for counts as missing.
     pub(super) timers: BTreeMap<Name, Duration>,
+    /// How long what is held of a name lives, and until when: `None` until the clock is looked at next. Goes on without
+    /// a stream.
+    pub(super) lives: BTreeMap<Name, (Duration, Option<Duration>)>,
     /// `version_info` of the response accepted last.
     pub(super) accepted_version: String,
     /// Good resources of a later, refused response are held too.
@@ -51,6 +54,7 @@ impl Subscription {
             held: BTreeMap::new(),
             cached: BTreeSet::new(),
             timers: BTreeMap::new(),
+            lives: BTreeMap::new(),
             accepted_version: String::new(),
             beyond_accepted: false,
             nonce: String::new(),
@@ -83,6 +87,14 @@ impl Subscription {
         }
         self.wanted = interest;
         self.held.retain(|name, _| self.wanted.covers(name));
+        self.lives.retain(|name, _| self.held.contains_key(name));
+    }
+
+    /// Starts the clocks of what arrived since.
+    pub(super) fn look_at_clock(&mut self, now: Duration) {
+        for (life, until) in self.lives.values_mut() {
+            until.get_or_insert(now.saturating_add(*life));
+        }
     }
 
     pub(super) fn disconnect(&mut self) {

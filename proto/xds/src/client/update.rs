@@ -1,7 +1,8 @@
 //! A response that waits for its answer.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::time::Duration;
 
 use culvert_api::google::rpc;
 use culvert_api::{Any, type_url};
@@ -19,6 +20,19 @@ pub struct Received {
     /// Delta: the resource's version. State of the world: the response's.
     pub version: String,
     pub body: Any,
+}
+
+/// A resource that the control plane has no good news of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub name: Name,
+    /// gRPC's: [`Failure::NOT_FOUND`] says that it does not exist.
+    pub code: i32,
+    pub message: String,
+}
+
+impl Failure {
+    pub const NOT_FOUND: i32 = 5;
 }
 
 /// A refused resource.
@@ -42,6 +56,8 @@ pub struct Update<'c> {
     resources: Vec<Received>,
     removed: Vec<Name>,
     rejections: Vec<Rejection>,
+    ttls: BTreeMap<Name, Duration>,
+    failures: Vec<Failure>,
 }
 
 impl<'c> Update<'c> {
@@ -55,6 +71,8 @@ impl<'c> Update<'c> {
             resources: content.resources,
             removed: content.removed,
             rejections: content.rejections,
+            ttls: content.ttls,
+            failures: content.failures,
         };
         let Some(subscription) = update.client.subscriptions.get_mut(index) else { return update };
         update.type_url = subscription.type_url.clone();
@@ -63,6 +81,12 @@ impl<'c> Update<'c> {
         for name in content.present.iter().chain(&update.removed) {
             subscription.timers.remove(name);
             subscription.cached.remove(name);
+        }
+        for name in content.heartbeats {
+            // Of what is not held there is nothing to keep alive.
+            if let Some(ttl) = update.ttls.get(&name).filter(|_| subscription.held.contains_key(&name)) {
+                subscription.lives.insert(name, (*ttl, None));
+            }
         }
         let wanted = &subscription.wanted;
         if subscription.is_full_state(variant) && !content.unnamed {
@@ -73,6 +97,7 @@ impl<'c> Update<'c> {
         // What was given up meanwhile may still be on its way.
         update.resources.retain(|received| wanted.covers(&received.name));
         update.removed.retain(|name| wanted.covers(name));
+        update.failures.retain(|failure| wanted.covers(&failure.name));
         update
     }
 
@@ -96,6 +121,12 @@ impl<'c> Update<'c> {
     #[must_use]
     pub fn removed(&self) -> &[Name] {
         &self.removed
+    }
+
+    /// What the control plane says it cannot give (xDS TP3). Nothing is held against what was accepted before.
+    #[must_use]
+    pub fn failures(&self) -> &[Failure] {
+        &self.failures
     }
 
     /// What the response itself got wrong: duplicates, other types, bytes without a name. Refused in any case.
@@ -137,9 +168,15 @@ impl<'c> Update<'c> {
         let mut changed = !self.removed.is_empty();
         for name in &self.removed {
             subscription.held.remove(name);
+            subscription.lives.remove(name);
         }
         for received in self.resources {
             if !refused.contains(&*received.name) && subscription.wanted.covers(&received.name) {
+                // A resource that comes without a TTL lives for ever, whatever it came with before.
+                match self.ttls.get(&received.name) {
+                    Some(ttl) => _ = subscription.lives.insert(Name::clone(&received.name), (*ttl, None)),
+                    None => _ = subscription.lives.remove(&received.name),
+                }
                 subscription.held.insert(received.name, received.version);
                 changed = true;
             }

@@ -246,6 +246,9 @@ impl Stage {
         let live = self.is_answered(Kind::Listener) && !cached_routes;
         for (key, slot) in &mut self.slots {
             if slot.leftover.is_some_and(|due| due <= now) && (key.0 != Kind::Cluster || live) {
+                if std::mem::take(&mut slot.guarded) {
+                    tracing::warn!("{}: its deletion was held back long enough; it goes", describe(key));
+                }
                 slot.leftover = None;
                 slot.wanted = None;
                 slot.gone = now;

@@ -1,5 +1,7 @@
 //! Stage, warm and publish on values: what comes into force, when, and in which order.
 
+mod deletions;
+
 use culvert_api::document::{self, Syntax};
 use culvert_api::envoy::config::bootstrap::v3 as bootstrap_api;
 
@@ -36,7 +38,7 @@ impl World {
         );
         let loaded = document::load::<bootstrap_api::Bootstrap>(text.as_bytes(), Syntax::Yaml).unwrap();
         let bootstrap = culvert_model::bootstrap::parse(&loaded.message).value.unwrap();
-        Self { stage: Stage::new(&bootstrap), now: Duration::from_secs(100) }
+        Self { stage: Stage::new(&bootstrap, DeletionGuard::default()), now: Duration::from_secs(100) }
     }
 
     /// A state-of-the-world response of one kind; what is absent is removed if the kind is subscribed to as a whole.
@@ -47,7 +49,7 @@ impl World {
     fn receive_batch(&mut self, kind: Kind, resources: &[&str], removed: &[&str], whole: bool) {
         let resources = resources.iter().map(|text| judged(kind, text)).collect();
         let removed = removed.iter().map(|name| Name::from(*name)).collect();
-        self.stage.receive(Batch { kind, resources, removed, malformed: Vec::new(), whole }, self.now);
+        self.stage.receive(Batch { kind, resources, removed, malformed: Vec::new(), whole, first: false }, self.now);
     }
 
     fn publish(&mut self) -> String {
@@ -278,6 +280,7 @@ fn a_refused_resource_keeps_its_last_good_value_and_the_others_apply() {
         removed: Vec::new(),
         malformed: Vec::new(),
         whole: true,
+        first: false,
     };
     world.stage.receive(batch, world.now);
     assert_eq!(world.publish(), "+Cluster b");
@@ -425,6 +428,7 @@ fn what_fails_for_what_may_pass_is_tried_again_and_the_last_good_one_is_what_is_
         removed: Vec::new(),
         malformed: Vec::new(),
         whole: true,
+        first: false,
     };
     world.stage.receive(batch(hindered), world.now);
     for delay in [1, 2, 4, 8, 16, 30, 30] {
