@@ -56,6 +56,20 @@ impl Plane {
         Ok(plane)
     }
 
+    /// Without a control plane of ours: the proxy's is at `xds`.
+    pub fn under(xds: SocketAddr) -> Result<Self> {
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        Ok(Self {
+            folder: TempDir::with_prefix("culvert-")?,
+            control: None,
+            xds,
+            control_admin: nowhere,
+            proxy: None,
+            admin: nowhere,
+            control_flags: Vec::new(),
+        })
+    }
+
     /// Starts the control plane, again at the address that it had.
     pub async fn start_control(&mut self) -> Result {
         let (listen, flags) = (self.xds.to_string(), self.control_flags.clone());
@@ -180,6 +194,46 @@ impl Plane {
         let text = |field: &str| resource[field].as_str().unwrap_or_default().to_owned();
         Ok((text("state"), text("error")))
     }
+}
+
+/// A `Cluster` that takes its hosts over ADS, from the assignment `NAME-hosts`.
+#[must_use]
+pub fn eds_cluster(name: &str) -> Value {
+    json!({ "@type": envoy("config.cluster.v3.Cluster"), "name": name, "type": "EDS", "connect_timeout": "5s",
+        "eds_cluster_config": { "service_name": format!("{name}-hosts"),
+            "eds_config": { "ads": {}, "resource_api_version": "V3" } } })
+}
+
+/// The assignment of [`eds_cluster`].
+#[must_use]
+pub fn assignment(name: &str, addresses: &[SocketAddr]) -> Value {
+    let endpoint = |address: &SocketAddr| {
+        json!({ "endpoint": { "address": { "socket_address": {
+            "address": address.ip().to_string(), "port_value": address.port() } } } })
+    };
+    json!({ "@type": envoy("config.endpoint.v3.ClusterLoadAssignment"), "cluster_name": format!("{name}-hosts"),
+        "endpoints": [{ "lb_endpoints": addresses.iter().map(endpoint).collect::<Vec<_>>() }] })
+}
+
+/// A listener that takes its routes by name.
+#[must_use]
+pub fn by_rds(name: &str, address: SocketAddr, routes: &str) -> Value {
+    let mut by_rds = listener(name, address, "", json!({}));
+    let manager = &mut by_rds["filter_chains"][0]["filters"][0]["typed_config"];
+    if let Some(manager) = manager.as_object_mut() {
+        manager.remove("route_config");
+    }
+    manager["rds"] =
+        json!({ "route_config_name": routes, "config_source": { "ads": {}, "resource_api_version": "V3" } });
+    by_rds
+}
+
+/// Routes that send everything to a cluster.
+#[must_use]
+pub fn routes_to(name: &str, cluster: &str) -> Value {
+    json!({ "@type": envoy("config.route.v3.RouteConfiguration"), "name": name, "virtual_hosts": [
+        { "name": "all", "domains": ["*"], "routes": [{ "match": { "prefix": "/" }, "route": { "cluster": cluster } }] },
+    ]})
 }
 
 /// `type.googleapis.com/envoy.` and the rest of a type's name.

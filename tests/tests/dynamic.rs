@@ -9,7 +9,7 @@ use culvert_tests::Result;
 use culvert_tests::backend::Backend;
 use culvert_tests::ca::Authority;
 use culvert_tests::client::{get, whole};
-use culvert_tests::plane::{Plane, Way, envoy, listener};
+use culvert_tests::plane::{Plane, Way, assignment, by_rds, eds_cluster, envoy, listener, routes_to};
 use culvert_tests::wait::{eventually, in_time};
 use http::Request;
 use http_body_util::Full;
@@ -320,40 +320,6 @@ async fn a_cold_start_serves_what_was_accepted_last_until_the_control_plane_is_b
     Ok(())
 }
 
-fn eds_cluster(name: &str) -> Value {
-    json!({ "@type": envoy("config.cluster.v3.Cluster"), "name": name, "type": "EDS",
-        "eds_cluster_config": { "service_name": format!("{name}-hosts"),
-            "eds_config": { "ads": {}, "resource_api_version": "V3" } } })
-}
-
-fn assignment(name: &str, endpoints: &[Value]) -> Value {
-    json!({ "@type": envoy("config.endpoint.v3.ClusterLoadAssignment"), "cluster_name": format!("{name}-hosts"),
-        "endpoints": [{ "lb_endpoints": endpoints }] })
-}
-
-fn endpoint(address: SocketAddr) -> Value {
-    json!({ "endpoint": { "address": { "socket_address": {
-        "address": address.ip().to_string(), "port_value": address.port() } } } })
-}
-
-/// A listener that takes its routes by name.
-fn by_rds(name: &str, address: SocketAddr, routes: &str) -> Value {
-    let mut by_rds = listener(name, address, "", json!({}));
-    let manager = &mut by_rds["filter_chains"][0]["filters"][0]["typed_config"];
-    if let Some(manager) = manager.as_object_mut() {
-        manager.remove("route_config");
-    }
-    manager["rds"] =
-        json!({ "route_config_name": routes, "config_source": { "ads": {}, "resource_api_version": "V3" } });
-    by_rds
-}
-
-fn routes_to(name: &str, cluster: &str) -> Value {
-    json!({ "@type": envoy("config.route.v3.RouteConfiguration"), "name": name, "virtual_hosts": [
-        { "name": "all", "domains": ["*"], "routes": [{ "match": { "prefix": "/" }, "route": { "cluster": cluster } }] },
-    ]})
-}
-
 #[tokio::test]
 async fn an_empty_assignment_leaves_no_host_and_updates_are_counted_one_by_one() -> Result {
     for sotw in [false, true] {
@@ -362,7 +328,7 @@ async fn an_empty_assignment_leaves_no_host_and_updates_are_counted_one_by_one()
         let address = free_address()?;
         plane.put("clusters.json", &[eds_cluster("c")])?;
         plane.put("listeners.json", &[by_rds("in", address, "r"), routes_to("r", "c")])?;
-        plane.put("hosts.json", &[assignment("c", &[endpoint(backend.address)])])?;
+        plane.put("hosts.json", &[assignment("c", &[backend.address])])?;
         plane.start_proxy(Way { sotw, ..Way::default() }).await?;
         answers(&plane, address, "backend\n").await?;
         for (scope, name) in [("cluster.c", "an assignment"), ("http.in.rds.r", "routes")] {
@@ -381,7 +347,7 @@ async fn an_empty_assignment_leaves_no_host_and_updates_are_counted_one_by_one()
             Ok(())
         })
         .await?;
-        plane.put("hosts.json", &[assignment("c", &[endpoint(backend.address)])])?;
+        plane.put("hosts.json", &[assignment("c", &[backend.address])])?;
         answers(&plane, address, "backend\n").await?;
         plane.stop_proxy().await?;
     }

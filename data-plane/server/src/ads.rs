@@ -3,6 +3,8 @@
 //! A source is the bootstrap's ADS stream, a stream of its own for one type, or a file. [`Sources`] starts and stops the
 //! tasks as the configuration refers to them; each feeds [`Configuration::receive`] and answers at once.
 
+#[cfg(test)]
+mod bad_responses;
 mod connect;
 mod files;
 mod metrics;

@@ -1,0 +1,250 @@
+//! Foreign control planes over culvert-proxy: go-control-plane, and a plain server on grpcio without any xDS library.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use base64::Engine as _;
+use culvert_api::document::{self, Syntax};
+use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
+use culvert_api::type_url::{CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, ROUTE_CONFIGURATION, RUNTIME};
+use culvert_tests::Result;
+use culvert_tests::backend::Backend;
+use culvert_tests::client::get;
+use culvert_tests::load::Load;
+use culvert_tests::plane::{Plane, Way, assignment, by_rds, eds_cluster, routes_to};
+use culvert_tests::process::repository;
+use culvert_tests::wait::{eventually, within};
+use prost::Message;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
+use tokio::process::{Child, ChildStdin, Command};
+
+/// A foreign program that is told what to do on stdin, a line at a time.
+struct Server {
+    _child: Child,
+    stdin: ChildStdin,
+    folder: TempDir,
+}
+
+impl Server {
+    fn start(program: &Path, args: &[&str]) -> Result<Self> {
+        let folder = TempDir::with_prefix("culvert-")?;
+        let log = std::fs::File::create(folder.path().join("log"))?;
+        let mut child = Command::new(program)
+            .args(args)
+            .current_dir(folder.path())
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        let stdin = child.stdin.take().context("no stdin")?;
+        Ok(Self { _child: child, stdin, folder })
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    async fn address(&self) -> Result<SocketAddr> {
+        eventually("the server writes its address", async || {
+            let text = std::fs::read_to_string(self.folder.path().join("address"))?;
+            text.trim().parse().with_context(|| format!("{text:?} is no address; {}", self.log()))
+        })
+        .await
+    }
+
+    async fn tell(&mut self, line: &str) -> Result {
+        self.stdin.write_all(format!("{line}\n").as_bytes()).await?;
+        Ok(self.stdin.flush().await?)
+    }
+
+    /// Waits until it has printed a line that begins and goes on as given.
+    async fn says(&self, begin: &str, more: &str) -> Result {
+        eventually(&format!("the server says {begin} {more}"), async || {
+            let log = self.log();
+            let said = log.lines().any(|line| line.starts_with(begin) && line.contains(more));
+            ensure!(said, "it said\n{log}");
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// A program that may be missing outside of CI.
+fn find(program: &str, candidates: &[PathBuf]) -> Result<Option<PathBuf>> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).map(|folder| folder.join(program));
+    let found = candidates.iter().cloned().chain(on_path).find(|candidate| candidate.is_file());
+    if found.is_none() {
+        let how = format!("{program} is missing; scripts/peers says how to get it");
+        if std::env::var_os("CI").is_some() {
+            bail!("{how}");
+        }
+        eprintln!("SKIPPED: {how}");
+    }
+    Ok(found)
+}
+
+async fn answers(plane: &Plane, server: &Server, address: SocketAddr, body: &str) -> Result {
+    eventually(&format!("{address} answers {body}"), async || {
+        let answer = get(address, "/").await?;
+        ensure!(answer.text() == body, "saw {} {:?}", answer.status, answer.text());
+        Ok(())
+    })
+    .await
+    .with_context(|| format!("{}\n{}", plane.proxy_log(), server.log()))
+}
+
+/// Without `@type`: the program knows what stands where.
+fn bare(mut resource: Value) -> Value {
+    if let Some(fields) = resource.as_object_mut() {
+        fields.remove("@type");
+    }
+    resource
+}
+
+async fn go_program() -> Result<Option<(PathBuf, TempDir)>> {
+    let Some(go) = find("go", &[])? else { return Ok(None) };
+    let folder = TempDir::with_prefix("culvert-")?;
+    let program = folder.path().join("go-control-plane");
+    let source = repository().join("tests/peers/go-control-plane");
+    let mut build = Command::new(go);
+    build.args(["build", "-mod=readonly", "-o"]).arg(&program).arg(".").current_dir(source);
+    let built =
+        tokio::time::timeout(Duration::from_secs(570), build.output()).await.context("go build takes too long")??;
+    ensure!(built.status.success(), "go build: {}", String::from_utf8_lossy(&built.stderr));
+    Ok(Some((program, folder)))
+}
+
+#[tokio::test]
+async fn go_control_plane_swaps_clusters_under_load_and_hears_what_is_refused() -> Result {
+    let Some((program, _folder)) = go_program().await? else { return Ok(()) };
+    for sotw in [true, false] {
+        let (one, two) = (Backend::start("one").await?, Backend::start("two").await?);
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let mut server = Server::start(&program, &["-address-file", "address"])?;
+        let snapshot = |version: u32, cluster: &str, backend: &Backend, more: &[Value]| {
+            let clusters: Vec<Value> = more.iter().cloned().chain([eds_cluster(cluster)]).map(bare).collect();
+            json!({ "version": version.to_string(), "resources": {
+                "clusters": clusters,
+                "endpoints": [bare(assignment(cluster, &[backend.address]))],
+                "listeners": [bare(by_rds("in", address, "r"))],
+                "routes": [bare(routes_to("r", cluster))],
+            }})
+            .to_string()
+        };
+        server.tell(&snapshot(1, "c1", &one, &[])).await?;
+        let mut plane = Plane::under(server.address().await?)?;
+        plane.start_proxy(Way { sotw, ..Way::default() }).await?;
+        answers(&plane, &server, address, "one\n").await?;
+        // It sends everything at once, clusters and routes in no order that would suit us.
+        let load = Load::new(address, "/").start();
+        for version in 2..=7 {
+            let (cluster, backend) = if version % 2 == 0 { ("c2", &two) } else { ("c1", &one) };
+            server.tell(&snapshot(version, cluster, backend, &[])).await?;
+            answers(&plane, &server, address, if version % 2 == 0 { "two\n" } else { "one\n" }).await?;
+        }
+        load.finish(50).await.with_context(|| format!("{}\n{}", plane.proxy_log(), server.log()))?;
+        let bad = json!({ "name": "bad", "type": "STATIC", "connect_timeout": "1s", "lb_policy": "MAGLEV" });
+        server.tell(&snapshot(8, "c2", &two, &[bad])).await?;
+        server.says("NACK", "Cluster/bad: lb_policy").await?;
+        answers(&plane, &server, address, "two\n").await.context("the good ones of a refused response apply")?;
+        plane.stop_proxy().await?;
+    }
+    Ok(())
+}
+
+/// The line that has the plain server send a delta response.
+fn delta(type_url: &str, nonce: &str, resources: &[(&str, Value, Option<i64>)], removed: &[&str]) -> Result<String> {
+    let mut response = DeltaDiscoveryResponse {
+        type_url: type_url.to_owned(),
+        nonce: nonce.to_owned(),
+        removed_resources: removed.iter().map(ToString::to_string).collect(),
+        ..DeltaDiscoveryResponse::default()
+    };
+    for (name, value, ttl) in resources {
+        let tree = document::parse(value.to_string().as_bytes(), Syntax::Json, &document::Limits::default());
+        let tree = tree.ok().and_then(|mut trees| trees.pop()).context("no JSON")?;
+        let any = document::load_any(&tree).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
+        let ttl = ttl.map(|seconds| prost_types::Duration { seconds, nanos: 0 });
+        let version = nonce.to_owned();
+        let name = (*name).to_owned();
+        response.resources.push(Resource { name, version, resource: Some(any), ttl, ..Resource::default() });
+    }
+    let bytes = base64::engine::general_purpose::STANDARD.encode(response.encode_to_vec());
+    Ok(format!("{type_url} {bytes}"))
+}
+
+#[tokio::test]
+async fn a_plain_python_server_is_enough_and_what_it_takes_away_is_not_believed_at_once() -> Result {
+    let own = repository().join(".tools/python/bin/python");
+    let Some(python) = find("python-with-grpcio", &[own])? else { return Ok(()) };
+    let script = repository().join("tests/peers/ads_server.py");
+    let mut server = Server::start(&python, &[&script.to_string_lossy(), "address"])?;
+    let backend = Backend::start("backend").await?;
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let mut plane = Plane::under(server.address().await?)?;
+    plane.start_proxy(Way { flags: &["--deletion-guard-s", "3"], ..Way::default() }).await?;
+    server.says("REQUEST", CLUSTER).await?;
+    server.tell(&delta(CLUSTER, "n1", &[("c", eds_cluster("c"), None)], &[])?).await?;
+    server.says("REQUEST", CLUSTER_LOAD_ASSIGNMENT).await?;
+    server.says("REQUEST", &format!("{CLUSTER} n1")).await?;
+    let hosts = assignment("c", &[backend.address]);
+    server.tell(&delta(CLUSTER_LOAD_ASSIGNMENT, "n2", &[("c-hosts", hosts, None)], &[])?).await?;
+    server.tell(&delta(LISTENER, "n3", &[("in", by_rds("in", address, "r"), None)], &[])?).await?;
+    server.says("REQUEST", ROUTE_CONFIGURATION).await?;
+    server.tell(&delta(ROUTE_CONFIGURATION, "n4", &[("r", routes_to("r", "c"), None)], &[])?).await?;
+    answers(&plane, &server, address, "backend\n").await?;
+
+    // Nobody asked for it: ignored, and the stream goes on.
+    server.tell(&delta(RUNTIME, "n5", &[], &["x"])?).await?;
+    // An assignment that is removed keeps its hosts.
+    server.tell(&delta(CLUSTER_LOAD_ASSIGNMENT, "n6", &[], &["c-hosts"])?).await?;
+    server.says("REQUEST", &format!("{CLUSTER_LOAD_ASSIGNMENT} n6")).await?;
+    // A name that occurs twice is refused by name.
+    let twice = [("d", eds_cluster("d"), None), ("d", eds_cluster("d"), None)];
+    server.tell(&delta(CLUSTER, "n7", &twice, &[])?).await?;
+    server.says(&format!("REQUEST {CLUSTER} n7"), "Cluster/d: occurs more than once").await?;
+    // A cluster with a TTL goes when it is over.
+    server.tell(&delta(CLUSTER, "n8", &[("brief", eds_cluster("brief"), Some(1))], &[])?).await?;
+    server.says("REQUEST", &format!("{CLUSTER} n8")).await?;
+    eventually("its TTL is over", async || {
+        let log = plane.proxy_log();
+        ensure!(log.contains("Cluster/brief: its TTL is over"), "{log}");
+        Ok(())
+    })
+    .await?;
+    for _ in 0..20 {
+        let answer = get(address, "/").await?;
+        ensure!(answer.text() == "backend\n", "saw {} {:?}\n{}", answer.status, answer.text(), server.log());
+    }
+    ensure!(server.log().matches("OPEN").count() == 1, "one stream all the time:\n{}", server.log());
+    ensure!(plane.stat("control_plane.unrequested_responses").await? == 1, "the ignored response is counted");
+
+    // It comes back and says that there is nothing.
+    server.tell("HANGUP").await?;
+    eventually("a second stream is open", async || {
+        let log = server.log();
+        ensure!(log.matches("OPEN").count() == 2, "{log}");
+        let (_, second) = log.rsplit_once("OPEN").unwrap_or_default();
+        ensure!(second.contains(LISTENER), "{log}");
+        Ok(())
+    })
+    .await?;
+    server.tell(&delta(LISTENER, "m1", &[], &["in"])?).await?;
+    server.says("REQUEST", &format!("{LISTENER} m1")).await?;
+    answers(&plane, &server, address, "backend\n").await.context("it is held back")?;
+    ensure!(plane.stat("control_plane.deletions_held_back").await? == 1, "and alarmed");
+    within(Duration::from_secs(20), "after the time it is believed", async || {
+        ensure!(get(address, "/").await.is_err(), "the listener still answers");
+        Ok(())
+    })
+    .await?;
+    plane.stop_proxy().await
+}
