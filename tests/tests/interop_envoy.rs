@@ -83,13 +83,17 @@ resources:
 
 /// Six times, under load, the routes move to a cluster that is new and the one before is gone: no request fails.
 async fn swaps(site: &Site) -> Result {
+    swaps_with(site, |resources| resources).await
+}
+
+async fn swaps_with(site: &Site, edit: impl Fn(String) -> String) -> Result {
     site.answered_by(Port::EnvoyGateway, "backend-1").await?;
     let load = Load::new(site.address(Port::EnvoyGateway), "/").start();
     let admin = site.address(Port::EnvoyAdmin);
     for number in 1..=6 {
         let backend = if number % 2 == 0 { Port::Backend1 } else { Port::Backend2 };
         let (cluster, resources) = only_cluster(number, site.address(backend).port());
-        site.edit("envoy/routes.yaml", |_| resources)?;
+        site.edit("envoy/routes.yaml", |_| edit(resources))?;
         let answers = if number % 2 == 0 { "backend-1" } else { "backend-2" };
         site.answered_by(Port::EnvoyGateway, answers).await?;
         eventually("the cluster before is gone", async || {
@@ -113,6 +117,31 @@ async fn six_swaps_of_cluster_and_routes_under_load_fail_nothing_on_ads_delta() 
 #[tokio::test]
 async fn six_swaps_of_cluster_and_routes_under_load_fail_nothing_on_ads_state_of_the_world() -> Result {
     on_envoy(|text| text.replace("DELTA_GRPC", "GRPC"), swaps).await
+}
+
+/// Envoy without ADS: a stream for clusters, one for listeners, and one for every assignment and route configuration.
+async fn swaps_on_streams_of_their_own(api: &str) -> Result {
+    let services = "{envoy_grpc: {cluster_name: control}}";
+    let source = format!(
+        "{{api_config_source: {{api_type: {api}, transport_api_version: V3, grpc_services: [{services}]}}, resource_api_version: V3}}"
+    );
+    let ads = "{ads: {}, resource_api_version: V3}";
+    let edit = |text: String| text.replace(ads, &source);
+    on_envoy(edit, async |site| {
+        site.edit("envoy/gateway.yaml", |text| text.replace(ads, &source))?;
+        swaps_with(site, |resources| resources.replace(ads, &source)).await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn six_swaps_of_cluster_and_routes_under_load_fail_nothing_on_delta_streams_per_type() -> Result {
+    swaps_on_streams_of_their_own("DELTA_GRPC").await
+}
+
+#[tokio::test]
+async fn six_swaps_of_cluster_and_routes_under_load_fail_nothing_on_streams_per_type() -> Result {
+    swaps_on_streams_of_their_own("GRPC").await
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use super::status::{self, TypeStatus};
 use super::subscription::{Held, RequestSettings, Subscription};
 use super::{Heard, NodeIdentity, RequestError, Response, StreamId, StreamKind};
 use crate::Variant;
-use crate::resource::TypeUrl;
+use crate::resource::{TypeUrl, may_be_asked_for_without_names};
 use crate::snapshot::{Snapshot, TypeSet, is_referred_to};
 
 /// Settings of a [`Session`].
@@ -120,7 +120,10 @@ impl Session {
     /// # Errors
     /// An open stream already serves one of its types; the stream needs a session of its own.
     pub fn open(&mut self, stream: StreamId, kind: StreamKind) -> Result<(), Occupied> {
-        let taken = self.streams.iter().any(|(id, open)| *id == stream || open.kind.type_url == kind.type_url);
+        // Envoy without ADS has a stream for each name of the types that are referred to by name.
+        let shares = kind.type_url.as_ref().is_some_and(|of| !may_be_asked_for_without_names(of));
+        let same = |open: &Stream| !shares && open.kind.type_url == kind.type_url;
+        let taken = self.streams.iter().any(|(id, open)| *id == stream || same(open));
         if taken {
             return Err(Occupied);
         }
@@ -132,6 +135,9 @@ impl Session {
     pub fn on_close(&mut self, stream: StreamId) {
         let Some(stream) = self.streams.remove(&stream) else { return };
         for subscription in stream.subscriptions {
+            if self.subscriptions().any(|other| other.type_url == subscription.type_url) {
+                continue;
+            }
             let parked = Parked { memory: subscription.memory, awaited: true };
             self.parked.insert(subscription.type_url, parked);
         }

@@ -1,7 +1,7 @@
 //! Streams, nodes and limits.
 
 use culvert_api::envoy::config::core::v3::Node;
-use culvert_api::type_url::{CLUSTER, LISTENER};
+use culvert_api::type_url::{CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER};
 
 use super::*;
 
@@ -26,6 +26,22 @@ fn a_second_stream_of_the_same_types_needs_a_session_of_its_own() {
     assert_eq!(session.open(StreamId(4), kind(Variant::Sotw, Some(CLUSTER))), Err(Occupied));
     session.on_close(StreamId(1));
     session.open(StreamId(5), kind(Variant::Delta, None)).unwrap();
+}
+
+#[test]
+fn streams_of_one_name_each_are_streams_of_one_node() {
+    let mut session = session();
+    for stream in [StreamId(1), StreamId(2)] {
+        session.open(stream, kind(Variant::Sotw, Some(CLUSTER_LOAD_ASSIGNMENT))).unwrap();
+        let name = format!("a{}", stream.0);
+        assert_eq!(session.on_request(stream, &sotw("", &[&name], "", "")), Ok(Heard::Subscription));
+    }
+    session.on_close(StreamId(1));
+    let of_type = |session: &Session| {
+        let status = session.status();
+        status.iter().filter(|status| &*status.type_url == CLUSTER_LOAD_ASSIGNMENT).count()
+    };
+    assert_eq!(of_type(&session), 1, "one of two streams is left");
 }
 
 #[test]
