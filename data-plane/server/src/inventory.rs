@@ -85,7 +85,7 @@ impl Inventory {
         entries.map(|(name, entry)| (Arc::clone(name), entry.clone())).collect()
     }
 
-    /// Everything that waits, and for what: `Listener edge`, [`Secret edge-cert`].
+    /// Everything that waits, and for what: `Listener edge` for `Secret edge-cert`.
     #[must_use]
     pub(crate) fn waiting(&self) -> Vec<(String, Vec<String>)> {
         let types = self.types.lock();
