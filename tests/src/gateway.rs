@@ -92,7 +92,8 @@ impl Gateway {
     }
 }
 
-async fn bound(admin: SocketAddr) -> Result<BTreeMap<String, SocketAddr>> {
+/// Where the listeners of an admin interface are bound, ours or Envoy's.
+pub async fn bound(admin: SocketAddr) -> Result<BTreeMap<String, SocketAddr>> {
     let json = get(admin, "/listeners?format=json").await?.json()?;
     let mut found = BTreeMap::new();
     for status in json["listener_statuses"].as_array().into_iter().flatten() {

@@ -90,6 +90,8 @@ pub struct Http2ClientOptions {
     pub most_stream_window: u32,
     /// What PINGs measure; the first one then comes within half a second.
     pub round_trip: Option<RoundTrip>,
+    /// The first PING, so long after the connection's beginning; then at `keepalive_interval`, if there is one.
+    pub first_ping: Option<Duration>,
 }
 
 impl Default for Http2ClientOptions {
@@ -103,6 +105,7 @@ impl Default for Http2ClientOptions {
             keepalive_timeout: Duration::from_secs(20),
             most_stream_window: 0,
             round_trip: None,
+            first_ping: None,
         }
     }
 }

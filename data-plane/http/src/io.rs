@@ -2,6 +2,7 @@
 //! read ahead.
 
 mod meter;
+mod records;
 mod tls;
 
 use std::io::{ErrorKind, IoSlice, Result};
@@ -19,6 +20,7 @@ use tokio::net::TcpStream;
 use crate::http2::pipe::Pipe;
 
 pub use meter::Meter;
+use records::Records;
 pub use tls::TlsInfo;
 
 /// A byte stream towards a peer.
@@ -28,6 +30,8 @@ pub struct Io {
     prefix: Bytes,
     kind: IoKind,
     meter: Option<Arc<Meter>>,
+    /// No read reaches behind a TLS record: see [`Self::record_by_record`].
+    records: Option<Box<Records>>,
 }
 
 #[derive(Debug)]
@@ -41,7 +45,7 @@ enum IoKind {
 
 impl Io {
     fn new(kind: IoKind) -> Self {
-        Self { prefix: Bytes::new(), kind, meter: None }
+        Self { prefix: Bytes::new(), kind, meter: None, records: None }
     }
 
     #[must_use]
@@ -67,6 +71,43 @@ impl Io {
     #[must_use]
     pub fn tls_client(stream: tokio_rustls::client::TlsStream<Box<Self>>) -> Self {
         Self::new(IoKind::TlsClient(Box::new(stream)))
+    }
+
+    /// What TLS over this stream reads ends with the record that it needs, so that [`Self::leave_tls`] loses nothing. Until
+    /// then two reads per record.
+    #[must_use]
+    pub fn record_by_record(mut self) -> Self {
+        self.records = Some(Box::default());
+        self
+    }
+
+    /// Ends [`Self::record_by_record`], of this stream and of the one under its TLS.
+    #[must_use]
+    pub fn as_one_stream(mut self) -> Self {
+        self.records = None;
+        match &mut self.kind {
+            IoKind::TlsServer(stream) => stream.get_mut().0.records = None,
+            IoKind::TlsClient(stream) => stream.get_mut().0.records = None,
+            IoKind::Tcp(_) | IoKind::Stream(_) | IoKind::Memory(_) => {}
+        }
+        self
+    }
+
+    /// The byte stream under TLS, as it is: TLS says no goodbye, and what it had read already is lost. For protocols that
+    /// leave TLS at a point where both sides are silent. A stream without TLS stays what it is.
+    #[must_use]
+    pub fn leave_tls(self) -> Self {
+        match self.kind {
+            IoKind::TlsServer(stream) => stream.into_inner().0.as_one_stream(),
+            IoKind::TlsClient(stream) => stream.into_inner().0.as_one_stream(),
+            IoKind::Tcp(_) | IoKind::Stream(_) | IoKind::Memory(_) => self,
+        }
+    }
+
+    /// Whether the outermost layer is TLS.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        matches!(self.kind, IoKind::TlsServer(_) | IoKind::TlsClient(_))
     }
 
     /// Puts bytes back in front of what is still to be read.
@@ -160,6 +201,16 @@ impl Io {
         }
     }
 
+    fn poll_record(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, records: &mut Records) -> Poll<Result<()>> {
+        let limit = records.limit().min(buf.remaining());
+        let mut limited = ReadBuf::new(buf.initialize_unfilled_to(limit));
+        let result = Pin::new(self).poll_read(cx, &mut limited);
+        records.note(limited.filled());
+        let read = limited.filled().len();
+        buf.advance(read);
+        result
+    }
+
     fn count_written(&self, result: &Poll<Result<usize>>) {
         if let (Some(meter), Poll::Ready(Ok(count))) = (&self.meter, result) {
             meter.count_written(*count);
@@ -188,6 +239,11 @@ impl AsyncRead for Io {
                 this.prefix = Bytes::new();
             }
             return Poll::Ready(Ok(()));
+        }
+        if let Some(mut records) = this.records.take() {
+            let result = this.poll_record(cx, buf, &mut records);
+            this.records = Some(records);
+            return result;
         }
         let before = buf.filled().len();
         let result = match &mut this.kind {

@@ -14,6 +14,9 @@ pub enum SourceError {
     Environment(String),
     #[error("{length} bytes are more than the {limit} that are allowed here")]
     TooLong { length: usize, limit: usize },
+    /// What was read is not what it should be.
+    #[error("{0}")]
+    Content(String),
 }
 
 /// The bytes of `source`, at most `limit`.

@@ -149,6 +149,7 @@ async fn connect(
     let context = PickContext {
         priority: Priority::Default,
         agent,
+        request: None,
         downstream: DownstreamProtocol::Http1,
         tried: &[],
         fresh_picks: 0,

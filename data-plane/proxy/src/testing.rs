@@ -224,6 +224,7 @@ pub(crate) fn listener(chains: Vec<FilterChain>) -> Listener {
         tcp_backlog: 128,
         max_connections: None,
         drain_modify_only: false,
+        reverse: Vec::new(),
     }
 }
 

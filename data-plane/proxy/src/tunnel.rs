@@ -9,8 +9,8 @@ use culvert_runtime::drain::Watch;
 use culvert_runtime::telemetry::{Scope, ScopePath};
 use culvert_tunnel::agent::{Hosted, Hosting};
 use culvert_tunnel::metrics::ServerMetric;
-use culvert_tunnel::server::{Acceptor, Claim, HostLease, HostRegistry, Peer, Refusal};
-use culvert_upstream::{Clusters, RegisterError, TunnelClaim, TunnelLease};
+use culvert_tunnel::server::{Acceptor, Claim, HostLease, HostRegistry, Peer, PeerNames, Refusal};
+use culvert_upstream::{Clusters, RegisterError, ReverseNames, TunnelClaim, TunnelLease};
 
 use crate::listener::{Downstream, Requests, serve_hosted};
 use crate::worker::{Counters, Process, Worker};
@@ -45,8 +45,13 @@ impl WorkerTunnel {
 /// Runs an accepted connection as a tunnel, from its handshake to its end.
 pub(crate) async fn serve(tunnel: &WorkerTunnel, worker: &Worker, io: Io, downstream: &Downstream, watch: &Watch) {
     let certificate = downstream.tls.as_ref().and_then(|tls| tls.peer.as_deref());
-    let names = certificate.and_then(|peer| peer.uri_sans.first().or(peer.dns_sans.first()));
-    let peer = Peer { address: Some(downstream.remote), identity: names.map(|name| name.as_str().into()) };
+    let name = certificate.and_then(|peer| peer.uri_sans.first().or(peer.dns_sans.first()));
+    let names = certificate.map(|peer| PeerNames { uri: peer.uri_sans.join(","), dns: peer.dns_sans.join(",") });
+    let peer = Peer {
+        address: Some(downstream.remote),
+        identity: name.map(|name| name.as_str().into()),
+        names: names.map(Arc::new),
+    };
     let acceptor = &tunnel.filter.acceptor;
     let hosts = ClusterHosts(&worker.process.clusters);
     let ended = acceptor.serve(io, peer, &hosts, &tunnel.counters, watch).await;
@@ -61,7 +66,12 @@ impl HostRegistry for ClusterHosts<'_> {
     type Lease = Lease;
 
     async fn register(&self, claim: Claim) -> Result<Lease, Refusal> {
+        let reverse = claim.reverse.as_ref().map(|reverse| {
+            let (node, cluster, joins) = (&claim.host_name, &claim.cluster, reverse.joins_named_cluster);
+            ReverseNames::new(node, cluster, &reverse.tenant, reverse.isolated, joins)
+        });
         let claim = TunnelClaim {
+            reverse,
             cluster: claim.cluster,
             agent: claim.host_name,
             weight: claim.weight,
@@ -91,6 +101,10 @@ impl HostRegistry for ClusterHosts<'_> {
 pub(crate) struct Lease(TunnelLease);
 
 impl HostLease for Lease {
+    async fn wanted(&self) {
+        self.0.wanted().await;
+    }
+
     async fn attach(&self, io: Io) {
         let end = self.0.attach(io).await;
         tracing::debug!(?end, "a tunnel has ended");

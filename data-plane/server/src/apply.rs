@@ -10,6 +10,7 @@ mod applier;
 mod clusters;
 mod listeners;
 mod rehearse;
+mod reverse;
 #[cfg(test)]
 mod tests;
 

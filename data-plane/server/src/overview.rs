@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
 use culvert_model::Name;
+use culvert_model::bootstrap::reverse::ReverseTunnels;
 use culvert_proxy::TlsSlot;
 use culvert_runtime::tls::CertificateDetails;
 use culvert_tunnel::agent::Agent;
-use culvert_tunnel::server::Tunnels;
+use culvert_tunnel::server::{ReverseLimits, Tunnels};
 use parking_lot::Mutex;
 
 /// Values of the moment. Shared.
@@ -21,6 +22,17 @@ pub(crate) struct Overview {
     pub warming_clusters: Mutex<BTreeMap<Name, Vec<String>>>,
     /// Connections of every tunnel listener.
     pub tunnels: Arc<Tunnels>,
+}
+
+impl Overview {
+    pub(crate) fn new(reverse: &ReverseTunnels) -> Arc<Self> {
+        let limits = ReverseLimits {
+            ping_failure_threshold: reverse.ping_failure_threshold,
+            tenant_isolation: reverse.tenant_isolation,
+            max_connections_per_node: usize::try_from(reverse.max_connections_per_node).unwrap_or(usize::MAX),
+        };
+        Arc::new(Self { tunnels: Arc::new(Tunnels::new(limits)), ..Self::default() })
+    }
 }
 
 /// One listener.

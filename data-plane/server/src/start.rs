@@ -109,7 +109,7 @@ pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -
     let (workers, drain_time) = (options.workers(), Duration::from_secs(options.drain_time_s.into()));
     let process = Arc::clone(&base.process);
     let threads = Arc::new(start_workers(workers, &process)?);
-    let (overview, inventory) = (Arc::new(Overview::default()), Inventory::default());
+    let (overview, inventory) = (Overview::new(&started.bootstrap.reverse), Inventory::default());
     let scope = process.registry.scope::<ManagerMetric>(ScopePath::process(""));
     let mut applier = Applier::new(Parts {
         process: Arc::clone(&process),
@@ -118,6 +118,7 @@ pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -
         secrets: base.secrets,
         metrics: scope.block(),
         node_id: Arc::clone(&started.bootstrap.node.id),
+        reverse: started.bootstrap.reverse.clone(),
         drain_time,
     });
     let admin_socket = bind_all(&mut applier, &started.bootstrap)?;

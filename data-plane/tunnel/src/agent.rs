@@ -29,6 +29,7 @@ use crate::status::AgentStatus;
 mod connection;
 mod credential;
 mod dial;
+mod envoy;
 mod keeper;
 mod leader;
 mod mux;

@@ -10,6 +10,8 @@ pub enum Dialect {
     Mosn,
     /// Ours. It begins as MOSN's and is told apart by what the handshake says, never by its first bytes.
     Culvert,
+    /// Envoy's reverse tunnels: an HTTP/1.1 request.
+    Envoy,
 }
 
 /// What the first bytes say.
@@ -30,6 +32,8 @@ impl Dialect {
             [] => Sniff::NeedMore,
             [a] if *a == wire::MAGIC[0] => Sniff::NeedMore,
             [a, b, ..] if [*a, *b] == wire::MAGIC => Sniff::Is(Self::Mosn),
+            // RFC 9110 §9.1: a method. Which one, and whether the rest is a request, the dialect's own parser says.
+            [a, ..] if a.is_ascii_alphabetic() => Sniff::Is(Self::Envoy),
             _ => Sniff::Unknown,
         }
     }

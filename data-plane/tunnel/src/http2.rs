@@ -20,6 +20,7 @@ pub(crate) fn client_options(round_trip: RoundTrip) -> Http2ClientOptions {
         keepalive_timeout: PING_TIMEOUT,
         most_stream_window: MOST_STREAM_WINDOW,
         round_trip: Some(round_trip),
+        first_ping: None,
     }
 }
 

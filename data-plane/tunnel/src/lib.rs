@@ -11,6 +11,7 @@
 pub mod agent;
 mod diagnosis;
 pub mod dialect;
+pub mod envoy;
 mod http2;
 mod keepalive;
 pub mod metrics;

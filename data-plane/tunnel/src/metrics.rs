@@ -35,6 +35,8 @@ pub enum ServerMetric {
     GracefulCloseIgnored,
     /// Aside connections closed because the agent has enough of them, or because they stayed silent.
     AsideClosed,
+    /// Envoy's audit mode: let in although the token is missing or wrong.
+    JwtWouldDeny,
     /// Registered connections at the moment.
     Active,
     /// Aside connections at the moment.
@@ -63,6 +65,7 @@ impl Metrics for ServerMetric {
         counter("graceful_close"),
         counter("graceful_close_ignored"),
         counter("aside_closed"),
+        counter("jwt_would_deny"),
         gauge("active"),
         gauge("asides"),
         gauge("pending"),

@@ -21,6 +21,7 @@ use crate::wire::Status;
 
 mod acceptor;
 mod acknowledged;
+mod envoy;
 mod handshake;
 mod log_limit;
 mod negotiation;
@@ -29,7 +30,7 @@ mod tunnels;
 
 pub use acceptor::{Acceptor, Ended};
 pub use policy::Tokens;
-pub use tunnels::Tunnels;
+pub use tunnels::{ReverseLimits, Tunnels};
 
 /// Where admitted agents become hosts. Implemented by the proxy over its clusters; one per worker.
 pub trait HostRegistry {
@@ -46,6 +47,12 @@ pub trait HostRegistry {
 
 /// A registered host. **Dropping it is the only removal**: the host is gone from every later choice.
 pub trait HostLease {
+    /// Resolves when a request waits for the connection to be attached; a dialect in which the connection may rest before
+    /// it is used waits for it.
+    fn wanted(&self) -> impl Future<Output = ()> {
+        std::future::ready(())
+    }
+
     /// Runs the connection: the reply has been written and the peer is ready for the first byte. Ends when the peer
     /// closes, the connection breaks, the cluster goes away, or [`Self::drain`] was called and nothing is in
     /// flight any more. The connection is closed by then. When the future is dropped instead, the peer is gone or the
@@ -69,6 +76,8 @@ pub struct Claim {
     pub peer: Peer,
     /// The credential policy that let the agent in.
     pub policy: Option<Arc<str>>,
+    /// In Envoy's dialect: by what clusters find the agent.
+    pub reverse: Option<ReverseClaim>,
     /// What the connection carries.
     pub protocol: TunnelProtocol,
     /// Of HTTP/2 that was agreed on in the handshake. `None` for any other: then the cluster's are in force.
@@ -80,6 +89,16 @@ pub struct Claim {
     pub max_connections_per_agent: usize,
 }
 
+/// What only Envoy's agents say. Their cluster id is [`Claim::cluster`], their node id [`Claim::host_name`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReverseClaim {
+    pub tenant: Arc<str>,
+    /// Found within its tenant only.
+    pub isolated: bool,
+    /// May also join the cluster that its cluster id names.
+    pub joins_named_cluster: bool,
+}
+
 /// Who is at the other end of an accepted connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Peer {
@@ -87,6 +106,15 @@ pub struct Peer {
     pub address: Option<SocketAddr>,
     /// First URI (else DNS) name of the verified client certificate.
     pub identity: Option<Arc<str>>,
+    /// All names of the certificate.
+    pub names: Option<Arc<PeerNames>>,
+}
+
+/// The names of a certificate as Envoy's formats write them: several with commas.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PeerNames {
+    pub uri: String,
+    pub dns: String,
 }
 
 impl Peer {

@@ -163,7 +163,7 @@ impl Listening {
     }
 
     async fn serve(self, io: Io, address: SocketAddr) {
-        let mut peer = Peer { address: Some(address), identity: None };
+        let mut peer = Peer { address: Some(address), identity: None, names: None };
         let io = match &self.tls {
             None => io,
             Some(tls) => {
@@ -222,6 +222,8 @@ fn server() -> TunnelServer {
         protocol: ProtocolChoice::Negotiated,
         queue_timeout: Duration::from_secs(5),
         max_queued_requests: 1024,
+        mosn: true,
+        reverse: Box::default(),
     }
 }
 
@@ -242,6 +244,7 @@ fn agent(address: SocketAddr, connection_num: u32) -> TunnelAgent {
         retry_times: None,
         graceful_close_max_wait: Duration::from_secs(10),
         protocol: ProtocolChoice::Fixed(culvert_model::tunnel::TunnelProtocol::Http1),
+        envoy: None,
     }
 }
 

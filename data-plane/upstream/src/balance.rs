@@ -14,6 +14,7 @@ use culvert_model::cluster::Balancer;
 use culvert_model::endpoint::Health;
 
 use crate::host::Host;
+use crate::tunnel::{TunnelClaim, Wish};
 use group::{Group, Weights};
 use load::{Census, Loads};
 
@@ -25,6 +26,8 @@ pub(crate) struct HostSet {
     loads: Loads,
     balancer: Balancer,
     agents: ByAgent<Group>,
+    /// Agents in Envoy's dialect, by the names of [`crate::tunnel::ReverseNames`].
+    reverse: ByAgent<Group>,
     cursors: usize,
     /// Of 1,000,000: requests to drop, by the assignment's `drop_overloads`.
     drops: Box<[u32]>,
@@ -114,6 +117,7 @@ impl HostSet {
             loads: Loads::default(),
             balancer: Balancer::RoundRobin,
             agents: HashMap::default(),
+            reverse: HashMap::default(),
             cursors: 0,
             drops: Box::default(),
         }
@@ -130,12 +134,15 @@ impl HostSet {
             u64::from(policy.overprovisioning_factor),
             u64::from(policy.panic_threshold_percent),
         );
-        let agents = build.agents(&members);
+        let agents = build.named(&members, |claim| Some(&claim.agent).filter(|agent| !agent.is_empty()));
+        let reverse = build
+            .named(&members, |claim| claim.reverse.iter().flat_map(|names| names.nodes.iter().chain(&names.groups)));
         Self {
             levels,
             loads,
             balancer: policy.balancer,
             agents,
+            reverse,
             cursors: build.cursors,
             drops: policy.drops.clone().into(),
             members,
@@ -178,6 +185,17 @@ impl HostSet {
     /// The connections of one tunnel agent.
     pub(crate) fn of_agent(&self, agent: &str) -> &[Arc<Host>] {
         self.agents.get(agent).map_or(&[], Group::hosts)
+    }
+
+    /// Chooses a connection for a request of a `reverse_connection` cluster. Envoy: a cluster id counts before a node id.
+    pub(crate) fn pick_reverse<'a>(&'a self, wish: &Wish, cursors: &mut Cursors) -> Option<(Choice<'a>, bool)> {
+        cursors.reach(self.cursors);
+        let (group, is_group) = match self.reverse.get(wish.group.as_str()) {
+            Some(group) => (group, true),
+            None => (self.reverse.get(wish.node.as_str())?, false),
+        };
+        let host = group.pick(Balancer::RoundRobin, &mut cursors.places, &mut cursors.random)?;
+        Some((Choice { host, panic: false, among: group.hosts() }, is_group))
     }
 
     /// Whether `drop_overloads` chooses this request.
@@ -265,14 +283,16 @@ impl Build<'_> {
         u64::from(weight) * availability
     }
 
-    fn agents(&mut self, members: &[Member]) -> ByAgent<Group> {
+    /// Groups of the tunnels that have a name in common.
+    fn named<'m, N: IntoIterator<Item = &'m Arc<str>>>(
+        &mut self,
+        members: &'m [Member],
+        names: impl Fn(&'m TunnelClaim) -> N,
+    ) -> ByAgent<Group> {
         let mut by_name: ByAgent<Vec<(Arc<Host>, u32)>> = HashMap::default();
         for member in members.iter().filter(|member| member.health != Health::Draining) {
-            if let Some(connection) = member.host.tunnel()
-                && !connection.claim().agent.is_empty()
-            {
-                let agent = Arc::clone(&connection.claim().agent);
-                by_name.entry(agent).or_default().push((Arc::clone(&member.host), member.weight));
+            for name in member.host.tunnel().into_iter().flat_map(|connection| names(connection.claim())) {
+                by_name.entry(Arc::clone(name)).or_default().push((Arc::clone(&member.host), member.weight));
             }
         }
         // One cursor for all agents: a single agent has few connections.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use culvert_model::Name;
-use culvert_model::cluster::Cluster;
+use culvert_model::cluster::{Cluster, Discovery};
 use culvert_model::endpoint::Endpoints;
 use culvert_model::route::Priority;
 use parking_lot::Mutex;
@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::dns::Resolver;
+use crate::host::Host;
 use crate::slot::ClusterSlot;
 use crate::snapshot::{ClusterSnapshot, HostSnapshot, TunnelSnapshot};
 use crate::tunnel::{RegisterError, TunnelClaim, TunnelLease};
@@ -23,6 +24,8 @@ use crate::tunnel::{RegisterError, TunnelClaim, TunnelLease};
 #[derive(Debug)]
 pub struct Clusters {
     slots: Mutex<HashMap<Name, Arc<ClusterSlot>, foldhash::fast::RandomState>>,
+    /// Agents in Envoy's dialect, from which every `reverse_connection` cluster chooses. Under no name.
+    reverse: Arc<ClusterSlot>,
     next_id: AtomicU64,
     publisher: Arc<Publisher>,
     /// Wakes the workers' housekeeping: a request waits until some worker closes an idle connection.
@@ -50,9 +53,14 @@ impl Clusters {
             wake: Notify::new(),
             builds: AtomicU64::new(0),
         });
+        let reverse = ClusterSlot::new(0, Name::from(REVERSE), Arc::clone(&publisher));
+        if let Some(config) = Cluster::bare(REVERSE) {
+            reverse.apply(Arc::new(config), None);
+        }
         let clusters = Arc::new(Self {
             slots: Mutex::default(),
-            next_id: AtomicU64::new(0),
+            reverse,
+            next_id: AtomicU64::new(1),
             publisher: Arc::clone(&publisher),
             wanted: Notify::new(),
         });
@@ -65,7 +73,11 @@ impl Clusters {
     /// if what they were opened with has changed. `tls` is what the cluster's TLS context resolved to; calling again
     /// with another one rotates certificates.
     pub fn apply(&self, cluster: Arc<Cluster>, tls: Option<Arc<rustls::ClientConfig>>) {
-        self.slot(&cluster.name).apply(cluster, tls);
+        let slot = self.slot(&cluster.name);
+        slot.apply(cluster, tls);
+        for host in self.reverse.tunnels().iter().filter(|host| joins(host, slot.name())) {
+            slot.share_tunnel(host);
+        }
     }
 
     /// Sets the endpoints of the EDS cluster of that name. May come before or after [`Self::apply`].
@@ -108,12 +120,40 @@ impl Clusters {
     /// # Errors
     /// When the cluster is not there, or the agent has as many connections as it may have.
     pub async fn register(&self, claim: TunnelClaim) -> Result<TunnelLease, RegisterError> {
+        if claim.reverse.is_some() {
+            return self.register_reverse(claim).await;
+        }
         let Some(slot) = self.lookup(&claim.cluster) else {
             return Err(RegisterError::ClusterUnknown(claim.cluster));
         };
         let (lease, sequence) = slot.add_tunnel(claim)?;
         slot.tunnels_published(sequence).await;
         Ok(lease)
+    }
+
+    /// As [`Self::register`], for all `reverse_connection` clusters, those to come included, and perhaps for the one that
+    /// the claim names.
+    async fn register_reverse(&self, claim: TunnelClaim) -> Result<TunnelLease, RegisterError> {
+        let joins = claim.reverse.as_ref().is_some_and(|names| names.joins);
+        let named = self.lookup(&claim.cluster).filter(|slot| joins && slot.config().is_some());
+        let chosen_from = |slot: &Arc<ClusterSlot>| {
+            slot.config().is_some_and(|config| matches!(config.cluster.discovery, Discovery::Reverse(_)))
+        };
+        // An agent that nobody can reach is told so, where the listener admits it to clusters by name.
+        if joins && named.is_none() && !self.slots().iter().any(chosen_from) {
+            return Err(RegisterError::ClusterUnknown(claim.cluster));
+        }
+        let (lease, sequence) = self.reverse.add_tunnel(claim)?;
+        if let Some((slot, sequence)) = named.and_then(|slot| slot.share_tunnel(lease.host()).map(|at| (slot, at))) {
+            slot.tunnels_published(sequence).await;
+        }
+        self.reverse.tunnels_published(sequence).await;
+        Ok(lease)
+    }
+
+    /// Agents in Envoy's dialect.
+    pub(crate) fn reverse(&self) -> &Arc<ClusterSlot> {
+        &self.reverse
     }
 
     /// Every slot whose cluster is there, by name.
@@ -136,9 +176,12 @@ impl Clusters {
     pub fn tunnels(&self) -> Vec<TunnelSnapshot> {
         let mut slots: Vec<_> = self.slots.lock().values().map(Arc::clone).collect();
         slots.sort_by(|a, b| a.name().cmp(b.name()));
+        let shared = |host: &Arc<Host>| host.tunnel().is_some_and(|connection| connection.claim().reverse.is_some());
         slots
             .iter()
             .flat_map(|slot| slot.tunnels())
+            .filter(|host| !shared(host))
+            .chain(self.reverse.tunnels())
             .filter_map(|host| host.tunnel().map(|connection| TunnelSnapshot::of(connection)))
             .collect()
     }
@@ -197,6 +240,12 @@ async fn run_publisher(publisher: Arc<Publisher>, registry: Weak<Clusters>) {
     }
 }
 
+/// Whether a host that is registered for `reverse_connection` clusters is to be one of that cluster's.
+fn joins(host: &Host, cluster: &str) -> bool {
+    let claim = host.tunnel().map(|connection| connection.claim());
+    claim.is_some_and(|claim| *claim.cluster == *cluster && claim.reverse.as_ref().is_some_and(|names| names.joins))
+}
+
 fn snapshot(slot: &ClusterSlot) -> ClusterSnapshot {
     let generation = slot.current().load_full();
     let breakers = slot.breakers();
@@ -210,6 +259,8 @@ fn snapshot(slot: &ClusterSlot) -> ClusterSnapshot {
     }
 }
 
+/// In logs only.
+const REVERSE: &str = "reverse tunnels";
 /// Registrations of this time are published together.
 const BATCH: Duration = Duration::from_millis(10);
 

@@ -100,6 +100,7 @@ pub(crate) fn claim(cluster: &str, agent: &str) -> TunnelClaim {
         queue_timeout: Duration::from_secs(5),
         max_queued_requests: 100,
         max_connections_per_agent: usize::MAX,
+        reverse: None,
     }
 }
 
@@ -108,6 +109,7 @@ pub(crate) fn any() -> PickContext<'static> {
     PickContext {
         priority: Priority::Default,
         agent: None,
+        request: None,
         downstream: DownstreamProtocol::Http1,
         tried: &[],
         fresh_picks: 0,

@@ -32,4 +32,4 @@ pub use pool::{Checkout, DownstreamProtocol, PickContext, TcpCheckout, TcpUpstre
 pub use slot::{ClusterConfig, ClusterSlot};
 pub use snapshot::{ClusterSnapshot, HostSnapshot, TunnelSnapshot};
 pub use stats::ClusterMetric;
-pub use tunnel::{RegisterError, TunnelClaim, TunnelEnd, TunnelLease};
+pub use tunnel::{RegisterError, ReverseNames, TunnelClaim, TunnelEnd, TunnelLease};

@@ -21,6 +21,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use culvert_http::RequestHead;
 use culvert_model::Name;
 use culvert_model::route::Priority;
 use tokio::time::Instant;
@@ -39,6 +40,8 @@ pub struct PickContext<'a> {
     pub priority: Priority,
     /// The tunnel agent that must serve it.
     pub agent: Option<&'a str>,
+    /// From which a `reverse_connection` cluster reads the agent; `None`: a TCP connection.
+    pub request: Option<&'a RequestHead>,
     /// For clusters that use the downstream's protocol.
     pub downstream: DownstreamProtocol,
     /// Hosts that were tried already, and how often another is asked for when the balancer names one of them.
@@ -150,7 +153,7 @@ impl WorkerPools {
         if let Some(pool) = self.slots.borrow().get(&slot.id()) {
             return Rc::clone(pool);
         }
-        let pool = SlotPool::new(slot, &self.clock);
+        let pool = SlotPool::new(slot, self.clusters.reverse(), &self.clock);
         self.slots.borrow_mut().insert(slot.id(), Rc::clone(&pool));
         pool
     }

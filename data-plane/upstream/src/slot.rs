@@ -227,7 +227,17 @@ impl ClusterSlot {
             Some(connection) => Arc::clone(connection),
             None => return Err(RegisterError::ClusterUnknown(Arc::clone(&self.name))),
         };
-        Ok((TunnelLease::new(Arc::clone(self), host.id(), connection), sequence))
+        Ok((TunnelLease::new(Arc::clone(self), host, connection), sequence))
+    }
+
+    /// Makes a host that is registered elsewhere one of this cluster's too; the change to wait for, if it does.
+    pub(crate) fn share_tunnel(&self, host: &Arc<Host>) -> Option<u64> {
+        let sequence = self.builder.lock().share_tunnel(host)?;
+        if let Some(connection) = host.tunnel() {
+            connection.join_further(Weak::clone(&self.me));
+        }
+        self.tunnels_changed();
+        Some(sequence)
     }
 
     pub(crate) fn remove_tunnel(&self, host: u64) {

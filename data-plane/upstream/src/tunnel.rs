@@ -7,9 +7,10 @@
 mod connection;
 mod lane;
 mod queue;
+mod reverse;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use culvert_http::Io;
@@ -17,10 +18,13 @@ use culvert_http::client::{Http1Client, Http2Client, Http2ClientOptions};
 use culvert_model::Name;
 use culvert_model::tunnel::TunnelProtocol;
 
+use crate::host::Host;
 use crate::slot::ClusterSlot;
 pub(crate) use connection::{Lent, Phase, TunnelConnection, Whole};
-pub(crate) use lane::Lane;
+pub(crate) use lane::{Lane, lend_among};
 pub(crate) use queue::{Full, Queue};
+pub use reverse::ReverseNames;
+pub(crate) use reverse::Wish;
 
 /// An admitted agent's wish to be a host of a cluster, with one connection.
 #[derive(Debug, Clone)]
@@ -41,6 +45,15 @@ pub struct TunnelClaim {
     pub max_queued_requests: usize,
     /// Connections that one agent (by name) may have in the cluster; `usize::MAX`: any number.
     pub max_connections_per_agent: usize,
+    /// Registered for every cluster of Envoy's `reverse_connection` type.
+    pub reverse: Option<ReverseNames>,
+}
+
+impl TunnelClaim {
+    /// Whom requests may wait for.
+    fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        std::iter::once(&self.agent).chain(self.reverse.iter().flat_map(ReverseNames::all))
+    }
 }
 
 /// Why a cluster takes no host.
@@ -72,13 +85,22 @@ pub enum TunnelEnd {
 #[must_use = "dropping the lease removes the host"]
 pub struct TunnelLease {
     slot: Arc<ClusterSlot>,
-    host: u64,
+    host: Arc<Host>,
     connection: Arc<TunnelConnection>,
 }
 
 impl TunnelLease {
-    pub(crate) fn new(slot: Arc<ClusterSlot>, host: u64, connection: Arc<TunnelConnection>) -> Self {
+    pub(crate) fn new(slot: Arc<ClusterSlot>, host: Arc<Host>, connection: Arc<TunnelConnection>) -> Self {
         Self { slot, host, connection }
+    }
+
+    pub(crate) fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    /// Waits until a request waits for [`Self::attach`].
+    pub async fn wanted(&self) {
+        self.connection.wanted().await;
     }
 
     /// Runs the connection on the worker that owns `io`, from the first byte after the handshake to its end. Requests
@@ -134,6 +156,7 @@ impl TunnelLease {
     pub fn drain(&self) {
         self.connection.drain(TunnelEnd::Drained);
         self.slot.tunnels_changed();
+        self.connection.further(|slot| slot.tunnels_changed());
     }
 
     /// What was claimed.
@@ -146,7 +169,10 @@ impl TunnelLease {
 impl Drop for TunnelLease {
     fn drop(&mut self) {
         self.connection.set_gone(TunnelEnd::Closed);
-        self.slot.remove_tunnel(self.host);
+        self.slot.remove_tunnel(self.host.id());
+        for slot in self.connection.take_further().iter().filter_map(Weak::upgrade) {
+            slot.remove_tunnel(self.host.id());
+        }
     }
 }
 

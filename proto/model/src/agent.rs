@@ -1,5 +1,6 @@
 //! `culvert.tunnel.v1.TunnelAgent`.
 
+pub mod initiator;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,7 @@ use crate::scalar;
 use crate::source::{self, ConfigSource, DataSource};
 use crate::tls::{self, UpstreamTls};
 use crate::tunnel::{self, ProtocolChoice};
+pub use initiator::EnvoyInitiator;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct TunnelAgent {
@@ -37,6 +39,8 @@ pub struct TunnelAgent {
     pub retry_times: Option<u32>,
     pub graceful_close_max_wait: Duration,
     pub protocol: ProtocolChoice,
+    /// Speaks Envoy's dialect; `None`: MOSN's.
+    pub envoy: Option<EnvoyInitiator>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -69,6 +73,10 @@ pub(crate) fn agent(report: &mut Report, message: &api::TunnelAgent) -> Option<T
     if message.servers.is_empty() {
         report.error_at("servers", "is empty; name at least one tunnel server");
     }
+    let envoy = match &message.envoy {
+        Some(message) => Some(report.field("envoy", |report| initiator::own(report, message))?),
+        None => None,
+    };
     let credential = message.credential.as_ref();
     let credential = credential.and_then(|message| report.field("credential", |report| credential_of(report, message)));
     let tls = message.transport_socket.as_ref().and_then(|socket| tls::upstream_socket(report, socket));
@@ -101,6 +109,7 @@ pub(crate) fn agent(report: &mut Report, message: &api::TunnelAgent) -> Option<T
         retry_times: message.connect_retry_times,
         graceful_close_max_wait: graceful,
         protocol: protocol?,
+        envoy,
     })
 }
 

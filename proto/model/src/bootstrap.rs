@@ -2,6 +2,7 @@
 
 mod parse;
 mod references;
+pub mod reverse;
 #[cfg(test)]
 mod tests;
 
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 use culvert_api::envoy::config::bootstrap::v3 as api;
 
+use self::reverse::ReverseTunnels;
 use crate::Name;
 use crate::agent::TunnelAgent;
 use crate::cluster::Cluster;
@@ -29,6 +31,8 @@ pub struct Bootstrap {
     /// Agents of the extension `culvert.tunnel_agents`.
     pub agents: Vec<Arc<TunnelAgent>>,
     pub agents_config: Option<ConfigSource>,
+    /// Envoy's extensions of reverse tunnels.
+    pub reverse: ReverseTunnels,
     /// Header prefix for internal headers. Default `x-envoy`.
     pub header_prefix: Arc<str>,
 }

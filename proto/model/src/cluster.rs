@@ -2,6 +2,7 @@
 
 mod parse;
 mod protocol;
+pub mod reverse;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use crate::source::ConfigSource;
 use crate::tls::UpstreamTls;
 
 pub(crate) use parse::cluster;
+pub use reverse::ReverseConnection;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cluster {
@@ -68,6 +70,16 @@ pub enum Discovery {
         service_name: Name,
         config: ConfigSource,
     },
+    /// Agents in Envoy's dialect, whichever cluster they claim.
+    Reverse(ReverseConnection),
+}
+
+impl Cluster {
+    /// A STATIC cluster of that name without endpoints, everything else as by default.
+    #[must_use]
+    pub fn bare(name: &str) -> Option<Self> {
+        parse(&api::Cluster { name: name.to_owned(), ..api::Cluster::default() }).value.ok()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -225,6 +225,10 @@ pub(crate) fn socket_address(report: &mut Report, message: &core::SocketAddress,
         report.error_at("protocol", "UDP is neither served nor dialled; use TCP");
         return None;
     }
+    if !message.resolver_name.is_empty() {
+        report.error_at("resolver_name", "it decides where the address leads; rc:// addresses of listeners have one");
+        return None;
+    }
     let port = match message.port_specifier.as_ref() {
         Some(PortSpecifier::PortValue(port)) => u16::try_from(*port).ok(),
         Some(PortSpecifier::NamedPort(_)) => return None,

@@ -1,6 +1,7 @@
 //! `envoy.config.listener.v3.Listener`: addresses, filter chains and which of them a connection gets.
 
 mod parse;
+mod reverse;
 mod tcp_proxy;
 #[cfg(test)]
 mod tests;
@@ -19,12 +20,15 @@ use crate::tls::DownstreamTls;
 use crate::tunnel::TunnelServer;
 
 pub(crate) use parse::{listener, socket};
+pub use reverse::ReverseAddress;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Listener {
     pub name: Name,
-    /// `None`: `bind_to_port: false`, a listener that only hosts what tunnels bring.
+    /// `None`: `bind_to_port: false` or `rc://`, a listener that only hosts what tunnels bring.
     pub address: Option<SocketAddr>,
+    /// `rc://` addresses: where it dials itself.
+    pub reverse: Vec<ReverseAddress>,
     pub filter_chains: Vec<Arc<FilterChain>>,
     pub default_filter_chain: Option<Arc<FilterChain>>,
     /// `envoy.filters.listener.tls_inspector` is listed, or a chain matches on SNI, ALPN or transport protocol.

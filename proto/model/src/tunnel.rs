@@ -1,10 +1,15 @@
 //! `culvert.tunnel.v1.TunnelServer`: what a tunnel listener demands of agents.
 
+pub mod id_format;
+pub mod reverse;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_api::culvert::tunnel::v1 as api;
+use culvert_api::envoy::extensions::filters::network::reverse_tunnel::v3 as envoy;
 
+use self::reverse::ReverseTunnel;
 use crate::Name;
 use crate::report::{Report, clip};
 use crate::scalar;
@@ -24,6 +29,10 @@ pub struct TunnelServer {
     pub protocol: ProtocolChoice,
     pub queue_timeout: Duration,
     pub max_queued_requests: usize,
+    /// Whether MOSN's frames are taken.
+    pub mosn: bool,
+    /// How Envoy's handshake is taken.
+    pub reverse: Box<ReverseTunnel>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +100,10 @@ pub(crate) fn server(report: &mut Report, message: &api::TunnelServer) -> Option
     let max_connections_per_agent =
         scalar::at_least(report, "max_connections_per_agent", message.max_connections_per_agent, 1, 1024);
     let protocol = protocol(report, message.protocol)?;
+    let reverse = match &message.reverse_tunnel {
+        Some(message) => report.field("reverse_tunnel", |report| own_reverse(report, message))?,
+        None => ReverseTunnel::default(),
+    };
     Some(TunnelServer {
         stat_prefix: message.stat_prefix.as_str().into(),
         policies,
@@ -102,6 +115,8 @@ pub(crate) fn server(report: &mut Report, message: &api::TunnelServer) -> Option
         protocol,
         queue_timeout,
         max_queued_requests: size(message.max_queued_requests.unwrap_or(1024)),
+        mosn: true,
+        reverse: Box::new(ReverseTunnel { leaves_tls: message.allow_envoy_to_leave_tls, ..reverse }),
     })
 }
 
@@ -112,6 +127,17 @@ pub(crate) fn protocol(report: &mut Report, value: i32) -> Option<ProtocolChoice
         api::TunnelProtocol::Http1 => ProtocolChoice::Fixed(TunnelProtocol::Http1),
         api::TunnelProtocol::Http2 => ProtocolChoice::Fixed(TunnelProtocol::Http2),
     })
+}
+
+/// What the filter says itself is not said a second time.
+fn own_reverse(report: &mut Report, message: &envoy::ReverseTunnel) -> Option<ReverseTunnel> {
+    if message.handshake_timeout.is_some() {
+        report.error_at("handshake_timeout", "stands in the filter itself");
+    }
+    if message.enable_connection_limit {
+        report.error_at("enable_connection_limit", "use max_connections_per_agent of the filter itself");
+    }
+    reverse::reverse(report, message)
 }
 
 fn policy(report: &mut Report, message: &api::CredentialPolicy) -> Option<CredentialPolicy> {

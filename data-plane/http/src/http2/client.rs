@@ -22,6 +22,8 @@ use crate::client::Http2ClientOptions;
 use crate::http1::fields::MAX_FIELDS;
 use crate::{Blame, BodyKind, CONNECTION_FIELD, Fields, Io, Method, RequestHead, ResponseHead, StreamError};
 
+/// Between PINGs where only the first was asked for: one a day.
+const NO_INTERVAL: Duration = Duration::from_secs(86_400);
 /// More interim responses than this are an attack or a loop.
 const MAX_INFORMATIONAL: u8 = 16;
 
@@ -137,9 +139,14 @@ pub(crate) async fn connect(
         .handshake::<_, Bytes>(io)
         .await
         .map_err(|error| stream_error(Blame::Upstream, &error).untouched(true))?;
-    let keepalive = options.keepalive_interval.and_then(|interval| {
-        let round_trip = options.round_trip.clone();
-        connection.ping_pong().map(|pings| Keepalive::new(pings, interval, options.keepalive_timeout, round_trip))
+    let interval = options.keepalive_interval.or(options.first_ping.map(|_| NO_INTERVAL));
+    let keepalive = interval.and_then(|interval| {
+        let (round_trip, first) = (options.round_trip.clone(), options.first_ping);
+        let keepalive = |pings| Keepalive::new(pings, interval, options.keepalive_timeout, round_trip);
+        connection.ping_pong().map(|pings| match first {
+            Some(first) => keepalive(pings).first_after(first),
+            None => keepalive(pings),
+        })
     });
     let windows =
         Windows::new(options.initial_stream_window, options.initial_connection_window, options.most_stream_window);

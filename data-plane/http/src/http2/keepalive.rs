@@ -35,6 +35,12 @@ impl Keepalive {
         self.fresh.take()
     }
 
+    /// Another time than the interval for the first one.
+    pub(super) fn first_after(mut self, time: Duration) -> Self {
+        self.rest(time);
+        self
+    }
+
     /// Resolves when the peer did not answer in time.
     pub(super) fn poll_dead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {

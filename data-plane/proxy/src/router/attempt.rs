@@ -121,6 +121,7 @@ impl<'a> Attempt<'_, 'a> {
         let context = PickContext {
             priority: self.action.config.priority,
             agent: self.agent,
+            request: Some(stream.request),
             downstream: match stream.request.version {
                 Version::Http2 => DownstreamProtocol::Http2,
                 Version::Http10 | Version::Http11 => DownstreamProtocol::Http1,

@@ -41,6 +41,7 @@ pub(super) async fn terminate<'a>(
     let context = PickContext {
         priority: action.config.priority,
         agent: chosen.agent.as_deref(),
+        request: Some(stream.request),
         downstream: DownstreamProtocol::Http1,
         tried: &[],
         fresh_picks: 0,

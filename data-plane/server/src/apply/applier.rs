@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_model::Name;
+use culvert_model::bootstrap::reverse::ReverseTunnels;
 use culvert_model::endpoint::Endpoints;
 use culvert_model::resource::Resource;
 use culvert_model::route::RouteConfiguration;
@@ -20,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use super::agents::Agents;
 use super::clusters::ClusterEntry;
 use super::listeners::Listeners;
+use super::reverse::ReverseListeners;
 use super::{Applied, ApplyError, Change, Command, Kind, leaving};
 use crate::overview::Overview;
 use crate::secrets::Secrets;
@@ -42,6 +44,7 @@ pub(crate) struct Applier {
     pub(super) clusters: HashMap<Name, ClusterEntry>,
     pub(super) listeners: Listeners,
     pub(super) agents: Agents,
+    pub(super) reverse: ReverseListeners,
     /// Assignments by service name, for clusters and agents that come later.
     pub(super) endpoints: HashMap<Name, Arc<Endpoints>>,
     /// Assignments that agents look at.
@@ -63,6 +66,8 @@ pub(crate) struct Parts {
     pub(crate) secrets: Secrets,
     pub(crate) metrics: Block<ManagerMetric>,
     pub(crate) node_id: Arc<str>,
+    /// Envoy's extensions of the bootstrap.
+    pub(crate) reverse: ReverseTunnels,
     pub(crate) drain_time: Duration,
 }
 
@@ -76,6 +81,7 @@ impl Applier {
             clusters: HashMap::new(),
             listeners: Listeners::default(),
             agents: Agents::default(),
+            reverse: ReverseListeners::new(parts.reverse),
             endpoints: HashMap::new(),
             assignments: HashMap::new(),
             routes: HashMap::new(),
@@ -177,7 +183,11 @@ impl Applier {
                 self.refresh().await;
                 Ok(Applied::Active)
             }
-            Resource::Cluster(cluster) => self.set_cluster(cluster),
+            Resource::Cluster(cluster) => {
+                let applied = self.set_cluster(cluster);
+                self.reconcile_reverse().await;
+                applied
+            }
             Resource::Endpoints(endpoints) => {
                 self.set_endpoints(&endpoints);
                 Ok(Applied::Active)
@@ -187,7 +197,14 @@ impl Applier {
                 self.advance_all().await;
                 applied
             }
-            Resource::Listener(listener) => self.set_listener(listener).await,
+            Resource::Listener(listener) => {
+                let applied = self.set_listener(Arc::clone(&listener)).await;
+                if applied.is_ok() {
+                    self.reverse.set(&listener.name, &listener.reverse);
+                    self.reconcile_reverse().await;
+                }
+                applied
+            }
             Resource::Agent(agent) => self.set_agent(agent).await,
         }
     }
@@ -195,14 +212,21 @@ impl Applier {
     async fn remove(&mut self, kind: Kind, name: &Name) {
         match kind {
             Kind::Secret => self.secrets.remove(name),
-            Kind::Cluster => self.remove_cluster(name),
+            Kind::Cluster => {
+                self.remove_cluster(name);
+                self.reconcile_reverse().await;
+            }
             // The hosts of a cluster stay until it gets others or is removed itself.
             Kind::Endpoints => drop(self.endpoints.remove(name)),
             Kind::Routes => {
                 self.routes.remove(name);
                 self.process.routes.prune();
             }
-            Kind::Listener => self.remove_listener(name),
+            Kind::Listener => {
+                self.reverse.set(name, &[]);
+                self.reconcile_reverse().await;
+                self.remove_listener(name);
+            }
             Kind::Agent => self.remove_agent(name),
         }
     }
@@ -220,6 +244,7 @@ impl Applier {
     /// Looks again at everything that was built from files and secrets, and completes what waited for them.
     pub(crate) async fn refresh(&mut self) {
         self.refresh_clusters();
+        self.reconcile_reverse().await;
         self.refresh_agents();
         self.refresh_listeners().await;
     }

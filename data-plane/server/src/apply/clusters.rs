@@ -81,6 +81,11 @@ impl Applier {
         Ok(())
     }
 
+    /// The cluster as it is in force.
+    pub(super) fn cluster_in_force(&self, name: &Name) -> Option<&Arc<Cluster>> {
+        self.clusters.get(name)?.active.as_ref().map(|active| &active.cluster)
+    }
+
     pub(super) fn remove_cluster(&mut self, name: &Name) {
         if self.clusters.remove(name).is_some() {
             self.process.clusters.remove(name);
@@ -152,6 +157,8 @@ fn service_name(cluster: &Cluster) -> Option<&Name> {
     match &cluster.discovery {
         Discovery::Eds { service_name, .. } if service_name.is_empty() => Some(&cluster.name),
         Discovery::Eds { service_name, .. } => Some(service_name),
-        Discovery::Static(_) | Discovery::StrictDns { .. } | Discovery::LogicalDns { .. } => None,
+        Discovery::Static(_) | Discovery::StrictDns { .. } | Discovery::LogicalDns { .. } | Discovery::Reverse(_) => {
+            None
+        }
     }
 }

@@ -46,6 +46,7 @@ impl Site {
             secrets: Secrets::default(),
             metrics,
             node_id: "test".into(),
+            reverse: culvert_model::bootstrap::reverse::ReverseTunnels::default(),
             drain_time: Duration::from_secs(1),
             process,
         });
@@ -84,6 +85,8 @@ fn listener(name: &str, address: &str, stat_prefix: &str) -> Listener {
         protocol: ProtocolChoice::Negotiated,
         queue_timeout: Duration::from_secs(5),
         max_queued_requests: 16,
+        mosn: true,
+        reverse: Box::default(),
     };
     let chain = FilterChain {
         name: "all".into(),
@@ -104,6 +107,7 @@ fn listener(name: &str, address: &str, stat_prefix: &str) -> Listener {
         tcp_backlog: 16,
         max_connections: None,
         drain_modify_only: false,
+        reverse: Vec::new(),
     }
 }
 

@@ -5,7 +5,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_http::RoundTrip;
+use bytes::Bytes;
+use culvert_http::{Io, RoundTrip};
 use culvert_model::tunnel::{ProtocolChoice, TunnelProtocol};
 use culvert_runtime::backoff::Backoff;
 use culvert_runtime::drain;
@@ -13,8 +14,11 @@ use culvert_runtime::telemetry::Block;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::dial::{self, DialError, Established, Retry, Target};
+use super::envoy::Initiator;
 use super::peer::{Peer, Phase};
 use super::{Agent, Hosted, Hosting, credential, mux};
+use crate::envoy::ping;
+use crate::envoy::wire::ResponseError;
 use crate::http2::recorded;
 use crate::keepalive;
 use crate::metrics::AgentMetric;
@@ -111,6 +115,21 @@ impl<H: Hosting> Connection<H> {
 
     async fn dial(&self, target: &Target) -> Result<Established, DialError> {
         let config = &self.agent.config;
+        if let Some(envoy) = &config.envoy {
+            let token = match &config.credential {
+                Some(configured) => Some(credential::read(&configured.value).await?),
+                None => None,
+            };
+            let initiator = Initiator {
+                config: envoy,
+                node: self.agent.host_name(),
+                cluster: &config.cluster,
+                worker: self.worker,
+                connection: self.index,
+                token,
+            };
+            return super::envoy::establish(target, &initiator).await;
+        }
         let mut init = Init {
             cluster_name: config.cluster.to_string(),
             weight: i64::from(config.weight),
@@ -127,7 +146,7 @@ impl<H: Hosting> Connection<H> {
 
     fn count(&self, error: &DialError) {
         self.metrics.inc(match error {
-            DialError::Refused(_) => {
+            DialError::Refused(_) | DialError::Envoy(ResponseError::Refused { .. }) => {
                 self.metrics.inc(AgentMetric::Refused);
                 AgentMetric::HandshakeFailures
             }
@@ -178,6 +197,9 @@ impl<H: Hosting> Connection<H> {
 
     /// As what was agreed on.
     async fn serve(&self, tunnel: Established, hosted: Hosted) {
+        if self.agent.config.envoy.is_some() {
+            return self.serve_envoy(tunnel.io, hosted).await;
+        }
         if !tunnel.http2 {
             return self.hosting.serve(tunnel.io, hosted).await;
         }
@@ -187,6 +209,22 @@ impl<H: Hosting> Connection<H> {
         let serving = mux::serve(&self.hosting, tunnel.io, hosted, round_trip.clone());
         recorded(&round_trip, &self.metrics, || AgentMetric::RoundTripMs, serving).await;
         self.metrics.dec(AgentMetric::ActiveHttp2);
+    }
+
+    /// In Envoy's dialect, from the first byte that is no ping.
+    async fn serve_envoy(&self, mut io: Io, hosted: Hosted) {
+        let first = tokio::select! {
+            biased;
+            () = hosted.drain.draining() => return,
+            first = ping::echo(&mut io, Bytes::new()) => first,
+        };
+        match first {
+            Ok(first) => self.hosting.serve(io.with_prefix(first), hosted).await,
+            Err(reason) => {
+                let (agent, server) = (&self.agent.config.name, self.peer.address);
+                tracing::info!(%agent, %server, connection = self.index, %reason, "an unused tunnel ends");
+            }
+        }
     }
 
     async fn pause(&self, delay: Duration) {

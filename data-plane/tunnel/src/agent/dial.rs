@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::credential::CredentialError;
+use crate::envoy::wire::ResponseError;
 use crate::keepalive;
 use crate::wire::{CAPABILITY, Carried, DecodeError, Decoder, EncodeError, Frame, Init, Kind, MAX_PAYLOAD, Status};
 
@@ -60,6 +61,10 @@ pub(super) enum DialError {
     Unexpected(Kind),
     #[error("the server refused with status {0}")]
     Refused(Status),
+    #[error(transparent)]
+    Envoy(#[from] ResponseError),
+    #[error("the server goes on without TLS; set allow_envoy_to_leave_tls if its tunnels may carry plaintext")]
+    LeavesTls,
 }
 
 /// When to try again.
@@ -74,7 +79,10 @@ pub(super) enum Retry {
 impl DialError {
     pub(super) fn retry(&self) -> Retry {
         match self {
-            Self::Refused(Status::AuthFailed | Status::PolicyNotFound) => Retry::Slow,
+            Self::Refused(Status::AuthFailed | Status::PolicyNotFound) | Self::LeavesTls => Retry::Slow,
+            // A credential, or what the two configurations say: nothing that a moment changes.
+            Self::Envoy(ResponseError::OtherMode { .. }) => Retry::Slow,
+            Self::Envoy(ResponseError::Refused { status: 400..=428, .. }) => Retry::Slow,
             _ => Retry::Normal,
         }
     }
@@ -89,6 +97,8 @@ impl DialError {
                 | Self::Unexpected(_)
                 | Self::Refused(_)
                 | Self::Encode(_)
+                | Self::Envoy(_)
+                | Self::LeavesTls
         )
     }
 }

@@ -25,11 +25,12 @@ pub(super) async fn keep(agent: Arc<Agent>, peer: Arc<Peer>, metrics: Rc<Block<A
     tokio::select! {
         biased;
         () = peer.leaving() => {}
-        () = keep_aside(&agent, &peer, &mut aside) => {}
+        () = keep_aside(&agent, &peer, &mut aside), if agent.config.envoy.is_none() => {}
     }
     wait_for_replacement(&agent, &peer).await;
     let deadline = Instant::now() + agent.config.graceful_close_max_wait;
-    let names = peer.names();
+    // In Envoy's dialect a tunnel says by itself that it drains: by HTTP/2's GOAWAY.
+    let names = if agent.config.envoy.is_some() { Names::default() } else { peer.names() };
     let acknowledged = if names == Names::default() {
         false
     } else {

@@ -136,6 +136,7 @@ fn config(servers: Vec<ServerSource>) -> TunnelAgent {
         retry_times: None,
         graceful_close_max_wait: Duration::from_secs(10),
         protocol: ProtocolChoice::Negotiated,
+        envoy: None,
     }
 }
 

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use bytes::BytesMut;
 use culvert_http::{Io, RoundTrip};
 use culvert_model::tunnel::TunnelServer;
 use culvert_runtime::drain::Watch;
 use culvert_runtime::telemetry::Block;
 use tokio::time::{Instant, timeout_at};
 
+use super::envoy::EnvoyJoining;
 use super::handshake::{Accepting, Claimed, Opening, OpeningError};
 use super::log_limit::LogLimit;
 use super::negotiation::{Agreed, agree};
@@ -19,6 +21,8 @@ use super::policy::{self, PolicyError, Tokens};
 use super::tunnels::{AsidePlace, Place, Tunnels};
 use super::{Claim, ConnectionId, HostLease, HostRegistry, Peer, Refusal, acknowledged};
 use crate::dialect::Dialect;
+use crate::envoy::jwt::KeySet;
+use crate::envoy::wire::{Answer, RequestReader};
 use crate::http2::{client_options, recorded};
 use crate::keepalive;
 use crate::metrics::ServerMetric;
@@ -27,12 +31,14 @@ use crate::wire::{CAPABILITY, Frame, GracefulClose, GracefulCloseAck, Response, 
 /// Admits agents on one tunnel listener: policy, limits, live connections. Shared by the workers.
 #[derive(Debug)]
 pub struct Acceptor {
-    config: Arc<TunnelServer>,
-    tokens: ArcSwap<Tokens>,
-    tunnels: Arc<Tunnels>,
+    pub(super) config: Arc<TunnelServer>,
+    pub(super) tokens: ArcSwap<Tokens>,
+    /// Of the `jwt_validator`. `None`: every token is refused.
+    pub(super) keys: ArcSwapOption<KeySet>,
+    pub(super) tunnels: Arc<Tunnels>,
     pending: AtomicUsize,
     /// Log lines that anybody can cause.
-    refusals: LogLimit,
+    pub(super) refusals: LogLimit,
 }
 
 /// How an accepted connection ended.
@@ -51,12 +57,18 @@ impl Acceptor {
     #[must_use]
     pub fn new(config: Arc<TunnelServer>, tokens: Tokens, tunnels: Arc<Tunnels>) -> Arc<Self> {
         let tokens = ArcSwap::from_pointee(tokens);
-        Arc::new(Self { config, tokens, tunnels, pending: AtomicUsize::new(0), refusals: LogLimit::default() })
+        let keys = ArcSwapOption::empty();
+        Arc::new(Self { config, tokens, keys, tunnels, pending: AtomicUsize::new(0), refusals: LogLimit::default() })
     }
 
     /// Takes rotated credentials; they count from the next handshake.
     pub fn replace_tokens(&self, tokens: Tokens) {
         self.tokens.store(Arc::new(tokens));
+    }
+
+    /// Takes the keys of the `jwt_validator`; they count from the next handshake.
+    pub fn replace_keys(&self, keys: KeySet) {
+        self.keys.store(Some(Arc::new(keys)));
     }
 
     #[must_use]
@@ -91,7 +103,7 @@ impl Acceptor {
 
 /// Why a connection came to be no tunnel, where no answer is due any more.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+pub(super) enum Failure {
     #[error("{0}")]
     Opening(#[from] OpeningError),
     #[error("too many handshakes are under way")]
@@ -102,6 +114,8 @@ enum Failure {
     Policy(#[from] PolicyError),
     #[error("refused: {0}")]
     Registry(#[from] Refusal),
+    #[error("refused: {0}")]
+    Envoy(#[from] Answer),
     #[error("no randomness for a connection id")]
     Random,
     #[error("an agent's aside connection, silent for {} s or one too many", ASIDE_IDLE.as_secs())]
@@ -115,7 +129,7 @@ impl From<std::io::Error> for Failure {
 }
 
 impl Failure {
-    fn metric(&self) -> ServerMetric {
+    pub(super) fn metric(&self) -> ServerMetric {
         match self {
             Self::Opening(OpeningError::Timeout) => ServerMetric::Timeout,
             Self::Opening(OpeningError::Left | OpeningError::Io(_)) | Self::Random => ServerMetric::Aborted,
@@ -131,17 +145,24 @@ impl Failure {
                 ServerMetric::RefusedCluster
             }
             Self::Registry(Refusal::TooManyConnections) => ServerMetric::RefusedLimit,
+            Self::Envoy(Answer::Unauthenticated | Answer::ValidationFailed | Answer::TlsLeft) => {
+                ServerMetric::RefusedAuth
+            }
+            Self::Envoy(Answer::UpstreamClusterWrong | Answer::ClusterUnknown) => ServerMetric::RefusedCluster,
+            Self::Envoy(Answer::TooMany) => ServerMetric::RefusedLimit,
+            Self::Envoy(Answer::Unavailable) => ServerMetric::RefusedDraining,
+            Self::Envoy(_) => ServerMetric::Malformed,
             Self::Aside => ServerMetric::AsideClosed,
         }
     }
 }
 
 /// One connection on its way.
-struct Accepted<'a, R> {
-    acceptor: &'a Acceptor,
-    registry: &'a R,
-    metrics: &'a Block<ServerMetric>,
-    drain: &'a Watch,
+pub(super) struct Accepted<'a, R> {
+    pub(super) acceptor: &'a Acceptor,
+    pub(super) registry: &'a R,
+    pub(super) metrics: &'a Block<ServerMetric>,
+    pub(super) drain: &'a Watch,
 }
 
 impl<R: HostRegistry> Accepted<'_, R> {
@@ -151,7 +172,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
         self.metrics.inc(ServerMetric::Handshakes);
         let config = &self.acceptor.config;
         let deadline = Instant::now() + config.handshake_timeout;
-        let accepting = Accepting::new(io, peer, config.max_handshake_bytes);
+        let accepting = Accepting::new(io, peer, config);
         let opening = tokio::select! {
             biased;
             () = self.drain.draining() => return Err(Failure::Draining),
@@ -159,6 +180,10 @@ impl<R: HostRegistry> Accepted<'_, R> {
         };
         match opening {
             Opened::Claimed(claimed) => self.join(claimed, deadline, pending).await,
+            Opened::Http(io, peer, first) => {
+                let joining = EnvoyJoining { io, peer, reader: RequestReader::new(first) };
+                Box::pin(self.join_envoy(joining, deadline, pending)).await
+            }
             Opened::Aside(accepting, place) => {
                 drop(pending);
                 self.aside(accepting, place).await
@@ -172,6 +197,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
         loop {
             accepting = match accepting.next(deadline).await? {
                 Opening::Claimed(claimed) => return Ok(Opened::Claimed(claimed)),
+                Opening::Http(io, peer, first) => return Ok(Opened::Http(io, peer, first)),
                 Opening::Close(mut accepting, request) => {
                     self.close(&mut accepting, &request, deadline).await?;
                     accepting
@@ -204,6 +230,8 @@ impl<R: HostRegistry> Accepted<'_, R> {
                     self.close(&mut accepting, &request, deadline).await?;
                     accepting
                 }
+                // An agent of MOSN's dialect does not change over.
+                Ok(Opening::Http(..)) => return Err(OpeningError::UnknownDialect.into()),
                 Ok(Opening::Claimed(claimed)) => {
                     drop((place, counted));
                     let pending = Pending::enter(self.acceptor, self.metrics).ok_or(Failure::PendingOverflow)?;
@@ -309,6 +337,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
             weight,
             peer: claimed.peer.clone(),
             policy,
+            reverse: None,
             protocol: agreed.protocol,
             http2: agreed.ours.then(|| client_options(RoundTrip::default())),
             queue_timeout: config.queue_timeout,
@@ -345,7 +374,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
 }
 
 /// Runs a registered connection to its end.
-async fn run<L: HostLease>(lease: &L, io: Io, drain: &Watch) {
+pub(super) async fn run<L: HostLease>(lease: &L, io: Io, drain: &Watch) {
     let mut lost = pin!(keepalive::lost(keepalive::ends(&io)));
     // A connection that an exchange has borrowed whole is not closed by dropping what follows.
     let cord = keepalive::Cord::of(&io);
@@ -369,11 +398,12 @@ async fn run<L: HostLease>(lease: &L, io: Io, drain: &Watch) {
 
 enum Opened {
     Claimed(Claimed),
+    Http(Io, Peer, BytesMut),
     Aside(Accepting, AsidePlace),
 }
 
 /// A handshake under way.
-struct Pending<'a> {
+pub(super) struct Pending<'a> {
     acceptor: &'a Acceptor,
     _counted: Gauge<'a>,
 }
@@ -396,13 +426,13 @@ impl Drop for Pending<'_> {
 }
 
 /// Counts in a gauge as long as it lives.
-struct Gauge<'a> {
+pub(super) struct Gauge<'a> {
     metrics: &'a Block<ServerMetric>,
     metric: ServerMetric,
 }
 
 impl<'a> Gauge<'a> {
-    fn enter(metrics: &'a Block<ServerMetric>, metric: ServerMetric) -> Self {
+    pub(super) fn enter(metrics: &'a Block<ServerMetric>, metric: ServerMetric) -> Self {
         metrics.inc(metric);
         Self { metrics, metric }
     }
@@ -415,7 +445,7 @@ impl Drop for Gauge<'_> {
 }
 
 /// What a peer said, for a log line: quoted, and not at any length.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     let short: String = text.chars().take(64).collect();
     if short.len() < text.len() { format!("{short:?}...") } else { format!("{short:?}") }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use culvert_http::Io;
+use culvert_model::tunnel::TunnelServer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
@@ -17,6 +18,8 @@ use crate::wire::{DecodeError, Decoder, Frame, GracefulClose, Init, Kind, Respon
 pub(super) struct Accepting {
     io: Io,
     decoder: Decoder,
+    /// Whether frames are taken.
+    mosn: bool,
     pub(super) peer: Peer,
     pub(super) origin: Origin,
 }
@@ -28,6 +31,8 @@ pub(super) enum Opening {
     Claimed(Claimed),
     /// A graceful close was read; more may follow.
     Close(Accepting, GracefulClose),
+    /// The first bytes are those of an HTTP request; they stand in the buffer.
+    Http(Io, Peer, BytesMut),
     /// The deadline passed, and not a byte of a frame was there: perhaps an aside connection.
     Silent(Accepting),
 }
@@ -50,9 +55,9 @@ pub(super) enum OpeningError {
 }
 
 impl Accepting {
-    pub(super) fn new(io: Io, peer: Peer, max_payload: usize) -> Self {
+    pub(super) fn new(io: Io, peer: Peer, config: &TunnelServer) -> Self {
         let origin = peer.origin();
-        Self { io, decoder: Decoder::new(max_payload), peer, origin }
+        Self { io, decoder: Decoder::new(config.max_handshake_bytes), mosn: config.mosn, peer, origin }
     }
 
     /// Reads to the next frame.
@@ -62,7 +67,12 @@ impl Accepting {
             let frame = match Dialect::sniff(self.decoder.buffered()) {
                 Sniff::NeedMore => None,
                 Sniff::Unknown => return Err(OpeningError::UnknownDialect),
-                Sniff::Is(Dialect::Mosn | Dialect::Culvert) => self.decoder.next_frame()?,
+                Sniff::Is(Dialect::Mosn | Dialect::Culvert) if self.mosn => self.decoder.next_frame()?,
+                Sniff::Is(Dialect::Mosn | Dialect::Culvert) => return Err(OpeningError::UnknownDialect),
+                Sniff::Is(Dialect::Envoy) => {
+                    let first = std::mem::take(self.decoder.buffer());
+                    return Ok(Opening::Http(self.io, self.peer, first));
+                }
             };
             match frame {
                 Some(Frame::Init(init)) => {
@@ -109,15 +119,7 @@ impl Claimed {
     pub(super) async fn refuse(mut self, response: Response) -> Result<(), OpeningError> {
         write_response(&mut self.io, response).await?;
         self.io.shutdown().await?;
-        let deadline = Instant::now() + LINGER;
-        let (mut rest, mut taken) = (BytesMut::with_capacity(READ), 0);
-        while taken < LINGER_BYTES {
-            rest.clear();
-            match timeout_at(deadline, self.io.read_buf(&mut rest)).await {
-                Ok(Ok(read)) if read > 0 => taken += read,
-                _ => break,
-            }
-        }
+        linger(&mut self.io).await;
         Ok(())
     }
 
@@ -125,6 +127,19 @@ impl Claimed {
     pub(super) async fn accept(mut self, response: Response) -> Result<Io, OpeningError> {
         write_response(&mut self.io, response).await?;
         Ok(self.io.with_prefix(self.surplus))
+    }
+}
+
+/// Takes back what a refused peer still sends for a moment.
+pub(super) async fn linger(io: &mut Io) {
+    let deadline = Instant::now() + LINGER;
+    let (mut rest, mut taken) = (BytesMut::with_capacity(READ), 0);
+    while taken < LINGER_BYTES {
+        rest.clear();
+        match timeout_at(deadline, io.read_buf(&mut rest)).await {
+            Ok(Ok(read)) if read > 0 => taken += read,
+            _ => break,
+        }
     }
 }
 

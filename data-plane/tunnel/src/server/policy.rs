@@ -47,7 +47,7 @@ pub(super) fn check(config: &TunnelServer, tokens: &Tokens, init: &Init) -> Resu
         if !config.policies.is_empty() {
             return Err(PolicyError::CredentialMissing);
         }
-        return allowed(&config.allowed_clusters, init).map(|()| None);
+        return allowed(&config.allowed_clusters, &init.cluster_name).map(|()| None);
     }
     let Some(index) = config.policies.iter().position(|policy| *policy.name == **named) else {
         return Err(PolicyError::PolicyUnknown);
@@ -58,11 +58,32 @@ pub(super) fn check(config: &TunnelServer, tokens: &Tokens, init: &Init) -> Resu
     }
     let policy = &config.policies[index];
     let clusters = if policy.clusters.is_empty() { &config.allowed_clusters } else { &policy.clusters };
-    allowed(clusters, init).map(|()| Some(Arc::from(&**named)))
+    allowed(clusters, &init.cluster_name).map(|()| Some(Arc::from(&**named)))
 }
 
-fn allowed(clusters: &[NamePattern], init: &Init) -> Result<(), PolicyError> {
-    if clusters.is_empty() || clusters.iter().any(|pattern| pattern.matches(&init.cluster_name)) {
+/// As [`check`], for an agent that presents a bearer token and names no policy: the first that has the token.
+pub(super) fn check_bearer(
+    config: &TunnelServer,
+    tokens: &Tokens,
+    cluster: &str,
+    token: Option<&str>,
+) -> Result<Option<Arc<str>>, PolicyError> {
+    if config.policies.is_empty() {
+        return allowed(&config.allowed_clusters, cluster).map(|()| None);
+    }
+    let offered = token.ok_or(PolicyError::CredentialMissing)?.as_bytes();
+    let admitting = config
+        .policies
+        .iter()
+        .zip(tokens)
+        .fold(None, |found, (policy, accepted)| if any_matches(accepted, offered) { Some(policy) } else { found });
+    let policy = admitting.ok_or(PolicyError::CredentialWrong)?;
+    let clusters = if policy.clusters.is_empty() { &config.allowed_clusters } else { &policy.clusters };
+    allowed(clusters, cluster).map(|()| Some(Arc::clone(&policy.name)))
+}
+
+pub(super) fn allowed(clusters: &[NamePattern], cluster: &str) -> Result<(), PolicyError> {
+    if clusters.is_empty() || clusters.iter().any(|pattern| pattern.matches(cluster)) {
         Ok(())
     } else {
         Err(PolicyError::ClusterNotAllowed)

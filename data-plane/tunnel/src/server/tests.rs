@@ -18,6 +18,7 @@ use crate::wire::{Frame, GracefulClose, Init, Response, Secret};
 
 mod admission;
 mod asides;
+mod envoy;
 mod life;
 
 /// What happened at the registry, in order.
@@ -38,6 +39,8 @@ struct RegistryState {
     refusal: Cell<Option<Refusal>>,
     /// Registration waits for `open`.
     gated: Cell<bool>,
+    /// Nobody wants a connection before `open`.
+    resting: Cell<bool>,
     open: Notify,
     /// What a connection sends to its agent as soon as it is attached.
     greeting: RefCell<Vec<u8>>,
@@ -71,6 +74,12 @@ impl HostRegistry for Registry {
 }
 
 impl HostLease for Lease {
+    async fn wanted(&self) {
+        if self.state.resting.get() {
+            self.state.open.notified().await;
+        }
+    }
+
     async fn attach(&self, mut io: Io) {
         self.state.diary.borrow_mut().push(Event::Attached(self.id));
         let greeting = self.state.greeting.borrow().clone();
@@ -112,6 +121,8 @@ fn config() -> TunnelServer {
         protocol: ProtocolChoice::Negotiated,
         queue_timeout: Duration::from_secs(5),
         max_queued_requests: 1024,
+        mosn: true,
+        reverse: Box::default(),
     }
 }
 
@@ -132,13 +143,18 @@ struct Connected {
 
 impl Fixture {
     fn new(config: TunnelServer, tokens: Tokens) -> Self {
-        let tunnels = Arc::<Tunnels>::default();
+        Self::with_limits(config, tokens, ReverseLimits::default())
+    }
+
+    fn with_limits(config: TunnelServer, tokens: Tokens, limits: ReverseLimits) -> Self {
+        let tunnels = Arc::new(Tunnels::new(limits));
         let (trigger, watch) = drain::channel();
         let registry = Registry(Rc::new(RegistryState {
             diary: RefCell::default(),
             claims: RefCell::default(),
             refusal: Cell::default(),
             gated: Cell::default(),
+            resting: Cell::default(),
             open: Notify::new(),
             greeting: RefCell::default(),
             received: RefCell::default(),
@@ -156,7 +172,7 @@ impl Fixture {
 
     /// An agent at `address` connects.
     fn connect(&self, address: &str) -> Connected {
-        self.connect_as(Peer { address: Some(address.parse().unwrap()), identity: None })
+        self.connect_as(Peer { address: Some(address.parse().unwrap()), identity: None, names: None })
     }
 
     fn connect_as(&self, peer: Peer) -> Connected {

@@ -21,6 +21,23 @@ use crate::wire::GracefulClose;
 #[derive(Debug, Default)]
 pub struct Tunnels {
     inner: Mutex<Inner>,
+    reverse: ReverseLimits,
+}
+
+/// What Envoy's bootstrap says of all its tunnels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReverseLimits {
+    pub ping_failure_threshold: u32,
+    /// Ids count within their tenant.
+    pub tenant_isolation: bool,
+    /// Holds where a listener enables it; over all workers.
+    pub max_connections_per_node: usize,
+}
+
+impl Default for ReverseLimits {
+    fn default() -> Self {
+        Self { ping_failure_threshold: 3, tenant_isolation: false, max_connections_per_node: 0 }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -48,7 +65,7 @@ struct Live {
 /// elsewhere do not use up what its owner may have.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum AgentKey {
-    Named { policy: Option<Arc<str>>, cluster: Arc<str>, host_name: Arc<str> },
+    Named { policy: Option<Arc<str>>, cluster: Arc<str>, tenant: Option<Arc<str>>, host_name: Arc<str> },
     Unnamed(Origin),
 }
 
@@ -60,6 +77,7 @@ impl AgentKey {
             _ => Self::Named {
                 policy: claim.policy.clone(),
                 cluster: Arc::clone(&claim.cluster),
+                tenant: claim.reverse.as_ref().map(|claim| Arc::clone(&claim.tenant)),
                 host_name: Arc::clone(&claim.host_name),
             },
         }
@@ -90,6 +108,15 @@ pub(super) struct Closed {
 }
 
 impl Tunnels {
+    #[must_use]
+    pub fn new(reverse: ReverseLimits) -> Self {
+        Self { reverse, ..Self::default() }
+    }
+
+    pub(super) fn reverse(&self) -> &ReverseLimits {
+        &self.reverse
+    }
+
     /// Every registered connection, oldest first.
     #[must_use]
     pub fn status(&self) -> Vec<TunnelStatus> {

@@ -297,8 +297,8 @@ impl Wait {
         context: &PickContext<'_>,
         pool: Rc<SlotPool>,
         least_request: bool,
+        agent: Option<Box<str>>,
     ) -> Self {
-        let agent = context.agent.map(Box::from);
         Self { pool, host, chosen, among, agent, priority: context.priority, least_request }
     }
 
@@ -326,12 +326,25 @@ impl Wait {
             self.host.count(ClusterMetric::TunnelQueueOverflow);
             UpstreamFailure::QueueFull
         })?;
+        let mut resting =
+            std::iter::once(&self.chosen).chain(&self.among).filter(|other| other.phase() == Phase::Pending);
+        resting.next().iter().for_each(|first| first.want());
         // One may have become free before we stood in the queue.
         let free = |connection: &&Arc<TunnelConnection>| matches!(connection.phase(), Phase::Idle | Phase::Open);
         for connection in self.among.iter().filter(free) {
             connection.queue().serve(connection);
         }
-        match tokio::time::timeout(claim.queue_timeout, answer).await {
+        let mut answer = std::pin::pin!(answer);
+        let answered = async {
+            loop {
+                // The one that was wanted may break; others are wanted only then, for each that is opened costs.
+                match tokio::time::timeout(WANT_ANOTHER, &mut answer).await {
+                    Ok(answer) => return answer,
+                    Err(_) => resting.next().iter().for_each(|next| next.want()),
+                }
+            }
+        };
+        match tokio::time::timeout(claim.queue_timeout, answered).await {
             Ok(Ok(lent)) => Ok(lent),
             Ok(Err(_)) => Err(UpstreamFailure::TunnelClosed),
             Err(_) => {
@@ -342,5 +355,7 @@ impl Wait {
     }
 }
 
+/// How long a tunnel may take to be opened before another is asked for.
+const WANT_ANOTHER: Duration = Duration::from_millis(500);
 /// A request's own deadline comes first; this bounds one that has none.
 const MAX_PERMIT_WAIT: Duration = Duration::from_secs(60);

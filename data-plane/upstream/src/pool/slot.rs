@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
-use culvert_model::cluster::Balancer;
+use culvert_model::cluster::{Balancer, Discovery, ReverseConnection};
 use tokio::time::Instant;
 
 use super::checkout::{Checkout, Held, TcpCheckout};
@@ -21,12 +21,15 @@ use crate::failure::UpstreamFailure;
 use crate::host::Host;
 use crate::slot::{ClusterConfig, ClusterSlot, Generation};
 use crate::stats::ClusterMetric;
-use crate::tunnel::{Lane, Lent, TunnelConnection};
+use crate::tunnel::{Lane, Lent, TunnelConnection, Wish, lend_among};
 
 #[derive(Debug)]
 pub(super) struct SlotPool {
     pub(super) stats: Rc<SlotStats>,
     generation: RefCell<Cache<Arc<ArcSwap<Generation>>, Arc<Generation>>>,
+    /// What `reverse_connection` clusters choose from.
+    reverse: Arc<ClusterSlot>,
+    agents: RefCell<Cache<Arc<ArcSwap<Generation>>, Arc<Generation>>>,
     cursors: RefCell<Cursors>,
     pub(super) hosts: RefCell<HashMap<u64, Rc<HostPool>, foldhash::fast::RandomState>>,
     clock: Rc<Cell<Instant>>,
@@ -51,6 +54,8 @@ struct Picked {
     host: Rc<HostPool>,
     least_request: bool,
     tunnel: Option<Tunnel>,
+    /// Whom it may wait for.
+    awaited: Option<Box<str>>,
 }
 
 enum Tunnel {
@@ -60,10 +65,12 @@ enum Tunnel {
 }
 
 impl SlotPool {
-    pub(super) fn new(slot: &Arc<ClusterSlot>, clock: &Rc<Cell<Instant>>) -> Rc<Self> {
+    pub(super) fn new(slot: &Arc<ClusterSlot>, reverse: &Arc<ClusterSlot>, clock: &Rc<Cell<Instant>>) -> Rc<Self> {
         Rc::new(Self {
             stats: Rc::new(SlotStats { slot: Arc::clone(slot), block: slot.stats().block() }),
             generation: RefCell::new(Cache::new(Arc::clone(slot.current()))),
+            agents: RefCell::new(Cache::new(Arc::clone(reverse.current()))),
+            reverse: Arc::clone(reverse),
             cursors: RefCell::new(Cursors::new(fastrand::Rng::new())),
             hosts: RefCell::default(),
             clock: Rc::clone(clock),
@@ -96,7 +103,15 @@ impl SlotPool {
                 return Checkout::begin(picked.host, held, context.priority, picked.least_request).map(Step::Ready);
             }
             Some(Tunnel::Busy(first, among)) => {
-                let wait = Wait::new(picked.host, first, among, context, Rc::clone(self), picked.least_request);
+                let wait = Wait::new(
+                    picked.host,
+                    first,
+                    among,
+                    context,
+                    Rc::clone(self),
+                    picked.least_request,
+                    picked.awaited,
+                );
                 return Ok(Step::Wait(wait));
             }
             None => picked.host.offer(context.downstream),
@@ -116,7 +131,15 @@ impl SlotPool {
                 Ok(TcpStep::Ready(Box::new(checkout)))
             }
             Some(Tunnel::Busy(first, among)) => {
-                let wait = Wait::new(picked.host, first, among, context, Rc::clone(self), picked.least_request);
+                let wait = Wait::new(
+                    picked.host,
+                    first,
+                    among,
+                    context,
+                    Rc::clone(self),
+                    picked.least_request,
+                    picked.awaited,
+                );
                 Ok(TcpStep::Wait(wait))
             }
             None => Ok(TcpStep::Open(self.open(picked, Offer::Raw, context))),
@@ -140,6 +163,9 @@ impl SlotPool {
         let Some(config) = &generation.config else { return Err(UpstreamFailure::NoCluster) };
         let hosts = &generation.hosts;
         let mut cursors = self.cursors.borrow_mut();
+        if let Discovery::Reverse(reverse) = &config.cluster.discovery {
+            return self.pick_reverse(reverse, context, config, &mut cursors);
+        }
         if hosts.drops(&mut cursors.random) {
             self.count(ClusterMetric::RqDropOverload);
             return Err(UpstreamFailure::DropOverload);
@@ -154,9 +180,45 @@ impl SlotPool {
         let least_request = matches!(hosts.balancer(), Balancer::LeastRequest { .. });
         let Some(connection) = choice.host.tunnel() else {
             let host = self.host(choice.host, config);
-            return Ok(Picked { host, least_request, tunnel: None });
+            return Ok(Picked { host, least_request, tunnel: None, awaited: None });
         };
-        let (host, tunnel) = match lane.lend(&choice, hosts) {
+        let awaited = connection.awaited_as(context.agent);
+        Ok(self.borrow(&choice, connection, lane.lend(&choice, hosts), config, least_request, awaited))
+    }
+
+    /// A connection of the agent that the request names.
+    fn pick_reverse(
+        &self,
+        cluster: &ReverseConnection,
+        context: &PickContext<'_>,
+        config: &Arc<ClusterConfig>,
+        cursors: &mut Cursors,
+    ) -> Result<Picked, UpstreamFailure> {
+        let failed = |failure| {
+            self.count(ClusterMetric::RqNoneHealthy);
+            Err(failure)
+        };
+        let Some(wish) = Wish::of(cluster, context.request) else { return failed(UpstreamFailure::NoHealthyHost) };
+        let mut cache = self.agents.borrow_mut();
+        let Some((choice, is_group)) = cache.load().hosts.pick_reverse(&wish, cursors) else {
+            return failed(self.reverse.agent_failure(&wish.node));
+        };
+        let Some(connection) = choice.host.tunnel() else { return failed(UpstreamFailure::NoHealthyHost) };
+        let awaited = if is_group { wish.group } else { wish.node };
+        Ok(self.borrow(&choice, connection, lend_among(&choice), config, false, Some(awaited.into())))
+    }
+
+    /// What was lent, or whom to wait for.
+    fn borrow(
+        &self,
+        choice: &Choice<'_>,
+        connection: &Arc<TunnelConnection>,
+        lent: Option<(&Arc<Host>, Lent)>,
+        config: &Arc<ClusterConfig>,
+        least_request: bool,
+        awaited: Option<Box<str>>,
+    ) -> Picked {
+        let (host, tunnel) = match lent {
             Some((host, lent)) => (host, Tunnel::Lent(lent)),
             None => {
                 self.count(ClusterMetric::TunnelQueued);
@@ -164,8 +226,7 @@ impl SlotPool {
                 (choice.host, Tunnel::Busy(Arc::clone(connection), among))
             }
         };
-        let host = self.host(host, config);
-        Ok(Picked { host, least_request, tunnel: Some(tunnel) })
+        Picked { host: self.host(host, config), least_request, tunnel: Some(tunnel), awaited }
     }
 
     fn choose<'a>(
@@ -199,10 +260,10 @@ impl SlotPool {
 
     /// The pool of a tunnel's host, once it has been lent after a wait.
     pub(super) fn host_of(&self, connection: &TunnelConnection, otherwise: &Rc<HostPool>) -> Rc<HostPool> {
-        let mut cache = self.generation.borrow_mut();
+        let (mut cache, mut agents) = (self.generation.borrow_mut(), self.agents.borrow_mut());
         let generation = cache.load();
-        let member = generation
-            .hosts
+        let hosts = if connection.claim().reverse.is_some() { &agents.load().hosts } else { &generation.hosts };
+        let member = hosts
             .members()
             .iter()
             .find(|member| member.host.tunnel().is_some_and(|candidate| std::ptr::eq(&**candidate, connection)));

@@ -107,7 +107,9 @@ impl Builder {
         self.assignment = None;
         self.answers.clear();
         self.lookups = Lookups::default();
-        for connection in self.tunnels.values().filter_map(|host| host.tunnel()) {
+        // Those in Envoy's dialect serve other clusters too.
+        let own = |connection: &&Arc<TunnelConnection>| connection.claim().reverse.is_none();
+        for connection in self.tunnels.values().filter_map(|host| host.tunnel()).filter(own) {
             connection.drain(TunnelEnd::ClusterRemoved);
         }
     }
@@ -116,7 +118,7 @@ impl Builder {
     pub(super) fn is_warm(&self) -> bool {
         match self.config.as_ref().map(|config| &config.cluster.discovery) {
             None => false,
-            Some(Discovery::Static(_)) => true,
+            Some(Discovery::Static(_) | Discovery::Reverse(_)) => true,
             Some(Discovery::Eds { .. }) => self.assignment.is_some(),
             Some(Discovery::StrictDns { .. } | Discovery::LogicalDns { .. }) => self
                 .lookups
@@ -140,14 +142,35 @@ impl Builder {
             return Err(RegisterError::TooManyConnections { agent, limit: claim.max_connections_per_agent });
         }
         *count += 1;
-        if !agent.is_empty() && self.seen.len() < MAX_SEEN {
-            self.seen.insert(Arc::clone(&agent));
+        if !agent.is_empty() {
+            self.see(&agent);
         }
+        claim.reverse.iter().flat_map(|names| &names.nodes).for_each(|node| self.see(node));
         let place = HostPlace { hostname: agent, ..HostPlace::default() };
         let host = Host::new(Target::Tunnel(TunnelConnection::new(claim, Arc::clone(queue))), place);
         self.tunnels.insert(host.id(), Arc::clone(&host));
         self.sequence += 1;
         Ok((host, self.sequence))
+    }
+
+    fn see(&mut self, agent: &Arc<str>) {
+        if self.seen.len() < MAX_SEEN {
+            self.seen.insert(Arc::clone(agent));
+        }
+    }
+
+    /// Takes a host that is registered elsewhere; `None`: the cluster is not there, or of a kind that takes none.
+    pub(super) fn share_tunnel(&mut self, host: &Arc<Host>) -> Option<u64> {
+        let takes = |config: &&Arc<ClusterConfig>| !matches!(config.cluster.discovery, Discovery::Reverse(_));
+        self.config.as_ref().filter(takes)?;
+        if self.tunnels.insert(host.id(), Arc::clone(host)).is_none() {
+            *self.agents.entry(Arc::clone(host.hostname())).or_default() += 1;
+            self.see(host.hostname());
+            self.sequence += 1;
+            Some(self.sequence)
+        } else {
+            None
+        }
     }
 
     pub(super) fn remove_tunnel(&mut self, host: u64) -> bool {
@@ -187,6 +210,7 @@ impl Builder {
             | Discovery::StrictDns { endpoints, .. }
             | Discovery::LogicalDns { endpoints, .. } => Some(Arc::clone(endpoints)),
             Discovery::Eds { .. } => self.assignment.clone(),
+            Discovery::Reverse(_) => None,
         };
         let mut members = self.tunnel_members();
         let changed = match &endpoints {
@@ -277,7 +301,7 @@ impl Builder {
             Discovery::LogicalDns { .. } => {
                 answer.first().map(|address| (Identity::Name(name), *address)).into_iter().collect()
             }
-            Discovery::Static(_) | Discovery::StrictDns { .. } | Discovery::Eds { .. } => {
+            Discovery::Static(_) | Discovery::StrictDns { .. } | Discovery::Eds { .. } | Discovery::Reverse(_) => {
                 answer.iter().map(|address| (Identity::Address(*address), *address)).collect()
             }
         }
@@ -335,7 +359,7 @@ impl ClusterConfig {
     fn dns(&self) -> Option<(Vec<DnsName>, DnsOptions)> {
         let (endpoints, dns) = match &self.cluster.discovery {
             Discovery::StrictDns { endpoints, dns } | Discovery::LogicalDns { endpoints, dns } => (endpoints, dns),
-            Discovery::Static(_) | Discovery::Eds { .. } => return None,
+            Discovery::Static(_) | Discovery::Eds { .. } | Discovery::Reverse(_) => return None,
         };
         let mut names: Vec<DnsName> = Vec::new();
         for endpoint in endpoints.localities.iter().flat_map(|locality| &locality.endpoints) {

@@ -1,17 +1,20 @@
 //! One tunnel connection: who may use it now, and who watches it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use culvert_http::client::{Http1Client, Http2Client};
 use culvert_http::{ClientExchange, Io};
 use culvert_model::tunnel::TunnelProtocol;
 use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::queue::Queue;
+use super::reverse::place;
 use super::{TunnelClaim, TunnelEnd};
+use crate::slot::ClusterSlot;
 
 /// The shared half of a registration: the lease's owner attaches the connection to it, any worker uses it.
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub(crate) struct TunnelConnection {
     claim: TunnelClaim,
     registered: Instant,
     queue: Arc<Queue>,
+    /// Clusters besides that of the registration in which it is a host.
+    further: Mutex<Vec<Weak<ClusterSlot>>>,
     inner: Mutex<Inner>,
     /// What [`Inner::state`] is, to be read without the lock. Written under the lock.
     phase: AtomicU8,
@@ -30,6 +35,8 @@ pub(crate) struct TunnelConnection {
     /// Streams lent or under way (HTTP/2), or 1 while borrowed.
     active: AtomicU32,
     requests: AtomicU64,
+    /// A request waits for it to be attached.
+    wanted: Notify,
 }
 
 #[derive(Debug)]
@@ -64,11 +71,12 @@ pub(crate) enum Phase {
 
 impl TunnelConnection {
     pub(crate) fn new(claim: TunnelClaim, queue: Arc<Queue>) -> Arc<Self> {
-        queue.join(&claim.agent);
+        queue.join(&claim);
         Arc::new(Self {
             claim,
             registered: Instant::now(),
             queue,
+            further: Mutex::default(),
             inner: Mutex::new(Inner { state: State::Pending, owner: None, drain_end: TunnelEnd::Drained }),
             phase: AtomicU8::new(Phase::Pending as u8),
             draining: AtomicBool::new(false),
@@ -76,6 +84,7 @@ impl TunnelConnection {
             reserved: AtomicU32::new(0),
             active: AtomicU32::new(0),
             requests: AtomicU64::new(0),
+            wanted: Notify::new(),
         })
     }
 
@@ -117,6 +126,43 @@ impl TunnelConnection {
             3 => Phase::Open,
             _ => Phase::Gone,
         }
+    }
+
+    /// Notes a further cluster that it is a host of.
+    pub(crate) fn join_further(&self, slot: Weak<ClusterSlot>) {
+        self.further.lock().push(slot);
+    }
+
+    /// Does something with each further cluster.
+    pub(super) fn further(&self, each: impl Fn(&ClusterSlot)) {
+        let slots: Vec<_> = self.further.lock().iter().filter_map(Weak::upgrade).collect();
+        slots.iter().for_each(|slot| each(slot));
+    }
+
+    pub(super) fn take_further(&self) -> Vec<Weak<ClusterSlot>> {
+        std::mem::take(&mut self.further.lock())
+    }
+
+    /// What a request of a cluster that is not of the `reverse_connection` type waits for: `agent`, or any.
+    pub(crate) fn awaited_as(&self, agent: Option<&str>) -> Option<Box<str>> {
+        match &self.claim.reverse {
+            None => agent.map(Box::from),
+            // Its queue is shared with agents of other clusters.
+            Some(names) => match agent {
+                Some(agent) => Some(place(&self.claim.cluster, agent).into()),
+                None => names.groups.first().map(|group| Box::from(&**group)),
+            },
+        }
+    }
+
+    /// Says that a request waits for it, to whoever attaches it.
+    pub(crate) fn want(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Waits for [`Self::want`]; returns at once if it was called before.
+    pub(super) async fn wanted(&self) {
+        self.wanted.notified().await;
     }
 
     /// Lends the connection if it is free: whole when it is plain, a stream when it is HTTP/2.
@@ -229,7 +275,7 @@ impl TunnelConnection {
 
     fn leave_queue(&self) {
         if self.awaited.swap(false, Ordering::SeqCst) {
-            self.queue.leave(&self.claim.agent);
+            self.queue.leave(&self.claim);
         }
     }
 

@@ -44,6 +44,12 @@ impl Lane {
     }
 }
 
+/// Lends the chosen tunnel if it is free, else any with the same rights. For agents in Envoy's dialect: others that have
+/// the same name may be another tenant's.
+pub(crate) fn lend_among<'a>(choice: &Choice<'a>) -> Option<(&'a Arc<Host>, Lent)> {
+    std::iter::once(choice.host).chain(choice.among).find_map(lend)
+}
+
 fn lend(host: &Arc<Host>) -> Option<(&Arc<Host>, Lent)> {
     let free = |connection: &&Arc<TunnelConnection>| matches!(connection.phase(), Phase::Idle | Phase::Open);
     Some((host, host.tunnel().filter(free)?.try_lend()?))

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use super::TunnelClaim;
 use super::connection::{Lent, TunnelConnection};
 
 /// The wait queue of a cluster's tunnels.
@@ -39,18 +40,23 @@ pub(crate) struct Full;
 
 impl Queue {
     /// Counts a connection that may become free.
-    pub(super) fn join(&self, agent: &Arc<str>) {
-        *self.inner.lock().live.entry(Arc::clone(agent)).or_default() += 1;
+    pub(super) fn join(&self, claim: &TunnelClaim) {
+        let mut inner = self.inner.lock();
+        for name in claim.names() {
+            *inner.live.entry(Arc::clone(name)).or_default() += 1;
+        }
     }
 
     /// A connection will not become free any more. Those that wait for nothing now are told by their channel's end.
-    pub(super) fn leave(&self, agent: &Arc<str>) {
+    pub(super) fn leave(&self, claim: &TunnelClaim) {
         let mut inner = self.inner.lock();
         let Waiting { waiters, live } = &mut *inner;
-        if let Some(count) = live.get_mut(agent) {
-            *count -= 1;
-            if *count == 0 {
-                live.remove(agent);
+        for name in claim.names() {
+            if let Some(count) = live.get_mut(name) {
+                *count -= 1;
+                if *count == 0 {
+                    live.remove(name);
+                }
             }
         }
         let hopeless = |waiter: &Waiter| match &waiter.agent {
@@ -90,19 +96,19 @@ impl Queue {
     /// Lends what `connection` has to those that wait for it. The connection's lock is taken under the queue's: never
     /// the other way round.
     pub(crate) fn serve(&self, connection: &Arc<TunnelConnection>) {
-        let agent = &*connection.claim().agent;
-        while let Some(refused) = self.serve_one(connection, agent) {
+        while let Some(refused) = self.serve_one(connection) {
             // The waiter gave up in this very moment. Outside the lock: what was lent goes back.
             drop(refused);
         }
     }
 
     /// `Some`: what a waiter was lent that had given up; there may be another.
-    fn serve_one(&self, connection: &Arc<TunnelConnection>, agent: &str) -> Option<Lent> {
+    fn serve_one(&self, connection: &Arc<TunnelConnection>) -> Option<Lent> {
         let mut inner = self.inner.lock();
         loop {
             inner.waiters.retain(|waiter| !waiter.answer.is_closed());
-            let place = inner.waiters.iter().position(|waiter| waiter.agent.as_deref().is_none_or(|a| a == agent));
+            let fits = |agent: &str| connection.claim().names().any(|name| **name == *agent);
+            let place = inner.waiters.iter().position(|waiter| waiter.agent.as_deref().is_none_or(fits));
             let lent = place.and_then(|_| connection.try_lend());
             let (Some(place), Some(lent)) = (place, lent) else {
                 self.len.store(inner.waiters.len(), Ordering::SeqCst);

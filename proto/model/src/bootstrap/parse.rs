@@ -8,8 +8,11 @@ use culvert_api::envoy::config::bootstrap::v3 as api;
 use culvert_api::envoy::config::core::v3::address::Address;
 use culvert_api::envoy::config::core::v3::socket_address::PortSpecifier;
 use culvert_api::envoy::config::listener::v3::Listener as ListenerMessage;
+use culvert_api::envoy::extensions::bootstrap::reverse_tunnel::downstream_socket_interface::v3::DownstreamReverseConnectionSocketInterface;
+use culvert_api::envoy::extensions::bootstrap::reverse_tunnel::upstream_socket_interface::v3::UpstreamReverseConnectionSocketInterface;
 use prost::{Message as _, Name as _};
 
+use super::reverse::ReverseTunnels;
 use super::{Admin, Bootstrap, Dynamic, Node, references};
 use crate::Name;
 use crate::access_log;
@@ -48,7 +51,8 @@ pub(super) fn bootstrap(report: &mut Report, message: &api::Bootstrap) -> Bootst
     let dynamic = dynamic.map_or_else(Dynamic::default, |message| {
         report.field("dynamic_resources", |report| dynamic_resources(report, message))
     });
-    let (agents, agents_config) = extensions(report, message);
+    let mut reverse = ReverseTunnels::default();
+    let (agents, agents_config) = extensions(report, message, &mut reverse);
     let header_prefix = if message.header_prefix.is_empty() { HEADER_PREFIX } else { &message.header_prefix };
     let header_prefix = scalar::header_name(report, "header_prefix", header_prefix);
     let bootstrap = Bootstrap {
@@ -60,6 +64,7 @@ pub(super) fn bootstrap(report: &mut Report, message: &api::Bootstrap) -> Bootst
         dynamic,
         agents,
         agents_config,
+        reverse,
         header_prefix: header_prefix.unwrap_or_else(|| HEADER_PREFIX.into()),
     };
     references::check(report, message, &bootstrap);
@@ -104,7 +109,11 @@ fn dynamic_resources(report: &mut Report, message: &api::bootstrap::DynamicResou
     Dynamic { ads, cds, lds }
 }
 
-fn extensions(report: &mut Report, message: &api::Bootstrap) -> (Vec<Arc<TunnelAgent>>, Option<ConfigSource>) {
+fn extensions(
+    report: &mut Report,
+    message: &api::Bootstrap,
+    reverse: &mut ReverseTunnels,
+) -> (Vec<Arc<TunnelAgent>>, Option<ConfigSource>) {
     let mut agents: Vec<Arc<TunnelAgent>> = Vec::new();
     let mut agents_config = None;
     let mut seen = false;
@@ -115,9 +124,20 @@ fn extensions(report: &mut Report, message: &api::Bootstrap) -> (Vec<Arc<TunnelA
         };
         report.field("typed_config", |report| {
             let name = config.type_name();
+            if name == DownstreamReverseConnectionSocketInterface::full_name() {
+                let message = report.unpack(config)?;
+                reverse.downstream(report, &message);
+                return None;
+            }
+            if name == UpstreamReverseConnectionSocketInterface::full_name() {
+                let message = report.unpack(config)?;
+                reverse.upstream(report, &message);
+                return None;
+            }
             if name != TunnelAgents::full_name() {
                 let known = TunnelAgents::full_name();
-                report.error(format!("{name} is not there: it may decide where traffic goes; {known} is"));
+                let reason = "is not there: it may decide where traffic goes; Envoy's two of reverse tunnels are, and";
+                report.error(format!("{name} {reason} {known}"));
                 return None;
             }
             let message: TunnelAgents = report.unpack(config)?;

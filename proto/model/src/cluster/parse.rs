@@ -9,7 +9,7 @@ use culvert_api::envoy::config::core::v3 as core;
 
 use super::{
     Balancer, Breakers, Cluster, Discovery, DnsFamily, DnsOptions, RetryBudget, TcpKeepalive,
-    protocol::protocol_options,
+    protocol::protocol_options, reverse,
 };
 use crate::Name;
 use crate::endpoint::{self, Address, Endpoints, Names};
@@ -29,6 +29,10 @@ pub(crate) fn cluster(report: &mut Report, message: &api::Cluster) -> Option<Clu
         report.field("circuit_breakers", |report| breakers(report, message))
     });
     let tls = message.transport_socket.as_ref().and_then(|socket| tls::upstream_socket(report, socket));
+    if tls.is_some() && matches!(discovery, Some(Discovery::Reverse(_))) {
+        let reason = "is not opened inside of tunnels; Culvert's agents keep TLS on the tunnel itself, without it";
+        report.error_at("transport_socket", reason);
+    }
     let options = protocol_options(report, message, tls.is_some());
     let (panic_threshold_percent, locality_weighted, close_connections_on_host_removal) =
         common_lb(report, message.common_lb_config.as_ref());
@@ -86,8 +90,11 @@ fn discovery(report: &mut Report, message: &api::Cluster) -> Option<Discovery> {
     use api::cluster::{ClusterDiscoveryType, DiscoveryType};
     let kind = match &message.cluster_discovery_type {
         Some(ClusterDiscoveryType::Type(kind)) => scalar::enumeration::<DiscoveryType>(report, "type", *kind)?,
-        // The coverage tables have refused it.
-        Some(ClusterDiscoveryType::ClusterType(_)) => return None,
+        Some(ClusterDiscoveryType::ClusterType(custom)) => {
+            return report
+                .field("cluster_type", |report| reverse::custom(report, message, custom))
+                .map(Discovery::Reverse);
+        }
         None => DiscoveryType::Static,
     };
     if message.eds_cluster_config.is_some() && kind != DiscoveryType::Eds {
@@ -160,6 +167,10 @@ fn balancer(report: &mut Report, message: &api::Cluster) -> Option<Balancer> {
     // Envoy: load_balancing_policy counts before lb_policy.
     if let Some(policy) = &message.load_balancing_policy {
         return report.field("load_balancing_policy", |report| extension_balancer(report, policy));
+    }
+    if matches!(message.cluster_discovery_type, Some(api::cluster::ClusterDiscoveryType::ClusterType(_))) {
+        // The cluster type chooses; its parser has seen that the policy says so.
+        return Some(Balancer::RoundRobin);
     }
     match scalar::enumeration::<LbPolicy>(report, "lb_policy", message.lb_policy)? {
         LbPolicy::RoundRobin => Some(Balancer::RoundRobin),

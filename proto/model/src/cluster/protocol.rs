@@ -3,6 +3,7 @@
 use culvert_api::Any;
 use culvert_api::envoy::config::cluster::v3 as api;
 use culvert_api::envoy::config::core::v3 as core;
+use culvert_api::envoy::extensions::upstreams::http::reverse_tunnel::v3::ReverseTunnelUpstreamCodecOptions;
 use culvert_api::envoy::extensions::upstreams::http::v3 as upstream;
 use prost::Name as _;
 
@@ -25,6 +26,12 @@ pub(super) fn protocol_options(report: &mut Report, message: &api::Cluster, tls:
         report.entry("typed_extension_protocol_options", key, |report| {
             if config.type_name() == upstream::HttpProtocolOptions::full_name() {
                 typed = options_of(report, config, tls);
+            } else if config.type_name() == ReverseTunnelUpstreamCodecOptions::full_name() {
+                if report.unpack::<ReverseTunnelUpstreamCodecOptions>(config).is_some() {
+                    report.warn(
+                        "a tunnel that this side drains ends when nothing is in flight; no GOAWAY is sent before",
+                    );
+                }
             } else {
                 report.warn(format!("{} is not known; it changes nothing", config.type_name()));
             }

@@ -47,7 +47,7 @@ fn clusters_that_cannot_be_used() {
                 "where configuration comes from",
             ),
             (r#"{"type": "ORIGINAL_DST"}"#, "type", "ORIGINAL_DST is not there"),
-            (r#"{"type": null, "cluster_type": {"name": "envoy.clusters.x"}}"#, "cluster_type.name", "STRICT_DNS"),
+            (r#"{"type": null, "cluster_type": {"name": "x"}}"#, "cluster_type.typed_config", "is missing"),
             (r#"{"type": "LOGICAL_DNS", "load_assignment": {"endpoints": []}}"#, "load_assignment", "has 0 endpoints"),
             (r#"{"lb_policy": "RING_HASH"}"#, "lb_policy", "RING_HASH is not there"),
             (r#"{"lb_policy": "MAGLEV"}"#, "lb_policy", "MAGLEV is not there"),

@@ -87,13 +87,7 @@ pub(super) const TABLE: &[Covered] = &[
         ],
     ),
     covered("envoy.config.cluster.v3.Cluster.EdsClusterConfig", &[honoured(&["eds_config", "service_name"])]),
-    covered(
-        "envoy.config.cluster.v3.Cluster.CustomClusterType",
-        &[
-            refused(&["name"], "it decides where endpoints come from; use type STATIC, STRICT_DNS, LOGICAL_DNS or EDS"),
-            carried(&["typed_config"]),
-        ],
-    ),
+    covered("envoy.config.cluster.v3.Cluster.CustomClusterType", &[honoured(&["typed_config"]), carried(&["name"])]),
     covered("envoy.config.cluster.v3.Cluster.RoundRobinLbConfig", &[warned(&["slow_start_config"], "")]),
     covered(
         "envoy.config.cluster.v3.Cluster.LeastRequestLbConfig",

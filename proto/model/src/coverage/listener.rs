@@ -8,6 +8,7 @@ pub(super) const TABLE: &[Covered] = &[
         &[
             honoured(&[
                 "name",
+                "additional_addresses",
                 "address",
                 "filter_chains",
                 "default_filter_chain",
@@ -43,10 +44,6 @@ pub(super) const TABLE: &[Covered] = &[
             ),
             warned(&["connection_balance_config"], "the kernel spreads connections over the workers"),
             refused(
-                &["additional_addresses"],
-                "it decides where clients may connect; give each address a listener of its own",
-            ),
-            refused(
                 &["fcds_config", "filter_chain_matcher", "continue_on_listener_filters_timeout"],
                 "it decides which filter chain a connection gets; use filter_chain_match",
             ),
@@ -63,6 +60,10 @@ pub(super) const TABLE: &[Covered] = &[
         ],
     ),
     covered("envoy.config.listener.v3.Listener.DeprecatedV1", &[honoured(&["bind_to_port"])]),
+    covered(
+        "envoy.config.listener.v3.AdditionalAddress",
+        &[honoured(&["address"]), warned(&["socket_options", "tcp_keepalive"], "")],
+    ),
     covered(
         "envoy.config.listener.v3.FilterChain",
         &[

@@ -10,10 +10,15 @@ use culvert_api::envoy::config::core::v3 as core;
 use culvert_api::envoy::config::listener::v3 as api;
 use culvert_api::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use culvert_api::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use culvert_api::envoy::extensions::filters::network::reverse_tunnel::v3::{
+    DrainAwareHttpConnectionManager, ReverseTunnel,
+};
 use culvert_api::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use prost::Name as _;
 
-use super::{Cidr, FilterChain, FilterChainMatch, Listener, NetworkFilter, SourceType, TransportProtocol, tcp_proxy};
+use super::{
+    Cidr, FilterChain, FilterChainMatch, Listener, NetworkFilter, SourceType, TransportProtocol, reverse, tcp_proxy,
+};
 use crate::access_log;
 use crate::endpoint::{self, Address, Names};
 use crate::http;
@@ -27,7 +32,13 @@ use crate::tunnel;
 pub(crate) fn listener(report: &mut Report, message: &api::Listener) -> Option<Listener> {
     let name = scalar::name(report, "name", &message.name);
     let bind = message.bind_to_port.or(message.deprecated_v1.as_ref().and_then(|old| old.bind_to_port));
+    let reverse = reverse::addresses(report, message);
+    if reverse.is_none() && !message.additional_addresses.is_empty() {
+        let reason = "decides where clients may connect and is not honoured; give each address a listener of its own";
+        report.error_at("additional_addresses", reason);
+    }
     let address = match &message.address {
+        _ if reverse.is_some() => None,
         Some(address) => report.field("address", |report| socket(report, address)),
         None if bind == Some(false) => None,
         None => {
@@ -52,6 +63,7 @@ pub(crate) fn listener(report: &mut Report, message: &api::Listener) -> Option<L
     Some(Listener {
         name: name?,
         address: address.filter(|_| bind != Some(false)),
+        reverse: reverse.unwrap_or_default(),
         // Envoy inspects where a chain needs it, whether or not the filter is listed.
         inspect_tls: inspector || filter_chains.iter().any(|chain| needs_inspection(&chain.matches)),
         filter_chains,
@@ -114,6 +126,11 @@ fn chain(report: &mut Report, message: &api::FilterChain) -> Option<Arc<FilterCh
     let timeout = message.transport_socket_connect_timeout.as_ref();
     let transport_timeout = scalar::positive(report, field, timeout, TRANSPORT_TIMEOUT);
     let filter = network_filter(report, &message.filters);
+    if message.transport_socket.is_some()
+        && matches!(&filter, Some(NetworkFilter::Tunnel(server)) if server.reverse.leaves_tls)
+    {
+        report.warn_at("transport_socket", LEAVES_TLS);
+    }
     let name = message.name.as_str().into();
     Some(Arc::new(FilterChain { name, matches: matches?, tls, transport_timeout, filter: filter? }))
 }
@@ -150,12 +167,24 @@ fn one_filter(report: &mut Report, filter: &api::Filter) -> Option<NetworkFilter
         if name == HttpConnectionManager::full_name() {
             let message: HttpConnectionManager = report.unpack(config)?;
             http::connection_manager(report, &message).map(|manager| NetworkFilter::Http(Arc::new(manager)))
+        } else if name == DrainAwareHttpConnectionManager::full_name() {
+            let message: DrainAwareHttpConnectionManager = report.unpack(config)?;
+            // GOAWAY is what every connection manager sends when it drains.
+            let Some(manager) = &message.hcm_config else {
+                report.error_at("hcm_config", "is missing");
+                return None;
+            };
+            let manager = report.field("hcm_config", |report| http::connection_manager(report, manager));
+            manager.map(|manager| NetworkFilter::Http(Arc::new(manager)))
         } else if name == TcpProxy::full_name() {
             let message: TcpProxy = report.unpack(config)?;
             tcp_proxy::parse(report, &message).map(|proxy| NetworkFilter::Tcp(Arc::new(proxy)))
         } else if name == TunnelServer::full_name() {
             let message: TunnelServer = report.unpack(config)?;
             tunnel::server(report, &message).map(|server| NetworkFilter::Tunnel(Arc::new(server)))
+        } else if name == ReverseTunnel::full_name() {
+            let message: ReverseTunnel = report.unpack(config)?;
+            tunnel::reverse::filter(report, &message).map(|server| NetworkFilter::Tunnel(Arc::new(server)))
         } else {
             report
                 .error(format!("{name} is not there: it may decide who may connect or where traffic goes; remove it"));
@@ -264,6 +293,8 @@ fn distinct(report: &mut Report, chains: &[Arc<FilterChain>]) {
     }
 }
 
+const LEAVES_TLS: &str = "covers no more than the handshake of Envoy's tunnels, for an Envoy leaves TLS behind it; \
+    requests to it pass in plaintext (to agents of Culvert they do not)";
 const HTTP_INSPECTOR: &str = "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector";
 /// Envoy's defaults.
 const LISTENER_FILTERS_TIMEOUT: Duration = Duration::from_secs(15);

@@ -10,6 +10,7 @@ use culvert_model::tls::DownstreamTls;
 use culvert_model::tunnel::TunnelServer;
 use culvert_proxy::listener::CompileError;
 use culvert_proxy::{ChainInputs, FilterChains, ListenerSlot, Process, SourceError, TlsSlot, read_source};
+use culvert_tunnel::envoy::jwt::KeySet;
 use culvert_tunnel::server::{Acceptor, Tokens, Tunnels};
 
 use super::Listeners;
@@ -70,12 +71,16 @@ impl Credentials {
     }
 
     pub(super) fn files(&self) -> impl Iterator<Item = PathBuf> {
-        self.config.policies.iter().flat_map(|policy| &policy.tokens).flat_map(source_files)
+        let tokens = self.config.policies.iter().flat_map(|policy| &policy.tokens);
+        tokens.chain(self.config.reverse.jwt.iter().map(|jwt| &jwt.jwks)).flat_map(source_files)
     }
 
     pub(super) fn refresh(&self) -> Result<(), SourceError> {
         if let Some(acceptor) = self.acceptor.upgrade() {
             acceptor.replace_tokens(tokens(&self.config)?);
+            if let Some(keys) = keys(&self.config)? {
+                acceptor.replace_keys(keys);
+            }
         }
         Ok(())
     }
@@ -89,6 +94,13 @@ fn tokens(config: &TunnelServer) -> Result<Tokens, SourceError> {
         Ok(Arc::from(trimmed))
     };
     config.policies.iter().map(|policy| policy.tokens.iter().map(read).collect()).collect()
+}
+
+/// The keys of the `jwt_validator`, if there is one.
+fn keys(config: &TunnelServer) -> Result<Option<KeySet>, SourceError> {
+    let Some(validator) = &config.reverse.jwt else { return Ok(None) };
+    let bytes = read_source(&validator.jwks, JWKS_LIMIT)?;
+    KeySet::parse(&bytes).map(Some).map_err(|error| SourceError::Content(error.to_string()))
 }
 
 /// What new chains of a listener need, read before they are compiled.
@@ -142,6 +154,9 @@ impl Prepared {
         let tunnel = |config: &Arc<TunnelServer>| {
             let tunnels: Arc<Tunnels> = Arc::clone(&overview.tunnels);
             let acceptor = Acceptor::new(Arc::clone(config), tokens(config)?, tunnels);
+            if let Some(keys) = keys(config)? {
+                acceptor.replace_keys(keys);
+            }
             let acceptor_use = Credentials { config: Arc::clone(config), acceptor: Arc::downgrade(&acceptor) };
             acceptors.borrow_mut().push(acceptor_use);
             Ok(acceptor)
@@ -168,3 +183,4 @@ fn chains(listener: &Listener) -> impl Iterator<Item = &Arc<FilterChain>> {
 
 /// Of one credential.
 const TOKEN_LIMIT: usize = 64 << 10;
+const JWKS_LIMIT: usize = 1 << 20;

@@ -32,7 +32,7 @@ async fn what_is_no_tunnel_is_answered_and_closed() {
     let none = Vec::new;
     let encoded = |init| Frame::Init(init).encode().unwrap();
     let cases = [
-        case("http", "GET / HTTP/1.1\r\n\r\n", none(), ServerMetric::Malformed),
+        case("http", "GET / HTTP/1.1\r\n\r\n", crate::envoy::wire::Answer::NotFound.encode(), ServerMetric::Malformed),
         case("tls", b"\x16\x03\x01\x02\x00\x01", none(), ServerMetric::Malformed),
         case("one wrong byte", b"\x21", none(), ServerMetric::Malformed),
         case("second byte wrong", b"\x20\x89", none(), ServerMetric::Malformed),

@@ -1,0 +1,192 @@
+//! The idle phase: until the server sends its first byte of HTTP/2 (or TLS), it sends `RPING` and the agent echoes it.
+//! **After any other byte the phase is over for good.**
+
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use culvert_http::Io;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, sleep_until, timeout};
+
+/// What is sent and echoed.
+pub const RPING: &[u8] = b"RPING";
+
+/// How often an idle tunnel is asked, and how long it may be silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pings {
+    pub interval: Duration,
+    /// Intervals without an answer after which the tunnel is dead.
+    pub threshold: u32,
+}
+
+/// Why an idle tunnel is of no use any more.
+#[derive(Debug, thiserror::Error)]
+pub enum IdleError {
+    #[error("the peer closed it")]
+    Closed,
+    #[error("{0} pings in a row were not answered")]
+    Silent(u32),
+    /// Envoy 1.40 does so when `RPING` and HTTP/2 reach it in the wrong order.
+    #[error("the peer answers as an HTTP/1 server: its parser has lost the tunnel's beginning")]
+    Poisoned,
+    #[error("the peer sent bytes that are no answer to a ping")]
+    Unexpected,
+    #[error("the peer floods it with pings")]
+    Flood,
+    #[error("no ping for {0:?}, after they had come regularly")]
+    Missed(Duration),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+/// Takes whole pings off the front; how many.
+pub fn take_pings(buffer: &mut BytesMut) -> u32 {
+    let mut taken = 0;
+    while buffer.starts_with(RPING) {
+        buffer.advance(RPING.len());
+        taken += 1;
+    }
+    taken
+}
+
+/// Whether the bytes may still become a ping.
+#[must_use]
+pub fn may_become_ping(bytes: &[u8]) -> bool {
+    bytes.len() < RPING.len() && RPING.starts_with(bytes)
+}
+
+/// The server's side: pings until `wanted` resolves. **No answer is under way when it returns**, so that what comes next
+/// from the peer is HTTP/2.
+///
+/// # Errors
+/// The tunnel is dead.
+pub async fn idle(io: &mut Io, pings: Pings, wanted: impl Future<Output = ()>) -> Result<(), IdleError> {
+    let mut wanted = std::pin::pin!(wanted);
+    let (mut is_wanted, mut unanswered, mut missed) = (false, 0_u32, 0_u32);
+    let mut buffer = BytesMut::new();
+    let mut next = Instant::now() + jittered(pings.interval);
+    loop {
+        if is_wanted && unanswered == 0 && buffer.is_empty() {
+            return Ok(());
+        }
+        buffer.reserve(READ);
+        tokio::select! {
+            biased;
+            () = &mut wanted, if !is_wanted => is_wanted = true,
+            read = io.read_buf(&mut buffer) => {
+                if read? == 0 {
+                    return Err(IdleError::Closed);
+                }
+                let answered = take_pings(&mut buffer);
+                if answered > unanswered || !(buffer.is_empty() || may_become_ping(&buffer)) {
+                    let poisoned = buffer.starts_with(b"HTTP/1.");
+                    return Err(if poisoned { IdleError::Poisoned } else { IdleError::Unexpected });
+                }
+                unanswered -= answered;
+                missed = if answered > 0 { 0 } else { missed };
+            }
+            () = sleep_until(next) => {
+                if unanswered > 0 {
+                    missed += 1;
+                    if missed >= pings.threshold {
+                        return Err(IdleError::Silent(missed));
+                    }
+                }
+                // Once the tunnel is wanted, nothing may be asked that would be answered later.
+                if !is_wanted {
+                    write(io, RPING, pings.interval).await?;
+                    unanswered += 1;
+                }
+                next = Instant::now() + jittered(pings.interval);
+            }
+        }
+    }
+}
+
+/// The agent's side: echoes pings until other bytes come, and hands these back. `first` came with the handshake's answer
+/// and is looked at before anything is read.
+///
+/// # Errors
+/// The tunnel is dead. Once pings have come regularly, three of their intervals without one (at least [`LEAST_SILENCE`])
+/// tell that the server is gone.
+pub async fn echo(io: &mut Io, first: Bytes) -> Result<Bytes, IdleError> {
+    let mut buffer = BytesMut::from(&*first);
+    let mut rhythm = Rhythm::default();
+    loop {
+        let pings = take_pings(&mut buffer);
+        if !(buffer.is_empty() || may_become_ping(&buffer)) {
+            // Pings that came right before need no answer any more: the server waits for none once it has begun.
+            return Ok(buffer.freeze());
+        }
+        if pings > 0 {
+            rhythm.heard(pings)?;
+            let count = usize::try_from(pings).unwrap_or(0);
+            write(io, &RPING.repeat(count), ECHO_TIMEOUT).await?;
+        }
+        buffer.reserve(READ);
+        let read = match rhythm.patience() {
+            None => io.read_buf(&mut buffer).await?,
+            Some(patience) => match timeout(patience, io.read_buf(&mut buffer)).await {
+                Ok(read) => read?,
+                Err(_) => return Err(IdleError::Missed(patience)),
+            },
+        };
+        if read == 0 {
+            return Err(IdleError::Closed);
+        }
+    }
+}
+
+/// How pings come in.
+#[derive(Debug, Default)]
+struct Rhythm {
+    last: Option<Instant>,
+    /// The longest time between two so far.
+    longest: Option<Duration>,
+    /// Since the start of the second that is counted.
+    burst: Option<(Instant, u32)>,
+}
+
+impl Rhythm {
+    fn heard(&mut self, pings: u32) -> Result<(), IdleError> {
+        let now = Instant::now();
+        if let Some(last) = self.last.replace(now) {
+            self.longest = self.longest.max(Some(now - last));
+        }
+        let (since, count) = match self.burst {
+            Some((since, count)) if now - since < Duration::from_secs(1) => (since, count + pings),
+            _ => (now, pings),
+        };
+        self.burst = Some((since, count));
+        if count > MAX_PINGS { Err(IdleError::Flood) } else { Ok(()) }
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        self.longest.map(|longest| (longest * 3).max(LEAST_SILENCE))
+    }
+}
+
+/// A peer that takes not even this is dead.
+async fn write(io: &mut Io, bytes: &[u8], limit: Duration) -> Result<(), IdleError> {
+    let written = timeout(limit, async {
+        io.write_all(bytes).await?;
+        io.flush().await
+    });
+    written.await.map_err(|_| IdleError::Silent(1))?.map_err(IdleError::Io)
+}
+
+/// Up to a fifth more, so that tunnels that came together do not ping together.
+fn jittered(interval: Duration) -> Duration {
+    interval.mul_f64(1.0 + fastrand::f64() / 5.0)
+}
+
+/// Less silence than this tells an agent nothing.
+pub const LEAST_SILENCE: Duration = Duration::from_secs(5);
+/// Bytes that are asked for at once.
+const READ: usize = 1024;
+const ECHO_TIMEOUT: Duration = Duration::from_secs(5);
+/// In one second: 64 KiB of pings, as Envoy's initiator takes.
+const MAX_PINGS: u32 = 64 * 1024 / 5;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,183 @@
+use std::future::pending;
+
+use tokio::io::DuplexStream;
+use tokio::sync::oneshot;
+
+use super::*;
+
+const PINGS: Pings = Pings { interval: Duration::from_secs(2), threshold: 3 };
+
+fn pair() -> (Io, DuplexStream) {
+    let (ours, theirs) = tokio::io::duplex(256 * 1024);
+    (Io::memory(ours), theirs)
+}
+
+async fn read(peer: &mut DuplexStream, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    timeout(Duration::from_secs(60), peer.read_exact(&mut bytes)).await.expect("nothing came").unwrap();
+    bytes
+}
+
+#[test]
+fn pings_are_taken_whole_and_from_the_front_only() {
+    for (bytes, pings, rest, may) in [
+        ("", 0, "", true),
+        ("R", 0, "R", true),
+        ("RPIN", 0, "RPIN", true),
+        ("RPING", 1, "", true),
+        ("RPINGRPINGRP", 2, "RP", true),
+        ("RPINGPRI", 1, "PRI", false),
+        ("PRIRPING", 0, "PRIRPING", false),
+        ("RPX", 0, "RPX", false),
+        ("rping", 0, "rping", false),
+    ] {
+        let mut buffer = BytesMut::from(bytes);
+        assert_eq!(take_pings(&mut buffer), pings, "{bytes:?}");
+        assert_eq!(buffer, rest, "{bytes:?}");
+        assert_eq!(may_become_ping(&buffer), may, "{bytes:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_pings_until_the_tunnel_is_wanted() {
+    let (mut io, mut peer) = pair();
+    let (want, wanted) = oneshot::channel::<()>();
+    let start = Instant::now();
+    let idle = tokio::spawn(async move { (idle(&mut io, PINGS, async { drop(wanted.await) }).await, io) });
+    for turn in 1..=5 {
+        assert_eq!(read(&mut peer, 5).await, RPING);
+        let after = start.elapsed();
+        let (least, most) = (PINGS.interval * turn, PINGS.interval.mul_f64(1.21) * turn);
+        assert!(after >= least && after <= most, "ping {turn} came after {after:?}");
+        // In two pieces.
+        peer.write_all(b"RP").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        peer.write_all(b"ING").await.unwrap();
+    }
+    want.send(()).unwrap();
+    let (result, _io) = idle.await.unwrap();
+    assert!(result.is_ok(), "saw {result:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wanted_tunnel_waits_for_the_answer_that_is_under_way() {
+    let (mut io, mut peer) = pair();
+    let (want, wanted) = oneshot::channel::<()>();
+    let idle = tokio::spawn(async move { (idle(&mut io, PINGS, async { drop(wanted.await) }).await, io) });
+    read(&mut peer, 5).await;
+    want.send(()).unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!idle.is_finished(), "the answer would be taken for HTTP/2");
+    peer.write_all(RPING).await.unwrap();
+    let (result, _io) = idle.await.unwrap();
+    assert!(result.is_ok(), "saw {result:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_that_is_wanted_at_once_is_never_pinged() {
+    let (mut io, peer) = pair();
+    assert!(idle(&mut io, PINGS, std::future::ready(())).await.is_ok());
+    drop(io);
+    let mut rest = Vec::new();
+    let mut peer = peer;
+    peer.read_to_end(&mut rest).await.unwrap();
+    assert!(rest.is_empty(), "saw {rest:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_agent_is_dead_after_the_threshold() {
+    let (mut io, _peer) = pair();
+    let start = Instant::now();
+    let result = idle(&mut io, PINGS, pending()).await;
+    assert!(matches!(result, Err(IdleError::Silent(3))), "saw {result:?}");
+    let after = start.elapsed();
+    assert!(after >= Duration::from_secs(8) && after <= Duration::from_secs(10), "after {after:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_answer_ends_an_idle_tunnel() {
+    for (bytes, expected) in [
+        ("HTTP/1.1 400 Bad Request\r\n", "Poisoned"),
+        ("RPING", "Unexpected"),
+        ("PRI", "Unexpected"),
+        ("GET / HTTP/1.1\r\n", "Unexpected"),
+        ("\0\0\x12\x04", "Unexpected"),
+    ] {
+        let (mut io, mut peer) = pair();
+        peer.write_all(bytes.as_bytes()).await.unwrap();
+        let result = idle(&mut io, PINGS, pending()).await;
+        assert_eq!(format!("{:?}", result.unwrap_err()), expected, "{bytes:?}");
+    }
+    let (mut io, peer) = pair();
+    drop(peer);
+    let result = idle(&mut io, PINGS, pending()).await;
+    assert!(matches!(result, Err(IdleError::Closed)), "saw {result:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_echoes_until_the_first_other_byte() {
+    for other in ["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\x16\x03\x01", "RPX"] {
+        for split in 0..=other.len() {
+            let (mut io, mut peer) = pair();
+            let echo = tokio::spawn(async move { (echo(&mut io, Bytes::from_static(b"RPINGRP")).await, io) });
+            assert_eq!(read(&mut peer, 5).await, RPING, "came with the handshake's answer");
+            peer.write_all(b"INGRPING").await.unwrap();
+            assert_eq!(read(&mut peer, 10).await, b"RPINGRPING", "coalesced");
+            peer.write_all(&other.as_bytes()[..split]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            // What was handed over stands in front of what is still to be read.
+            if !echo.is_finished() {
+                peer.write_all(&other.as_bytes()[split..]).await.unwrap();
+            }
+            let (first, _io) = echo.await.unwrap();
+            let first = first.unwrap();
+            assert!(other.as_bytes().starts_with(&first) && !first.is_empty(), "saw {first:?} of {other:?} at {split}");
+        }
+    }
+}
+
+/// The trap that Envoy 1.40 falls into: what came with the answer is looked at before anything is read.
+#[tokio::test(start_paused = true)]
+async fn what_came_with_the_answer_is_processed_at_once() {
+    let (mut io, _peer) = pair();
+    let first = timeout(Duration::from_millis(1), echo(&mut io, Bytes::from_static(b"RPINGPRI * HTTP/2.0"))).await;
+    assert_eq!(first.expect("waits for more bytes").unwrap(), "PRI * HTTP/2.0");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_notices_that_pings_stay_away() {
+    let (mut io, mut peer) = pair();
+    let echo = tokio::spawn(async move { echo(&mut io, Bytes::new()).await });
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        peer.write_all(RPING).await.unwrap();
+        read(&mut peer, 5).await;
+    }
+    let start = Instant::now();
+    let result = echo.await.unwrap();
+    assert!(matches!(result, Err(IdleError::Missed(_))), "saw {result:?}");
+    assert_eq!(start.elapsed().as_secs(), 6, "three intervals");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_never_was_pinged_is_patient() {
+    let (mut io, _peer) = pair();
+    assert!(timeout(Duration::from_secs(86_400), echo(&mut io, Bytes::new())).await.is_err(), "gave up");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_pings_is_no_service() {
+    let (mut io, mut peer) = pair();
+    let echo = tokio::spawn(async move { echo(&mut io, Bytes::new()).await });
+    let flood = tokio::spawn(async move {
+        let mut sink = vec![0; 65_536];
+        loop {
+            if peer.write_all(&RPING.repeat(200)).await.is_err() || peer.read(&mut sink).await.unwrap_or(0) == 0 {
+                return;
+            }
+        }
+    });
+    let result = timeout(Duration::from_secs(10), echo).await.expect("serves the flood").unwrap();
+    assert!(matches!(result, Err(IdleError::Flood)), "saw {result:?}");
+    flood.await.unwrap();
+}

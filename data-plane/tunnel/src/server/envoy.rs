@@ -1,0 +1,313 @@
+//! Envoy's dialect on the server: from an initiator's request to the end of its tunnel.
+//!
+//! ```text
+//! request -> checks -> registry -> answer, alone -> (TLS left) -> RPING while unused -> HTTP/2
+//! ```
+//! **A success is never a lie**: what Envoy answers with 200 and then closes is refused here.
+
+use std::borrow::Cow;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use culvert_http::{Http2ClientOptions, Io, RoundTrip};
+use culvert_model::tunnel::TunnelProtocol;
+use culvert_model::tunnel::id_format::{IdFormat, IdSource};
+use culvert_model::tunnel::reverse::{HandshakeMode, JwtValidator, ReverseTunnel};
+use culvert_runtime::drain::Watch;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, timeout_at};
+
+use super::acceptor::{Accepted, Ended, Failure, Gauge, Pending, run, shown};
+use super::handshake::{OpeningError, linger};
+use super::policy::{self, PolicyError};
+use super::tunnels::Place;
+use super::{Claim, ConnectionId, HostLease, HostRegistry, Peer, Refusal, ReverseClaim, acknowledged};
+use crate::dialect::Dialect;
+use crate::envoy::jwt::{Claims, JwtError};
+use crate::envoy::ping::{self, Pings};
+use crate::envoy::wire::{Answer, Identity, Request, RequestReader};
+use crate::http2::client_options;
+use crate::keepalive;
+use crate::metrics::ServerMetric;
+
+/// A connection whose first bytes are those of an HTTP request.
+pub(super) struct EnvoyJoining {
+    pub(super) io: Io,
+    pub(super) peer: Peer,
+    pub(super) reader: RequestReader,
+}
+
+/// What the checks have let through.
+struct Admitted {
+    identity: Identity,
+    policy: Option<Arc<str>>,
+    upgrade: bool,
+    keeps_tls: bool,
+}
+
+impl<R: HostRegistry> Accepted<'_, R> {
+    /// From the first bytes of the request to the end of the tunnel.
+    pub(super) async fn join_envoy(
+        &self,
+        mut joining: EnvoyJoining,
+        deadline: Instant,
+        pending: Pending<'_>,
+    ) -> Result<Ended, Failure> {
+        let opening = timeout_at(deadline, async {
+            match joining.read().await? {
+                Ok(request) => self.register_envoy(&joining, &request).await,
+                Err(answer) => Err(Failure::Envoy(answer)),
+            }
+        });
+        let (admitted, (claim, lease, place, watch)) = match opening.await.map_err(|_| OpeningError::Timeout)? {
+            Ok(registered) => registered,
+            Err(failure) => return self.refuse_envoy(joining, failure, deadline).await,
+        };
+        let tls_kept = joining.io.is_tls() && admitted.keeps_tls;
+        let answer = Answer::Accepted { upgrade: admitted.upgrade, tls_kept };
+        let io = timeout_at(deadline, joining.accept(answer)).await.map_err(|_| OpeningError::Timeout)??;
+        drop(pending);
+        self.metrics.inc(ServerMetric::Accepted);
+        let _counted = Gauge::enter(self.metrics, ServerMetric::Active);
+        let (cluster, node) = (shown(&claim.cluster), shown(&claim.host_name));
+        tracing::info!(
+            id = %claim.id, cluster, node, tenant = shown(&admitted.identity.tenant), origin = %claim.peer.origin(), tls_kept,
+            "Envoy tunnel registered"
+        );
+        let pings = Pings {
+            interval: self.acceptor.config.reverse.ping_interval,
+            threshold: self.acceptor.tunnels.reverse().ping_failure_threshold,
+        };
+        host(&lease, io, &watch, pings).await;
+        tracing::info!(id = %claim.id, cluster, node, "Envoy tunnel ended");
+        drop(place);
+        Ok(Ended::Tunnel)
+    }
+
+    /// Checks, limits, then the registry. What it yields goes back when dropped.
+    async fn register_envoy(
+        &self,
+        joining: &EnvoyJoining,
+        request: &Request,
+    ) -> Result<(Admitted, (Claim, R::Lease, Place, Watch)), Failure> {
+        let acceptor = self.acceptor;
+        let admitted = self.admit(joining, request)?;
+        let config = &acceptor.config;
+        let most = match acceptor.tunnels.reverse().max_connections_per_node {
+            // Envoy: with the limit on, 0 rejects all.
+            limit if config.reverse.limited => limit,
+            _ => config.max_connections_per_agent,
+        };
+        let claim = Claim {
+            id: ConnectionId::random().ok_or(Failure::Random)?,
+            dialect: Dialect::Envoy,
+            cluster: admitted.identity.cluster.as_str().into(),
+            host_name: admitted.identity.node.as_str().into(),
+            weight: 1,
+            peer: joining.peer.clone(),
+            policy: admitted.policy.clone(),
+            reverse: Some(ReverseClaim {
+                tenant: admitted.identity.tenant.as_str().into(),
+                isolated: acceptor.tunnels.reverse().tenant_isolation,
+                joins_named_cluster: config.reverse.joins_named_cluster,
+            }),
+            protocol: TunnelProtocol::Http2,
+            http2: Some(Http2ClientOptions { first_ping: Some(NUDGE), ..client_options(RoundTrip::default()) }),
+            queue_timeout: config.queue_timeout,
+            max_queued_requests: config.max_queued_requests,
+            max_connections_per_agent: most,
+        };
+        let (trigger, watch) = self.drain.child();
+        let place = acceptor.tunnels.place(&claim, false, Arc::new(trigger)).ok_or(Refusal::TooManyConnections)?;
+        let lease = self.registry.register(claim.clone()).await?;
+        Ok((admitted, (claim, lease, place, watch)))
+    }
+
+    /// Everything that is checked of a request before anybody hears of it.
+    fn admit(&self, joining: &EnvoyJoining, request: &Request) -> Result<Admitted, Failure> {
+        let acceptor = self.acceptor;
+        let reverse = &acceptor.config.reverse;
+        let upgrade = mode(reverse, request)?;
+        let identity = request.identity(HEADER_PREFIX)?;
+        if let Some(required) = &reverse.required_cluster {
+            request.check_upstream_cluster(HEADER_PREFIX, required)?;
+        }
+        if acceptor.tunnels.reverse().tenant_isolation
+            && [&identity.node, &identity.cluster, &identity.tenant].iter().any(|id| id.contains(':'))
+        {
+            return Err(Answer::IdColon.into());
+        }
+        let claims = match &reverse.jwt {
+            Some(validator) => self.authenticate(validator, request)?,
+            None => None,
+        };
+        validate(reverse, &identity, &joining.peer, claims.as_ref())?;
+        let tokens = acceptor.tokens.load_full();
+        let policy = match claims {
+            // The token has been checked, by its issuer's key.
+            Some(_) => policy::allowed(&acceptor.config.allowed_clusters, &identity.cluster).map(|()| None)?,
+            None => {
+                let token = bearer(request, "authorization")?;
+                policy::check_bearer(&acceptor.config, &tokens, &identity.cluster, token)?
+            }
+        };
+        let keeps_tls = request.keeps_tls();
+        if joining.io.is_tls() && !keeps_tls && !reverse.leaves_tls {
+            return Err(Answer::TlsLeft.into());
+        }
+        Ok(Admitted { identity, policy, upgrade, keeps_tls })
+    }
+
+    /// What the initiator's token says; `None`: it has no good one, and only an audit asks for it.
+    fn authenticate(&self, validator: &JwtValidator, request: &Request) -> Result<Option<Claims>, Failure> {
+        let verified = match (bearer(request, &validator.token_header)?, &*self.acceptor.keys.load()) {
+            (None | Some(""), _) => Err(JwtError::Missing),
+            (Some(token), Some(keys)) => keys.verify(token, validator, SystemTime::now()),
+            (Some(_), None) => Err(JwtError::Signature),
+        };
+        match verified {
+            Ok(claims) => Ok(Some(claims)),
+            Err(reason) => {
+                let audited = validator.allow_missing_or_failed;
+                if self.acceptor.refusals.allows() {
+                    tracing::info!(%reason, audited, "an initiator's JWT is not good");
+                }
+                if !audited {
+                    return Err(Answer::Unauthenticated.into());
+                }
+                self.metrics.inc(ServerMetric::JwtWouldDeny);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Answers a refusal, closes, and ends.
+    async fn refuse_envoy(
+        &self,
+        mut joining: EnvoyJoining,
+        failure: Failure,
+        deadline: Instant,
+    ) -> Result<Ended, Failure> {
+        let answer = match &failure {
+            Failure::Envoy(answer) => *answer,
+            Failure::Policy(PolicyError::CredentialMissing | PolicyError::CredentialWrong) => Answer::Unauthenticated,
+            Failure::Policy(_) => Answer::ValidationFailed,
+            Failure::Registry(Refusal::ClusterUnknown) => Answer::ClusterUnknown,
+            Failure::Registry(Refusal::TooManyConnections) => Answer::TooMany,
+            Failure::Registry(Refusal::Unavailable) | Failure::Draining | Failure::Random => Answer::Unavailable,
+            // Nobody is there to be told.
+            _ => return Err(failure),
+        };
+        self.metrics.inc(failure.metric());
+        if self.acceptor.refusals.allows() {
+            let (peer, identity) = (joining.peer.address, &joining.peer.identity);
+            tracing::info!(?peer, ?identity, reason = %failure, "Envoy agent refused");
+        }
+        let told = timeout_at(deadline, async {
+            joining.io.write_all(&answer.encode()).await?;
+            joining.io.flush().await?;
+            joining.io.shutdown().await?;
+            linger(&mut joining.io).await;
+            Ok::<_, std::io::Error>(())
+        });
+        match told.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the refusal was not written"),
+            Err(_) => tracing::debug!("the refusal was not taken within the deadline"),
+        }
+        Ok(Ended::Refused)
+    }
+}
+
+impl EnvoyJoining {
+    /// The request, or the answer that is due.
+    async fn read(&mut self) -> Result<Result<Request, Answer>, OpeningError> {
+        loop {
+            match self.reader.next_request() {
+                Ok(None) => {}
+                Ok(Some(request)) => return Ok(Ok(request)),
+                Err(answer) => return Ok(Err(answer)),
+            }
+            let buffer = self.reader.buffer();
+            buffer.reserve(READ);
+            if self.io.read_buf(buffer).await? == 0 {
+                return Err(OpeningError::Left);
+            }
+        }
+    }
+
+    /// Writes the success, alone, and yields the tunnel's byte stream. What an initiator sent before it knew the answer
+    /// is not part of it, as in Envoy.
+    async fn accept(mut self, answer: Answer) -> Result<Io, OpeningError> {
+        self.io.write_all(&answer.encode()).await?;
+        self.io.flush().await?;
+        let stays = matches!(answer, Answer::Accepted { tls_kept: true, .. });
+        Ok(if self.io.is_tls() && !stays { self.io.leave_tls() } else { self.io })
+    }
+}
+
+/// Whether the answer is a 101.
+fn mode(reverse: &ReverseTunnel, request: &Request) -> Result<bool, Answer> {
+    if !request.method.eq_ignore_ascii_case(&reverse.method) || request.path != *reverse.path {
+        return Err(Answer::NotFound);
+    }
+    match reverse.mode {
+        HandshakeMode::Plain => Ok(false),
+        HandshakeMode::Either => Ok(request.upgrade),
+        HandshakeMode::Upgrade if request.upgrade => Ok(true),
+        HandshakeMode::Upgrade => Err(Answer::UpgradeRequired),
+    }
+}
+
+/// A field's value without `Bearer `.
+fn bearer<'r>(request: &'r Request, name: &str) -> Result<Option<&'r str>, Answer> {
+    Ok(request.field(name)?.map(|value| value.strip_prefix("Bearer ").unwrap_or(value)))
+}
+
+/// `validation`: a format that yields nothing lets nobody in.
+fn validate(reverse: &ReverseTunnel, identity: &Identity, peer: &Peer, claims: Option<&Claims>) -> Result<(), Answer> {
+    let claims = claims.zip(reverse.jwt.as_ref());
+    let value = |source: &IdSource| match source {
+        IdSource::PeerUriSan => peer.names.as_ref().map(|names| Cow::Borrowed(names.uri.as_str())),
+        IdSource::PeerDnsSan => peer.names.as_ref().map(|names| Cow::Borrowed(names.dns.as_str())),
+        IdSource::Metadata { namespace, path } => claims
+            .filter(|(_, validator)| validator.claims_namespace == *namespace)
+            .and_then(|(claims, _)| claims.text(path))
+            .map(Cow::Owned),
+        IdSource::RequestHeader { .. } => None,
+    };
+    let agrees = |format: &Option<IdFormat>, id: &str| {
+        format.as_ref().is_none_or(|format| format.evaluate(value).is_some_and(|expected| expected == id))
+    };
+    let good = agrees(&reverse.node_format, &identity.node)
+        && agrees(&reverse.cluster_format, &identity.cluster)
+        && agrees(&reverse.tenant_format, &identity.tenant);
+    if good { Ok(()) } else { Err(Answer::ValidationFailed) }
+}
+
+/// Runs a registered connection: idle until somebody wants it, then as any tunnel.
+async fn host<L: HostLease>(lease: &L, mut io: Io, drain: &Watch, pings: Pings) {
+    acknowledged::reply_read(&io).await;
+    {
+        let mut lost = pin!(keepalive::lost(keepalive::ends(&io)));
+        let idle = tokio::select! {
+            biased;
+            () = drain.draining() => return lease.drain(),
+            () = &mut lost => return,
+            idle = ping::idle(&mut io, pings, lease.wanted()) => idle,
+        };
+        if let Err(reason) = idle {
+            tracing::info!(%reason, "an unused Envoy tunnel ends");
+            return;
+        }
+    }
+    run(lease, io, drain).await;
+}
+
+/// Envoy's default; its initiators follow their bootstrap's `header_prefix`.
+const HEADER_PREFIX: &str = "x-envoy";
+/// An Envoy 1.40 that got the first request's bytes too early holds them until more come: a PING is more.
+const NUDGE: Duration = Duration::from_millis(15);
+/// Bytes that are asked for at once.
+const READ: usize = 2048;

@@ -1,0 +1,191 @@
+//! Clusters of Envoy's `reverse_connection` type.
+
+use std::rc::Rc;
+
+use culvert_model::cluster::{Cluster, Discovery};
+use tokio::task::spawn_local;
+
+use super::*;
+use crate::clusters::Clusters;
+use crate::failure::UpstreamFailure;
+use crate::fixture::{any, claim, cluster, eventually, get, on_worker, serve_http2, worker};
+use crate::pool::{PickContext, WorkerPools};
+use crate::slot::ClusterSlot;
+use crate::tunnel::{Io, RegisterError, TunnelClaim, TunnelLease, TunnelProtocol};
+
+/// A cluster that reads the agent from `x-node`, and the tenant from `x-tenant` if it is told to.
+fn reverse(name: &str, tenants: bool) -> Cluster {
+    let tenant_id = tenants.then(|| IdFormat::of_request("%REQ(x-tenant)%").unwrap());
+    let host_id = IdFormat::of_request("%REQ(x-node)%").unwrap();
+    Cluster { discovery: Discovery::Reverse(ReverseConnection { host_id, tenant_id }), ..cluster(name, &[]) }
+}
+
+fn agent(node: &str, group: &str, tenant: &str, isolated: bool, joins: bool) -> TunnelClaim {
+    let reverse = Some(ReverseNames::new(node, group, tenant, isolated, joins));
+    TunnelClaim { protocol: TunnelProtocol::Http2, reverse, ..claim(group, node) }
+}
+
+/// Registers, and attaches once somebody wants it.
+async fn join(clusters: &Clusters, claim: TunnelClaim) -> Rc<TunnelLease> {
+    let name: &'static str = Box::leak(claim.agent.to_string().into_boxed_str());
+    let lease = Rc::new(clusters.register(claim).await.unwrap());
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    spawn_local(async move { serve_http2(far, name, 100).await });
+    let owned = Rc::clone(&lease);
+    spawn_local(async move {
+        owned.wanted().await;
+        owned.attach(Io::memory(near)).await
+    });
+    lease
+}
+
+fn request(fields: &[(&str, &str)]) -> RequestHead {
+    let mut head = RequestHead::new();
+    for (name, value) in fields {
+        assert!(head.fields.push(name.as_bytes(), value.as_bytes()), "{name}: {value:?} is no field");
+    }
+    head
+}
+
+async fn ask(pools: &WorkerPools, slot: &Arc<ClusterSlot>, fields: &[(&str, &str)]) -> Result<String, UpstreamFailure> {
+    let head = request(fields);
+    let mut checkout = pools.checkout(slot, &PickContext { request: Some(&head), ..any() }).await?;
+    Ok(get(&mut checkout, "/").await.unwrap())
+}
+
+#[tokio::test]
+async fn one_tunnel_serves_every_cluster() {
+    on_worker(async {
+        let (clusters, pools) = worker();
+        clusters.apply(Arc::new(reverse("one", false)), None);
+        clusters.apply(Arc::new(cluster("edge", &[])), None);
+        let lease = join(&clusters, agent("a", "edge", "t", false, true)).await;
+        // One that comes later has it too.
+        clusters.apply(Arc::new(reverse("two", true)), None);
+        clusters.apply(Arc::new(cluster("other", &[])), None);
+        for (name, fields) in [
+            ("one", &[("x-node", "a")][..]),
+            ("one", &[("x-node", "edge")]),
+            ("two", &[("x-node", "a"), ("x-tenant", "t")]),
+            ("edge", &[]),
+        ] {
+            let answer = ask(&pools, &clusters.slot(name), fields).await;
+            assert_eq!(answer.as_deref(), Ok("200 a /"), "{name} {fields:?}");
+        }
+        assert_eq!(clusters.tunnels().len(), 1, "one registration");
+        for (name, fields, expected) in [
+            ("one", &[][..], UpstreamFailure::NoHealthyHost),
+            ("one", &[("x-node", "b")], UpstreamFailure::AgentUnknown),
+            ("two", &[("x-node", "a"), ("x-tenant", "u")], UpstreamFailure::AgentUnknown),
+            ("two", &[("x-node", "a")], UpstreamFailure::NoHealthyHost),
+            ("other", &[], UpstreamFailure::NoHealthyHost),
+        ] {
+            assert_eq!(ask(&pools, &clusters.slot(name), fields).await, Err(expected), "{name} {fields:?}");
+        }
+        // A cluster that goes takes nothing with it.
+        clusters.remove("edge");
+        assert_eq!(ask(&pools, &clusters.slot("one"), &[("x-node", "a")]).await.as_deref(), Ok("200 a /"));
+        lease.drain();
+        drop(lease);
+        eventually("the host is gone from everywhere", || clusters.tunnels().is_empty()).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lost_agent_is_offline_and_an_unknown_one_is_unknown() {
+    on_worker(async {
+        let (clusters, pools) = worker();
+        clusters.apply(Arc::new(reverse("one", false)), None);
+        let slot = clusters.slot("one");
+        let lease = clusters.register(agent("a", "edge", "t", false, false)).await.unwrap();
+        drop(lease);
+        eventually("it is gone", || clusters.tunnels().is_empty()).await;
+        let wait = async || ask(&pools, &slot, &[("x-node", "a")]).await;
+        eventually("every worker knows", || slot.stats().read(crate::stats::ClusterMetric::RqTotal) == 0).await;
+        assert_eq!(wait().await, Err(UpstreamFailure::AgentOffline));
+        assert_eq!(ask(&pools, &slot, &[("x-node", "b")]).await, Err(UpstreamFailure::AgentUnknown));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn tenants_are_kept_apart() {
+    on_worker(async {
+        let (clusters, pools) = worker();
+        clusters.apply(Arc::new(reverse("plain", false)), None);
+        clusters.apply(Arc::new(reverse("scoped", true)), None);
+        clusters.apply(Arc::new(cluster("edge", &[])), None);
+        let (plain, scoped) = (clusters.slot("plain"), clusters.slot("scoped"));
+        let _one = join(&clusters, agent("a", "edge", "t", true, true)).await;
+        let _two = join(&clusters, agent("a", "edge", "u", true, true)).await;
+        for tenant in ["t", "u"] {
+            let answer = ask(&pools, &scoped, &[("x-node", "a"), ("x-tenant", tenant)]).await;
+            assert_eq!(answer.as_deref(), Ok("200 a /"), "{tenant}");
+        }
+        for node in ["a", "t:a", "edge"] {
+            let answer = ask(&pools, &plain, &[("x-node", node)]).await;
+            assert_eq!(answer, Err(UpstreamFailure::AgentUnknown), "{node} without a tenant");
+        }
+        let answer = ask(&pools, &clusters.slot("edge"), &[]).await;
+        assert_eq!(answer, Err(UpstreamFailure::NoHealthyHost), "isolated agents join no cluster by name");
+    })
+    .await;
+}
+
+/// A request that waits is served by the agent that it asked for, not by the next that comes.
+#[tokio::test]
+async fn who_waits_for_an_agent_gets_no_other() {
+    on_worker(async {
+        let (clusters, pools) = worker();
+        clusters.apply(Arc::new(reverse("one", false)), None);
+        clusters.apply(Arc::new(cluster("edge", &[])), None);
+        clusters.apply(Arc::new(cluster("core", &[])), None);
+        let slow = clusters.register(agent("a", "edge", "t", false, true)).await.unwrap();
+        let waiting: Vec<_> = [("one", "a"), ("one", "edge"), ("edge", "")]
+            .into_iter()
+            .map(|(name, node)| {
+                let (pools, slot) = (Rc::clone(&pools), clusters.slot(name));
+                spawn_local(async move { ask(&pools, &slot, &[("x-node", node)]).await })
+            })
+            .collect();
+        let _other = join(&clusters, agent("b", "core", "t", false, true)).await;
+        assert_eq!(ask(&pools, &clusters.slot("core"), &[]).await.as_deref(), Ok("200 b /"), "the other serves");
+        assert!(waiting.iter().all(|task| !task.is_finished()), "served by another agent");
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        spawn_local(async move { serve_http2(far, "a", 100).await });
+        spawn_local(async move { slow.attach(Io::memory(near)).await });
+        for task in waiting {
+            assert_eq!(task.await.unwrap().as_deref(), Ok("200 a /"));
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_agent_that_nobody_can_reach_is_told_so() {
+    on_worker(async {
+        let (clusters, _pools) = worker();
+        let refused = clusters.register(agent("a", "edge", "t", false, true)).await.map(drop);
+        assert_eq!(refused, Err(RegisterError::ClusterUnknown("edge".into())));
+        // Envoy's own filter takes it: the cluster that chooses it may come later.
+        assert!(clusters.register(agent("a", "edge", "t", false, false)).await.is_ok());
+    })
+    .await;
+}
+
+/// What 100,000 requests ask for in vain is not kept.
+#[tokio::test]
+async fn unknown_agents_leave_nothing() {
+    on_worker(async {
+        let (clusters, pools) = worker();
+        clusters.apply(Arc::new(reverse("one", false)), None);
+        let slot = clusters.slot("one");
+        for n in 0..100_000 {
+            let seen = ask(&pools, &slot, &[("x-node", &format!("bogus-{n}"))]).await;
+            assert_eq!(seen, Err(UpstreamFailure::AgentUnknown));
+        }
+        assert!(clusters.tunnels().is_empty() && clusters.slots().len() == 1, "{:?}", clusters.slots());
+    })
+    .await;
+}

@@ -1,0 +1,453 @@
+//! Envoy's reverse tunnels between the real Envoy and us: its initiator at our server, our agent at its responder.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use culvert_tests::Result;
+use culvert_tests::backend::Backend;
+use culvert_tests::ca::{Authority, Leaf};
+use culvert_tests::client::{Answer, read_head, send};
+use culvert_tests::envoy::Envoy;
+use culvert_tests::gateway::{Gateway, HTTP2, cluster, http_listener};
+use culvert_tests::peer::Peer;
+use culvert_tests::wait::{eventually, in_time};
+use http_body_util::Full;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+/// A listener for agents with Envoy's own filter.
+fn tunnel_listener(filter: &str, chain: &str) -> String {
+    format!(
+        "  - name: tunnel\n    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}\n    filter_chains:\n    - filters:\n      - name: envoy.filters.network.reverse_tunnel\n        typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.network.reverse_tunnel.v3.ReverseTunnel, {filter}}}\n{chain}"
+    )
+}
+
+/// Envoy's cluster of agents.
+fn agents(name: &str, formats: &str) -> String {
+    format!(
+        "  - name: {name}\n    lb_policy: CLUSTER_PROVIDED\n    connect_timeout: 2s\n    cluster_type:\n      name: envoy.clusters.reverse_connection\n      typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.clusters.reverse_connection.v3.ReverseConnectionClusterConfig, {formats}}}\n    {HTTP2}\n"
+    )
+}
+
+/// The initiator's listener, with its backend.
+fn initiator(node: &str, count: u32) -> String {
+    let listener = http_listener("edge", "[{match: {prefix: /}, route: {cluster: backend}}]", "", "");
+    listener.replace(
+        "{socket_address: {address: 127.0.0.1, port_value: 0}}",
+        &format!(
+            "{{socket_address: {{address: \"rc://{node}:edge-cluster:tenant-a@cloud:{count}\", port_value: 0, resolver_name: envoy.resolvers.reverse_connection}}}}\n    listener_filters_timeout: 0s"
+        ),
+    )
+}
+
+fn initiator_extension(fields: &str) -> String {
+    format!(
+        "bootstrap_extensions:\n- name: envoy.bootstrap.reverse_tunnel.downstream_socket_interface\n  typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.bootstrap.reverse_tunnel.downstream_socket_interface.v3.DownstreamReverseConnectionSocketInterface, stat_prefix: edge, maintain_interval: 0.1s, {fields}}}\n"
+    )
+}
+
+/// A request for an agent.
+async fn ask(gateway: SocketAddr, node: &str) -> Result<Answer> {
+    let request = http::Request::get("/").header("host", "test").header("x-node-id", node);
+    send(gateway, request.body(Full::new(Bytes::new()))?).await
+}
+
+async fn served(gateway: SocketAddr, node: &str, by: &str) -> Result {
+    eventually(&format!("{node} serves"), async || {
+        let answer = ask(gateway, node).await?;
+        ensure!(answer.status == 200 && answer.text().contains(by), "saw {} {}", answer.status, answer.text());
+        Ok(())
+    })
+    .await
+}
+
+const BY_NODE: &str = "host_id_format: \"%REQ(x-node-id)%\"";
+
+/// Our server: a gateway whose route leads to the agents.
+async fn our_cloud(filter: &str, formats: &str, more: &str) -> Result<Gateway> {
+    let gateway = http_listener("in", "[{match: {prefix: /}, route: {cluster: agents}}]", "", "");
+    let listeners = gateway + &tunnel_listener(filter, "");
+    Gateway::start_in(TempDir::with_prefix("culvert-")?, &listeners, &agents("agents", formats), more, 2).await
+}
+
+async fn real_edge(node: &str, cloud: SocketAddr, backend: SocketAddr, fields: &str) -> Result<Option<Envoy>> {
+    let Some(program) = Peer::Envoy.find()? else { return Ok(None) };
+    let clusters = cluster("cloud", &[cloud], "") + &cluster("backend", &[backend], "");
+    let folder = TempDir::with_prefix("culvert-")?;
+    let extension = initiator_extension(fields);
+    Envoy::start_in(folder, &program, &initiator(node, 1), &clusters, &extension, 1).await.map(Some)
+}
+
+#[tokio::test]
+async fn a_real_initiator_serves_through_our_server_in_both_modes() -> Result {
+    for (filter, fields) in [
+        ("ping_interval: 0.3s", ""),
+        ("use_http_upgrade: true, ping_interval: 0.3s", "http_handshake: {use_http_upgrade: true}"),
+    ] {
+        let backend = Backend::start("behind").await?;
+        let cloud = our_cloud(filter, BY_NODE, "").await?;
+        let gateway = cloud.listener("in")?;
+        ensure!(ask(gateway, "edge-1").await?.status == 503, "nobody has joined");
+        let Some(edge) = real_edge("edge-1", cloud.listener("tunnel")?, backend.address, fields).await? else {
+            return Ok(());
+        };
+        let context = || format!("{filter}\nours:\n{}\nenvoy:\n{}", cloud.daemon.output(), edge.daemon.output());
+        cloud.stat_reaches("tunnel_server.reverse_tunnel.accepted", 1).await.with_context(context)?;
+        // Longer than the threshold of pings: the idle tunnel lives because they are answered.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        ensure!(cloud.stat("tunnel_server.reverse_tunnel.accepted").await? == 1, "redialled while idle: {}", context());
+        served(gateway, "edge-1", "behind").await.with_context(context)?;
+        for _ in 0..50 {
+            let answer = ask(gateway, "edge-1").await?;
+            ensure!(answer.status == 200, "saw {} {}\n{}", answer.status, answer.text(), context());
+        }
+        ensure!(ask(gateway, "edge-2").await?.status == 503, "nobody of that name");
+        drop(edge);
+        eventually("a closed tunnel takes its host along", async || {
+            ensure!(ask(gateway, "edge-1").await?.status == 503, "still there");
+            Ok(())
+        })
+        .await?;
+        cloud.stop().await?;
+    }
+    Ok(())
+}
+
+/// A real cloud: one worker, whose route leads to the agents.
+async fn real_cloud(folder: TempDir, filter: &str, chain: &str) -> Result<Option<Envoy>> {
+    let Some(program) = Peer::Envoy.find()? else { return Ok(None) };
+    let gateway = http_listener("in", "[{match: {prefix: /}, route: {cluster: agents}}]", "", "");
+    let listeners = gateway + &tunnel_listener(filter, chain);
+    let extension = "bootstrap_extensions:\n- name: envoy.bootstrap.reverse_tunnel.upstream_socket_interface\n  typed_config: {\"@type\": type.googleapis.com/envoy.extensions.bootstrap.reverse_tunnel.upstream_socket_interface.v3.UpstreamReverseConnectionSocketInterface, stat_prefix: cloud}\n";
+    Envoy::start_in(folder, &program, &listeners, &agents("agents", BY_NODE), extension, 1).await.map(Some)
+}
+
+/// Our edge with Envoy's own configuration.
+async fn our_edge(node: &str, cloud: SocketAddr, tls: &str, backend: SocketAddr, fields: &str) -> Result<Gateway> {
+    let clusters = cluster("cloud", &[cloud], tls) + &cluster("backend", &[backend], "");
+    let (folder, extension) = (TempDir::with_prefix("culvert-")?, initiator_extension(fields));
+    Gateway::start_in(folder, &initiator(node, 1), &clusters, &extension, 2).await
+}
+
+/// Our edge with an agent of our own kind.
+async fn our_agent(cloud: SocketAddr, backend: SocketAddr, fields: &str) -> Result<Gateway> {
+    let hosted = http_listener("hosted", "[{match: {prefix: /}, route: {cluster: backend}}]", "", "")
+        .replace("    filter_chains:", "    bind_to_port: false\n    filter_chains:");
+    let agents = format!(
+        "bootstrap_extensions:\n- name: culvert.tunnel_agents\n  typed_config:\n    \"@type\": type.googleapis.com/culvert.tunnel.v1.TunnelAgents\n    agents:\n    - {{name: agent, cluster: edge-cluster, host_name: edge-1, hosting_listener: hosted, servers: [{{address: \"{cloud}\"}}], reconnect_base_interval: 0.05s, {fields}}}"
+    );
+    let folder = TempDir::with_prefix("culvert-")?;
+    Gateway::start_in(folder, &hosted, &cluster("backend", &[backend], ""), &agents, 2).await
+}
+
+#[tokio::test]
+async fn our_agent_serves_through_a_real_responder_in_both_modes() -> Result {
+    // Not below a second: Envoy 1.40 takes a fraction of one for none, and gives up at once.
+    for (filter, upgrade) in [("ping_interval: 1s", false), ("use_http_upgrade: true, ping_interval: 1s", true)] {
+        let backend = Backend::start("behind").await?;
+        let Some(cloud) = real_cloud(TempDir::with_prefix("culvert-")?, filter, "").await? else { return Ok(()) };
+        let (gateway, tunnel) = (cloud.listener("in")?, cloud.listener("tunnel")?);
+        let handshake = format!("http_handshake: {{use_http_upgrade: {upgrade}}}");
+        for own in [true, false] {
+            let edge = if own {
+                our_agent(tunnel, backend.address, &format!("envoy: {{tenant_id: tenant-a, {handshake}}}")).await?
+            } else {
+                our_edge("edge-1", tunnel, "", backend.address, &handshake).await?
+            };
+            let context =
+                || format!("{filter} {own}\nours:\n{}\nenvoy:\n{}", edge.daemon.output(), cloud.daemon.output());
+            let agent = if own { "agent" } else { "edge" };
+            edge.stat_reaches(&format!("tunnel_agent.{agent}.active"), 1).await.with_context(context)?;
+            if own {
+                // Longer than the threshold of pings: the idle tunnel lives because they are answered.
+                tokio::time::sleep(Duration::from_secs(5)).await;
+            }
+            let established = edge.stat(&format!("tunnel_agent.{agent}.established")).await?;
+            ensure!(established == 1, "expected one tunnel, saw {established}: {}", context());
+            served(gateway, "edge-1", "behind").await.with_context(context)?;
+            for _ in 0..50 {
+                let answer = ask(gateway, "edge-1").await?;
+                ensure!(answer.status == 200, "saw {} {}\n{}", answer.status, answer.text(), context());
+            }
+            edge.stop().await?;
+        }
+    }
+    Ok(())
+}
+
+/// Certificates of both ends, and a chain and a cluster that demand them.
+struct Tls {
+    folder: TempDir,
+    chain: String,
+    cluster: String,
+}
+
+fn tls(server: &str, client: &str) -> Result<Tls> {
+    let folder = TempDir::with_prefix("culvert-")?;
+    let authority = Authority::new("tunnel CA")?;
+    let trusted = authority.write(folder.path())?;
+    let common = |leaf: &Leaf| {
+        format!(
+            "common_tls_context: {{tls_certificates: [{{certificate_chain: {{filename: \"{}\"}}, private_key: {{filename: \"{}\"}}}}], validation_context: {{trusted_ca: {{filename: \"{}\"}}}}}}",
+            leaf.certificate.display(),
+            leaf.key.display(),
+            trusted.display()
+        )
+    };
+    let server_leaf = authority.issue(folder.path(), "server", &[server])?;
+    let client_leaf = authority.issue(folder.path(), "client", &[client])?;
+    let kind = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3";
+    let chain = format!(
+        "      transport_socket: {{name: envoy.transport_sockets.tls, typed_config: {{\"@type\": {kind}.DownstreamTlsContext, require_client_certificate: true, {}}}}}\n",
+        common(&server_leaf)
+    );
+    let cluster = format!(
+        "transport_socket: {{name: envoy.transport_sockets.tls, typed_config: {{\"@type\": {kind}.UpstreamTlsContext, sni: {server}, {}}}}}",
+        common(&client_leaf)
+    );
+    Ok(Tls { folder, chain, cluster })
+}
+
+const BOUND: &str = "ping_interval: 1s, validation: {node_id_format: \"%DOWNSTREAM_PEER_DNS_SAN%\"}";
+
+/// The certificate is the node's; another node's request with it is refused.
+#[tokio::test]
+async fn a_real_initiator_with_a_certificate() -> Result {
+    let Some(program) = Peer::Envoy.find()? else { return Ok(()) };
+    let (tls, backend) = (tls("cloud", "edge-1")?, Backend::start("behind").await?);
+    let gateway = http_listener("in", "[{match: {prefix: /}, route: {cluster: agents}}]", "", "");
+    let listeners = gateway + &tunnel_listener(BOUND, &tls.chain);
+    let folder = TempDir::with_prefix("culvert-")?;
+    let cloud = Gateway::start_in(folder, &listeners, &agents("agents", BY_NODE), "", 2).await?;
+    let warned = cloud.daemon.output();
+    ensure!(warned.contains("Envoy leaves TLS"), "expected a warning that TLS ends, saw {warned}");
+    for node in ["edge-2", "edge-1"] {
+        let clusters =
+            cluster("cloud", &[cloud.listener("tunnel")?], &tls.cluster) + &cluster("backend", &[backend.address], "");
+        let folder = TempDir::with_prefix("culvert-")?;
+        let extension = initiator_extension("");
+        let edge = Envoy::start_in(folder, &program, &initiator(node, 1), &clusters, &extension, 1).await?;
+        let context = || format!("{node}\nours:\n{}\nenvoy:\n{}", cloud.daemon.output(), edge.daemon.output());
+        if node == "edge-1" {
+            served(cloud.listener("in")?, node, "behind").await.with_context(context)?;
+        } else {
+            cloud.stat_reaches("tunnel_server.reverse_tunnel.refused_auth", 1).await.with_context(context)?;
+            ensure!(ask(cloud.listener("in")?, node).await?.status == 503, "{}", context());
+        }
+    }
+    drop(tls.folder);
+    cloud.stop().await
+}
+
+#[tokio::test]
+async fn our_agent_with_a_certificate_at_a_real_responder() -> Result {
+    let (tls, backend) = (tls("cloud", "edge-1")?, Backend::start("behind").await?);
+    let folder = TempDir::with_prefix("culvert-")?;
+    let Some(cloud) = real_cloud(folder, BOUND, &tls.chain).await? else { return Ok(()) };
+    let (gateway, tunnel) = (cloud.listener("in")?, cloud.listener("tunnel")?);
+    let edge = our_edge("edge-1", tunnel, &tls.cluster, backend.address, "").await?;
+    let context = || format!("ours:\n{}\nenvoy:\n{}", edge.daemon.output(), cloud.daemon.output());
+    edge.stat_reaches("tunnel_agent.edge.active", 1).await.with_context(context)?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    served(gateway, "edge-1", "behind").await.with_context(context)?;
+    ensure!(edge.stat("tunnel_agent.edge.established").await? == 1, "redialled: {}", context());
+    edge.stop().await?;
+    // An agent of our own kind does not go on in plaintext unless it is told that it may.
+    let strict = our_agent(tunnel, backend.address, &format!("envoy: {{tenant_id: a}}, {}", tls.cluster)).await?;
+    strict.stat_reaches("tunnel_agent.agent.handshake_failures", 1).await?;
+    ensure!(strict.stat("tunnel_agent.agent.established").await? == 0, "{}", strict.daemon.output());
+    strict.stop().await
+}
+
+/// Both ends ours: TLS covers the tunnel's whole life, and one tunnel serves all workers and two clusters.
+#[tokio::test]
+async fn ours_on_both_ends_keep_tls() -> Result {
+    let (tls, backend) = (tls("cloud", "edge-1")?, Backend::start("behind").await?);
+    let routes = "[{match: {prefix: /a}, route: {cluster: one}}, {match: {prefix: /}, route: {cluster: two}}]";
+    let listeners = http_listener("in", routes, "", "") + &tunnel_listener(BOUND, &tls.chain);
+    let clusters = agents("one", BY_NODE) + &agents("two", "host_id_format: edge-cluster, tenant_id_format: tenant-a");
+    let folder = TempDir::with_prefix("culvert-")?;
+    let cloud = Gateway::start_in(folder, &listeners, &clusters, "", 4).await?;
+    let agent = format!("envoy: {{tenant_id: tenant-a}}, {}", tls.cluster);
+    let edge = our_agent(cloud.listener("tunnel")?, backend.address, &agent).await?;
+    let gateway = cloud.listener("in")?;
+    let context = || format!("cloud:\n{}\nedge:\n{}", cloud.daemon.output(), edge.daemon.output());
+    served(gateway, "edge-1", "behind").await.with_context(context)?;
+    for turn in 0..100 {
+        let path = if turn % 2 == 0 { "/a" } else { "/b" };
+        let request = http::Request::get(path).header("host", "test").header("x-node-id", "edge-1");
+        let answer = send(gateway, request.body(Full::new(Bytes::new()))?).await?;
+        ensure!(answer.status == 200, "{path}: saw {} {}\n{}", answer.status, answer.text(), context());
+    }
+    ensure!(cloud.stat("tunnel_server.reverse_tunnel.accepted").await? == 1, "one tunnel for all");
+    ensure!(cloud.daemon.output().contains("tls_kept=true"), "expected TLS to be kept: {}", context());
+    edge.stop().await?;
+    cloud.stop().await
+}
+
+/// A token for `edge-1`, and the key set that verifies it.
+fn token() -> Result<(String, String)> {
+    let key = Ed25519KeyPair::generate()?;
+    let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    let jwks = serde_json::json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "k", "alg": "EdDSA", "x": encode(key.public_key().as_ref())}]});
+    let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH)?.as_secs();
+    let claims = serde_json::json!({"iss": "https://issuer", "aud": "cloud", "exp": now + 3600, "node": "edge-1"});
+    let header = serde_json::json!({"alg": "EdDSA", "kid": "k"});
+    let signed = format!("{}.{}", encode(header.to_string().as_bytes()), encode(claims.to_string().as_bytes()));
+    let signature = encode(key.sign(signed.as_bytes()).as_ref());
+    Ok((format!("{signed}.{signature}"), jwks.to_string()))
+}
+
+fn with_jwt(jwks: &str) -> String {
+    let jwks = jwks.replace('"', "\\\"");
+    format!(
+        "ping_interval: 1s, jwt_validator: {{issuer: \"https://issuer\", audiences: [cloud], local_jwks: {{inline_string: \"{jwks}\"}}}}, validation: {{node_id_format: \"%DYNAMIC_METADATA(envoy.filters.network.reverse_tunnel.jwt:node)%\"}}"
+    )
+}
+
+#[tokio::test]
+async fn a_real_initiator_with_a_token() -> Result {
+    let ((token, jwks), backend) = (token()?, Backend::start("behind").await?);
+    let cloud = our_cloud(&with_jwt(&jwks), BY_NODE, "").await?;
+    let header = |token: &str| {
+        format!(
+            "http_handshake: {{additional_headers: [{{header: {{key: authorization, value: \"Bearer {token}\"}}}}]}}"
+        )
+    };
+    // No token; a token for another node; the right one.
+    for (node, fields, refused) in
+        [("edge-1", String::new(), 1), ("edge-2", header(&token), 2), ("edge-1", header(&token), 0)]
+    {
+        let edge = real_edge(node, cloud.listener("tunnel")?, backend.address, &fields).await?;
+        let Some(edge) = edge else { return Ok(()) };
+        let context = || format!("{node}\nours:\n{}\nenvoy:\n{}", cloud.daemon.output(), edge.daemon.output());
+        if refused == 0 {
+            served(cloud.listener("in")?, node, "behind").await.with_context(context)?;
+        } else {
+            cloud.stat_reaches("tunnel_server.reverse_tunnel.refused_auth", refused).await.with_context(context)?;
+            ensure!(ask(cloud.listener("in")?, node).await?.status == 503, "{}", context());
+        }
+    }
+    cloud.stop().await
+}
+
+#[tokio::test]
+async fn our_agent_with_a_token_at_a_real_responder() -> Result {
+    let ((token, jwks), backend) = (token()?, Backend::start("behind").await?);
+    let folder = TempDir::with_prefix("culvert-")?;
+    let Some(cloud) = real_cloud(folder, &with_jwt(&jwks), "").await? else { return Ok(()) };
+    let (gateway, tunnel) = (cloud.listener("in")?, cloud.listener("tunnel")?);
+    let credential = |token: &str| {
+        format!("envoy: {{tenant_id: a}}, credential: {{policy: jwt, credential: {{inline_string: \"{token}\"}}}}")
+    };
+    let wrong = our_agent(tunnel, backend.address, &credential("nonsense")).await?;
+    wrong.stat_reaches("tunnel_agent.agent.refused", 1).await.with_context(|| wrong.daemon.output())?;
+    ensure!(wrong.daemon.output().contains("401"), "expected the status, saw {}", wrong.daemon.output());
+    wrong.stop().await?;
+    let edge = our_agent(tunnel, backend.address, &credential(&token)).await?;
+    let context = || format!("ours:\n{}\nenvoy:\n{}", edge.daemon.output(), cloud.daemon.output());
+    served(gateway, "edge-1", "behind").await.with_context(context)?;
+    edge.stop().await
+}
+
+/// Requests that come in the moment when a real initiator joins: its parser must not get HTTP/2 beside the answer.
+#[tokio::test]
+async fn requests_that_wait_for_a_real_initiator_do_not_hang() -> Result {
+    let backend = Backend::start("behind").await?;
+    let cloud = our_cloud("ping_interval: 0.3s", BY_NODE, "").await?;
+    let gateway = cloud.listener("in")?;
+    for round in 0..3 {
+        let askers: Vec<_> = (0..8)
+            .map(|_| {
+                tokio::spawn(async move {
+                    let mut slowest = Duration::ZERO;
+                    for _ in 0..10_000 {
+                        let asked = tokio::time::Instant::now();
+                        let answer = ask(gateway, "edge-1").await?;
+                        slowest = slowest.max(asked.elapsed());
+                        if answer.status == 200 {
+                            return Ok::<_, anyhow::Error>(slowest);
+                        }
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                    anyhow::bail!("never served")
+                })
+            })
+            .collect();
+        let edge = real_edge("edge-1", cloud.listener("tunnel")?, backend.address, "").await?;
+        let Some(edge) = edge else { return Ok(()) };
+        for asker in askers {
+            let slowest = tokio::time::timeout(Duration::from_secs(60), asker).await.context("never served")???;
+            ensure!(slowest < Duration::from_secs(1), "round {round}: a request took {slowest:?}");
+        }
+        drop(edge);
+        eventually("the tunnel is gone", async || {
+            ensure!(ask(gateway, "edge-1").await?.status == 503, "still there");
+            Ok(())
+        })
+        .await?;
+    }
+    cloud.stop().await
+}
+
+/// A scripted responder that does what trips a real initiator: everything in one segment.
+#[tokio::test]
+async fn our_agent_takes_pings_and_http2_beside_the_answer() -> Result {
+    const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    /// The client's preface with empty SETTINGS (RFC 9113 §3.4).
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let backend = Backend::start("behind").await?;
+    let server = TcpListener::bind("127.0.0.1:0").await?;
+    let edge = our_agent(server.local_addr()?, backend.address, "envoy: {tenant_id: a}").await?;
+    for (first, echoes) in [(&b""[..], 0), (b"RPING", 1), (b"RPINGRPING", 2)] {
+        let (mut socket, _) = in_time("a dial", server.accept()).await??;
+        let head = in_time("a request", read_head(&mut socket)).await??;
+        ensure!(head.starts_with("GET /reverse_connections/request HTTP/1.1\r\nhost: "), "saw {head:?}");
+        ensure!(head.contains("x-envoy-reverse-tunnel-node-id: edge-1\r\n"), "saw {head:?}");
+        socket.write_all(&[OK, first].concat()).await?;
+        let mut echoed = vec![0; 5 * echoes];
+        in_time("echoes", socket.read_exact(&mut echoed)).await??;
+        ensure!(echoed == b"RPING".repeat(echoes), "saw {echoed:?}");
+        if echoes == 0 {
+            // Nothing was said before: the first request's bytes alone.
+            socket.write_all(PREFACE).await?;
+        } else {
+            socket.write_all(b"RPI").await?;
+            socket.write_all(b"NG").await?;
+            let mut echoed = [0; 5];
+            in_time("an echo of a ping in pieces", socket.read_exact(&mut echoed)).await??;
+            socket.write_all(PREFACE).await?;
+        }
+        let mut frame = [0; 9];
+        in_time("SETTINGS", socket.read_exact(&mut frame)).await??;
+        ensure!(frame[3] == 4, "expected a SETTINGS frame, saw {frame:?}");
+    }
+    let (mut socket, _) = in_time("a dial", server.accept()).await??;
+    in_time("a request", read_head(&mut socket)).await??;
+    socket.write_all(&[OK, PREFACE].concat()).await?;
+    let mut frame = [0; 9];
+    in_time("SETTINGS", socket.read_exact(&mut frame)).await??;
+    ensure!(frame[3] == 4, "expected a SETTINGS frame to what came with the answer, saw {frame:?}");
+    drop(socket);
+    edge.stop().await
+}
+
+/// Ids that nobody has open no socket and leave nothing behind.
+#[tokio::test]
+async fn unknown_nodes_leave_nothing_behind() -> Result {
+    let cloud = our_cloud("ping_interval: 0.3s", BY_NODE, "").await?;
+    let gateway = cloud.listener("in")?;
+    for turn in 0..300 {
+        let answer = ask(gateway, &format!("bogus-{turn}")).await?;
+        ensure!(answer.status == 503, "saw {} {}", answer.status, answer.text());
+    }
+    ensure!(cloud.stat("cluster.agents.membership_total").await? == 0, "hosts were made up");
+    ensure!(cloud.stat("cluster.agents.upstream_cx_total").await? == 0, "sockets were opened");
+    cloud.stop().await
+}
