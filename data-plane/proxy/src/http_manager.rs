@@ -9,7 +9,6 @@ use std::time::Duration;
 use culvert_http::server::{Protocol, ServerOptions};
 use culvert_http::{Exchange, Handler, Io, Meter, RequestHead, ResponseHead, Version};
 use culvert_model::http::{Codec, HttpConnectionManager, RouteSource, ServerHeader};
-use culvert_runtime::drain::Watch;
 use culvert_runtime::telemetry::{Scope, ScopePath};
 use tokio::time::Instant;
 
@@ -117,13 +116,12 @@ impl WorkerHttp {
     }
 }
 
-/// Serves a connection until it ends; `watch` or `drain` tell it to finish.
+/// Serves a connection until it ends; `drain` tells it to finish.
 pub(crate) async fn serve(
     http: &Rc<WorkerHttp>,
     worker: &Rc<Worker>,
     mut io: Io,
     downstream: &Rc<Downstream>,
-    watch: &Watch,
     drain: impl Future<Output = ()>,
 ) {
     let counters = &http.counters;
@@ -140,7 +138,7 @@ pub(crate) async fn serve(
         _ => &manager.options,
     };
     let drain = async {
-        tokio::select! { () = watch.draining() => {} () = drain => {} }
+        drain.await;
         counters.inc(HttpMetric::CxDrainClose);
     };
     culvert_http::server::serve(io, options, Rc::clone(&handler), drain).await;

@@ -275,7 +275,7 @@ impl Gateway {
         let (worker, slot) = (Rc::clone(&self.worker), Arc::clone(&self.slot));
         tokio::task::spawn_local(async move {
             let Downstream { remote, local, .. } = downstream();
-            serve_hosted(&worker, &slot, Io::memory(server), (remote, local), std::future::pending()).await;
+            serve_hosted(&worker, &slot, Io::memory(server), (remote, local), std::future::pending(), || false).await;
         });
         client
     }

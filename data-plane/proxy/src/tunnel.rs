@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use culvert_http::Io;
+use culvert_http::{ClientExchange, Io};
 use culvert_model::tunnel::TunnelServer;
 use culvert_runtime::drain::Watch;
 use culvert_runtime::telemetry::{Scope, ScopePath};
@@ -113,6 +113,14 @@ impl HostLease for Lease {
     fn drain(&self) {
         self.0.drain();
     }
+
+    fn set_weight(&self, weight: u32) {
+        self.0.set_weight(weight);
+    }
+
+    async fn exchange(&self) -> Option<ClientExchange> {
+        self.0.exchange().await
+    }
 }
 
 /// Serves what tunnels bring as accepted connections of this worker's listeners.
@@ -135,7 +143,11 @@ impl Hosting for TunnelHosting {
 
     async fn serve(&self, io: Io, hosted: Hosted) {
         let slot = self.worker.process.listeners.active(&hosted.listener).await;
-        serve_hosted(&self.worker, &slot, io, (hosted.peer, hosted.local), hosted.drain.draining()).await;
+        let outdated = || {
+            hosted.outdated.notify_one();
+            true
+        };
+        serve_hosted(&self.worker, &slot, io, (hosted.peer, hosted.local), hosted.drain.draining(), outdated).await;
     }
 
     type Requests = Requests;

@@ -10,6 +10,7 @@ use culvert_runtime::drain::{Drained, Trigger};
 use culvert_runtime::process::{Signal, Signals};
 use culvert_runtime::readiness::Readiness;
 use culvert_runtime::workers::Workers;
+use culvert_tunnel::server::Tunnels;
 use tokio::sync::Notify;
 
 use crate::apply::{ApplyHandle, OnWorker};
@@ -83,6 +84,8 @@ pub(crate) struct Ending {
     pub apply: ApplyHandle,
     pub configuration: Configuration,
     pub drain: Trigger,
+    /// Those that agents have to this process: the last to go.
+    pub tunnels: Arc<Tunnels>,
     pub drain_time: Duration,
     pub logs: AccessLogs,
     /// They end with their last handle, and their connections with them: it must be this one.
@@ -116,10 +119,15 @@ impl Ending {
         tracing::info!(within = ?self.drain_time, in_flight = self.drain.blockers(), "ending: finishing what is in flight");
         self.state.draining.store(true, Ordering::Release);
         self.configuration.end().await;
+        self.tunnels.end();
         self.apply.end().await;
         self.drain.start(self.drain_time);
+        let finishing = finish_tunnels(&self.drain, &self.tunnels);
+        tokio::pin!(finishing);
+        let mut finished = false;
         let code = loop {
             tokio::select! {
+                () = &mut finishing, if !finished => finished = true,
                 drained = self.drain.drained() => match drained {
                     Drained::Idle => {
                         tracing::info!("ended: nothing is in flight any more");
@@ -143,6 +151,17 @@ impl Ending {
         code
     }
 }
+
+/// Tunnels serve until nothing else is in flight: each of them holds the drain back once.
+async fn finish_tunnels(drain: &Trigger, tunnels: &Tunnels) {
+    let mut look = tokio::time::interval(LOOK);
+    while drain.blockers() > tunnels.live() {
+        look.tick().await;
+    }
+    tunnels.finish();
+}
+
+const LOOK: Duration = Duration::from_millis(20);
 
 #[cfg(test)]
 mod tests {

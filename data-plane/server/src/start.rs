@@ -123,6 +123,7 @@ pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -
     });
     let admin_socket = bind_all(&mut applier, &started.bootstrap)?;
 
+    let tunnels = Arc::clone(&overview.tunnels);
     let looked = Looked {
         process: Arc::clone(&process),
         overview: Arc::clone(&overview),
@@ -155,8 +156,16 @@ pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -
     drop(blocker);
     let settings = dynamic(&options, &started, inventory, process.registry.clone(), watcher);
     let configuration = config::begin(settings(apply.clone(), ready)).await;
-    let ending =
-        Ending { state, apply, configuration, drain: base.drain, drain_time, logs: base.logs, workers: threads };
+    let ending = Ending {
+        state,
+        apply,
+        configuration,
+        drain: base.drain,
+        tunnels,
+        drain_time,
+        logs: base.logs,
+        workers: threads,
+    };
     Ok(ending.run(signals).await)
 }
 

@@ -7,6 +7,7 @@
 //! with each peer the aside connection and the graceful close. **Peers are keyed by address and exist before the first
 //! dial**, so that a list that changes while a server is unreachable neither doubles nor leaks a connection.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -19,7 +20,7 @@ use culvert_model::agent::TunnelAgent;
 use culvert_model::endpoint::Endpoints;
 use culvert_runtime::drain::Watch;
 use culvert_runtime::telemetry::Block;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +28,7 @@ use crate::metrics::AgentMetric;
 use crate::status::AgentStatus;
 
 mod connection;
+mod control;
 mod credential;
 mod dial;
 mod envoy;
@@ -34,10 +36,13 @@ mod keeper;
 mod leader;
 mod mux;
 mod peer;
+mod placement;
 mod servers;
+mod tenure;
 
 use connection::Connection;
 use peer::Peer;
+use placement::Steering;
 use servers::SourceStates;
 
 /// Serves tunnel connections as accepted connections of a listener. Implemented by the proxy; one per worker.
@@ -73,6 +78,9 @@ pub struct Hosted {
     /// Our end.
     pub local: SocketAddr,
     pub drain: Watch,
+    /// To be told when the listener serves otherwise now: the agent dials anew, and then starts `drain`. Until then, and
+    /// for some seconds at most, the connection is to be served as before.
+    pub outdated: Arc<Notify>,
 }
 
 /// What an agent needs besides its configuration.
@@ -103,6 +111,10 @@ pub struct Agent {
     /// Those in the server list, and those that are being closed. Written by the leader.
     peers: watch::Sender<Arc<Vec<Arc<Peer>>>>,
     sources: SourceStates,
+    /// As configured, or changed since.
+    weight: watch::Sender<u32>,
+    /// What servers have said of themselves and others.
+    steering: watch::Sender<Steering>,
     stop: CancellationToken,
 }
 
@@ -110,7 +122,10 @@ impl Agent {
     #[must_use]
     pub fn new(config: Arc<TunnelAgent>, inputs: AgentInputs) -> Arc<Self> {
         let (peers, _) = watch::channel(Arc::default());
-        Arc::new(Self { config, inputs, peers, sources: SourceStates::default(), stop: CancellationToken::new() })
+        let weight = watch::Sender::new(config.weight);
+        let (sources, stop) = (SourceStates::default(), CancellationToken::new());
+        let steering = watch::Sender::new(Steering::default());
+        Arc::new(Self { config, inputs, peers, sources, weight, steering, stop })
     }
 
     #[must_use]
@@ -139,6 +154,7 @@ impl Agent {
                         worker: worker.index,
                         hosting: hosting.clone(),
                         metrics: Rc::clone(&metrics),
+                        renewing: Cell::new(false),
                     };
                     tasks.spawn_local(connection.run());
                 }
@@ -163,6 +179,16 @@ impl Agent {
     /// `graceful_close_max_wait`.
     pub fn stop(&self) {
         self.stop.cancel();
+    }
+
+    /// Gives all connections another weight on their servers, those that stand and those to come. `false`: some server
+    /// cannot be told, and nothing was done.
+    pub fn reweigh(&self, weight: u32) -> bool {
+        let can = self.peers.borrow().iter().all(|peer| peer.live() == 0 || peer.has_control());
+        if can {
+            self.weight.send_replace(weight);
+        }
+        can
     }
 
     /// Connections that are established at the moment, on all workers.

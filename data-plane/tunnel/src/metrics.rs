@@ -93,6 +93,8 @@ pub enum AgentMetric {
     Established,
     /// Tunnel connections that ended without being asked to.
     Lost,
+    /// Tunnel connections that took the place of one that served.
+    Replaced,
     /// Attempts after the first of a connection.
     Reconnects,
     /// Connections given up after `connect_retry_times` failures in a row.
@@ -117,6 +119,7 @@ impl Metrics for AgentMetric {
         counter("refused"),
         counter("established"),
         counter("lost"),
+        counter("replaced"),
         counter("reconnects"),
         counter("given_up"),
         counter("graceful_close"),

@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_http::{Http2ClientOptions, Io};
+use culvert_http::{ClientExchange, Http2ClientOptions, Io};
 use culvert_model::tunnel::TunnelProtocol;
 
 use crate::dialect::Dialect;
@@ -21,11 +21,13 @@ use crate::wire::Status;
 
 mod acceptor;
 mod acknowledged;
+mod control;
 mod envoy;
 mod handshake;
 mod log_limit;
 mod negotiation;
 mod policy;
+mod registered;
 mod tunnels;
 
 pub use acceptor::{Acceptor, Ended};
@@ -61,6 +63,13 @@ pub trait HostLease {
 
     /// Takes the host out of every later choice; what is in flight goes on.
     fn drain(&self);
+
+    /// Gives the host another weight (1 to 128) in later choices.
+    fn set_weight(&self, weight: u32);
+
+    /// An exchange of our own with the agent, beside what requests borrow; waits until the connection is attached. `None`:
+    /// it does not carry HTTP/2, or is gone.
+    fn exchange(&self) -> impl Future<Output = Option<ClientExchange>>;
 }
 
 /// An admitted agent's wish to become a host.

@@ -1,5 +1,7 @@
 //! Both ends against each other: two workers each, over loopback, with mutual TLS and without.
 
+mod control;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -47,6 +49,12 @@ impl HostRegistry for Cluster {
 }
 
 impl HostLease for Lease {
+    fn set_weight(&self, _weight: u32) {}
+
+    async fn exchange(&self) -> Option<culvert_http::ClientExchange> {
+        None
+    }
+
     async fn attach(&self, mut io: Io) {
         let mut answer = [0; 7];
         if io.write_all(b"request").await.is_ok() && io.read_exact(&mut answer).await.is_ok() && &answer == b"REQUEST" {
@@ -245,6 +253,10 @@ fn agent(address: SocketAddr, connection_num: u32) -> TunnelAgent {
         graceful_close_max_wait: Duration::from_secs(10),
         protocol: ProtocolChoice::Fixed(culvert_model::tunnel::TunnelProtocol::Http1),
         envoy: None,
+        max_servers: 2,
+        region: "".into(),
+        zone: "".into(),
+        max_connection_age: None,
     }
 }
 

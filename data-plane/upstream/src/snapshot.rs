@@ -101,7 +101,7 @@ impl TunnelSnapshot {
             cluster: Name::clone(&claim.cluster),
             agent: Arc::clone(&claim.agent),
             peer: claim.peer,
-            weight: claim.weight,
+            weight: connection.weight(),
             protocol: claim.protocol,
             state,
             requests: connection.requests(),

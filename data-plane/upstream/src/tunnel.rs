@@ -14,9 +14,11 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use culvert_http::Io;
-use culvert_http::client::{Http1Client, Http2Client, Http2ClientOptions};
+use culvert_http::client::{ClientExchange, Http1Client, Http2Client, Http2ClientOptions};
 use culvert_model::Name;
 use culvert_model::tunnel::TunnelProtocol;
+
+use tokio::sync::watch;
 
 use crate::host::Host;
 use crate::slot::ClusterSlot;
@@ -87,11 +89,13 @@ pub struct TunnelLease {
     slot: Arc<ClusterSlot>,
     host: Arc<Host>,
     connection: Arc<TunnelConnection>,
+    /// While HTTP/2 is open on it.
+    open: watch::Sender<Option<Http2Client>>,
 }
 
 impl TunnelLease {
     pub(crate) fn new(slot: Arc<ClusterSlot>, host: Arc<Host>, connection: Arc<TunnelConnection>) -> Self {
-        Self { slot, host, connection }
+        Self { slot, host, connection, open: watch::Sender::new(None) }
     }
 
     pub(crate) fn host(&self) -> &Arc<Host> {
@@ -116,6 +120,7 @@ impl TunnelLease {
             TunnelProtocol::Http2 => self.run_http2(io).await,
         };
         drop(gone);
+        self.open.send_replace(None);
         tracing::debug!(cluster = %self.slot.name(), agent = %self.connection.claim().agent, ?end, "tunnel ended");
         end
     }
@@ -129,6 +134,7 @@ impl TunnelLease {
             Ok(Err(error)) => return self.refused(&error),
             Err(elapsed) => return self.refused(&elapsed),
         };
+        self.open.send_replace(Some(client.clone()));
         self.connection.attach_open(client);
         tokio::select! {
             result = driver => {
@@ -157,6 +163,23 @@ impl TunnelLease {
         self.connection.drain(TunnelEnd::Drained);
         self.slot.tunnels_changed();
         self.connection.further(|slot| slot.tunnels_changed());
+    }
+
+    /// Gives the host another weight (1 to 128) in later choices.
+    pub fn set_weight(&self, weight: u32) {
+        self.connection.set_weight(weight);
+        self.slot.tunnels_changed();
+    }
+
+    /// An exchange that no request asked for, and that no drain waits for, once HTTP/2 is open on the connection.
+    /// `None`: it carries none.
+    pub async fn exchange(&self) -> Option<ClientExchange> {
+        if self.claim().protocol != TunnelProtocol::Http2 {
+            return None;
+        }
+        let mut open = self.open.subscribe();
+        let client = open.wait_for(Option::is_some).await.ok()?;
+        client.as_ref().map(Http2Client::exchange)
     }
 
     /// What was claimed.

@@ -41,6 +41,12 @@ pub struct TunnelAgent {
     pub protocol: ProtocolChoice,
     /// Speaks Envoy's dialect; `None`: MOSN's.
     pub envoy: Option<EnvoyInitiator>,
+    /// At least 1.
+    pub max_servers: u32,
+    /// Empty: the agent does not say where it is.
+    pub region: Name,
+    pub zone: Name,
+    pub max_connection_age: Option<Duration>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -93,6 +99,11 @@ pub(crate) fn agent(report: &mut Report, message: &api::TunnelAgent) -> Option<T
     let connection_num = scalar::within(report, "connection_num", message.connection_num, 1, 1024, 1);
     let weight = scalar::within(report, "weight", message.weight, 1, 128, 10);
     let protocol = tunnel::protocol(report, message.protocol);
+    let max_servers = scalar::within(report, "max_servers", message.max_servers, 1, 1024, 2);
+    let locality = message.locality.clone().unwrap_or_default();
+    let age = message.max_connection_age.as_ref();
+    let max_connection_age =
+        age.map(|age| scalar::positive(report, "max_connection_age", Some(age), Duration::from_secs(1)));
     Some(TunnelAgent {
         name: name?,
         cluster: cluster?,
@@ -110,6 +121,10 @@ pub(crate) fn agent(report: &mut Report, message: &api::TunnelAgent) -> Option<T
         graceful_close_max_wait: graceful,
         protocol: protocol?,
         envoy,
+        max_servers,
+        region: locality.region.as_str().into(),
+        zone: locality.zone.as_str().into(),
+        max_connection_age,
     })
 }
 

@@ -10,6 +10,7 @@ pub mod access_log;
 pub mod agent;
 pub mod bootstrap;
 pub mod cluster;
+pub mod control;
 mod coverage;
 pub mod endpoint;
 pub mod http;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_http::Io;
+use culvert_runtime::drain::Watch;
 use culvert_runtime::sockets;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
@@ -72,13 +73,15 @@ fn is_exhaustion(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(24 | 23 | 105 | 12))
 }
 
-/// Serves a connection that a tunnel brought.
+/// Serves a connection that a tunnel brought. `outdated` is called when its chain drains, and says whether `drain` is to be
+/// expected within [`HANDOVER`].
 pub(crate) async fn serve_hosted(
     worker: &Rc<Worker>,
     slot: &Arc<ListenerSlot>,
     io: Io,
     (remote, local): (SocketAddr, SocketAddr),
     drain: impl Future<Output = ()>,
+    outdated: impl FnOnce() -> bool,
 ) {
     let listener = worker.listener(slot);
     let Some(generation) = listener.generation() else {
@@ -87,6 +90,16 @@ pub(crate) async fn serve_hosted(
     };
     let arrived = Box::new(Arrived { io, remote, local, start: Instant::now() });
     // Boxed: a tunnel's task is long-lived and already large.
+    let drain = |chain: Watch| async move {
+        let replaced = async {
+            chain.draining().await;
+            // Whoever brought the connection may bring another one first, and then drain this one.
+            if outdated() {
+                tokio::time::sleep(HANDOVER).await;
+            }
+        };
+        tokio::select! { () = drain => {} () = replaced => {} }
+    };
     Box::pin(listener.serve(generation, arrived, drain)).await;
 }
 
@@ -163,7 +176,7 @@ impl WorkerListener {
         let arrived = Box::new(Arrived { io: Io::tcp(stream), remote, local, start: Instant::now() });
         // Boxed: a future of this size would be moved about on its way into the runtime.
         tokio::task::spawn_local(Box::pin(async move {
-            listener.serve(generation, arrived, std::future::pending()).await;
+            listener.serve(generation, arrived, |chain: Watch| chain.draining()).await;
             drop(permit);
         }));
     }
@@ -175,7 +188,7 @@ impl WorkerListener {
         let arrived = Box::new(Arrived { io, remote: address, local: address, start: Instant::now() });
         async move {
             if let Some(generation) = self.generation() {
-                self.serve(generation, arrived, std::future::pending()).await;
+                self.serve(generation, arrived, |chain: Watch| chain.draining()).await;
             }
         }
     }
@@ -195,11 +208,13 @@ impl WorkerListener {
     }
 
     /// One connection from its first byte to its end.
-    async fn serve(
+    ///
+    /// `drain`: when it is to finish, given the drain of its chain.
+    async fn serve<F: Future<Output = ()>>(
         self: &Rc<Self>,
         generation: Rc<Generation>,
         arrived: Box<Arrived>,
-        drain: impl Future<Output = ()>,
+        drain: impl FnOnce(Watch) -> F,
     ) {
         let counters = &self.counters;
         counters.inc(ListenerMetric::CxTotal);
@@ -219,7 +234,9 @@ impl WorkerListener {
         let watch = chain.chain.watch.clone();
         let filter = async {
             match &chain.filter {
-                WorkerFilter::Http(http) => http_manager::serve(http, &worker, io, &downstream, &watch, drain).await,
+                WorkerFilter::Http(http) => {
+                    http_manager::serve(http, &worker, io, &downstream, drain(watch.clone())).await;
+                }
                 // Boxed, so that connections of one kind do not carry the state of another.
                 WorkerFilter::Tcp(tcp) => Box::pin(tcp_proxy::serve(tcp, &worker, io, &downstream)).await,
                 WorkerFilter::Tunnel(filter) => Box::pin(tunnel::serve(filter, &worker, io, &downstream, &watch)).await,
@@ -266,6 +283,8 @@ impl<M: culvert_runtime::telemetry::Metrics> Drop for Active<M> {
     }
 }
 
+/// How long a connection that a tunnel brought may belong to a chain that is replaced.
+const HANDOVER: Duration = Duration::from_secs(5);
 const EXHAUSTION_PAUSE: Duration = Duration::from_millis(100);
 /// Connections that may wait in one socket's accept queue when it closes.
 const MAX_DRAINED: usize = 65_536;

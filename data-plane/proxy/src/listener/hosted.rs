@@ -53,13 +53,15 @@ impl Requests {
 
     /// The chain of the moment; `None`: there is no listener of the name, or none of its chains fits.
     async fn current(&self) -> Option<Rc<Current>> {
-        let known = self.current.borrow().clone().filter(|current| !current.listener.slot.is_draining());
+        let known = self.current.borrow().clone();
+        let listeners = &self.worker.process.listeners;
         let listener = match &known {
-            Some(current) => Rc::clone(&current.listener),
-            None => {
-                let active = timeout(LISTENER, self.worker.process.listeners.active(&self.name));
-                self.worker.listener(&active.await.ok()?)
-            }
+            Some(current) if !current.listener.slot.is_draining() => Rc::clone(&current.listener),
+            // One that drains still serves what comes until its agent has told the server.
+            _ => match listeners.get(&self.name).filter(|slot| slot.current().is_some()) {
+                Some(slot) => self.worker.listener(&slot),
+                None => self.worker.listener(&timeout(LISTENER, listeners.active(&self.name)).await.ok()?),
+            },
         };
         let generation = listener.generation()?;
         if let Some(current) = known.filter(|current| Rc::ptr_eq(&current.generation, &generation)) {
@@ -109,7 +111,8 @@ impl Requests {
         let (near, far) = tokio::io::duplex(BRIDGE);
         let addresses = (self.remote, self.local);
         let slot = &current.listener.slot;
-        let mut served = pin!(serve_hosted(&self.worker, slot, Io::memory(far), addresses, std::future::pending()));
+        let mut served =
+            pin!(serve_hosted(&self.worker, slot, Io::memory(far), addresses, std::future::pending(), || false));
         let mut forwarded = pin!(forward(exchange, Http1Client::new(Io::memory(near))));
         let outcome = tokio::select! {
             biased;

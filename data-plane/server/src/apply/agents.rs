@@ -50,6 +50,14 @@ impl Applier {
         if self.agents.running.get(&name).is_some_and(|running| running.config == config) {
             return Ok(Applied::Active);
         }
+        if let Some(running) = self.agents.running.get_mut(&name)
+            && *running.config == (TunnelAgent { weight: running.config.weight, ..(*config).clone() })
+            && running.agent.reweigh(config.weight)
+        {
+            // Its servers are told while it serves.
+            running.config = config;
+            return Ok(Applied::Active);
+        }
         let (client, digest, awaited) = self.agent_tls(&config)?;
         let (tls, tls_receiver) = match &config.tls {
             Some(_) => {

@@ -56,6 +56,11 @@ impl ReverseListeners {
             retry_times: None,
             graceful_close_max_wait: GRACEFUL_CLOSE,
             protocol: ProtocolChoice::Fixed(TunnelProtocol::Http2),
+            // As Envoy: every endpoint is dialled.
+            max_servers: u32::MAX,
+            region: Name::from(""),
+            zone: Name::from(""),
+            max_connection_age: None,
             envoy: Some(EnvoyInitiator {
                 tenant: Arc::clone(&address.tenant),
                 upstream_cluster: Arc::clone(&address.remote_cluster),

@@ -1,5 +1,6 @@
 //! One of a peer's connections: dials, is hosted, dials again. Independent of the others.
 
+use std::cell::Cell;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,14 +10,16 @@ use bytes::Bytes;
 use culvert_http::{Io, RoundTrip};
 use culvert_model::tunnel::{ProtocolChoice, TunnelProtocol};
 use culvert_runtime::backoff::Backoff;
-use culvert_runtime::drain;
 use culvert_runtime::telemetry::Block;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::dial::{self, DialError, Established, Retry, Target};
 use super::envoy::Initiator;
-use super::peer::{Peer, Phase};
-use super::{Agent, Hosted, Hosting, credential, mux};
+use super::peer::{Order, Peer, Phase};
+use super::tenure::{Reason, Tenure};
+use super::{Agent, Hosted, Hosting, credential, keeper, mux};
 use crate::envoy::ping;
 use crate::envoy::wire::ResponseError;
 use crate::http2::recorded;
@@ -33,38 +36,135 @@ pub(super) struct Connection<H> {
     pub(super) worker: usize,
     pub(super) hosting: H,
     pub(super) metrics: Rc<Block<AgentMetric>>,
+    /// Its replacement is being dialled.
+    pub(super) renewing: Cell<bool>,
+}
+
+type LocalBoxFuture<T> = std::pin::Pin<Box<dyn Future<Output = T>>>;
+
+/// Says when the replacement is there, or not wanted any more.
+struct Quiet<'a>(&'a Cell<bool>);
+
+impl Drop for Quiet<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
 }
 
 impl<H: Hosting> Connection<H> {
     /// Until the peer is left, or the connection given up.
     pub(super) async fn run(self) {
-        let config = &self.agent.config;
-        let mut backoff = Backoff::new(config.reconnect_base, config.reconnect_max);
+        let this = Rc::new(self);
+        let mut backoff = Backoff::new(this.agent.config.reconnect_base, this.agent.config.reconnect_max);
+        let mut retired = JoinSet::new();
         loop {
             let tunnel = tokio::select! {
                 biased;
-                () = self.peer.leaving() => break,
-                tunnel = Box::pin(self.establish(&mut backoff)) => tunnel,
+                () = this.peer.leaving() => break,
+                tunnel = Box::pin(this.establish(&mut backoff)) => tunnel,
             };
             let Some(tunnel) = tunnel else {
-                self.note(ConnectionState::GivenUp);
-                self.peer.leaving().await;
+                this.note(ConnectionState::GivenUp);
+                this.peer.leaving().await;
                 break;
             };
-            let established = Instant::now();
-            Box::pin(self.host(tunnel)).await;
-            if self.peer.phase() != Phase::Open {
+            let lasted = Box::pin(this.keep(tunnel, &mut backoff, &mut retired)).await;
+            if this.peer.phase() != Phase::Open {
                 break;
             }
-            self.metrics.inc(AgentMetric::Lost);
-            let delay = after_tunnel(&mut backoff, established.elapsed());
-            tracing::info!(
-                agent = %config.name, server = %self.peer.address, connection = self.index, ?delay, "tunnel ended"
-            );
-            self.peer.note_error(self.index, "the connection ended".to_owned());
-            self.pause(delay).await;
+            this.metrics.inc(AgentMetric::Lost);
+            let delay = after_tunnel(&mut backoff, lasted);
+            let (agent, server) = (&this.agent.config.name, this.peer.address);
+            tracing::info!(%agent, %server, connection = this.index, ?delay, "tunnel ended");
+            this.peer.note_error(this.index, "the connection ended".to_owned());
+            this.pause(delay).await;
         }
-        self.note(ConnectionState::Closed);
+        while retired.join_next().await.is_some() {}
+        this.note(ConnectionState::Closed);
+    }
+
+    /// Has the tunnel served until it ends, and replaced whenever that is due: **the replacement is accepted before the old
+    /// one is closed**. How long the last one lasted.
+    async fn keep(
+        self: &Rc<Self>,
+        mut tunnel: Established,
+        backoff: &mut Backoff,
+        retired: &mut JoinSet<()>,
+    ) -> Duration {
+        loop {
+            let established = Instant::now();
+            let (tenure, mut orders) = (Tenure::new(&tunnel), self.peer.orders());
+            let mut hosted = Box::pin(Rc::clone(self).host(tunnel, Rc::clone(&tenure)));
+            let (reason, next) = tokio::select! {
+                biased;
+                () = &mut hosted => return established.elapsed(),
+                () = self.peer.leaving() => {
+                    hosted.await;
+                    return established.elapsed();
+                }
+                replacement = Box::pin(self.replacement(&tenure, &mut orders, backoff)) => replacement,
+            };
+            self.metrics.inc(AgentMetric::Replaced);
+            tenure.retire();
+            let (agent, server) = (&self.agent.config.name, self.peer.address);
+            tracing::info!(%agent, %server, connection = self.index, ?reason, "tunnel replaced");
+            retired.spawn_local(Rc::clone(self).retire(hosted, tenure, reason));
+            while retired.try_join_next().is_some() {}
+            tunnel = next;
+        }
+    }
+
+    /// Waits until another tunnel is to take the place of this one, and establishes it. Whatever fails, the old one serves.
+    async fn replacement(
+        &self,
+        tenure: &Tenure,
+        orders: &mut watch::Receiver<Order>,
+        backoff: &mut Backoff,
+    ) -> (Reason, Established) {
+        let reason = tenure.due(&self.agent, orders).await;
+        self.renewing.set(true);
+        let _quiet = Quiet(&self.renewing);
+        loop {
+            let error = match self.attempt().await {
+                Ok(tunnel) => return (reason, tunnel),
+                Err(error) => error,
+            };
+            self.count(&error);
+            let delay = self.delay(&error, backoff);
+            let (agent, server) = (&self.agent.config.name, self.peer.address);
+            tracing::info!(%agent, %server, connection = self.index, ?reason, %error, ?delay, "not replaced yet");
+            sleep(delay).await;
+        }
+    }
+
+    /// Has the old tunnel closed by the server once nothing is in flight on it.
+    async fn retire(self: Rc<Self>, mut hosted: LocalBoxFuture<()>, tenure: Rc<Tenure>, reason: Reason) {
+        let most = self.agent.config.graceful_close_max_wait;
+        let close = async {
+            if reason == Reason::ServerDrains {
+                // It sends its last requests through it, and closes it itself.
+                return std::future::pending().await;
+            }
+            let announced = async {
+                // Envoy's dialect has no word for it: HTTP/2's GOAWAY says it.
+                match self.agent.config.envoy {
+                    Some(_) => Ok(false),
+                    None => keeper::announce(&self.agent, &self.peer, None, &tenure.names).await,
+                }
+            };
+            let told = timeout(most, announced).await;
+            if !matches!(told, Ok(Ok(true))) {
+                tracing::debug!(server = %self.peer.address, ?told, "a replaced tunnel's close is not acknowledged");
+                sleep(SETTLE).await;
+                tenure.drain(most);
+            }
+            sleep(most).await;
+        };
+        tokio::select! {
+            biased;
+            () = &mut hosted => {}
+            () = close => tracing::info!(server = %self.peer.address, "a replaced tunnel was cut off"),
+        }
     }
 
     /// Tries until a tunnel stands; `None`: given up.
@@ -78,10 +178,7 @@ impl<H: Hosting> Connection<H> {
             };
             failures += 1;
             self.count(&error);
-            let delay = match error.retry() {
-                Retry::Normal => backoff.next_delay(),
-                Retry::Slow => config.reconnect_max.mul_f64(fastrand::f64().midpoint(1.0)),
-            };
+            let delay = self.delay(&error, backoff);
             tracing::warn!(
                 agent = %config.name, server = %self.peer.address, connection = self.index, %error, ?delay,
                 "no tunnel"
@@ -96,6 +193,13 @@ impl<H: Hosting> Connection<H> {
                 return None;
             }
             self.pause(delay).await;
+        }
+    }
+
+    fn delay(&self, error: &DialError, backoff: &mut Backoff) -> Duration {
+        match error.retry() {
+            Retry::Normal => backoff.next_delay(),
+            Retry::Slow => self.agent.config.reconnect_max.mul_f64(fastrand::f64().midpoint(1.0)),
         }
     }
 
@@ -132,7 +236,7 @@ impl<H: Hosting> Connection<H> {
         }
         let mut init = Init {
             cluster_name: config.cluster.to_string(),
-            weight: i64::from(config.weight),
+            weight: i64::from(*self.agent.weight.borrow()),
             host_name: self.agent.host_name().to_owned(),
             ..Init::default()
         };
@@ -156,16 +260,15 @@ impl<H: Hosting> Connection<H> {
     }
 
     /// Has the tunnel served until it ends; when the peer is closed, as long as that lets it.
-    async fn host(&self, tunnel: Established) {
-        let config = &self.agent.config;
-        let _live = Live::begin(self, &tunnel);
-        let (trigger, watch) = drain::channel();
+    async fn host(self: Rc<Self>, tunnel: Established, tenure: Rc<Tenure>) {
+        let _live = Live::begin(&self, &tunnel);
         let hosted = Hosted {
-            listener: config.hosting_listener.clone(),
-            agent: config.name.clone(),
+            listener: self.agent.config.hosting_listener.clone(),
+            agent: self.agent.config.name.clone(),
             peer: self.peer.address,
             local: tunnel.local,
-            drain: watch,
+            drain: tenure.watch(),
+            outdated: Arc::clone(&tenure.outdated),
         };
         let mut lost = pin!(keepalive::lost(keepalive::ends(&tunnel.io)));
         let mut served = pin!(self.serve(tunnel, hosted));
@@ -175,22 +278,24 @@ impl<H: Hosting> Connection<H> {
             () = &mut lost => return,
             phase = self.peer.reached(|phase| phase > Phase::Leaving) => phase,
         };
-        self.note(ConnectionState::Draining);
+        if !tenure.is_retired() {
+            self.note(ConnectionState::Draining);
+        }
         let cut = async {
             if let Phase::Draining { deadline, acknowledged: false } = phase {
                 // The server has been told but does not say when it knows: a request may be on its way still.
                 sleep_until(deadline.min(Instant::now() + SETTLE)).await;
-                trigger.start(deadline.saturating_duration_since(Instant::now()));
+                tenure.drain(deadline.saturating_duration_since(Instant::now()));
             }
             self.peer.reached(|phase| phase == Phase::Cut).await
         };
+        let (agent, server) = (&self.agent.config.name, self.peer.address);
         tokio::select! {
             biased;
             () = served => {}
             () = lost => {}
             _ = cut => tracing::info!(
-                agent = %config.name, server = %self.peer.address, connection = self.index,
-                "tunnel cut off: graceful_close_max_wait is over"
+                %agent, %server, connection = self.index, "tunnel cut off: graceful_close_max_wait is over"
             ),
         }
     }
@@ -206,7 +311,8 @@ impl<H: Hosting> Connection<H> {
         let round_trip = RoundTrip::default();
         self.peer.note_http2(self.index, round_trip.clone());
         self.metrics.inc(AgentMetric::ActiveHttp2);
-        let serving = mux::serve(&self.hosting, tunnel.io, hosted, round_trip.clone());
+        let link = mux::Link { agent: Arc::clone(&self.agent), peer: Arc::clone(&self.peer) };
+        let serving = mux::serve(&self.hosting, tunnel.io, hosted, link, round_trip.clone());
         recorded(&round_trip, &self.metrics, || AgentMetric::RoundTripMs, serving).await;
         self.metrics.dec(AgentMetric::ActiveHttp2);
     }
@@ -237,6 +343,10 @@ impl<H: Hosting> Connection<H> {
     }
 
     fn note(&self, state: ConnectionState) {
+        // While it is replaced, a connection is established.
+        if self.renewing.get() && state != ConnectionState::Established {
+            return;
+        }
         self.peer.note(self.index, self.worker, state);
     }
 }

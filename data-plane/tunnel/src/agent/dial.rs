@@ -34,6 +34,8 @@ pub(super) struct Established {
     pub(super) capable: bool,
     /// HTTP/2 was agreed on, as our two ends speak it.
     pub(super) http2: bool,
+    /// What it was dialled with.
+    pub(super) tls: Option<Arc<rustls::ClientConfig>>,
 }
 
 /// Why an attempt failed. Whatever it was, the next one begins from nothing.
@@ -119,7 +121,8 @@ pub(super) async fn establish(target: &Target, init: Init) -> Result<Established
     let frame = Frame::Init(init).encode()?;
     let io = connect(target).await?;
     let local = io.local_addr().unwrap_or(target.address);
-    handshake(io, &frame, local).await
+    let established = handshake(io, &frame, local).await?;
+    Ok(Established { tls: target.tls.clone(), ..established })
 }
 
 /// Sends the init frame and reads one frame.
@@ -147,6 +150,7 @@ pub(super) async fn handshake(mut io: Io, init: &[u8], local: SocketAddr) -> Res
         id: response.connection_id,
         capable: response.caps.iter().any(|cap| cap == CAPABILITY),
         http2: response.protocol == Some(Carried::Http2),
+        tls: None,
     })
 }
 

@@ -37,9 +37,16 @@ pub(super) async fn establish(target: &Target, initiator: &Initiator<'_>) -> Res
         if !initiator.config.leaves_tls {
             return Err(DialError::LeavesTls);
         }
-        return Ok(Established { io: io.leave_tls(), local, id: None, capable: false, http2: false });
+        return Ok(Established {
+            io: io.leave_tls(),
+            local,
+            id: None,
+            capable: false,
+            http2: false,
+            tls: target.tls.clone(),
+        });
     }
-    Ok(Established { io: io.as_one_stream(), local, id: None, capable: false, http2: false })
+    Ok(Established { io: io.as_one_stream(), local, id: None, capable: false, http2: false, tls: target.tls.clone() })
 }
 
 /// As for MOSN's dialect, but that **TLS reads no byte behind the record that it needs**: an Envoy goes on without TLS

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_http::Io;
+use culvert_model::control::MAX_IDS;
 use culvert_runtime::backoff::Backoff;
 use culvert_runtime::telemetry::Block;
 use futures_util::future::select_all;
@@ -28,10 +29,14 @@ pub(super) async fn keep(agent: Arc<Agent>, peer: Arc<Peer>, metrics: Rc<Block<A
         () = keep_aside(&agent, &peer, &mut aside), if agent.config.envoy.is_none() => {}
     }
     wait_for_replacement(&agent, &peer).await;
-    let deadline = Instant::now() + agent.config.graceful_close_max_wait;
+    let patience = peer.ends().unwrap_or_default().max(agent.config.graceful_close_max_wait);
+    let deadline = Instant::now() + patience;
     // In Envoy's dialect a tunnel says by itself that it drains: by HTTP/2's GOAWAY.
     let names = if agent.config.envoy.is_some() { Names::default() } else { peer.names() };
-    let acknowledged = if names == Names::default() {
+    let acknowledged = if peer.ends().is_some() {
+        // It sends its last requests through them, and closes them itself.
+        true
+    } else if names == Names::default() {
         false
     } else {
         metrics.inc(AgentMetric::GracefulClose);
@@ -112,7 +117,14 @@ async fn wait_for_end(io: &mut Io) -> std::io::Result<usize> {
 }
 
 /// Tells the server; whether it acknowledged all of it.
-async fn announce(agent: &Agent, peer: &Peer, aside: Option<Io>, names: &Names) -> Result<bool, DialError> {
+pub(super) async fn announce(agent: &Agent, peer: &Peer, aside: Option<Io>, names: &Names) -> Result<bool, DialError> {
+    if names.addresses.is_empty() && peer.has_control() {
+        let mut found = 0;
+        for ids in names.ids.chunks(MAX_IDS) {
+            found += peer.close(ids.to_vec()).await.ok_or(DialError::Closed)?;
+        }
+        return Ok(found == u64::try_from(names.ids.len()).unwrap_or(u64::MAX));
+    }
     let mut io = match aside {
         Some(io) => io,
         None => open(agent, peer).await?,

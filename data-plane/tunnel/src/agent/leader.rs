@@ -8,12 +8,14 @@ use std::sync::Arc;
 use culvert_runtime::telemetry::Block;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 
 use super::Agent;
 use super::dial::Target;
 use super::keeper;
 use super::peer::{Peer, Phase};
-use super::servers::{self, Merge};
+use super::placement::{Placement, choose};
+use super::servers::{self, Merge, Server};
 use crate::metrics::AgentMetric;
 
 /// Runs on the agent's first worker until all peers are closed.
@@ -27,13 +29,19 @@ pub(super) async fn lead(agent: Arc<Agent>, metrics: Rc<Block<AgentMetric>>) {
         });
     }
     let mut leader = Leader { agent: &agent, metrics, active: BTreeMap::new(), keepers: JoinSet::new(), next: 0 };
-    let mut merge = Merge::default();
+    let (mut merge, mut listed) = (Merge::default(), BTreeMap::new());
+    let (placement, mut steering) = (agent.placement(), agent.steering.subscribe());
     loop {
+        let mut said = steering.borrow_and_update().clone();
+        let forgotten = said.forget(Instant::now());
+        leader.reconcile(&choose(&listed, &placement, &said));
         tokio::select! {
             biased;
             () = agent.stop.cancelled() => break,
-            Some(update) = updates.recv() => leader.reconcile(&merge.take(update)),
+            Some(update) = updates.recv() => listed = merge.take(update),
             Some(closed) = leader.keepers.join_next() => leader.forget(closed),
+            Ok(()) = steering.changed() => {}
+            () = until(forgotten) => {}
         }
     }
     drop(sources);
@@ -56,9 +64,9 @@ struct Leader<'a> {
 
 impl Leader<'_> {
     /// Adds before it removes: what goes is drained when what comes stands.
-    fn reconcile(&mut self, wanted: &BTreeMap<SocketAddr, Arc<str>>) {
+    fn reconcile(&mut self, wanted: &BTreeMap<SocketAddr, Server>) {
         let mut added = Vec::new();
-        for (address, name) in wanted {
+        for (address, Server { name, .. }) in wanted {
             if let Some(peer) = self.active.get(address) {
                 peer.rename(name);
                 continue;
@@ -99,7 +107,37 @@ impl Leader<'_> {
     }
 }
 
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Agent {
+    fn placement(&self) -> Placement {
+        let config = &self.config;
+        Placement {
+            key: format!("{}/{}", self.host_name(), config.name),
+            most: usize::try_from(config.max_servers).unwrap_or(usize::MAX),
+            region: Arc::clone(&config.region),
+            zone: Arc::clone(&config.zone),
+        }
+    }
+
+    /// A server ends: others are dialled in its place, if there are any.
+    pub(super) fn avoid(&self, server: SocketAddr) {
+        self.steering.send_modify(|steering| steering.avoid(server, Instant::now()));
+    }
+
+    /// A server names another one. Only one that is in the list is ever dialled.
+    pub(super) fn steer(&self, from: SocketAddr, to: SocketAddr) {
+        self.steering.send_modify(|steering| {
+            steering.avoid(from, Instant::now());
+            steering.prefer(to, Instant::now());
+        });
+    }
+
     /// Where a dial goes to, once the secrets that it needs are there. **Never plaintext where TLS is configured.**
     pub(super) async fn target(&self, peer: &Peer) -> Target {
         let tls = match self.inputs.tls.clone() {

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use culvert_http::RoundTrip;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::Worker;
+use super::control::Close;
 use crate::status::{AsideState, ConnectionState, ConnectionStatus, PeerStatus};
 
 /// A server, its connections, and how far its closing has come.
@@ -26,6 +28,12 @@ pub(super) struct Peer {
     capable: watch::Sender<Option<bool>>,
     slots: Mutex<BTreeMap<u32, Slot>>,
     aside: Mutex<AsideState>,
+    /// The control stream that was opened last, of those that are open.
+    control: Mutex<Option<mpsc::Sender<Close>>>,
+    /// What the server has asked for last.
+    orders: watch::Sender<Order>,
+    /// The server said that it ends, within that time, and no other answers at its address yet.
+    ends: Mutex<Option<Duration>>,
     /// Those that came when this one left the list.
     replacements: Mutex<Vec<Arc<Self>>>,
     /// Attempts under way at once, over all workers.
@@ -45,6 +53,15 @@ pub(super) enum Phase {
     },
     /// The time is over.
     Cut,
+}
+
+/// What a server asks its agents for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Other connections, after a while.
+    Reconnect(Duration),
+    /// To dial elsewhere: it ends within that time.
+    Leave(Duration),
 }
 
 /// One of the `connection_num` connections.
@@ -79,6 +96,9 @@ impl Peer {
             capable: watch::channel(None).0,
             slots: Mutex::default(),
             aside: Mutex::new(AsideState::None),
+            control: Mutex::default(),
+            orders: watch::Sender::new(Order::Reconnect(Duration::ZERO)),
+            ends: Mutex::default(),
             replacements: Mutex::default(),
             dials: Semaphore::new(DIALS),
         })
@@ -157,7 +177,9 @@ impl Peer {
         self.live.send_modify(|live| *live = if up { *live + 1 } else { live.saturating_sub(1) });
     }
 
+    /// A connection was established: it is not to a server that ends.
     pub(super) fn learn(&self, capable: bool) {
+        *self.ends.lock() = None;
         self.capable.send_replace(Some(capable));
     }
 
@@ -165,6 +187,48 @@ impl Peer {
     pub(super) async fn is_capable(&self, capable: bool) {
         let mut kind = self.capable.subscribe();
         drop(kind.wait_for(|kind| *kind == Some(capable)).await);
+    }
+
+    pub(super) fn set_control(&self, control: mpsc::Sender<Close>) {
+        *self.control.lock() = Some(control);
+    }
+
+    pub(super) fn forget_control(&self, control: &mpsc::Sender<Close>) {
+        let mut current = self.control.lock();
+        if current.as_ref().is_some_and(|current| current.same_channel(control)) {
+            *current = None;
+        }
+    }
+
+    pub(super) fn has_control(&self) -> bool {
+        self.control.lock().is_some()
+    }
+
+    /// Has the server close connections gracefully, over the control service; how many it found. `None`: it cannot be
+    /// told that way.
+    pub(super) async fn close(&self, connection_ids: Vec<String>) -> Option<u64> {
+        let control = self.control.lock().clone()?;
+        let (answer, answered) = oneshot::channel();
+        control.send(Close { connection_ids, answer }).await.ok()?;
+        answered.await.ok()
+    }
+
+    /// The server asks for something.
+    pub(super) fn order(&self, order: Order) {
+        if let Order::Leave(within) = order {
+            *self.ends.lock() = Some(within);
+        }
+        self.orders.send_replace(order);
+    }
+
+    /// Told of every order from now on.
+    pub(super) fn orders(&self) -> watch::Receiver<Order> {
+        self.orders.subscribe()
+    }
+
+    /// How long the server takes to end, if it does.
+    pub(super) fn ends(&self) -> Option<Duration> {
+        *self.ends.lock()
     }
 
     pub(super) fn set_aside(&self, state: AsideState) {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_model::Name;
 use culvert_model::agent::{ServerSource, TunnelAgent};
 use culvert_model::endpoint::{Address, Endpoints, Health};
 use parking_lot::Mutex;
@@ -19,6 +20,22 @@ pub(super) struct Server {
     pub(super) address: SocketAddr,
     /// What its certificate is checked against.
     pub(super) name: Arc<str>,
+    pub(super) place: Place,
+}
+
+/// What an assignment says of an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) weight: u32,
+    pub(super) priority: u32,
+    pub(super) region: Name,
+    pub(super) zone: Name,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self { weight: 1, priority: 0, region: "".into(), zone: "".into() }
+    }
 }
 
 /// The whole list of one source, by its place in the configuration.
@@ -35,8 +52,8 @@ pub(super) struct Merge {
 }
 
 impl Merge {
-    /// The merged list: one entry per address; of two names the earlier source's counts.
-    pub(super) fn take(&mut self, update: Update) -> BTreeMap<SocketAddr, Arc<str>> {
+    /// The merged list: one entry per address; of two the earlier source's counts.
+    pub(super) fn take(&mut self, update: Update) -> BTreeMap<SocketAddr, Server> {
         self.lists.insert(update.source, update.servers);
         let mut merged = BTreeMap::new();
         for server in self.lists.values().flatten() {
@@ -44,7 +61,7 @@ impl Merge {
                 tracing::warn!(limit = MAX_SERVERS, server = %server.address, "too many tunnel servers, left out");
                 continue;
             }
-            merged.entry(server.address).or_insert_with(|| Arc::clone(&server.name));
+            merged.entry(server.address).or_insert_with(|| server.clone());
         }
         merged
     }
@@ -82,7 +99,7 @@ pub(super) async fn follow(
     match config.servers.get(source) {
         Some(ServerSource::Address { address: Address::Ip(address), .. }) => {
             let name = Arc::from(address.ip().to_string());
-            feed.send(vec![Server { address: *address, name }]).await;
+            feed.send(vec![Server { address: *address, name, place: Place::default() }]).await;
         }
         Some(ServerSource::Address { address: Address::Name { host, port }, dns_refresh }) => {
             feed.follow_name(host, *port, *dns_refresh).await;
@@ -121,7 +138,7 @@ impl Feed<'_> {
     async fn follow_name(&self, host: &str, port: u16, refresh: Duration) {
         let mut known = None;
         loop {
-            match resolve(host, port, None).await {
+            match resolve(host, port, None, &Place::default()).await {
                 Ok(servers) => {
                     self.states.set(self.source, None);
                     if known.as_ref() != Some(&servers) {
@@ -162,20 +179,28 @@ impl Feed<'_> {
     /// Whether names have to be looked up again.
     async fn take_assignment(&self, endpoints: &Endpoints) -> bool {
         let (mut servers, mut names, mut failed) = (Vec::new(), false, None);
-        for endpoint in endpoints.localities.iter().flat_map(|locality| &locality.endpoints) {
+        let places =
+            endpoints.localities.iter().flat_map(|locality| locality.endpoints.iter().map(move |e| (locality, e)));
+        for (locality, endpoint) in places {
             // A draining server wants its agents to go.
             if endpoint.health == Health::Draining {
                 continue;
             }
+            let place = Place {
+                weight: endpoint.weight,
+                priority: locality.priority,
+                region: Arc::clone(&locality.region),
+                zone: Arc::clone(&locality.zone),
+            };
             let hostname = (!endpoint.hostname.is_empty()).then(|| Arc::clone(&endpoint.hostname));
             match &endpoint.address {
                 Address::Ip(address) => {
                     let name = hostname.unwrap_or_else(|| Arc::from(address.ip().to_string()));
-                    servers.push(Server { address: *address, name });
+                    servers.push(Server { address: *address, name, place });
                 }
                 Address::Name { host, port } => {
                     names = true;
-                    match resolve(host, *port, hostname).await {
+                    match resolve(host, *port, hostname, &place).await {
                         Ok(resolved) => servers.extend(resolved),
                         Err(error) => failed = Some(error),
                     }
@@ -192,12 +217,13 @@ impl Feed<'_> {
 }
 
 /// Every address of a name.
-async fn resolve(host: &str, port: u16, name: Option<Arc<str>>) -> Result<Vec<Server>, String> {
+async fn resolve(host: &str, port: u16, name: Option<Arc<str>>, place: &Place) -> Result<Vec<Server>, String> {
     let name = name.unwrap_or_else(|| Arc::from(host));
     let found = timeout(RESOLVE, tokio::net::lookup_host((host, port))).await;
     let found = found.map_err(|_| format!("{host}: no answer within {} s", RESOLVE.as_secs()))?;
     let found = found.map_err(|error| format!("{host}: {error}"))?;
-    let mut servers: Vec<Server> = found.map(|address| Server { address, name: Arc::clone(&name) }).collect();
+    let mut servers: Vec<Server> =
+        found.map(|address| Server { address, name: Arc::clone(&name), place: place.clone() }).collect();
     if servers.is_empty() {
         return Err(format!("{host}: has no addresses"));
     }

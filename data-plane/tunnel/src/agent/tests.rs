@@ -137,6 +137,10 @@ fn config(servers: Vec<ServerSource>) -> TunnelAgent {
         graceful_close_max_wait: Duration::from_secs(10),
         protocol: ProtocolChoice::Negotiated,
         envoy: None,
+        max_servers: 64,
+        region: "".into(),
+        zone: "".into(),
+        max_connection_age: None,
     }
 }
 

@@ -9,7 +9,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::BytesMut;
 use culvert_http::{Io, RoundTrip};
 use culvert_model::tunnel::TunnelServer;
-use culvert_runtime::drain::Watch;
+use culvert_runtime::drain::{self, Watch};
 use culvert_runtime::telemetry::Block;
 use tokio::time::{Instant, timeout_at};
 
@@ -18,8 +18,9 @@ use super::handshake::{Accepting, Claimed, Opening, OpeningError};
 use super::log_limit::LogLimit;
 use super::negotiation::{Agreed, agree};
 use super::policy::{self, PolicyError, Tokens};
+use super::registered::Registered;
 use super::tunnels::{AsidePlace, Place, Tunnels};
-use super::{Claim, ConnectionId, HostLease, HostRegistry, Peer, Refusal, acknowledged};
+use super::{Claim, ConnectionId, HostLease, HostRegistry, Peer, Refusal, acknowledged, control};
 use crate::dialect::Dialect;
 use crate::envoy::jwt::KeySet;
 use crate::envoy::wire::{Answer, RequestReader};
@@ -272,7 +273,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
         let agreed = agree(self.acceptor.config.protocol, claimed.dialect, &claimed.init);
         let knows_id = agreed.dialect == Dialect::Culvert;
         let registered = timeout_at(deadline, self.register(&claimed, agreed)).await;
-        let (claim, lease, place, watch) = match registered.map_err(|_| OpeningError::Timeout)? {
+        let (claim, lease, place, closed) = match registered.map_err(|_| OpeningError::Timeout)? {
             Ok(registered) => registered,
             Err(failure) => {
                 self.metrics.inc(failure.metric());
@@ -297,14 +298,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
         if !knows_id {
             acknowledged::reply_read(&io).await;
         }
-        match claim.http2.as_ref().and_then(|options| options.round_trip.clone()) {
-            None => run(&lease, io, &watch).await,
-            Some(round_trip) => {
-                let _counted = Gauge::enter(self.metrics, ServerMetric::ActiveHttp2);
-                let running = run(&lease, io, &watch);
-                recorded(&round_trip, self.metrics, || ServerMetric::RoundTripMs, running).await;
-            }
-        }
+        self.attend(&claim, &lease, &place, &closed, io).await;
         let host_name = shown(&claim.host_name);
         tracing::info!(id = %claim.id, cluster = shown(&claim.cluster), host_name, "tunnel ended");
         drop(place);
@@ -317,10 +311,25 @@ impl<R: HostRegistry> Accepted<'_, R> {
         let policy = policy::check(&acceptor.config, &acceptor.tokens.load_full(), &claimed.init)?;
         let claim = self.claim(claimed, policy, agreed)?;
         let knows_id = agreed.dialect == Dialect::Culvert;
-        let (trigger, watch) = self.drain.child();
+        let (trigger, closed) = drain::channel();
         let place = acceptor.tunnels.place(&claim, knows_id, Arc::new(trigger)).ok_or(Refusal::TooManyConnections)?;
         let lease = self.registry.register(claim.clone()).await?;
-        Ok((claim, lease, place, watch))
+        Ok((claim, lease, place, closed))
+    }
+
+    /// Runs a registered connection to its end, and with one that carries HTTP/2 the control service.
+    async fn attend(&self, claim: &Claim, lease: &R::Lease, place: &Place, closed: &Watch, io: Io) {
+        let tunnels = &self.acceptor.tunnels;
+        let registered = |notices| Registered { lease, claim, tunnels, closed, drain: self.drain, notices };
+        let Some(round_trip) = claim.http2.as_ref().and_then(|options| options.round_trip.as_ref()) else {
+            return registered(None).run(io, place.weight()).await;
+        };
+        let _counted = Gauge::enter(self.metrics, ServerMetric::ActiveHttp2);
+        let (notices, told) = control::channel();
+        let registered = registered(Some(notices));
+        let control = control::run(lease, claim, tunnels, self.metrics, told);
+        let running = control::beside(control, registered.run(io, place.weight()));
+        Box::pin(recorded(round_trip, self.metrics, || ServerMetric::RoundTripMs, running)).await;
     }
 
     fn claim(&self, claimed: &Claimed, policy: Option<Arc<str>>, agreed: Agreed) -> Result<Claim, Failure> {

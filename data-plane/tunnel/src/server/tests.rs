@@ -80,6 +80,12 @@ impl HostLease for Lease {
         }
     }
 
+    fn set_weight(&self, _weight: u32) {}
+
+    async fn exchange(&self) -> Option<ClientExchange> {
+        None
+    }
+
     async fn attach(&self, mut io: Io) {
         self.state.diary.borrow_mut().push(Event::Attached(self.id));
         let greeting = self.state.greeting.borrow().clone();

@@ -10,6 +10,7 @@ use std::time::Duration;
 use culvert_model::tunnel::TunnelProtocol;
 use culvert_runtime::drain::Trigger;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Claim, ConnectionId, Origin};
@@ -18,10 +19,27 @@ use crate::wire::GracefulClose;
 
 /// Live connections of every tunnel listener of the process; outlives configuration changes. Registration, removal
 /// and look-up take constant time.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Tunnels {
     inner: Mutex<Inner>,
     reverse: ReverseLimits,
+    stage: watch::Sender<Stage>,
+}
+
+/// How far the process is from its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Serving,
+    /// Agents are told; what they have serves the last requests.
+    Ending,
+    /// There are no requests any more but those that tunnels carry now.
+    Finishing,
+}
+
+impl Default for Tunnels {
+    fn default() -> Self {
+        Self::new(ReverseLimits::default())
+    }
 }
 
 /// What Envoy's bootstrap says of all its tunnels.
@@ -46,6 +64,8 @@ struct Inner {
     by_address: HashMap<SocketAddr, ConnectionId>,
     /// Connections of each agent.
     agents: HashMap<AgentKey, usize>,
+    /// Of these, those that an agent can be told something by.
+    told: HashMap<AgentKey, usize>,
     /// Registered connections from each origin: who has one may keep aside connections.
     origins: HashMap<Origin, usize>,
     asides: HashMap<Origin, usize>,
@@ -58,6 +78,7 @@ struct Live {
     /// Its graceful close must name it by id.
     knows_id: bool,
     drain: Arc<Trigger>,
+    weight: watch::Sender<u32>,
 }
 
 /// What connections are counted by: the certificate's name, else the host name, else the address. **A host name is only
@@ -90,6 +111,14 @@ impl AgentKey {
 pub(super) struct Place {
     tunnels: Arc<Tunnels>,
     id: ConnectionId,
+    weight: watch::Receiver<u32>,
+}
+
+impl Place {
+    /// Changes with [`Tunnels::reweigh`].
+    pub(super) fn weight(&self) -> watch::Receiver<u32> {
+        self.weight.clone()
+    }
 }
 
 /// A place among the aside connections of an origin.
@@ -110,7 +139,7 @@ pub(super) struct Closed {
 impl Tunnels {
     #[must_use]
     pub fn new(reverse: ReverseLimits) -> Self {
-        Self { reverse, ..Self::default() }
+        Self { inner: Mutex::default(), reverse, stage: watch::Sender::new(Stage::Serving) }
     }
 
     pub(super) fn reverse(&self) -> &ReverseLimits {
@@ -136,14 +165,18 @@ impl Tunnels {
         if inner.agents.get(&key).is_some_and(|count| *count >= claim.max_connections_per_agent) {
             return None;
         }
+        if claim.http2.is_some() {
+            *inner.told.entry(key.clone()).or_default() += 1;
+        }
         *inner.agents.entry(key).or_default() += 1;
         *inner.origins.entry(claim.peer.origin()).or_default() += 1;
         if let Some(address) = claim.peer.address {
             inner.by_address.insert(canonical(address), claim.id);
         }
-        let live = Live { claim: claim.clone(), since: Instant::now(), knows_id, drain };
+        let (weight, weighed) = watch::channel(claim.weight);
+        let live = Live { claim: claim.clone(), since: Instant::now(), knows_id, drain, weight };
         inner.live.insert(claim.id, live);
-        Some(Place { tunnels: Arc::clone(self), id: claim.id })
+        Some(Place { tunnels: Arc::clone(self), id: claim.id, weight: weighed })
     }
 
     /// A place for an aside connection: for an origin that has a registered connection, at most [`MAX_ASIDES`].
@@ -185,12 +218,66 @@ impl Tunnels {
         closed
     }
 
+    /// Gives all connections of the claim's agent in the claim's cluster another weight; how many there are.
+    pub(super) fn reweigh(&self, claim: &Claim, weight: u32) -> u64 {
+        let inner = self.inner.lock();
+        let same = |live: &&Live| {
+            let other = &live.claim;
+            other.cluster == claim.cluster
+                && other.host_name == claim.host_name
+                && other.peer.origin() == claim.peer.origin()
+        };
+        let mut changed = 0;
+        for live in inner.live.values().filter(same) {
+            live.weight.send_replace(weight);
+            changed += 1;
+        }
+        changed
+    }
+
+    /// Whether the claim's agent has a connection by which it can be told something.
+    pub(super) fn can_tell(&self, claim: &Claim) -> bool {
+        self.inner.lock().told.contains_key(&AgentKey::of(claim))
+    }
+
+    /// A delay for one of many agents that are to dial anew: at random, so that no more than [`PACE`] do in a second.
+    pub(super) fn pace(&self) -> Duration {
+        let agents = u32::try_from(self.inner.lock().agents.len()).unwrap_or(u32::MAX);
+        (Duration::from_secs(1) / PACE * agents.saturating_sub(1)).mul_f64(fastrand::f64())
+    }
+
+    /// The process ends: before its listeners drain. Agents are told when those do, and their connections serve on.
+    pub fn end(&self) {
+        self.stage.send_replace(Stage::Ending);
+    }
+
+    /// Nothing is in flight any more but through tunnels: they take nothing more.
+    pub fn finish(&self) {
+        self.stage.send_replace(Stage::Finishing);
+    }
+
+    /// Connections that are registered at the moment.
+    #[must_use]
+    pub fn live(&self) -> usize {
+        self.inner.lock().live.len()
+    }
+
+    pub(super) fn is_ending(&self) -> bool {
+        *self.stage.borrow() > Stage::Serving
+    }
+
+    pub(super) async fn finishing(&self) {
+        // The sender is ours.
+        drop(self.stage.subscribe().wait_for(|stage| *stage == Stage::Finishing).await);
+    }
+
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         let inner = self.inner.lock();
         inner.live.is_empty()
             && inner.by_address.is_empty()
             && inner.agents.is_empty()
+            && inner.told.is_empty()
             && inner.origins.is_empty()
             && inner.asides.is_empty()
     }
@@ -212,7 +299,7 @@ impl Live {
             round_trip_us: self.round_trip().and_then(|time| u64::try_from(time.as_micros()).ok()),
             cluster: self.claim.cluster.to_string(),
             host_name: self.claim.host_name.to_string(),
-            weight: self.claim.weight,
+            weight: *self.weight.borrow(),
             peer: self.claim.peer.address,
             identity: self.claim.peer.identity.as_deref().map(str::to_owned),
             policy: self.claim.policy.as_deref().map(str::to_owned),
@@ -226,6 +313,9 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut inner = self.tunnels.inner.lock();
         let Some(live) = inner.live.remove(&self.id) else { return };
+        if live.claim.http2.is_some() {
+            take_one(&mut inner.told, AgentKey::of(&live.claim));
+        }
         take_one(&mut inner.agents, AgentKey::of(&live.claim));
         take_one(&mut inner.origins, live.claim.peer.origin());
         if let Some(address) = live.claim.peer.address.map(canonical)
@@ -251,6 +341,9 @@ fn take_one<K: Hash + Eq>(counts: &mut HashMap<K, usize>, key: K) {
         }
     }
 }
+
+/// Agents that are asked to dial anew in a second.
+const PACE: u32 = 500;
 
 /// Agents name IPv4 addresses as such; a dual-stack socket shows them mapped.
 fn canonical(address: SocketAddr) -> SocketAddr {

@@ -247,7 +247,7 @@ impl Builder {
             .filter(|(_, connection)| connection.is_live())
             .map(|(host, connection)| Member {
                 host: Arc::clone(host),
-                weight: connection.claim().weight.max(1),
+                weight: connection.weight().max(1),
                 health: Health::Healthy,
                 priority: 0,
                 locality: usize::MAX,

@@ -20,6 +20,8 @@ use crate::slot::ClusterSlot;
 #[derive(Debug)]
 pub(crate) struct TunnelConnection {
     claim: TunnelClaim,
+    /// As claimed, or as the agent said later.
+    weight: AtomicU32,
     registered: Instant,
     queue: Arc<Queue>,
     /// Clusters besides that of the registration in which it is a host.
@@ -73,6 +75,7 @@ impl TunnelConnection {
     pub(crate) fn new(claim: TunnelClaim, queue: Arc<Queue>) -> Arc<Self> {
         queue.join(&claim);
         Arc::new(Self {
+            weight: AtomicU32::new(claim.weight),
             claim,
             registered: Instant::now(),
             queue,
@@ -90,6 +93,14 @@ impl TunnelConnection {
 
     pub(crate) fn claim(&self) -> &TunnelClaim {
         &self.claim
+    }
+
+    pub(crate) fn weight(&self) -> u32 {
+        self.weight.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_weight(&self, weight: u32) {
+        self.weight.store(weight, Ordering::Relaxed);
     }
 
     pub(crate) fn queue(&self) -> &Queue {

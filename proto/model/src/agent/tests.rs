@@ -26,6 +26,8 @@ fn agents_that_cannot_be_used() {
             (&server(r#"{"eds": {"eds_config": {"ads": {}}}}"#), "servers[0].eds.service_name", "is empty"),
             (&server(r#"{"address": "x:1", "dns_refresh_rate": "0s"}"#), "servers[0].dns_refresh_rate", "is zero"),
             (r#"{"connection_num": 0}"#, "connection_num", "not from 1 to 1024"),
+            (r#"{"max_servers": 0}"#, "max_servers", "not from 1 to 1024"),
+            (r#"{"max_connection_age": "0s"}"#, "max_connection_age", "is zero"),
             (r#"{"weight": 129}"#, "weight", "not from 1 to 128"),
             (r#"{"connect_timeout": "-1s"}"#, "connect_timeout", "not negative"),
             (
@@ -48,6 +50,7 @@ fn agents_have_the_documented_defaults() {
     assert_eq!((agent.reconnect_base, agent.reconnect_max), (Duration::from_millis(500), Duration::from_secs(30)));
     assert_eq!((agent.retry_times, agent.host_name.clone()), (None, None));
     assert_eq!(agent.protocol, ProtocolChoice::Negotiated);
+    assert_eq!((agent.max_servers, agent.max_connection_age, &*agent.region), (2, None, ""));
 }
 
 #[test]

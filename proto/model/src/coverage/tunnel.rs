@@ -22,6 +22,9 @@ pub(super) const TABLE: &[Covered] = &[
             "graceful_close_max_wait",
             "protocol",
             "envoy",
+            "max_servers",
+            "locality",
+            "max_connection_age",
         ])],
     ),
     covered(

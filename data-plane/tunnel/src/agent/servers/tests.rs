@@ -10,7 +10,7 @@ fn address(text: &str) -> SocketAddr {
 }
 
 fn server(text: &str, name: &str) -> Server {
-    Server { address: address(text), name: name.into() }
+    Server { address: address(text), name: name.into(), place: Place::default() }
 }
 
 fn endpoint(target: Address, hostname: &str, health: Health) -> Endpoint {
@@ -38,7 +38,7 @@ fn lists_are_merged_and_an_address_counts_once() {
         source: 0,
         servers: vec![server("10.0.0.1:9", "static"), server("10.0.0.1:9", "again"), server("10.0.0.3:9", "static")],
     });
-    let names: Map<_, _> = merged.iter().map(|(address, name)| (address.to_string(), &**name)).collect();
+    let names: Map<_, _> = merged.iter().map(|(address, server)| (address.to_string(), &*server.name)).collect();
     let expected = Map::from([
         ("10.0.0.1:9".to_owned(), "static"),
         ("10.0.0.2:9".to_owned(), "eds"),
@@ -109,10 +109,10 @@ async fn an_assignment_is_followed() {
 
 #[tokio::test]
 async fn names_are_looked_up() {
-    let found = resolve("localhost", 9, None).await.unwrap();
+    let found = resolve("localhost", 9, None, &Place::default()).await.unwrap();
     assert!(found.iter().all(|server| server.address.ip().is_loopback() && &*server.name == "localhost"), "{found:?}");
     assert!(!found.is_empty(), "localhost has an address");
-    let error = resolve("no such host", 9, None).await.unwrap_err();
+    let error = resolve("no such host", 9, None, &Place::default()).await.unwrap_err();
     assert!(error.starts_with("no such host: "), "{error}");
 }
 

@@ -1,0 +1,109 @@
+//! How long one tunnel is the one that serves: what makes a replacement due.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_runtime::drain::{self, Trigger, Watch};
+use tokio::sync::{Notify, watch};
+use tokio::time::sleep;
+
+use super::Agent;
+use super::dial::Established;
+use super::peer::{Names, Order};
+
+/// Why a tunnel is replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// `max_connection_age`.
+    Age,
+    /// What it was dialled with is not what the next one will be.
+    Certificate,
+    /// The hosting listener serves otherwise now, and this connection belongs to what it was.
+    Listener,
+    /// The server asked for it.
+    Asked,
+    /// The server ends. What answers at its address now is its successor.
+    ServerDrains,
+}
+
+/// One tunnel's time. `Rc`: it is looked at by the task that hosts the tunnel and by the one that replaces it.
+#[derive(Debug)]
+pub(super) struct Tenure {
+    /// How the server knows it.
+    pub(super) names: Names,
+    /// Told by the listener.
+    pub(super) outdated: Arc<Notify>,
+    tls: Option<Arc<rustls::ClientConfig>>,
+    trigger: Trigger,
+    retired: Cell<bool>,
+}
+
+impl Tenure {
+    pub(super) fn new(tunnel: &Established) -> Rc<Self> {
+        let names = match &tunnel.id {
+            Some(id) => Names { ids: vec![id.clone()], ..Names::default() },
+            None => Names { addresses: vec![tunnel.local.to_string()], ..Names::default() },
+        };
+        let (tls, outdated) = (tunnel.tls.clone(), Arc::default());
+        Rc::new(Self { names, outdated, tls, trigger: drain::channel().0, retired: Cell::new(false) })
+    }
+
+    /// Of the tunnel's own drain.
+    pub(super) fn watch(&self) -> Watch {
+        self.trigger.watch()
+    }
+
+    pub(super) fn drain(&self, within: Duration) {
+        self.trigger.start(within);
+    }
+
+    /// Another one has its place.
+    pub(super) fn retire(&self) {
+        self.retired.set(true);
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.get()
+    }
+
+    /// Resolves when a replacement is to be dialled.
+    pub(super) async fn due(&self, agent: &Agent, orders: &mut watch::Receiver<Order>) -> Reason {
+        let age = async {
+            match agent.config.max_connection_age {
+                // So that what was established in one moment is not replaced in one.
+                Some(age) => sleep(age.mul_f64(0.9 + fastrand::f64() / 5.0)).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            Ok(()) = orders.changed() => {
+                let order = *orders.borrow_and_update();
+                match order {
+                    Order::Leave(_) => Reason::ServerDrains,
+                    Order::Reconnect(delay) => {
+                        sleep(delay).await;
+                        Reason::Asked
+                    }
+                }
+            }
+            () = self.outdated.notified() => Reason::Listener,
+            () = self.tls_changed(agent) => Reason::Certificate,
+            () = age => Reason::Age,
+        }
+    }
+
+    async fn tls_changed(&self, agent: &Agent) {
+        let Some(mut secrets) = agent.inputs.tls.clone() else { return std::future::pending().await };
+        let other = |secrets: &Option<Arc<rustls::ClientConfig>>| match (secrets, &self.tls) {
+            (Some(now), Some(then)) => !Arc::ptr_eq(now, then),
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        if secrets.wait_for(other).await.is_err() {
+            std::future::pending().await
+        }
+    }
+}

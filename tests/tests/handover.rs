@@ -1,0 +1,282 @@
+//! Make before break, with real processes under steady load: whatever ends or changes, the replacement is accepted before
+//! the old tunnel goes, and no request fails.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use culvert_tests::Result;
+use culvert_tests::backend::Backend;
+use culvert_tests::ca::Authority;
+use culvert_tests::client::get;
+use culvert_tests::gateway::{Gateway, cluster, http_listener};
+use culvert_tests::load::{Load, Running};
+use culvert_tests::tunnel::{agent, cloud, connections, edge, hosting, joined, tunnel_listener};
+use culvert_tests::wait::eventually;
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+/// A load balancer in front of several clouds, which tries the next one where it cannot connect.
+async fn front(clouds: &[&Gateway]) -> Result<Gateway> {
+    let addresses = clouds.iter().map(|cloud| cloud.listener("in")).collect::<Result<Vec<_>>>()?;
+    let routes = "[{match: {prefix: /}, route: {cluster: clouds, retry_policy: {retry_on: \"connect-failure,refused-stream\", num_retries: 3, retry_host_predicate: [{name: envoy.retry_host_predicates.previous_hosts, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}], host_selection_retry_max_attempts: 20}}}]";
+    let breakers = "circuit_breakers: {thresholds: [{max_retries: 1000}]}";
+    Gateway::start(&http_listener("in", routes, "", ""), &cluster("clouds", &addresses, breakers)).await
+}
+
+async fn more(load: &Running, count: u64) -> Result {
+    let before = load.counts().ok();
+    eventually(&format!("{count} more answers"), async || {
+        let counts = load.counts();
+        ensure!(counts.failed == 0, "failed: {counts:#?}");
+        ensure!(counts.ok() >= before + count, "saw {counts:?}");
+        Ok(())
+    })
+    .await
+}
+
+/// Ids of the connections that have joined.
+async fn ids(cloud: &Gateway) -> Result<Vec<String>> {
+    let connections = connections(cloud).await?;
+    let mut ids: Vec<String> = connections.iter().map(|connection| connection["id"].to_string()).collect();
+    ids.sort();
+    Ok(ids)
+}
+
+/// Waits until `count` connections have joined of which none is among `before`.
+async fn all_new(cloud: &Gateway, before: &[String], count: usize) -> Result {
+    eventually(&format!("{count} other connections"), async || {
+        let now = ids(cloud).await?;
+        ensure!(now.len() == count && now.iter().all(|id| !before.contains(id)), "saw {now:?} after {before:?}");
+        Ok(())
+    })
+    .await
+}
+
+/// The agent leaves for another server first, and the one that ends sends its last requests through the old tunnel.
+#[tokio::test]
+async fn sigterm_of_a_server_fails_no_request_and_its_agents_are_elsewhere_before() -> Result {
+    let backend = Backend::start("behind").await?;
+    let clouds = [cloud("", 1).await?, cloud("", 1).await?, cloud("", 1).await?];
+    let servers = clouds.iter().map(|cloud| cloud.listener("tunnel")).collect::<Result<Vec<_>>>()?;
+    let edge = edge(&servers, backend.address, "").await?;
+    let mut chosen = Vec::new();
+    eventually("the agent has joined two of three", async || {
+        chosen.clear();
+        for (index, cloud) in clouds.iter().enumerate() {
+            if !connections(cloud).await?.is_empty() {
+                chosen.push(index);
+            }
+        }
+        ensure!(chosen.len() == 2, "joined {chosen:?}");
+        Ok(())
+    })
+    .await?;
+    let (ends, stays) = (chosen[0], chosen[1]);
+    let other = 3 - ends - stays;
+    let mut clouds: Vec<Option<Gateway>> = clouds.into_iter().map(Some).collect();
+    let (Some(ending), Some(staying)) = (clouds[ends].take(), clouds[stays].take()) else { unreachable!() };
+    let front = front(&[&ending, &staying]).await?;
+    let load = Load::new(front.listener("in")?, "/delay/5").start();
+    more(&load, 100).await?;
+    ending.stop().await.context("the server that ends")?;
+    more(&load, 200).await?;
+    load.finish(300).await?;
+    for cloud in [&Some(staying), &clouds[other]].into_iter().flatten() {
+        joined(cloud, 1).await?;
+    }
+    edge.stop().await?;
+    front.stop().await
+}
+
+#[tokio::test]
+async fn sigterm_of_an_agent_fails_no_request_once_its_successor_has_joined() -> Result {
+    let backend = Backend::start("behind").await?;
+    for (count, connections) in [(1, "connection_num: 1"), (3, "connection_num: 3")] {
+        let cloud = cloud("", 1).await?;
+        let servers = [cloud.listener("tunnel")?];
+        let first = edge(&servers, backend.address, connections).await?;
+        joined(&cloud, count).await?;
+        let load = Load::new(cloud.listener("in")?, "/delay/5").start();
+        let before = ids(&cloud).await?;
+        let second = edge(&servers, backend.address, connections).await?;
+        joined(&cloud, count * 2).await?;
+        first.stop().await.with_context(|| format!("{connections}: the first agent"))?;
+        all_new(&cloud, &before, count).await?;
+        more(&load, 100).await?;
+        load.finish(100).await.with_context(|| connections.to_owned())?;
+        second.stop().await?;
+        cloud.stop().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn connections_of_a_certain_age_are_replaced_and_no_request_fails() -> Result {
+    let backend = Backend::start("behind").await?;
+    let cloud = cloud("", 1).await?;
+    let servers = [cloud.listener("tunnel")?];
+    let edge = edge(&servers, backend.address, "connection_num: 2, max_connection_age: 1s").await?;
+    let first = joined(&cloud, 2).await?;
+    let load = Load::new(cloud.listener("in")?, "/delay/5").start();
+    edge.stat_reaches("tunnel_agent.agent.replaced", 6).await?;
+    load.finish(200).await?;
+    ensure!(edge.stat("tunnel_agent.agent.lost").await? == 0, "none of {first:?} was lost, all were replaced");
+    edge.stop().await?;
+    cloud.stop().await
+}
+
+/// Listeners in a file that the proxy watches; written in one step.
+fn publish(folder: &Path, listener: &str, version: u32) -> Result {
+    let listener = listener.replacen(
+        "  - name:",
+        "  - \"@type\": type.googleapis.com/envoy.config.listener.v3.Listener\n    name:",
+        1,
+    );
+    std::fs::write(folder.join("lds.new"), format!("version_info: \"{version}\"\nresources:\n{listener}"))?;
+    Ok(std::fs::rename(folder.join("lds.new"), folder.join("lds.yaml"))?)
+}
+
+const FROM_FILE: &str =
+    "dynamic_resources: {lds_config: {path_config_source: {path: lds.yaml}, resource_api_version: V3}}\n";
+
+/// Requests meet the new listener at once; plain connections are replaced, the one that carries HTTP/2 need not be.
+#[tokio::test]
+async fn a_change_of_the_hosting_listener_fails_no_request() -> Result {
+    let (old, new) = (Backend::start("old").await?, Backend::start("new").await?);
+    let hosted = |cluster: &str, prefix: &str| {
+        let routes = format!("[{{match: {{prefix: /}}, route: {{cluster: {cluster}}}}}]");
+        hosting(&http_listener("hosted", &routes, "", ""))
+            .replace("stat_prefix: hosted", &format!("stat_prefix: {prefix}"))
+    };
+    for (connection_num, plain) in [(1, 0), (3, 2)] {
+        let cloud = cloud("", 1).await?;
+        let folder = TempDir::with_prefix("culvert-")?;
+        publish(folder.path(), &hosted("old", "first"), 1)?;
+        let clusters = cluster("old", &[old.address], "") + &cluster("new", &[new.address], "");
+        let bootstrap =
+            FROM_FILE.to_owned() + &agent(&[cloud.listener("tunnel")?], &format!("connection_num: {connection_num}"));
+        let edge = Gateway::start_in(folder, "    []", &clusters, &bootstrap, 1).await?;
+        let before: Vec<_> = joined(&cloud, connection_num).await?;
+        let load = Load::new(cloud.listener("in")?, "/delay/5").start();
+        more(&load, 50).await?;
+        for (version, name) in [(2, "new"), (3, "old"), (4, "new")] {
+            publish(edge.folder(), &hosted(name, &format!("v{version}")), version)?;
+            let before = load.by(name);
+            eventually(&format!("{name} answers"), async || {
+                ensure!(load.by(name) > before + 20, "saw {:?}", load.counts());
+                Ok(())
+            })
+            .await?;
+        }
+        load.finish(100).await.with_context(|| format!("{connection_num} connections"))?;
+        edge.stat_reaches("tunnel_agent.agent.replaced", plain).await?;
+        ensure!(edge.stat("tunnel_agent.agent.lost").await? == 0, "a tunnel was lost, of {before:#?}");
+        edge.stop().await?;
+        cloud.stop().await?;
+    }
+    Ok(())
+}
+
+/// The agents are asked for other connections, and close the old ones when they have them.
+#[tokio::test]
+async fn a_change_of_the_tunnel_listener_fails_no_request() -> Result {
+    let backend = Backend::start("behind").await?;
+    let folder = TempDir::with_prefix("culvert-")?;
+    let tunnels = |prefix: &str, port: u16| {
+        tunnel_listener("tunnel", "")
+            .replace("stat_prefix: t,", &format!("stat_prefix: {prefix},"))
+            .replace("port_value: 0", &format!("port_value: {port}"))
+    };
+    let port = free_port()?;
+    publish(folder.path(), &tunnels("v1", port), 1)?;
+    let gateway = http_listener("in", "[{match: {prefix: /}, route: {cluster: edge}}]", "", "");
+    let cloud = Gateway::start_in(folder, &gateway, &cluster("edge", &[], ""), FROM_FILE, 1).await?;
+    let server = SocketAddr::from(([127, 0, 0, 1], port));
+    let edge = edge(&[server], backend.address, "connection_num: 2").await?;
+    joined(&cloud, 2).await?;
+    let load = Load::new(cloud.listener("in")?, "/delay/5").start();
+    for version in 2..5 {
+        let before = ids(&cloud).await?;
+        publish(cloud.folder(), &tunnels(&format!("v{version}"), port), version)?;
+        all_new(&cloud, &before, 2).await?;
+        more(&load, 50).await?;
+    }
+    load.finish(150).await?;
+    ensure!(edge.stat("tunnel_agent.agent.lost").await? == 0, "a tunnel was lost");
+    edge.stop().await?;
+    cloud.stop().await
+}
+
+fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_in_use_before_the_old_tunnel_goes() -> Result {
+    let backend = Backend::start("behind").await?;
+    let folder = TempDir::with_prefix("culvert-")?;
+    let authority = Authority::new("test")?;
+    authority.write(folder.path())?;
+    authority.issue(folder.path(), "server", &["127.0.0.1"])?;
+    authority.issue(folder.path(), "agent", &["spiffe://culvert.test/first"])?;
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let common = |name: &str| {
+        format!(
+            "common_tls_context: {{tls_certificates: [{{certificate_chain: {{filename: \"{}\"}}, private_key: {{filename: \"{}\"}}}}], validation_context: {{trusted_ca: {{filename: \"{}\"}}}}}}",
+            at(&format!("{name}.pem")),
+            at(&format!("{name}-key.pem")),
+            at("ca.pem")
+        )
+    };
+    let tls = format!(
+        "      transport_socket: {{name: tls, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, require_client_certificate: true, {}}}}}\n",
+        common("server")
+    );
+    let listeners = http_listener("in", "[{match: {prefix: /}, route: {cluster: edge}}]", "", "")
+        + &tunnel_listener("tunnel", "")
+        + &tls;
+    let cloud = Gateway::start(&listeners, &cluster("edge", &[], "")).await?;
+    let socket = format!(
+        "connection_num: 2, transport_socket: {{name: tls, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, {}}}}}",
+        common("agent")
+    );
+    let edge = edge(&[cloud.listener("tunnel")?], backend.address, &socket).await?;
+    joined(&cloud, 2).await?;
+    let load = Load::new(cloud.listener("in")?, "/delay/5").start();
+    more(&load, 50).await?;
+    authority.issue(folder.path(), "agent", &["spiffe://culvert.test/second"])?;
+    edge.daemon.signal(Signal::HUP)?;
+    eventually("both tunnels are the second certificate's", async || {
+        let seen = connections(&cloud).await?;
+        let second = |connection: &&serde_json::Value| connection["identity"] == "spiffe://culvert.test/second";
+        ensure!(seen.len() == 2 && seen.iter().filter(second).count() == 2, "saw {seen:#?}");
+        Ok(())
+    })
+    .await?;
+    more(&load, 50).await?;
+    load.finish(100).await?;
+    edge.stop().await?;
+    cloud.stop().await
+}
+
+/// What the control service does while all serve: `culvert.tunnel.v1.TunnelControl`.
+#[tokio::test]
+async fn a_graceful_close_goes_over_the_control_service() -> Result {
+    let backend = Backend::start("behind").await?;
+    let cloud = cloud("", 1).await?;
+    let edge = edge(&[cloud.listener("tunnel")?], backend.address, "connection_num: 3").await?;
+    joined(&cloud, 3).await?;
+    ensure!(get(cloud.listener("in")?, "/").await?.status == 200);
+    edge.stop().await?;
+    joined(&cloud, 0).await?;
+    let (closed, ignored) = (
+        cloud.stat("tunnel_server.t.graceful_close").await?,
+        cloud.stat("tunnel_server.t.graceful_close_ignored").await?,
+    );
+    ensure!((closed, ignored) == (3, 0), "expected all three to have been closed by name, saw {closed} and {ignored}");
+    let handshakes = cloud.stat("tunnel_server.t.handshakes").await?;
+    ensure!(handshakes == 3, "expected no aside connection, saw {handshakes} connections");
+    cloud.stop().await
+}
