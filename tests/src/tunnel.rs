@@ -89,11 +89,14 @@ pub async fn connections(cloud: &Gateway) -> Result<Vec<Value>> {
     Ok(json["connections"].as_array().cloned().unwrap_or_default())
 }
 
-/// Waits until exactly so many connections have joined; gives them.
+/// Waits until exactly so many connections have joined, and serve; gives them.
 pub async fn joined(cloud: &Gateway, count: usize) -> Result<Vec<Value>> {
     eventually(&format!("{count} tunnels"), async || {
-        let connections = connections(cloud).await?;
-        ensure!(connections.len() == count, "saw {connections:#?}");
+        let json = get(cloud.admin, "/tunnels").await?.json()?;
+        let connections = json["connections"].as_array().cloned().unwrap_or_default();
+        let serves = |host: &&Value| ["idle", "borrowed", "open"].iter().any(|state| host["state"] == *state);
+        let serving = json["hosts"].as_array().into_iter().flatten().filter(serves).count();
+        ensure!(connections.len() == count && serving == count, "{serving} serve, saw {connections:#?}");
         Ok(connections)
     })
     .await
