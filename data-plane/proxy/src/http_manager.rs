@@ -125,12 +125,8 @@ pub(crate) async fn serve(
     drain: impl Future<Output = ()>,
 ) {
     let counters = &http.counters;
-    let (handler, _active) = HttpConnection::open(http, worker, downstream, io.meter());
+    let handler = HttpConnection::open(http, worker, downstream, io.meter());
     let alpn = downstream.tls.as_ref().and_then(|tls| tls.alpn.as_deref());
-    let _secure = downstream.tls.is_some().then(|| {
-        counters.inc(HttpMetric::CxSslTotal);
-        Active::new(counters, HttpMetric::CxSslActive, None)
-    });
     let manager = &http.manager;
     let options = match (manager.options.protocol, alpn) {
         (Protocol::Auto, Some(b"h2")) => &manager.http2_options,
@@ -156,6 +152,9 @@ pub(crate) struct HttpConnection {
     meter: Arc<Meter>,
     /// Bytes read and written that are counted already.
     metered: Cell<(u64, u64)>,
+    /// Count it as active while it lives. Here and not in the task, whose size is that of an idle connection.
+    _active: Active<HttpMetric>,
+    _secure: Option<Active<HttpMetric>>,
     pub(crate) timers: ConnectionTimers,
 }
 
@@ -214,25 +213,30 @@ fn refusal_details(status: u16, detail: &'static str) -> &'static str {
 }
 
 impl HttpConnection {
-    /// A connection, whose bytes `meter` counts, and what counts it as active.
+    /// A connection, whose bytes `meter` counts.
     pub(crate) fn open(
         http: &Rc<WorkerHttp>,
         worker: &Rc<Worker>,
         downstream: &Rc<Downstream>,
         meter: Arc<Meter>,
-    ) -> (Rc<Self>, Active<HttpMetric>) {
-        http.counters.inc(HttpMetric::CxTotal);
-        let active = Active::new(&http.counters, HttpMetric::CxActive, Some(HttpMetric::CxDestroy));
-        let connection = Rc::new(Self {
+    ) -> Rc<Self> {
+        let counters = &http.counters;
+        counters.inc(HttpMetric::CxTotal);
+        let secure = downstream.tls.is_some().then(|| {
+            counters.inc(HttpMetric::CxSslTotal);
+            Active::new(counters, HttpMetric::CxSslActive, None)
+        });
+        Rc::new(Self {
             http: Rc::clone(http),
             worker: Rc::clone(worker),
             downstream: Rc::clone(downstream),
             version: Cell::new(None),
             meter,
             metered: Cell::default(),
+            _active: Active::new(counters, HttpMetric::CxActive, Some(HttpMetric::CxDestroy)),
+            _secure: secure,
             timers: worker.timers.connection(),
-        });
-        (connection, active)
+        })
     }
 
     /// Counts a request that begins.

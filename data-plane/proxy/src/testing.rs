@@ -23,6 +23,7 @@ use culvert_runtime::telemetry::{Registry, ScopePath};
 use culvert_upstream::{Clusters, Resolver, WorkerPools};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 use crate::access_log::LogSinks;
 use crate::listener::{ChainInputs, Downstream, FilterChains, ListenerSlot, Listeners, TlsSlot, serve_hosted};
@@ -36,6 +37,7 @@ pub(crate) fn downstream() -> Downstream {
         id: 1,
         remote: "192.0.2.1:4711".parse().unwrap(),
         local: "198.51.100.1:80".parse().unwrap(),
+        start: Instant::now(),
         tls: None,
         server_name: None,
         chain: "chain".into(),

@@ -136,8 +136,9 @@ impl Filler<'_> {
 #[test]
 fn the_filler_reaches_values_and_deep_findings() {
     let mut rng = TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha);
+    const ROUNDS: u32 = 10_000;
     let (mut values, mut deepest) = (0, 0);
-    for round in 0_u32..3000 {
+    for round in 0_u32..ROUNDS {
         let url = RESOURCES[rng.next_u32() as usize % RESOURCES.len()];
         let bytes = filled(type_url::message_name(url), 2 + round % 43, &mut rng);
         match parse_any(url, &bytes).value {
@@ -148,7 +149,7 @@ fn the_filler_reaches_values_and_deep_findings() {
             }
         }
     }
-    assert!(values > 20, "only {values} of 3000 messages were accepted");
+    assert!(values > 20, "only {values} of {ROUNDS} messages were accepted");
     assert!(deepest >= 8, "no finding lies deeper than {deepest} fields");
 }
 

@@ -117,7 +117,7 @@ pub(super) struct Arrived {
     pub(super) io: Io,
     pub(super) remote: SocketAddr,
     pub(super) local: SocketAddr,
-    start: Instant,
+    pub(super) start: Instant,
 }
 
 /// Who is at the other end of a connection, for headers and logs.
@@ -126,6 +126,8 @@ pub(crate) struct Downstream {
     pub(crate) id: u64,
     pub(crate) remote: SocketAddr,
     pub(crate) local: SocketAddr,
+    /// When it came.
+    pub(crate) start: Instant,
     pub(crate) tls: Option<TlsDetails>,
     pub(crate) server_name: Option<Arc<str>>,
     pub(crate) chain: Arc<str>,
@@ -220,7 +222,6 @@ impl WorkerListener {
         counters.inc(ListenerMetric::CxTotal);
         let _active = Active::new(counters, ListenerMetric::CxActive, Some(ListenerMetric::CxDestroy));
         let Some(worker) = self.worker.upgrade() else { return };
-        let start = arrived.start;
         let chosen = {
             // Until its chain is known, the connection holds the listener's drain back.
             let _held = self.slot.watch.block();
@@ -253,9 +254,9 @@ impl WorkerListener {
                 tracing::debug!(connection = downstream.id, "cut off: the drain's deadline has passed");
             }
         }
-        let lasted = start.elapsed();
+        let lasted = downstream.start.elapsed();
         counters.record(ListenerMetric::CxLengthMs, lasted.as_secs_f64() * 1000.0);
-        generation.log(&downstream, start, &worker);
+        generation.log(&downstream, &worker);
     }
 }
 

@@ -26,22 +26,6 @@ pub(super) struct Ready {
     pub(super) _held: Blocker,
 }
 
-impl Ready {
-    fn new(
-        io: Io,
-        (tls, server_name): (Option<TlsDetails>, Option<Arc<str>>),
-        (remote, local): (SocketAddr, SocketAddr),
-        worker: &Worker,
-        chain: Rc<WorkerChain>,
-        held: Blocker,
-    ) -> Self {
-        let name = Arc::clone(&chain.chain.config.name);
-        let id = worker.connection_id();
-        let downstream = Rc::new(Downstream { id, remote, local, tls, server_name, chain: name });
-        Self { io, downstream, chain, _held: held }
-    }
-}
-
 impl WorkerListener {
     /// Chooses the chain of a connection that has to be waited for in no way; `Err`: it is another one.
     pub(super) fn choose_by_address(
@@ -59,7 +43,16 @@ impl WorkerListener {
             return Err(arrived);
         }
         let held = chain.chain.watch.block();
-        Ok(Some(Ready::new(arrived.io, (None, None), ends, worker, chain, held)))
+        let downstream = Rc::new(Downstream {
+            id: worker.connection_id(),
+            remote: arrived.remote,
+            local: arrived.local,
+            start: arrived.start,
+            tls: None,
+            server_name: None,
+            chain: Arc::clone(&chain.chain.config.name),
+        });
+        Ok(Some(Ready { io: arrived.io, downstream, chain, _held: held }))
     }
 
     /// Inspects the connection, chooses its chain and terminates TLS.
@@ -69,7 +62,16 @@ impl WorkerListener {
         let chain = self.chain(worker, generation, ends, &hello)?;
         let held = chain.chain.watch.block();
         let (io, tls, server_name) = self.terminate(&chain.chain, inspected, hello.server_name).await?;
-        Some(Ready::new(io, (tls, server_name), ends, worker, chain, held))
+        let downstream = Rc::new(Downstream {
+            id: worker.connection_id(),
+            remote: arrived.remote,
+            local: arrived.local,
+            start: arrived.start,
+            tls,
+            server_name,
+            chain: Arc::clone(&chain.chain.config.name),
+        });
+        Some(Ready { io, downstream, chain, _held: held })
     }
 
     /// The chain that fits; `None` is counted.

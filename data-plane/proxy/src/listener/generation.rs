@@ -57,11 +57,11 @@ impl Generation {
     }
 
     /// The listener's own access log: a line per connection.
-    pub(super) fn log(&self, downstream: &Downstream, start: Instant, worker: &Worker) {
+    pub(super) fn log(&self, downstream: &Downstream, worker: &Worker) {
         if self.logs.is_empty() {
             return;
         }
-        let mut record = Record::new(downstream, start);
+        let mut record = Record::new(downstream, downstream.start);
         record.end = Some(Instant::now());
         let hostname = &*worker.process.hostname;
         self.logs.write(&Scene { record: &record, request: None, response: None, trailers: None, hostname });

@@ -15,13 +15,14 @@ use culvert_http::{BodyKind, Exchange, Handler, Io, ResponseHead, StreamError, r
 use culvert_model::Name;
 use culvert_model::listener::TransportProtocol;
 use culvert_tunnel::agent::HostedRequests;
+use tokio::time::Instant;
 use tokio::time::timeout;
 
 use super::accept::{Active, Downstream, WorkerListener, serve_hosted};
 use super::generation::{Generation, WorkerChain, WorkerFilter};
 use super::matching::Arrival;
 use crate::http_manager::HttpConnection;
-use crate::stats::{HttpMetric, ListenerMetric};
+use crate::stats::ListenerMetric;
 use crate::worker::Worker;
 
 /// One tunnel's way to its listener, on one worker.
@@ -42,7 +43,6 @@ struct Current {
     chain: Rc<WorkerChain>,
     http: Option<Rc<HttpConnection>>,
     _counted: Active<ListenerMetric>,
-    _counted_http: Option<Active<HttpMetric>>,
 }
 
 impl Requests {
@@ -87,23 +87,23 @@ impl Requests {
     fn enter(&self, listener: Rc<WorkerListener>, generation: Rc<Generation>, chain: Rc<WorkerChain>) -> Current {
         listener.counters.inc(ListenerMetric::CxTotal);
         let counted = Active::new(&listener.counters, ListenerMetric::CxActive, Some(ListenerMetric::CxDestroy));
-        let (http, counted_http) = match &chain.filter {
+        let http = match &chain.filter {
             WorkerFilter::Http(manager) => {
                 let downstream = Rc::new(Downstream {
                     id: self.worker.connection_id(),
                     remote: self.remote,
                     local: self.local,
+                    start: Instant::now(),
                     tls: None,
                     server_name: None,
                     chain: Arc::clone(&chain.chain.config.name),
                 });
                 // The tunnel's bytes are counted as the tunnel's.
-                let (connection, counted) = HttpConnection::open(manager, &self.worker, &downstream, Arc::default());
-                (Some(connection), Some(counted))
+                Some(HttpConnection::open(manager, &self.worker, &downstream, Arc::default()))
             }
-            WorkerFilter::Tcp(_) | WorkerFilter::Tunnel(_) => (None, None),
+            WorkerFilter::Tcp(_) | WorkerFilter::Tunnel(_) => None,
         };
-        Current { listener, generation, chain, http, _counted: counted, _counted_http: counted_http }
+        Current { listener, generation, chain, http, _counted: counted }
     }
 
     /// Speaks HTTP/1 to a chain that takes bytes.
