@@ -146,6 +146,13 @@ impl Memory {
         self.doubtful.extend(doubtful);
     }
 
+    /// Forgets refusals of contents that the node says it holds: what it refused was something else in their response.
+    pub(crate) fn hold(&mut self, name: &str, version: Version) {
+        if self.refused.get(name).is_some_and(|refusal| refusal.version == version) {
+            self.refused.remove(name);
+        }
+    }
+
     pub(crate) fn forget_refusals(&mut self) {
         self.refused.clear();
     }

@@ -222,6 +222,7 @@ impl Subscription {
             }
             let version = Version::parse(version);
             let name = Name::from(name.as_str());
+            self.memory.hold(&name, version);
             self.sent.insert(Arc::clone(&name), version);
             if let Some(resource) = self.lookup(set, &name).filter(|resource| resource.version() == version) {
                 self.memory.accept((name, Some(Arc::clone(resource))));

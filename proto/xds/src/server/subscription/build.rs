@@ -99,6 +99,10 @@ impl Subscription {
             }
             // What is only kept is shown as the node has it.
             let accepted = self.memory.accepted(&name).filter(|_| is_kept || set.frozen);
+            if is_kept && accepted.is_none() && self.sent.contains_key(&name) {
+                // It came with a content of its own, and keeps that.
+                continue;
+            }
             match accepted.or_else(|| self.lookup(set, &name).filter(|_| !is_kept)) {
                 Some(resource) if forced || self.wants(resource) => {
                     self.sent.insert(Arc::clone(&name), resource.version());
