@@ -10,8 +10,9 @@ use culvert_tests::backend::{Backend, scripted};
 use culvert_tests::ca::{Authority, Leaf};
 use culvert_tests::client::{Answer, get, read_head, send, whole};
 use culvert_tests::gateway::{Gateway, HTTP2, cluster, http_listener};
+use culvert_tests::grpc;
 use culvert_tests::wait::{PATIENCE, eventually, in_time};
-use http::{HeaderMap, Request, Response};
+use http::Request;
 use http_body_util::Full;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
@@ -179,48 +180,11 @@ async fn a_websocket_passes() -> Result {
     gateway.stop().await
 }
 
-/// Answers `/only` with a trailers-only response and anything else with a message and trailers.
-async fn grpc(socket: TcpStream) -> Result {
-    let mut connection = h2::server::handshake(socket).await?;
-    while let Some(request) = connection.accept().await {
-        let (request, mut respond) = request?;
-        let head = Response::builder().header("content-type", "application/grpc");
-        if request.uri().path() == "/only" {
-            respond.send_response(head.header("grpc-status", "5").body(())?, true)?;
-            continue;
-        }
-        let mut body = respond.send_response(head.body(())?, false)?;
-        body.send_data(Bytes::from_static(b"\0\0\0\0\x02hi"), false)?;
-        body.send_trailers(HeaderMap::from_iter([("grpc-status".parse()?, "0".parse()?)]))?;
-    }
-    Ok(())
-}
-
 #[tokio::test]
 async fn grpc_keeps_its_trailers() -> Result {
-    let server = scripted(grpc).await?;
+    let server = scripted(grpc::serve).await?;
     let gateway = Gateway::start(&http_listener("in", TO_A, "", ""), &cluster("a", &[server], HTTP2)).await?;
-    let (mut client, connection) = h2::client::handshake(TcpStream::connect(gateway.listener("in")?).await?).await?;
-    let driver = tokio::spawn(connection);
-    for (path, status) in [("/call", "0"), ("/only", "5")] {
-        let request = Request::post(format!("http://culvert.test{path}"))
-            .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .body(())?;
-        client = client.ready().await?;
-        let (response, _) = client.send_request(request, true)?;
-        let response = in_time("a response", response).await??;
-        let (head, mut body) = response.into_parts();
-        if path == "/only" {
-            ensure!(head.headers["grpc-status"] == status && body.is_end_stream(), "expected no more than {head:?}");
-            continue;
-        }
-        let data = in_time("a message", body.data()).await?.context("no message")??;
-        ensure!(&*data == b"\0\0\0\0\x02hi", "saw {data:?}");
-        let trailers = in_time("trailers", body.trailers()).await??.context("no trailers")?;
-        ensure!(trailers["grpc-status"] == status, "saw {trailers:?}");
-    }
-    driver.abort();
+    grpc::check(gateway.listener("in")?).await?;
     gateway.stop().await
 }
 
@@ -397,7 +361,7 @@ async fn joined(cloud: &Gateway, hosts: u64) -> Result {
 }
 
 #[tokio::test]
-async fn an_agent_is_selected_by_header_or_host_and_is_503_when_it_is_gone() -> Result {
+async fn an_agent_is_selected_by_header_or_host_and_unknown_differs_from_offline() -> Result {
     let (one, two) = (Backend::start("one").await?, Backend::start("two").await?);
     let cloud = cloud("HTTP1").await?;
     let first = edge(&cloud, "site-1", one.address).await?;
@@ -416,9 +380,15 @@ async fn an_agent_is_selected_by_header_or_host_and_is_503_when_it_is_gone() -> 
     }
     second.stop().await?;
     joined(&cloud, 1).await?;
-    for agent in ["site-2", "site-3", ""] {
-        let (header, label) = (ask("/header", "any", agent).await?, ask("/label", "site-2.test", agent).await?);
-        ensure!((header.status, label.status) == (503.try_into()?, 503.try_into()?), "{agent:?}: {header:?} {label:?}");
+    for agent in ["site-3", ""] {
+        says(&ask("/header", "any", agent).await?, 404, "unknown tunnel agent")?;
+        says(&ask("/label", &format!("{agent}.test"), "").await?, 404, "unknown tunnel agent")?;
+    }
+    for (path, host, agent) in [("/header", "any", "site-2"), ("/label", "site-2.test", "")] {
+        let answer = ask(path, host, agent).await?;
+        let after: u64 = answer.header("retry-after").parse().context("no retry-after")?;
+        ensure!(answer.status == 503 && after <= 30, "expected 503 and a time to come back: {answer:?}");
+        ensure!(answer.text().starts_with("tunnel agent offline for "), "saw {}", answer.text());
     }
     says(&ask("/header", "any", "site-1").await?, 200, "one\n")?;
     first.stop().await?;

@@ -12,6 +12,7 @@ use culvert_tests::tunnel::{cloud, connections, edge, joined, tcp_edge};
 use culvert_tests::wait::{eventually, in_time};
 use http::Request;
 use http_body_util::Full;
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -161,6 +162,15 @@ async fn http1_takes_the_plain_connections_first_and_never_waits_for_one() -> Re
     let cloud = cloud("queue_timeout: 0.1s", 1).await?;
     let edge = edge(&[cloud.listener("tunnel")?], backend.address, "connection_num: 3").await?;
     joined(&cloud, 3).await?;
+    // A tunnel is listed before it can be used.
+    eventually("all three are attached", async || {
+        let json = get(cloud.admin, "/tunnels").await?.json()?;
+        let attached = |host: &Value| host["state"] != "pending";
+        let hosts = json["hosts"].as_array().is_some_and(|hosts| hosts.len() == 3 && hosts.iter().all(attached));
+        ensure!(hosts, "saw {json:#}");
+        Ok(())
+    })
+    .await?;
     let gateway = cloud.listener("in")?;
     let requests = async || {
         let json = get(cloud.admin, "/tunnels").await?.json()?;

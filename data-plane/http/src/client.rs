@@ -72,6 +72,39 @@ impl Http1Client {
     }
 }
 
+/// An HTTP/1 connection whose response nobody wants any more: reading the rest of it makes the connection free for
+/// another exchange. `Send`, as [`Http1Client`].
+#[derive(Debug)]
+pub struct Http1Rest {
+    connection: Box<http1::Connection>,
+    budget: u64,
+}
+
+impl Http1Rest {
+    /// Reads and drops. Ready with whether the connection may serve another exchange; `false` too when the response is
+    /// longer than was allowed. The caller sets the deadline.
+    pub fn poll_drain(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<bool> {
+        self.connection.poll_drain(cx, &mut self.budget)
+    }
+
+    /// After [`Self::poll_drain`] said that it may serve another.
+    #[must_use]
+    pub fn into_client(self) -> Http1Client {
+        Http1Client(self.connection)
+    }
+}
+
+/// What an exchange leaves of its connection.
+#[derive(Debug)]
+pub enum Leftover {
+    /// An HTTP/1 connection whose request and response both ended cleanly and that may serve another.
+    Reusable(Http1Client),
+    /// An HTTP/1 connection on which the response is not read to its end.
+    Unread(Http1Rest),
+    /// Nothing: a stream that has ended, or a connection of no more use.
+    Nothing,
+}
+
 /// Options of an HTTP/2 client connection.
 #[derive(Debug, Clone)]
 pub struct Http2ClientOptions {
@@ -222,6 +255,18 @@ impl ClientExchange {
         match self.0 {
             Inner::Http1(mut connection) => connection.reset_for_reuse().then_some(Http1Client(connection)),
             Inner::Http2(_) => None,
+        }
+    }
+
+    /// As [`Self::finish`]; a response of which at most `budget` bytes can be left, to a request that was sent whole,
+    /// may be read to its end instead.
+    #[must_use]
+    pub fn finish_or_rest(self, budget: u64) -> Leftover {
+        match self.0 {
+            Inner::Http1(connection) if !connection.is_reusable() && connection.is_drainable(budget) => {
+                Leftover::Unread(Http1Rest { connection, budget })
+            }
+            inner => Self(inner).finish().map_or(Leftover::Nothing, Leftover::Reusable),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Envoy's response flags as a closed set: why a response is what it is.
+//! Envoy's response flags as a closed set, and after them those of tunnels, which are ours: why a response is what it is.
 
 /// One reason, in the order of Envoy's enumeration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,11 +25,17 @@ pub enum ResponseFlag {
     DnsResolutionFailed,
     DropOverload,
     DownstreamRemoteReset,
+    /// The request names a tunnel agent that never was here.
+    TunnelAgentUnknown,
+    /// It names one that has no tunnel now.
+    TunnelAgentOffline,
+    /// It names one that its route does not allow.
+    TunnelAgentDenied,
 }
 
 impl ResponseFlag {
     /// All flags, in Envoy's order.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 24] = [
         Self::NoHealthyUpstream,
         Self::UpstreamRequestTimeout,
         Self::LocalReset,
@@ -51,6 +57,9 @@ impl ResponseFlag {
         Self::DnsResolutionFailed,
         Self::DropOverload,
         Self::DownstreamRemoteReset,
+        Self::TunnelAgentUnknown,
+        Self::TunnelAgentOffline,
+        Self::TunnelAgentDenied,
     ];
 
     /// As `%RESPONSE_FLAGS%` prints it.
@@ -78,6 +87,9 @@ impl ResponseFlag {
             Self::DnsResolutionFailed => "DF",
             Self::DropOverload => "DO",
             Self::DownstreamRemoteReset => "DR",
+            Self::TunnelAgentUnknown => "TAU",
+            Self::TunnelAgentOffline => "TAO",
+            Self::TunnelAgentDenied => "TAD",
         }
     }
 
@@ -106,6 +118,9 @@ impl ResponseFlag {
             Self::DnsResolutionFailed => "DnsResolutionFailed",
             Self::DropOverload => "DropOverLoad",
             Self::DownstreamRemoteReset => "DownstreamRemoteReset",
+            Self::TunnelAgentUnknown => "TunnelAgentUnknown",
+            Self::TunnelAgentOffline => "TunnelAgentOffline",
+            Self::TunnelAgentDenied => "TunnelAgentDenied",
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The HTTP connection manager: what all requests of a filter chain have in common. The codecs are `culvert_http`'s;
 //! each request goes through [`crate::router`].
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,6 +93,17 @@ fn options(config: &HttpConnectionManager, tls: bool) -> ServerOptions {
     }
 }
 
+/// A tunnel is open as long as both ends want it, used or not, and its server is pinged.
+fn hosted(options: &ServerOptions, ping_interval: Duration) -> ServerOptions {
+    let mut hosted = ServerOptions { idle_timeout: None, ..options.clone() };
+    if hosted.keepalive_interval.is_none() {
+        hosted.keepalive_interval = Some(ping_interval);
+        // An interval until the next PING, and most of two for its answer: three in all.
+        hosted.keepalive_timeout = ping_interval.mul_f64(1.75);
+    }
+    hosted
+}
+
 /// How long a request head may take where no timeout is configured: Envoy's default for idle streams.
 const SLOWEST_HEAD: Duration = Duration::from_secs(300);
 
@@ -133,6 +144,10 @@ pub(crate) async fn serve(
         (Protocol::Auto, Some(b"http/1.1" | b"http/1.0")) => &manager.http1_options,
         _ => &manager.options,
     };
+    let options = match downstream.hosted {
+        None => options,
+        Some(interval) => handler.hosted.get_or_init(|| Box::new(hosted(options, interval))),
+    };
     let drain = async {
         drain.await;
         counters.inc(HttpMetric::CxDrainClose);
@@ -150,6 +165,8 @@ pub(crate) struct HttpConnection {
     /// Of its requests; known from the first on.
     version: Cell<Option<Version>>,
     meter: Arc<Meter>,
+    /// Options of a tunnel that this process hosts. Here, and not in the connection's task: few connections are one.
+    hosted: OnceCell<Box<ServerOptions>>,
     /// Bytes read and written that are counted already.
     metered: Cell<(u64, u64)>,
     /// Count it as active while it lives. Here and not in the task, whose size is that of an idle connection.
@@ -232,6 +249,7 @@ impl HttpConnection {
             downstream: Rc::clone(downstream),
             version: Cell::new(None),
             meter,
+            hosted: OnceCell::new(),
             metered: Cell::default(),
             _active: Active::new(counters, HttpMetric::CxActive, Some(HttpMetric::CxDestroy)),
             _secure: secure,

@@ -21,6 +21,8 @@ pub(crate) struct LocalReply {
     pub(crate) overloaded: bool,
     /// The connection cannot be read any further.
     pub(crate) closes: bool,
+    /// In seconds.
+    pub(crate) retry_after: Option<u64>,
 }
 
 impl LocalReply {
@@ -37,6 +39,7 @@ impl LocalReply {
             location: None,
             overloaded: false,
             closes: false,
+            retry_after: None,
         }
     }
 
@@ -77,6 +80,7 @@ impl LocalReply {
         if self.overloaded {
             head.fields.push(b"x-envoy-overloaded", b"true");
         }
+        self.push_retry_after(head);
         if self.body.is_empty() {
             return Trailing::Nothing;
         }
@@ -100,6 +104,13 @@ impl LocalReply {
         }
         if self.overloaded {
             head.fields.push(b"x-envoy-overloaded", b"true");
+        }
+        self.push_retry_after(head);
+    }
+
+    fn push_retry_after(&self, head: &mut ResponseHead) {
+        if let Some(seconds) = self.retry_after {
+            head.fields.push(b"retry-after", itoa::Buffer::new().format(seconds).as_bytes());
         }
     }
 }

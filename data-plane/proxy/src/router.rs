@@ -231,7 +231,9 @@ impl<'a> Stream<'a> {
             let limits = (&limits, &mut timer);
             return Box::pin(connect::terminate(self, action, &chosen, limits, body, response)).await;
         }
-        let mut replay = Replay::new(has_body && retries.are_possible());
+        // A tunnel that ends is no fault of the request's: one that may be sent twice is.
+        let again = retries.are_possible() || (target.has_tunnels() && attempt::is_idempotent(&self.request.method));
+        let mut replay = Replay::new(has_body && again);
         let received = Received::default();
         let mut stale = 0;
         loop {
@@ -252,7 +254,8 @@ impl<'a> Stream<'a> {
                 Attempted::Broken => return Err(Unanswered::Abort),
                 Attempted::Again(pause) => pause,
                 Attempted::Failed { failure, stale: true } if stale < MAX_STALE && received.is_kept() => {
-                    // The host had closed a kept connection and did not see the request: nothing is lost.
+                    // The host had closed a kept connection and did not see the request, or may see it twice: nothing
+                    // is lost.
                     tracing::debug!(?failure, "a stale connection is replaced");
                     stale += 1;
                     self.record.attempts -= 1;

@@ -15,7 +15,9 @@ use culvert_http::Io;
 use culvert_model::listener;
 use culvert_model::route::{AgentSelector, Priority};
 use culvert_runtime::telemetry::{Scope, ScopePath};
-use culvert_upstream::{ClusterSlot, DownstreamProtocol, PickContext, TcpCheckout, TcpUpstream, UpstreamFailure};
+use culvert_upstream::{
+    ClusterMetric, ClusterSlot, DownstreamProtocol, PickContext, TcpCheckout, TcpUpstream, UpstreamFailure,
+};
 use tokio::time::Instant;
 
 pub(crate) use copy::CopyBuffer;
@@ -138,7 +140,7 @@ async fn connect(
     target: &Target,
     record: &mut Record<'_>,
 ) -> Option<(TcpCheckout, Io)> {
-    let agent = target.agent.as_ref().and_then(|agent| match agent {
+    let agent = target.agent.as_ref().and_then(|agent| match &agent.selector {
         AgentSelector::Fixed(name) => Some(&**name),
         // The server name that the client asked for says which agent, as a host does for HTTP.
         AgentSelector::HostLabel => record.connection.server_name.as_deref()?.split('.').next(),
@@ -146,6 +148,13 @@ async fn connect(
     });
     // An agent is asked for and not named: no agent has the empty name.
     let agent = agent.or(target.agent.as_ref().map(|_| ""));
+    if let Some((choice, agent)) = target.agent.as_ref().zip(agent)
+        && !choice.allows(agent)
+    {
+        worker.pools.count(&target.slot, ClusterMetric::TunnelAgentDenied);
+        record.flag(ResponseFlag::TunnelAgentDenied);
+        return None;
+    }
     let context = PickContext {
         priority: Priority::Default,
         agent,
@@ -211,9 +220,9 @@ const fn flag_of(failure: &UpstreamFailure) -> ResponseFlag {
             ResponseFlag::UpstreamOverflow
         }
         UpstreamFailure::DropOverload => ResponseFlag::DropOverload,
-        UpstreamFailure::NoHealthyHost | UpstreamFailure::AgentUnknown | UpstreamFailure::AgentOffline => {
-            ResponseFlag::NoHealthyUpstream
-        }
+        UpstreamFailure::NoHealthyHost => ResponseFlag::NoHealthyUpstream,
+        UpstreamFailure::AgentUnknown => ResponseFlag::TunnelAgentUnknown,
+        UpstreamFailure::AgentOffline { .. } => ResponseFlag::TunnelAgentOffline,
         UpstreamFailure::ConnectFailure { .. }
         | UpstreamFailure::ConnectTimeout { .. }
         | UpstreamFailure::TlsFailure { .. }

@@ -41,6 +41,7 @@ pub(crate) fn downstream() -> Downstream {
         tls: None,
         server_name: None,
         chain: "chain".into(),
+        hosted: None,
     }
 }
 
@@ -277,7 +278,8 @@ impl Gateway {
         let (worker, slot) = (Rc::clone(&self.worker), Arc::clone(&self.slot));
         tokio::task::spawn_local(async move {
             let Downstream { remote, local, .. } = downstream();
-            serve_hosted(&worker, &slot, Io::memory(server), (remote, local), std::future::pending(), || false).await;
+            let (io, interval) = (Io::memory(server), Some(Duration::from_secs(2)));
+            serve_hosted(&worker, &slot, io, (remote, local), interval, std::future::pending(), || false).await;
         });
         client
     }

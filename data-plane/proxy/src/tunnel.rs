@@ -79,6 +79,8 @@ impl HostRegistry for ClusterHosts<'_> {
             protocol: claim.protocol,
             http2: claim.http2,
             queue_timeout: claim.queue_timeout,
+            reconnect_window: claim.reconnect_window,
+            ping_interval: claim.ping_interval,
             max_queued_requests: claim.max_queued_requests,
             max_connections_per_agent: claim.max_connections_per_agent,
         };
@@ -147,7 +149,8 @@ impl Hosting for TunnelHosting {
             hosted.outdated.notify_one();
             true
         };
-        serve_hosted(&self.worker, &slot, io, (hosted.peer, hosted.local), hosted.drain.draining(), outdated).await;
+        let (ends, interval) = ((hosted.peer, hosted.local), Some(hosted.ping_interval));
+        serve_hosted(&self.worker, &slot, io, ends, interval, hosted.drain.draining(), outdated).await;
     }
 
     type Requests = Requests;

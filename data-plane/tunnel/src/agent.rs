@@ -13,6 +13,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use culvert_http::{Exchange, Io};
 use culvert_model::Name;
@@ -81,6 +82,8 @@ pub struct Hosted {
     /// To be told when the listener serves otherwise now: the agent dials anew, and then starts `drain`. Until then, and
     /// for some seconds at most, the connection is to be served as before.
     pub outdated: Arc<Notify>,
+    /// How often the server is pinged where the protocol can.
+    pub ping_interval: Duration,
 }
 
 /// What an agent needs besides its configuration.

@@ -9,15 +9,17 @@ use std::time::Duration;
 use culvert_http::{Http2ClientOptions, Protocol, RoundTrip, ServerOptions};
 use culvert_runtime::telemetry::{Block, Metrics};
 
+use crate::keepalive;
+
 /// The server's end, which opens the streams.
-pub(crate) fn client_options(round_trip: RoundTrip) -> Http2ClientOptions {
+pub(crate) fn client_options(round_trip: RoundTrip, ping_interval: Duration) -> Http2ClientOptions {
     Http2ClientOptions {
         initial_stream_window: STREAM_WINDOW,
         initial_connection_window: CONNECTION_WINDOW,
         max_concurrent_streams: STREAMS,
         max_head_bytes: HEAD,
-        keepalive_interval: Some(PING_INTERVAL),
-        keepalive_timeout: PING_TIMEOUT,
+        keepalive_interval: Some(ping_interval),
+        keepalive_timeout: keepalive::patience(ping_interval),
         most_stream_window: MOST_STREAM_WINDOW,
         round_trip: Some(round_trip),
         first_ping: None,
@@ -25,7 +27,7 @@ pub(crate) fn client_options(round_trip: RoundTrip) -> Http2ClientOptions {
 }
 
 /// The agent's end, which serves the streams. What listeners limit (idle times, age) is not the tunnel's to limit.
-pub(crate) fn server_options(round_trip: RoundTrip) -> ServerOptions {
+pub(crate) fn server_options(round_trip: RoundTrip, ping_interval: Duration) -> ServerOptions {
     ServerOptions {
         protocol: Protocol::Http2,
         max_head_bytes: HEAD as usize,
@@ -34,8 +36,8 @@ pub(crate) fn server_options(round_trip: RoundTrip) -> ServerOptions {
         max_concurrent_streams: STREAMS,
         initial_stream_window: STREAM_WINDOW,
         initial_connection_window: CONNECTION_WINDOW,
-        keepalive_interval: Some(PING_INTERVAL),
-        keepalive_timeout: PING_TIMEOUT,
+        keepalive_interval: Some(ping_interval),
+        keepalive_timeout: keepalive::patience(ping_interval),
         most_stream_window: MOST_STREAM_WINDOW,
         round_trip: Some(round_trip),
         connections: true,
@@ -68,9 +70,6 @@ pub(crate) async fn recorded<M: Metrics>(
     }
 }
 
-/// From both ends, so that each finds by itself that the other is gone: 6 s after its last sign of life.
-const PING_INTERVAL: Duration = Duration::from_secs(2);
-const PING_TIMEOUT: Duration = Duration::from_secs(4);
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const MOST_STREAM_WINDOW: u32 = 8 * 1024 * 1024;

@@ -29,6 +29,10 @@ pub enum ServerMetric {
     Aborted,
     /// Closed at once: too many handshakes under way.
     PendingOverflow,
+    /// Closed at once: too many handshakes of one source under way.
+    SourceOverflow,
+    /// Closed at once: too many handshakes a second of one source.
+    RateLimited,
     /// Connections drained because their agent asked for it.
     GracefulClose,
     /// Addresses or ids in a graceful close that name no connection of that agent.
@@ -62,6 +66,8 @@ impl Metrics for ServerMetric {
         counter("timeout"),
         counter("aborted"),
         counter("pending_overflow"),
+        counter("source_overflow"),
+        counter("rate_limited"),
         counter("graceful_close"),
         counter("graceful_close_ignored"),
         counter("aside_closed"),

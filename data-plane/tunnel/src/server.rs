@@ -23,9 +23,11 @@ mod acceptor;
 mod acknowledged;
 mod control;
 mod envoy;
+mod gauge;
 mod handshake;
 mod log_limit;
 mod negotiation;
+mod pending;
 mod policy;
 mod registered;
 mod tunnels;
@@ -93,6 +95,10 @@ pub struct Claim {
     pub http2: Option<Http2ClientOptions>,
     /// How long a request may wait for its turn on a plain connection.
     pub queue_timeout: Duration,
+    /// How long after the end of the agent's last connection requests wait for its next one.
+    pub reconnect_window: Duration,
+    /// How often the agent is pinged where the protocol can.
+    pub ping_interval: Duration,
     pub max_queued_requests: usize,
     /// Connections that one agent may have; checked here over all clusters too.
     pub max_connections_per_agent: usize,

@@ -232,6 +232,10 @@ fn server() -> TunnelServer {
         max_queued_requests: 1024,
         mosn: true,
         reverse: Box::default(),
+        reconnect_window: Duration::from_secs(5),
+        max_pending_handshakes_per_source: 1024,
+        max_handshakes_per_second_per_source: None,
+        ping_interval: Duration::from_secs(2),
     }
 }
 
@@ -257,6 +261,7 @@ fn agent(address: SocketAddr, connection_num: u32) -> TunnelAgent {
         region: "".into(),
         zone: "".into(),
         max_connection_age: None,
+        ping_interval: Duration::from_secs(2),
     }
 }
 
@@ -266,7 +271,7 @@ async fn eventually(what: &str, condition: impl Fn() -> bool) {
             sleep(Duration::from_millis(2)).await;
         }
     };
-    timeout(Duration::from_secs(30), waiting).await.unwrap_or_else(|_| panic!("never came true: {what}"));
+    timeout(Duration::from_secs(90), waiting).await.unwrap_or_else(|_| panic!("never came true: {what}"));
 }
 
 fn loopback() -> SocketAddr {

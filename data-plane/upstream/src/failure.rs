@@ -30,12 +30,12 @@ pub enum UpstreamFailure {
     /// `UF`: the peer does not speak the cluster's protocol.
     #[error("{address} does not speak HTTP/2")]
     ProtocolFailure { address: SocketAddr },
-    /// `UH`: the request names an agent that never registered here.
+    /// `TAU`: the request names an agent that never registered here.
     #[error("unknown tunnel agent")]
     AgentUnknown,
-    /// `UH`: the request names an agent that was here and has no tunnel now.
-    #[error("tunnel agent is offline")]
-    AgentOffline,
+    /// `TAO`: the request names an agent that was here and has had no tunnel for so long.
+    #[error("tunnel agent offline for {seconds} s")]
+    AgentOffline { seconds: u64 },
     /// `UO`: the tunnel's wait queue is full.
     #[error("too many requests wait for the tunnel")]
     QueueFull,

@@ -98,6 +98,8 @@ pub(crate) fn claim(cluster: &str, agent: &str) -> TunnelClaim {
         protocol: TunnelProtocol::Http1,
         http2: None,
         queue_timeout: Duration::from_secs(5),
+        reconnect_window: Duration::ZERO,
+        ping_interval: Duration::from_secs(2),
         max_queued_requests: 100,
         max_connections_per_agent: usize::MAX,
         reverse: None,
@@ -138,7 +140,9 @@ pub(crate) async fn send(checkout: &mut Checkout, path: &str) -> Result<(), Stre
 pub(crate) async fn receive(checkout: &mut Checkout) -> Result<String, StreamError> {
     let (_, mut source) = checkout.exchange().split();
     let mut head = ResponseHead::new(0);
-    source.head(&mut head).await?;
+    while head.status < 200 {
+        source.head(&mut head).await?;
+    }
     let mut body = Vec::new();
     while let Some(chunk) = source.chunk().await? {
         body.extend_from_slice(&chunk);

@@ -9,6 +9,7 @@ mod checkout;
 mod connection;
 mod dial;
 mod host;
+mod line;
 mod open;
 mod slot;
 mod sweep;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 use culvert_model::Name;
-use culvert_model::cluster::{Cluster, UpstreamProtocol};
+use culvert_model::cluster::{Cluster, Discovery, UpstreamProtocol};
 use culvert_model::endpoint::{Endpoints, Health};
 use culvert_runtime::telemetry::Scope;
 use parking_lot::Mutex;
@@ -19,7 +19,7 @@ use crate::clusters::Publisher;
 use crate::failure::UpstreamFailure;
 use crate::host::Host;
 use crate::stats::{ClusterMetric, UpdateCounts};
-use crate::tunnel::{Queue, RegisterError, TunnelClaim, TunnelLease};
+use crate::tunnel::{Absence, Queue, RegisterError, TunnelClaim, TunnelLease};
 use builder::Builder;
 pub(crate) use builder::DnsName;
 
@@ -181,14 +181,30 @@ impl ClusterSlot {
         &self.current
     }
 
+    /// Whether tunnels serve the cluster, or ever did.
+    #[must_use]
+    pub fn has_tunnels(&self) -> bool {
+        self.queue.is_used()
+    }
+
+    pub(crate) fn queue(&self) -> &Arc<Queue> {
+        &self.queue
+    }
+
     /// Why a named agent cannot be reached.
     pub(crate) fn agent_failure(&self, agent: &str) -> UpstreamFailure {
-        if self.builder.lock().has_seen(agent) { UpstreamFailure::AgentOffline } else { UpstreamFailure::AgentUnknown }
+        match self.queue.absence(agent) {
+            Absence::Unknown => UpstreamFailure::AgentUnknown,
+            Absence::Offline(since) => UpstreamFailure::AgentOffline { seconds: since.as_secs() },
+        }
     }
 
     /// Takes a configuration; builds at once.
     pub(crate) fn apply(&self, cluster: Arc<Cluster>, tls: Option<Arc<rustls::ClientConfig>>) {
         self.breakers.set_limits(&cluster.breakers);
+        if matches!(cluster.discovery, Discovery::Reverse(_)) {
+            self.queue.set_used();
+        }
         let mut builder = self.builder.lock();
         builder.configure(cluster, tls);
         builder.resolve(&self.me, &self.publisher);
@@ -233,6 +249,7 @@ impl ClusterSlot {
     /// Makes a host that is registered elsewhere one of this cluster's too; the change to wait for, if it does.
     pub(crate) fn share_tunnel(&self, host: &Arc<Host>) -> Option<u64> {
         let sequence = self.builder.lock().share_tunnel(host)?;
+        self.queue.set_used();
         if let Some(connection) = host.tunnel() {
             connection.join_further(Weak::clone(&self.me));
         }

@@ -59,6 +59,11 @@ pub enum ClusterMetric {
     TunnelQueued,
     TunnelQueueOverflow,
     TunnelQueueTimeout,
+    /// Requests that waited for an agent to come back.
+    TunnelParked,
+    TunnelAgentUnknown,
+    TunnelAgentOffline,
+    TunnelAgentDenied,
     SslHandshake,
     SslConnectionError,
     /// TCP and TLS, in milliseconds.
@@ -172,6 +177,10 @@ impl Metrics for ClusterMetric {
         counter("tunnel.queued"),
         counter("tunnel.queue_overflow"),
         counter("tunnel.queue_timeout"),
+        counter("tunnel.parked"),
+        counter("tunnel.agent_unknown"),
+        counter("tunnel.agent_offline"),
+        counter("tunnel.agent_denied"),
         counter("ssl.handshake"),
         counter("ssl.connection_error"),
         histogram("upstream_cx_connect_ms"),

@@ -6,6 +6,8 @@
 
 mod connection;
 mod lane;
+mod lent;
+mod presence;
 mod queue;
 mod reverse;
 
@@ -22,11 +24,13 @@ use tokio::sync::watch;
 
 use crate::host::Host;
 use crate::slot::ClusterSlot;
-pub(crate) use connection::{Lent, Phase, TunnelConnection, Whole};
+pub(crate) use connection::{Phase, TunnelConnection};
 pub(crate) use lane::{Lane, lend_among};
+pub(crate) use lent::{Lent, Whole};
+pub(crate) use presence::Absence;
 pub(crate) use queue::{Full, Queue};
 pub use reverse::ReverseNames;
-pub(crate) use reverse::Wish;
+pub(crate) use reverse::{ANY, Wish, place};
 
 /// An admitted agent's wish to be a host of a cluster, with one connection.
 #[derive(Debug, Clone)]
@@ -43,6 +47,11 @@ pub struct TunnelClaim {
     pub http2: Option<Http2ClientOptions>,
     /// How long a request may wait for its turn.
     pub queue_timeout: Duration,
+    /// How long after the end of an agent's last connection requests wait for its next one; zero: they do not.
+    pub reconnect_window: Duration,
+    /// HTTP/2: how often the agent is pinged, unless the cluster says something else. One that does not answer is gone
+    /// within three intervals.
+    pub ping_interval: Duration,
     /// Requests that may wait for a tunnel connection of the cluster.
     pub max_queued_requests: usize,
     /// Connections that one agent (by name) may have in the cluster; `usize::MAX`: any number.
@@ -54,7 +63,8 @@ pub struct TunnelClaim {
 impl TunnelClaim {
     /// Whom requests may wait for.
     fn names(&self) -> impl Iterator<Item = &Arc<str>> {
-        std::iter::once(&self.agent).chain(self.reverse.iter().flat_map(ReverseNames::all))
+        let own = self.reverse.is_none().then_some(&self.agent);
+        own.into_iter().chain(self.reverse.iter().flat_map(ReverseNames::all))
     }
 }
 
@@ -127,7 +137,12 @@ impl TunnelLease {
 
     async fn run_http2(&self, io: Io) -> TunnelEnd {
         let cluster = || self.slot.config().map_or_else(default_http2, |config| http2_options(&config.cluster.http2));
-        let options = self.claim().http2.clone().unwrap_or_else(cluster);
+        let mut options = self.claim().http2.clone().unwrap_or_else(cluster);
+        if options.keepalive_interval.is_none() {
+            let interval = self.connection.claim().ping_interval;
+            options.keepalive_interval = Some(interval);
+            options.keepalive_timeout = interval.mul_f64(1.75);
+        }
         let opening = tokio::time::timeout(OPEN_TIMEOUT, Http2Client::connect(io, &options));
         let (client, driver) = match opening.await {
             Ok(Ok(opened)) => opened,

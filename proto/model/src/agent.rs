@@ -47,6 +47,8 @@ pub struct TunnelAgent {
     pub region: Name,
     pub zone: Name,
     pub max_connection_age: Option<Duration>,
+    /// At least a second.
+    pub ping_interval: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -125,6 +127,7 @@ pub(crate) fn agent(report: &mut Report, message: &api::TunnelAgent) -> Option<T
         region: locality.region.as_str().into(),
         zone: locality.zone.as_str().into(),
         max_connection_age,
+        ping_interval: tunnel::ping_interval(report, message.ping_interval.as_ref()),
     })
 }
 

@@ -8,8 +8,9 @@ use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 
 use crate::report::Report;
-use crate::route::AgentSelector;
+use crate::route::{AgentChoice, AgentSelector};
 use crate::scalar;
+use crate::tunnel::{self, NamePattern};
 
 /// The key under which routes name one tunnel agent. Envoys carry it and do nothing with it.
 pub const AGENT_KEY: &str = "culvert.tunnel";
@@ -24,18 +25,15 @@ pub(crate) fn as_json(metadata: Option<&api::Metadata>) -> BTreeMap<String, Stri
 }
 
 /// The agent that `metadata.filter_metadata["culvert.tunnel"]` selects, with exactly one of `agent_header` (the name
-/// of a request header), `agent_host_label: true` and `agent` (a name).
-pub(crate) fn agent(
-    report: &mut Report,
-    field: &'static str,
-    metadata: Option<&api::Metadata>,
-) -> Option<AgentSelector> {
+/// of a request header), `agent_host_label: true` and `agent` (a name), and perhaps `allowed_agents` (names and `*` suffix
+/// patterns).
+pub(crate) fn agent(report: &mut Report, field: &'static str, metadata: Option<&api::Metadata>) -> Option<AgentChoice> {
     let selector = metadata?.filter_metadata.get(AGENT_KEY)?;
     report.field(field, |report| report.entry("filter_metadata", AGENT_KEY, |report| selector_of(report, selector)))
 }
 
 /// `metadata_match`: the agent; Envoy's own criteria would pick a subset of the hosts, which is not done.
-pub(crate) fn agent_of_match(report: &mut Report, metadata: Option<&api::Metadata>) -> Option<AgentSelector> {
+pub(crate) fn agent_of_match(report: &mut Report, metadata: Option<&api::Metadata>) -> Option<AgentChoice> {
     let metadata = metadata?;
     if metadata.filter_metadata.contains_key(SUBSET_KEY) {
         report.field("metadata_match", |report| {
@@ -48,8 +46,8 @@ pub(crate) fn agent_of_match(report: &mut Report, metadata: Option<&api::Metadat
     agent(report, "metadata_match", Some(metadata))
 }
 
-fn selector_of(report: &mut Report, selector: &Struct) -> Option<AgentSelector> {
-    let mut found = Vec::new();
+fn selector_of(report: &mut Report, selector: &Struct) -> Option<AgentChoice> {
+    let (mut found, mut allowed) = (Vec::new(), Vec::new());
     for (key, value) in &selector.fields {
         match (key.as_str(), value.kind.as_ref()) {
             ("agent_header", Some(Kind::StringValue(name))) => {
@@ -60,15 +58,36 @@ fn selector_of(report: &mut Report, selector: &Struct) -> Option<AgentSelector> 
             ("agent", Some(Kind::StringValue(name))) if !name.is_empty() => {
                 found.push(AgentSelector::Fixed(Arc::from(name.as_str())));
             }
+            ("allowed_agents", Some(Kind::ListValue(list))) => {
+                if list.values.is_empty() {
+                    report.error_at("allowed_agents", "is empty; leave it out to allow every agent");
+                }
+                allowed = report.items("allowed_agents", &list.values, pattern);
+            }
             _ => report.key(key, |report| {
-                report.error("is none of agent_header (text), agent_host_label (bool) and agent (text)");
+                report.error(
+                    "is none of agent_header (text), agent_host_label (bool), agent (text) and allowed_agents (list)",
+                );
             }),
         }
     }
     if found.len() > 1 {
         report.error("sets several of agent_header, agent_host_label and agent; set one");
     }
-    found.pop()
+    if found.is_empty() && selector.fields.contains_key("allowed_agents") {
+        report.error_at("allowed_agents", "names agents that requests may choose, and none of them can");
+    }
+    found.pop().map(|selector| AgentChoice { selector, allowed })
+}
+
+fn pattern(report: &mut Report, value: &Value) -> Option<NamePattern> {
+    match &value.kind {
+        Some(Kind::StringValue(text)) => tunnel::pattern(report, text),
+        _ => {
+            report.error("is no text");
+            None
+        }
+    }
 }
 
 /// As proto3 JSON writes it: whole numbers without a fraction.

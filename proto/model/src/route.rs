@@ -20,6 +20,7 @@ use crate::http::UpgradeConfig;
 use crate::matcher::{HeaderMatcher, QueryMatcher, SafeRegex};
 
 use crate::report::{Parsed, Report};
+use crate::tunnel::NamePattern;
 pub(crate) use action::total_weight;
 pub(crate) use parse::configuration;
 
@@ -133,7 +134,23 @@ pub struct ClusterRef {
     pub cluster: Name,
     /// Picks one tunnel agent of the cluster by name: `metadata.filter_metadata["culvert.tunnel"]` of the route (its
     /// `metadata_match` where a weighted cluster or a TCP proxy chooses), see docs/xds.md.
-    pub agent: Option<AgentSelector>,
+    pub agent: Option<AgentChoice>,
+}
+
+/// The tunnel agent that a request goes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentChoice {
+    pub selector: AgentSelector,
+    /// Agents that requests may name; empty: any.
+    pub allowed: Vec<NamePattern>,
+}
+
+impl AgentChoice {
+    /// Whether a request may name this agent.
+    #[must_use]
+    pub fn allows(&self, agent: &str) -> bool {
+        self.allowed.is_empty() || self.allowed.iter().any(|pattern| pattern.matches(agent))
+    }
 }
 
 /// How a request names the tunnel agent that it wants.

@@ -3,6 +3,7 @@
 pub mod id_format;
 pub mod reverse;
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,22 @@ pub struct TunnelServer {
     pub mosn: bool,
     /// How Envoy's handshake is taken.
     pub reverse: Box<ReverseTunnel>,
+    /// Zero: requests do not wait for an agent that is gone.
+    pub reconnect_window: Duration,
+    pub max_pending_handshakes_per_source: usize,
+    /// `None`: any number.
+    pub max_handshakes_per_second_per_source: Option<NonZeroU32>,
+    /// At least a second.
+    pub ping_interval: Duration,
+}
+
+/// How often a tunnel's other end is asked whether it is there.
+pub(crate) fn ping_interval(report: &mut Report, value: Option<&prost_types::Duration>) -> Duration {
+    let interval = scalar::positive(report, "ping_interval", value, PING_INTERVAL);
+    if interval < Duration::from_secs(1) {
+        report.error_at("ping_interval", "is less than 1 s, which is as often as the kernel probes");
+    }
+    interval
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +116,10 @@ pub(crate) fn server(report: &mut Report, message: &api::TunnelServer) -> Option
         scalar::at_least(report, "max_pending_handshakes", message.max_pending_handshakes, 1, 1024);
     let max_connections_per_agent =
         scalar::at_least(report, "max_connections_per_agent", message.max_connections_per_agent, 1, 1024);
+    let per_source = message.max_pending_handshakes_per_source;
+    let max_pending_per_source =
+        scalar::at_least(report, "max_pending_handshakes_per_source", per_source, 1, PENDING_PER_SOURCE);
+    let reconnect_window = scalar::duration(report, "reconnect_window", message.reconnect_window.as_ref());
     let protocol = protocol(report, message.protocol)?;
     let reverse = match &message.reverse_tunnel {
         Some(message) => report.field("reverse_tunnel", |report| own_reverse(report, message))?,
@@ -117,6 +138,12 @@ pub(crate) fn server(report: &mut Report, message: &api::TunnelServer) -> Option
         max_queued_requests: size(message.max_queued_requests.unwrap_or(1024)),
         mosn: true,
         reverse: Box::new(ReverseTunnel { leaves_tls: message.allow_envoy_to_leave_tls, ..reverse }),
+        reconnect_window: reconnect_window.unwrap_or(RECONNECT_WINDOW),
+        max_pending_handshakes_per_source: size(max_pending_per_source),
+        max_handshakes_per_second_per_source: NonZeroU32::new(
+            message.max_handshakes_per_second_per_source.unwrap_or(HANDSHAKES_PER_SECOND),
+        ),
+        ping_interval: ping_interval(report, message.ping_interval.as_ref()),
     })
 }
 
@@ -155,10 +182,10 @@ fn policy(report: &mut Report, message: &api::CredentialPolicy) -> Option<Creden
     Some(CredentialPolicy { name: name?, tokens, clusters })
 }
 
-fn pattern(report: &mut Report, text: &str) -> Option<NamePattern> {
+pub(crate) fn pattern(report: &mut Report, text: &str) -> Option<NamePattern> {
     match text.split_once('*') {
         None if text.is_empty() => {
-            report.error("is empty; give a cluster's name or a pattern such as `edge-*`");
+            report.error("is empty; give a name or a pattern such as `edge-*`");
             None
         }
         None => Some(NamePattern::Exact(text.into())),
@@ -173,3 +200,9 @@ fn pattern(report: &mut Report, text: &str) -> Option<NamePattern> {
 fn size(value: u32) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
+
+/// How often a tunnel's other end is asked where nothing is said.
+pub const PING_INTERVAL: Duration = Duration::from_secs(2);
+const RECONNECT_WINDOW: Duration = Duration::from_secs(5);
+const PENDING_PER_SOURCE: u32 = 256;
+const HANDSHAKES_PER_SECOND: u32 = 500;

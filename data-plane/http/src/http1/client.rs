@@ -29,7 +29,9 @@ pub(crate) struct Connection {
 pub(crate) struct Exchange {
     asked: Asked,
     informational: u8,
-    /// The final head was read, and allows another exchange after this one.
+    /// The final head was read.
+    headed: bool,
+    /// It allows another exchange after this one.
     keep_alive: bool,
     scanned: usize,
 }
@@ -77,15 +79,53 @@ impl Connection {
     }
 
     /// Both ended cleanly, nothing is left over, and the peer keeps the connection open.
-    pub(crate) fn reset_for_reuse(&mut self) -> bool {
-        let reusable = self.state.keep_alive
+    pub(crate) fn is_reusable(&self) -> bool {
+        self.state.keep_alive
             && !self.wire.tunnel.get()
             && self.write.is_done()
             && self.read.is_done()
-            && self.read.buffer.is_empty();
+            && self.read.buffer.is_empty()
+    }
+
+    /// As [`Self::is_reusable`]; makes the connection ready for what comes next.
+    pub(crate) fn reset_for_reuse(&mut self) -> bool {
+        let reusable = self.is_reusable();
         self.read.buffer.release();
         self.reused = true;
         reusable
+    }
+
+    /// Whether reading the rest of the response, of at most `budget` bytes, may make the connection reusable: the
+    /// request was sent whole, and nothing says that more will come.
+    pub(crate) fn is_drainable(&self, budget: u64) -> bool {
+        let switches = self.state.asked.connect || self.state.asked.upgrade || self.wire.tunnel.get();
+        if switches || !self.write.is_done() {
+            return false;
+        }
+        !self.state.headed || (self.state.keep_alive && self.read.left().is_some_and(|left| left <= budget))
+    }
+
+    /// Reads the rest of the response and drops it. Ready with whether the connection may serve another exchange;
+    /// never after more than `budget` bytes of body.
+    pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>, budget: &mut u64) -> Poll<bool> {
+        while !self.state.headed {
+            let Self { wire, read, state, .. } = self;
+            let mut head = ResponseHead::default();
+            let mut source = Source { wire, read, state };
+            if ready!(source.poll_head(cx, &mut head)).is_err() || !self.is_drainable(*budget) {
+                return Poll::Ready(false);
+            }
+        }
+        loop {
+            match ready!(self.read.poll_chunk(&self.wire, cx)) {
+                Ok(Some(range)) => match budget.checked_sub(range.len() as u64) {
+                    Some(left) => *budget = left,
+                    None => return Poll::Ready(false),
+                },
+                Ok(None) => return Poll::Ready(self.reset_for_reuse()),
+                Err(_) => return Poll::Ready(false),
+            }
+        }
     }
 
     pub(crate) fn is_reused(&self) -> bool {
@@ -146,6 +186,7 @@ impl Source<'_> {
                 Ok(BodyKind::Empty)
             };
         }
+        self.state.headed = true;
         self.state.keep_alive = parsed.keep_alive;
         self.wire.tunnel.set(parsed.body == BodyKind::Tunnel);
         self.read.begin(parsed.body, parsed.until_close);

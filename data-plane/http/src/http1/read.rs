@@ -61,6 +61,16 @@ impl Reader {
         matches!(self.body, Body::Done) && matches!(self.ahead, None | Some(Ok(None)))
     }
 
+    /// Bytes of the message that have not been read, as far as it is known; `None`: it has no end before the
+    /// connection's.
+    pub(crate) fn left(&self) -> Option<u64> {
+        match &self.body {
+            Body::Done | Body::Chunked(_) => Some(0),
+            Body::Length(left) => Some(*left),
+            Body::UntilClose | Body::Tunnel | Body::Ended | Body::Failed(_) => None,
+        }
+    }
+
     pub(crate) fn trailers(&self) -> Option<&Fields> {
         self.trailers.as_deref()
     }

@@ -80,6 +80,7 @@ pub(crate) async fn serve_hosted(
     slot: &Arc<ListenerSlot>,
     io: Io,
     (remote, local): (SocketAddr, SocketAddr),
+    ping_interval: Option<Duration>,
     drain: impl Future<Output = ()>,
     outdated: impl FnOnce() -> bool,
 ) {
@@ -88,7 +89,7 @@ pub(crate) async fn serve_hosted(
         tracing::debug!(listener = %slot.name, "a tunnel's connection found no filter chains");
         return;
     };
-    let arrived = Box::new(Arrived { io, remote, local, start: Instant::now() });
+    let arrived = Box::new(Arrived { io, remote, local, start: Instant::now(), hosted: ping_interval });
     // Boxed: a tunnel's task is long-lived and already large.
     let drain = |chain: Watch| async move {
         let replaced = async {
@@ -118,6 +119,8 @@ pub(super) struct Arrived {
     pub(super) remote: SocketAddr,
     pub(super) local: SocketAddr,
     pub(super) start: Instant,
+    /// See [`Downstream::hosted`].
+    pub(super) hosted: Option<Duration>,
 }
 
 /// Who is at the other end of a connection, for headers and logs.
@@ -131,6 +134,8 @@ pub(crate) struct Downstream {
     pub(crate) tls: Option<TlsDetails>,
     pub(crate) server_name: Option<Arc<str>>,
     pub(crate) chain: Arc<str>,
+    /// A tunnel that this process hosts: how often its server is pinged.
+    pub(crate) hosted: Option<Duration>,
 }
 
 impl WorkerListener {
@@ -175,7 +180,7 @@ impl WorkerListener {
             }
         };
         let listener = Rc::clone(self);
-        let arrived = Box::new(Arrived { io: Io::tcp(stream), remote, local, start: Instant::now() });
+        let arrived = Box::new(Arrived { io: Io::tcp(stream), remote, local, start: Instant::now(), hosted: None });
         // Boxed: a future of this size would be moved about on its way into the runtime.
         tokio::task::spawn_local(Box::pin(async move {
             listener.serve(generation, arrived, |chain: Watch| chain.draining()).await;
@@ -187,7 +192,7 @@ impl WorkerListener {
     #[cfg(test)]
     pub(super) fn serving(self: Rc<Self>, io: Io) -> impl Future<Output = ()> {
         let address = SocketAddr::from(([192, 0, 2, 1], 1));
-        let arrived = Box::new(Arrived { io, remote: address, local: address, start: Instant::now() });
+        let arrived = Box::new(Arrived { io, remote: address, local: address, start: Instant::now(), hosted: None });
         async move {
             if let Some(generation) = self.generation() {
                 self.serve(generation, arrived, |chain: Watch| chain.draining()).await;

@@ -51,6 +51,7 @@ impl WorkerListener {
             tls: None,
             server_name: None,
             chain: Arc::clone(&chain.chain.config.name),
+            hosted: arrived.hosted,
         });
         Ok(Some(Ready { io: arrived.io, downstream, chain, _held: held }))
     }
@@ -70,6 +71,7 @@ impl WorkerListener {
             tls,
             server_name,
             chain: Arc::clone(&chain.chain.config.name),
+            hosted: arrived.hosted,
         });
         Some(Ready { io, downstream, chain, _held: held })
     }

@@ -97,6 +97,7 @@ impl Requests {
                     tls: None,
                     server_name: None,
                     chain: Arc::clone(&chain.chain.config.name),
+                    hosted: None,
                 });
                 // The tunnel's bytes are counted as the tunnel's.
                 Some(HttpConnection::open(manager, &self.worker, &downstream, Arc::default()))
@@ -112,7 +113,7 @@ impl Requests {
         let addresses = (self.remote, self.local);
         let slot = &current.listener.slot;
         let mut served =
-            pin!(serve_hosted(&self.worker, slot, Io::memory(far), addresses, std::future::pending(), || false));
+            pin!(serve_hosted(&self.worker, slot, Io::memory(far), addresses, None, std::future::pending(), || false));
         let mut forwarded = pin!(forward(exchange, Http1Client::new(Io::memory(near))));
         let outcome = tokio::select! {
             biased;

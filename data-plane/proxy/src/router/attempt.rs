@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use culvert_http::{
-    Blame, BodyKind, RequestBody, RequestSink, ResponseHead, ResponseSink, ResponseSource, StreamError,
+    Blame, BodyKind, Method, RequestBody, RequestSink, ResponseHead, ResponseSink, ResponseSource, StreamError,
     StreamErrorKind, Version,
 };
 use culvert_model::route::HostRewrite;
@@ -50,7 +50,8 @@ pub(super) enum Attempted {
     Broken,
     /// It has a response that is not forwarded: another attempt follows after the pause.
     Again(Duration),
-    /// It has no response. `stale`: the connection had been kept and the host saw nothing.
+    /// It has no response. `stale`: the connection had been kept and the host saw nothing, or it was a tunnel, and that
+    /// the host may have seen the request does no harm (RFC 9110, 9.2.2).
     Failed { failure: Failure, stale: bool },
 }
 
@@ -110,7 +111,12 @@ impl<'a> Attempt<'_, 'a> {
         self.count(&attempted, &checkout);
         match attempted {
             Attempted::Failed { failure: Failure::Broken(error), .. } => {
-                Attempted::Failed { stale: error.untouched && checkout.is_reused(), failure: Failure::Broken(error) }
+                let stale = if checkout.host().is_tunnel() {
+                    error.untouched || (lost(&error) && is_idempotent(&stream.request.method))
+                } else {
+                    error.untouched && checkout.is_reused()
+                };
+                Attempted::Failed { stale, failure: Failure::Broken(error) }
             }
             attempted => attempted,
         }
@@ -420,6 +426,16 @@ impl<'a> Attempt<'_, 'a> {
             Attempted::Answered | Attempted::Broken | Attempted::Again(_) => {}
         }
     }
+}
+
+/// Whether the whole connection ended, not the stream alone.
+const fn lost(error: &StreamError) -> bool {
+    matches!(error.kind, StreamErrorKind::Closed | StreamErrorKind::Timeout)
+}
+
+/// RFC 9110, 9.2.2
+pub(super) const fn is_idempotent(method: &Method) -> bool {
+    matches!(method, Method::Get | Method::Head | Method::Options | Method::Trace | Method::Put | Method::Delete)
 }
 
 /// The final head of the response; those before it (RFC 9110 §15.2) are passed on.

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use culvert_model::route::AgentSelector;
-use culvert_upstream::ClusterSlot;
+use culvert_model::route::{AgentChoice, AgentSelector};
+use culvert_upstream::{ClusterMetric, ClusterSlot};
 
 use super::Stream;
 use crate::flags::ResponseFlag;
@@ -57,7 +57,10 @@ impl<'a> Stream<'a> {
             Targets::Header(name) => return self.choose_by_header(table, action, name),
         };
         self.record.cluster = Some(Cow::Borrowed(&target.name));
-        let agent = target.agent.as_ref().map(|selector| self.agent(selector).into());
+        let agent = match &target.agent {
+            Some(choice) => Some(self.allowed_agent(target, choice)?),
+            None => None,
+        };
         Ok(Chosen { slot: Slot::Routed(target), weighted_host, agent })
     }
 
@@ -77,6 +80,16 @@ impl<'a> Stream<'a> {
         };
         self.record.cluster = Some(Cow::Owned(slot.name().to_string()));
         Ok(Chosen { slot: Slot::Named(slot), weighted_host: None, agent: None })
+    }
+
+    /// The tunnel agent that the request wants, if it may.
+    fn allowed_agent(&self, target: &Target, choice: &AgentChoice) -> Result<Box<str>, LocalReply> {
+        let agent = self.agent(&choice.selector);
+        if choice.allows(&agent) {
+            return Ok(agent.into());
+        }
+        self.connection.worker.pools.count(&target.slot, ClusterMetric::TunnelAgentDenied);
+        Err(LocalReply::new(403, "tunnel agent denied", "tunnel_agent_denied").flagged(ResponseFlag::TunnelAgentDenied))
     }
 
     /// The name of the tunnel agent that the request wants; empty if it names none (no agent is called that).

@@ -28,7 +28,7 @@ enum Broken {
     Host(#[from] std::io::Error),
 }
 
-/// Connects, answers 200, and carries bytes until either side ends.
+/// Connects, answers 200, and carries bytes until both sides have ended.
 pub(super) async fn terminate<'a>(
     stream: &mut Stream<'a>,
     action: &'a Forward,
@@ -119,15 +119,19 @@ async fn carry(
             response.data(Chunk::Borrowed(bytes)).await?;
         }
     });
-    let mut ended = false;
+    let (mut up_done, mut down_done) = (false, false);
     poll_fn(|cx| {
-        if !ended && let Poll::Ready(result) = up.as_mut().poll(cx) {
-            // The client has ended its direction; the host may still have something to say.
-            ended = true;
-            *hung_up = true;
+        // Each side ends its direction by itself, and the other one may still have something to say.
+        if !up_done && let Poll::Ready(result) = up.as_mut().poll(cx) {
+            up_done = true;
+            *hung_up = !down_done;
             result?;
         }
-        down.as_mut().poll(cx)
+        if !down_done && let Poll::Ready(result) = down.as_mut().poll(cx) {
+            down_done = true;
+            result?;
+        }
+        if up_done && down_done { Poll::Ready(Ok(())) } else { Poll::Pending }
     })
     .await
 }

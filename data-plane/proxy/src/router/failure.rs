@@ -133,8 +133,16 @@ fn unavailable(failure: &UpstreamFailure, retried: u32, cluster_not_found: u16) 
         UpstreamFailure::NoCluster => {
             LocalReply::new(cluster_not_found, "", "cluster_not_found").flagged(ResponseFlag::NoClusterFound)
         }
-        UpstreamFailure::NoHealthyHost | UpstreamFailure::AgentUnknown | UpstreamFailure::AgentOffline => {
+        UpstreamFailure::NoHealthyHost => {
             LocalReply::new(503, "no healthy upstream", "no_healthy_upstream").flagged(ResponseFlag::NoHealthyUpstream)
+        }
+        UpstreamFailure::AgentUnknown => LocalReply::new(404, "unknown tunnel agent", "tunnel_agent_unknown")
+            .flagged(ResponseFlag::TunnelAgentUnknown),
+        UpstreamFailure::AgentOffline { seconds } => {
+            let reply = LocalReply::new(503, failure.to_string(), "").flagged(ResponseFlag::TunnelAgentOffline);
+            let details = format!("tunnel_agent_offline{{{seconds}_s}}");
+            // The longer it is away, the longer it will be.
+            LocalReply { retry_after: Some((*seconds).clamp(1, MAX_RETRY_AFTER)), ..reply.detailed(details) }
         }
         UpstreamFailure::DropOverload => {
             LocalReply::new(503, "drop overload", "drop_overload").flagged(ResponseFlag::DropOverload)
@@ -154,6 +162,9 @@ fn unavailable(failure: &UpstreamFailure, retried: u32, cluster_not_found: u16) 
         UpstreamFailure::TunnelClosed => reset(connect("connection termination"), retried, None),
     }
 }
+
+/// Seconds: as long as an agent waits at most before it dials again, by default.
+const MAX_RETRY_AFTER: u64 = 30;
 
 /// Envoy's words for a stream that ended before its response.
 fn reset(reset: Reset, retried: u32, transport: Option<&str>) -> LocalReply {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use culvert_model::Name;
 use culvert_model::route::{
-    Action, AgentSelector, Body, ClusterChoice, ClusterRef, HeaderMutations, HostRewrite, PathRewrite, Redirect,
+    Action, AgentChoice, Body, ClusterChoice, ClusterRef, HeaderMutations, HostRewrite, PathRewrite, Redirect,
     RedirectPath, RetryPolicy, RouteAction,
 };
 use culvert_upstream::{ClusterSlot, Clusters};
@@ -55,7 +55,7 @@ pub(crate) enum Targets {
 pub(crate) struct Target {
     pub(crate) slot: Arc<ClusterSlot>,
     pub(crate) name: Name,
-    pub(crate) agent: Option<AgentSelector>,
+    pub(crate) agent: Option<AgentChoice>,
 }
 
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use culvert_model::bootstrap::reverse::ReverseTunnels;
 use culvert_model::cluster::{Cluster, Discovery};
 use culvert_model::endpoint::Endpoints;
 use culvert_model::listener::ReverseAddress;
-use culvert_model::tunnel::{ProtocolChoice, TunnelProtocol};
+use culvert_model::tunnel::{PING_INTERVAL, ProtocolChoice, TunnelProtocol};
 
 use super::applier::Applier;
 
@@ -61,6 +61,7 @@ impl ReverseListeners {
             region: Name::from(""),
             zone: Name::from(""),
             max_connection_age: None,
+            ping_interval: PING_INTERVAL,
             envoy: Some(EnvoyInitiator {
                 tenant: Arc::clone(&address.tenant),
                 upstream_cluster: Arc::clone(&address.remote_cluster),

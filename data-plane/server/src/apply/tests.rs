@@ -87,6 +87,10 @@ fn listener(name: &str, address: &str, stat_prefix: &str) -> Listener {
         max_queued_requests: 16,
         mosn: true,
         reverse: Box::default(),
+        reconnect_window: Duration::from_secs(5),
+        max_pending_handshakes_per_source: 256,
+        max_handshakes_per_second_per_source: None,
+        ping_interval: Duration::from_secs(2),
     };
     let chain = FilterChain {
         name: "all".into(),

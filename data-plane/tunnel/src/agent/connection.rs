@@ -68,12 +68,12 @@ impl<H: Hosting> Connection<H> {
                 this.peer.leaving().await;
                 break;
             };
-            let lasted = Box::pin(this.keep(tunnel, &mut backoff, &mut retired)).await;
+            let (lived, received) = Box::pin(this.keep(tunnel, &mut backoff, &mut retired)).await;
             if this.peer.phase() != Phase::Open {
                 break;
             }
             this.metrics.inc(AgentMetric::Lost);
-            let delay = after_tunnel(&mut backoff, lasted);
+            let delay = after_tunnel(&mut backoff, lived, received);
             let (agent, server) = (&this.agent.config.name, this.peer.address);
             tracing::info!(%agent, %server, connection = this.index, ?delay, "tunnel ended");
             this.peer.note_error(this.index, "the connection ended".to_owned());
@@ -84,23 +84,25 @@ impl<H: Hosting> Connection<H> {
     }
 
     /// Has the tunnel served until it ends, and replaced whenever that is due: **the replacement is accepted before the old
-    /// one is closed**. How long the last one lasted.
+    /// one is closed**. How long the last one lasted, and how many bytes it brought.
     async fn keep(
         self: &Rc<Self>,
         mut tunnel: Established,
         backoff: &mut Backoff,
         retired: &mut JoinSet<()>,
-    ) -> Duration {
+    ) -> (Duration, u64) {
         loop {
-            let established = Instant::now();
+            let (established, meter) = (Instant::now(), tunnel.io.meter());
+            let opening = if tunnel.http2 { OPENING } else { 0 };
+            let served = || (established.elapsed(), meter.read().saturating_sub(opening));
             let (tenure, mut orders) = (Tenure::new(&tunnel), self.peer.orders());
             let mut hosted = Box::pin(Rc::clone(self).host(tunnel, Rc::clone(&tenure)));
             let (reason, next) = tokio::select! {
                 biased;
-                () = &mut hosted => return established.elapsed(),
+                () = &mut hosted => return served(),
                 () = self.peer.leaving() => {
                     hosted.await;
-                    return established.elapsed();
+                    return served();
                 }
                 replacement = Box::pin(self.replacement(&tenure, &mut orders, backoff)) => replacement,
             };
@@ -268,9 +270,10 @@ impl<H: Hosting> Connection<H> {
             peer: self.peer.address,
             local: tunnel.local,
             drain: tenure.watch(),
+            ping_interval: self.agent.config.ping_interval,
             outdated: Arc::clone(&tenure.outdated),
         };
-        let mut lost = pin!(keepalive::lost(keepalive::ends(&tunnel.io)));
+        let mut lost = pin!(keepalive::lost(keepalive::ends(&tunnel.io), self.agent.config.ping_interval));
         let mut served = pin!(self.serve(tunnel, hosted));
         let phase = tokio::select! {
             biased;
@@ -365,13 +368,15 @@ fn offer(init: &mut Init, choice: ProtocolChoice, index: u32) {
     init.protocol = Some(wish);
 }
 
-/// How long to wait after a tunnel that lived so long. One that did not last is no success: else a server that accepts
-/// and closes would be stormed.
-pub(super) fn after_tunnel(backoff: &mut Backoff, lived: Duration) -> Duration {
-    if lived >= LASTED {
-        backoff.reset();
+/// How long to wait after a tunnel that lived so long and brought so many bytes. After one that lasted, or was used,
+/// hardly at all: the back-off begins when dialling fails. Any other is no success, else a server that accepts and closes
+/// would be stormed.
+pub(super) fn after_tunnel(backoff: &mut Backoff, lived: Duration, received: u64) -> Duration {
+    if lived < LASTED && received < USED {
+        return backoff.next_delay();
     }
-    backoff.next_delay()
+    backoff.reset();
+    AT_ONCE.mul_f64(fastrand::f64())
 }
 
 /// Counts an established connection as long as it lives.
@@ -404,7 +409,14 @@ impl Drop for Live<'_> {
     }
 }
 
-/// A connection that lived so long was a success: the back-off begins anew.
+/// A connection that lived so long was a success.
 const LASTED: Duration = Duration::from_secs(5);
+/// So was one that brought a request: more bytes than a peer sends to open HTTP/2.
+const USED: u64 = 128;
+/// What a server of ours sends besides, for the control service.
+const OPENING: u64 = 96;
+/// The longest wait before the first attempt after a success: not all agents of a server are to come back in the same
+/// millisecond.
+const AT_ONCE: Duration = Duration::from_millis(100);
 /// How long a request that the server sent before it read the graceful close may be on its way.
 const SETTLE: Duration = Duration::from_millis(500);

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use culvert_http::Io;
 use rustls_pki_types::ServerName;
@@ -20,6 +21,8 @@ pub(super) struct Target {
     pub(super) address: SocketAddr,
     pub(super) server_name: Arc<str>,
     pub(super) tls: Option<Arc<rustls::ClientConfig>>,
+    /// How often TCP probes the server.
+    pub(super) ping_interval: Duration,
 }
 
 /// A tunnel: the server accepted the handshake.
@@ -108,7 +111,7 @@ impl DialError {
 /// A connection without a handshake, as aside connections are.
 pub(super) async fn connect(target: &Target) -> Result<Io, DialError> {
     let io = Io::tcp(TcpStream::connect(target.address).await.map_err(DialError::Connect)?);
-    keepalive::enable(&io);
+    keepalive::enable(&io, target.ping_interval);
     let Some(config) = &target.tls else { return Ok(io) };
     let name = ServerName::try_from(target.server_name.to_string())
         .map_err(|_| DialError::ServerName(Arc::clone(&target.server_name)))?;

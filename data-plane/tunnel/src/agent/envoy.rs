@@ -53,7 +53,7 @@ pub(super) async fn establish(target: &Target, initiator: &Initiator<'_>) -> Res
 /// right behind its answer.
 async fn connect(target: &Target) -> Result<Io, DialError> {
     let io = Io::tcp(TcpStream::connect(target.address).await.map_err(DialError::Connect)?);
-    keepalive::enable(&io);
+    keepalive::enable(&io, target.ping_interval);
     let Some(config) = &target.tls else { return Ok(io) };
     let name = ServerName::try_from(target.server_name.to_string())
         .map_err(|_| DialError::ServerName(Arc::clone(&target.server_name)))?;

@@ -95,7 +95,7 @@ async fn keep_aside(agent: &Agent, peer: &Peer, aside: &mut Option<Io>) {
                 let ended = wait_for_end(aside.insert(io)).await;
                 *aside = None;
                 tracing::debug!(agent = %config.name, server = %peer.address, ?ended, "aside connection ended");
-                delay = Some(after_tunnel(&mut backoff, opened.elapsed()));
+                delay = Some(after_tunnel(&mut backoff, opened.elapsed(), 0));
             }
             Ok(Err(error)) => {
                 tracing::debug!(agent = %config.name, server = %peer.address, %error, "no aside connection");

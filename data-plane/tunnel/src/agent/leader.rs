@@ -149,7 +149,7 @@ impl Agent {
                 Err(_) => std::future::pending().await,
             },
         };
-        Target { address: peer.address, server_name: peer.server_name(), tls }
+        Target { address: peer.address, server_name: peer.server_name(), tls, ping_interval: self.config.ping_interval }
     }
 }
 

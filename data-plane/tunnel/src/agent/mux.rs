@@ -14,8 +14,9 @@ use crate::http2::server_options;
 /// Serves the tunnel until it ends, or `hosted.drain` has started and its streams are finished.
 pub(super) async fn serve<H: Hosting>(hosting: &H, io: Io, hosted: Hosted, link: Link, round_trip: RoundTrip) {
     let drain = hosted.drain.draining();
+    let options = server_options(round_trip, hosted.ping_interval);
     let mux = Mux { requests: hosting.requests(&hosted), hosting: hosting.clone(), hosted, link };
-    Box::pin(culvert_http::serve(io, &server_options(round_trip), Rc::new(mux), drain)).await;
+    Box::pin(culvert_http::serve(io, &options, Rc::new(mux), drain)).await;
 }
 
 /// Whose tunnel it is.

@@ -141,6 +141,7 @@ fn config(servers: Vec<ServerSource>) -> TunnelAgent {
         region: "".into(),
         zone: "".into(),
         max_connection_age: None,
+        ping_interval: Duration::from_secs(2),
     }
 }
 

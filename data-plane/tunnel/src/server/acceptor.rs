@@ -2,7 +2,6 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -14,9 +13,11 @@ use culvert_runtime::telemetry::Block;
 use tokio::time::{Instant, timeout_at};
 
 use super::envoy::EnvoyJoining;
+use super::gauge::Gauge;
 use super::handshake::{Accepting, Claimed, Opening, OpeningError};
 use super::log_limit::LogLimit;
 use super::negotiation::{Agreed, agree};
+use super::pending::{Excess, Handshakes, Pending};
 use super::policy::{self, PolicyError, Tokens};
 use super::registered::Registered;
 use super::tunnels::{AsidePlace, Place, Tunnels};
@@ -37,7 +38,7 @@ pub struct Acceptor {
     /// Of the `jwt_validator`. `None`: every token is refused.
     pub(super) keys: ArcSwapOption<KeySet>,
     pub(super) tunnels: Arc<Tunnels>,
-    pending: AtomicUsize,
+    handshakes: Handshakes,
     /// Log lines that anybody can cause.
     pub(super) refusals: LogLimit,
 }
@@ -57,9 +58,9 @@ impl Acceptor {
     /// `tokens`: what the policies' data sources held; see [`Self::replace_tokens`].
     #[must_use]
     pub fn new(config: Arc<TunnelServer>, tokens: Tokens, tunnels: Arc<Tunnels>) -> Arc<Self> {
-        let tokens = ArcSwap::from_pointee(tokens);
+        let (tokens, handshakes) = (ArcSwap::from_pointee(tokens), Handshakes::new(&config));
         let keys = ArcSwapOption::empty();
-        Arc::new(Self { config, tokens, keys, tunnels, pending: AtomicUsize::new(0), refusals: LogLimit::default() })
+        Arc::new(Self { config, tokens, keys, tunnels, handshakes, refusals: LogLimit::default() })
     }
 
     /// Takes rotated credentials; they count from the next handshake.
@@ -107,8 +108,8 @@ impl Acceptor {
 pub(super) enum Failure {
     #[error("{0}")]
     Opening(#[from] OpeningError),
-    #[error("too many handshakes are under way")]
-    PendingOverflow,
+    #[error(transparent)]
+    Excess(#[from] Excess),
     #[error("the listener drains")]
     Draining,
     #[error("refused: {0}")]
@@ -137,7 +138,9 @@ impl Failure {
             Self::Opening(OpeningError::UnknownDialect | OpeningError::Decode(_) | OpeningError::Unexpected(_)) => {
                 ServerMetric::Malformed
             }
-            Self::PendingOverflow => ServerMetric::PendingOverflow,
+            Self::Excess(Excess::Listener) => ServerMetric::PendingOverflow,
+            Self::Excess(Excess::Source) => ServerMetric::SourceOverflow,
+            Self::Excess(Excess::Rate) => ServerMetric::RateLimited,
             Self::Draining | Self::Registry(Refusal::Unavailable) => ServerMetric::RefusedDraining,
             Self::Policy(PolicyError::HostNameInvalid) => ServerMetric::Malformed,
             Self::Policy(PolicyError::PolicyUnknown) => ServerMetric::RefusedPolicy,
@@ -168,8 +171,8 @@ pub(super) struct Accepted<'a, R> {
 
 impl<R: HostRegistry> Accepted<'_, R> {
     async fn run(&self, io: Io, peer: Peer) -> Result<Ended, Failure> {
-        keepalive::enable(&io);
-        let pending = Pending::enter(self.acceptor, self.metrics).ok_or(Failure::PendingOverflow)?;
+        keepalive::enable(&io, self.acceptor.config.ping_interval);
+        let pending = self.begin(&peer)?;
         self.metrics.inc(ServerMetric::Handshakes);
         let config = &self.acceptor.config;
         let deadline = Instant::now() + config.handshake_timeout;
@@ -190,6 +193,10 @@ impl<R: HostRegistry> Accepted<'_, R> {
                 self.aside(accepting, place).await
             }
         }
+    }
+
+    fn begin(&self, peer: &Peer) -> Result<Pending<'_>, Excess> {
+        self.acceptor.handshakes.enter(peer.address.map(|address| address.ip()), self.metrics)
     }
 
     /// To the init frame, or until the connection shows itself as an aside one: **a connection from an agent that has
@@ -235,7 +242,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
                 Ok(Opening::Http(..)) => return Err(OpeningError::UnknownDialect.into()),
                 Ok(Opening::Claimed(claimed)) => {
                     drop((place, counted));
-                    let pending = Pending::enter(self.acceptor, self.metrics).ok_or(Failure::PendingOverflow)?;
+                    let pending = self.begin(&claimed.peer)?;
                     let deadline = Instant::now() + self.acceptor.config.handshake_timeout;
                     return self.join(claimed, deadline, pending).await;
                 }
@@ -348,8 +355,10 @@ impl<R: HostRegistry> Accepted<'_, R> {
             policy,
             reverse: None,
             protocol: agreed.protocol,
-            http2: agreed.ours.then(|| client_options(RoundTrip::default())),
+            http2: agreed.ours.then(|| client_options(RoundTrip::default(), config.ping_interval)),
             queue_timeout: config.queue_timeout,
+            reconnect_window: config.reconnect_window,
+            ping_interval: config.ping_interval,
             max_queued_requests: config.max_queued_requests,
             max_connections_per_agent: config.max_connections_per_agent,
         })
@@ -383,8 +392,8 @@ impl<R: HostRegistry> Accepted<'_, R> {
 }
 
 /// Runs a registered connection to its end.
-pub(super) async fn run<L: HostLease>(lease: &L, io: Io, drain: &Watch) {
-    let mut lost = pin!(keepalive::lost(keepalive::ends(&io)));
+pub(super) async fn run<L: HostLease>(lease: &L, io: Io, drain: &Watch, ping_interval: Duration) {
+    let mut lost = pin!(keepalive::lost(keepalive::ends(&io), ping_interval));
     // A connection that an exchange has borrowed whole is not closed by dropping what follows.
     let cord = keepalive::Cord::of(&io);
     let mut attached = pin!(lease.attach(io));
@@ -409,48 +418,6 @@ enum Opened {
     Claimed(Claimed),
     Http(Io, Peer, BytesMut),
     Aside(Accepting, AsidePlace),
-}
-
-/// A handshake under way.
-pub(super) struct Pending<'a> {
-    acceptor: &'a Acceptor,
-    _counted: Gauge<'a>,
-}
-
-impl<'a> Pending<'a> {
-    fn enter(acceptor: &'a Acceptor, metrics: &'a Block<ServerMetric>) -> Option<Self> {
-        let limit = acceptor.config.max_pending_handshakes;
-        let entered = acceptor
-            .pending
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |pending| (pending < limit).then(|| pending + 1));
-        entered.ok()?;
-        Some(Self { acceptor, _counted: Gauge::enter(metrics, ServerMetric::Pending) })
-    }
-}
-
-impl Drop for Pending<'_> {
-    fn drop(&mut self) {
-        self.acceptor.pending.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Counts in a gauge as long as it lives.
-pub(super) struct Gauge<'a> {
-    metrics: &'a Block<ServerMetric>,
-    metric: ServerMetric,
-}
-
-impl<'a> Gauge<'a> {
-    pub(super) fn enter(metrics: &'a Block<ServerMetric>, metric: ServerMetric) -> Self {
-        metrics.inc(metric);
-        Self { metrics, metric }
-    }
-}
-
-impl Drop for Gauge<'_> {
-    fn drop(&mut self) {
-        self.metrics.dec(self.metric);
-    }
 }
 
 /// What a peer said, for a log line: quoted, and not at any length.

@@ -18,8 +18,10 @@ use culvert_runtime::drain::Watch;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
-use super::acceptor::{Accepted, Ended, Failure, Gauge, Pending, run, shown};
+use super::acceptor::{Accepted, Ended, Failure, run, shown};
+use super::gauge::Gauge;
 use super::handshake::{OpeningError, linger};
+use super::pending::Pending;
 use super::policy::{self, PolicyError};
 use super::tunnels::Place;
 use super::{Claim, ConnectionId, HostLease, HostRegistry, Peer, Refusal, ReverseClaim, acknowledged};
@@ -79,7 +81,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
             interval: self.acceptor.config.reverse.ping_interval,
             threshold: self.acceptor.tunnels.reverse().ping_failure_threshold,
         };
-        host(&lease, io, &watch, pings).await;
+        host(&lease, io, &watch, pings, self.acceptor.config.ping_interval).await;
         tracing::info!(id = %claim.id, cluster, node, "Envoy tunnel ended");
         drop(place);
         Ok(Ended::Tunnel)
@@ -113,8 +115,13 @@ impl<R: HostRegistry> Accepted<'_, R> {
                 joins_named_cluster: config.reverse.joins_named_cluster,
             }),
             protocol: TunnelProtocol::Http2,
-            http2: Some(Http2ClientOptions { first_ping: Some(NUDGE), ..client_options(RoundTrip::default()) }),
+            http2: Some(Http2ClientOptions {
+                first_ping: Some(NUDGE),
+                ..client_options(RoundTrip::default(), config.ping_interval)
+            }),
             queue_timeout: config.queue_timeout,
+            reconnect_window: config.reconnect_window,
+            ping_interval: config.ping_interval,
             max_queued_requests: config.max_queued_requests,
             max_connections_per_agent: most,
         };
@@ -287,10 +294,10 @@ fn validate(reverse: &ReverseTunnel, identity: &Identity, peer: &Peer, claims: O
 }
 
 /// Runs a registered connection: idle until somebody wants it, then as any tunnel.
-async fn host<L: HostLease>(lease: &L, mut io: Io, drain: &Watch, pings: Pings) {
+async fn host<L: HostLease>(lease: &L, mut io: Io, drain: &Watch, pings: Pings, ping_interval: Duration) {
     acknowledged::reply_read(&io).await;
     {
-        let mut lost = pin!(keepalive::lost(keepalive::ends(&io)));
+        let mut lost = pin!(keepalive::lost(keepalive::ends(&io), ping_interval));
         let idle = tokio::select! {
             biased;
             () = drain.draining() => return lease.drain(),
@@ -302,7 +309,7 @@ async fn host<L: HostLease>(lease: &L, mut io: Io, drain: &Watch, pings: Pings) 
             return;
         }
     }
-    run(lease, io, drain).await;
+    run(lease, io, drain, ping_interval).await;
 }
 
 /// Envoy's default; its initiators follow their bootstrap's `header_prefix`.

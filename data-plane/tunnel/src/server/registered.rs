@@ -32,7 +32,7 @@ pub(super) struct Registered<'a, L> {
 
 impl<L: HostLease> Registered<'_, L> {
     pub(super) async fn run(&self, io: Io, weight: watch::Receiver<u32>) {
-        let mut lost = pin!(keepalive::lost(keepalive::ends(&io)));
+        let mut lost = pin!(keepalive::lost(keepalive::ends(&io), self.claim.ping_interval));
         // A connection that an exchange has borrowed whole is not closed by dropping what follows.
         let cord = keepalive::Cord::of(&io);
         let mut attached = pin!(self.lease.attach(io));

@@ -129,6 +129,10 @@ fn config() -> TunnelServer {
         max_queued_requests: 1024,
         mosn: true,
         reverse: Box::default(),
+        reconnect_window: Duration::from_secs(5),
+        max_pending_handshakes_per_source: 256,
+        max_handshakes_per_second_per_source: None,
+        ping_interval: Duration::from_secs(2),
     }
 }
 

@@ -204,21 +204,22 @@ impl Checkout {
 
 impl Drop for Checkout {
     fn drop(&mut self) {
-        let returned = self.exchange.take().and_then(ClientExchange::finish);
+        let Some(exchange) = self.exchange.take() else { return };
         let host = &self.request.host;
         match self.held.take() {
             Some(Held::Http1 { link, .. }) => {
                 link.count_bytes();
-                match returned {
+                match exchange.finish() {
                     Some(client) => host.give_back(client, link, self.request.priority),
                     None => host.count(ClusterMetric::CxDestroyWithActiveRq),
                 }
             }
             Some(Held::Http2(connection)) => {
                 connection.link.count_bytes();
+                drop(exchange);
                 host.ended_http2(&connection);
             }
-            Some(Held::Tunnel(lent)) => lent.finish(returned),
+            Some(Held::Tunnel(lent)) => lent.finish(exchange),
             None => {}
         }
     }

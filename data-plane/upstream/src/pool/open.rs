@@ -13,9 +13,10 @@ use tokio::time::Instant;
 
 use super::PickContext;
 use super::checkout::{Checkout, Held, TcpCheckout};
-use super::connection::{ConnectionPermit, Link, milliseconds};
+use super::connection::{ConnectionPermit, Link, SlotStats, milliseconds};
 use super::dial::{self, Dialled, Offer, Wire};
 use super::host::{HostPool, Multiplexed};
+use super::line::Line;
 use super::slot::SlotPool;
 use crate::breaker::Breaker;
 use crate::clusters::Clusters;
@@ -23,7 +24,7 @@ use crate::failure::{Exhausted, UpstreamFailure};
 use crate::host::HostMetric;
 use crate::slot::ClusterConfig;
 use crate::stats::ClusterMetric;
-use crate::tunnel::{Full, Lent, Phase, TunnelConnection, http2_options};
+use crate::tunnel::{Full, Lent, http2_options};
 
 /// A request whose host has no connection free.
 pub(super) struct Open {
@@ -38,7 +39,7 @@ pub(super) struct Open {
 impl Open {
     pub(super) async fn run(self, clusters: &Clusters) -> Result<Checkout, UpstreamFailure> {
         let started = Instant::now();
-        let pending = Pending::begin(&self.host, self.priority)?;
+        let pending = Pending::begin(&self.pool.stats, self.priority)?;
         let held =
             self.obtain(clusters).await.inspect_err(|_| self.host.count(ClusterMetric::RqPendingFailureEject))?;
         drop(pending);
@@ -48,7 +49,7 @@ impl Open {
 
     pub(super) async fn run_tcp(self, clusters: &Clusters) -> Result<TcpCheckout, UpstreamFailure> {
         let started = Instant::now();
-        let pending = Pending::begin(&self.host, self.priority)?;
+        let pending = Pending::begin(&self.pool.stats, self.priority)?;
         // Nothing that is pooled serves TCP: what comes is leave to connect.
         let Leave::Connect(permit) = self.leave(clusters).await? else {
             return Err(UpstreamFailure::Overflow(Exhausted::Connections));
@@ -208,26 +209,26 @@ fn forget(pool: &Weak<HostPool>, connection: &Weak<Multiplexed>) {
 
 /// A request that waits for a connection: its place in `max_pending_requests`.
 struct Pending {
-    host: Rc<HostPool>,
+    stats: Rc<SlotStats>,
     priority: Priority,
 }
 
 impl Pending {
-    fn begin(host: &Rc<HostPool>, priority: Priority) -> Result<Self, UpstreamFailure> {
-        if !host.stats.slot.slot.breakers().of(priority).pending.try_acquire() {
-            host.count(ClusterMetric::RqPendingOverflow);
+    fn begin(stats: &Rc<SlotStats>, priority: Priority) -> Result<Self, UpstreamFailure> {
+        if !stats.slot.breakers().of(priority).pending.try_acquire() {
+            stats.block.inc(ClusterMetric::RqPendingOverflow);
             return Err(UpstreamFailure::Overflow(Exhausted::Pending));
         }
-        host.count(ClusterMetric::RqPendingTotal);
-        host.count(ClusterMetric::RqPendingActive);
-        Ok(Self { host: Rc::clone(host), priority })
+        stats.block.inc(ClusterMetric::RqPendingTotal);
+        stats.block.inc(ClusterMetric::RqPendingActive);
+        Ok(Self { stats: Rc::clone(stats), priority })
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.host.stats.slot.block.dec(ClusterMetric::RqPendingActive);
-        self.host.stats.slot.slot.breakers().of(self.priority).pending.release();
+        self.stats.block.dec(ClusterMetric::RqPendingActive);
+        self.stats.slot.breakers().of(self.priority).pending.release();
     }
 }
 
@@ -278,78 +279,66 @@ impl Drop for Wanted<'_> {
     }
 }
 
-/// A request whose tunnels are all in use, or not attached yet.
+/// A request whose tunnels are all in use, not attached yet, or expected back.
 pub(super) struct Wait {
     pool: Rc<SlotPool>,
-    host: Rc<HostPool>,
-    chosen: Arc<TunnelConnection>,
-    among: Vec<Arc<TunnelConnection>>,
-    agent: Option<Box<str>>,
+    line: Line,
     priority: Priority,
     least_request: bool,
 }
 
 impl Wait {
-    pub(super) fn new(
-        host: Rc<HostPool>,
-        chosen: Arc<TunnelConnection>,
-        among: Vec<Arc<TunnelConnection>>,
-        context: &PickContext<'_>,
-        pool: Rc<SlotPool>,
-        least_request: bool,
-        agent: Option<Box<str>>,
-    ) -> Self {
-        Self { pool, host, chosen, among, agent, priority: context.priority, least_request }
+    pub(super) fn new(context: &PickContext<'_>, pool: Rc<SlotPool>, line: Line, least_request: bool) -> Self {
+        Self { pool, line, priority: context.priority, least_request }
     }
 
     pub(super) async fn exchange(self) -> Result<Checkout, UpstreamFailure> {
         let started = Instant::now();
-        let lent = self.lent().await?;
-        let host = self.pool.host_of(lent.connection(), &self.host);
+        let (host, lent) = self.lent().await?;
         let checkout = Checkout::begin(host, Held::Tunnel(lent), self.priority, self.least_request)?;
         Ok(checkout.waited(started.elapsed()))
     }
 
     pub(super) async fn whole(self) -> Result<TcpCheckout, UpstreamFailure> {
         let started = Instant::now();
-        let lent = self.lent().await?;
-        let host = self.pool.host_of(lent.connection(), &self.host);
+        let (host, lent) = self.lent().await?;
         let checkout = TcpCheckout::tunnel(host, lent, self.priority, self.least_request)?;
         Ok(checkout.waited(started.elapsed()))
     }
 
-    async fn lent(&self) -> Result<Lent, UpstreamFailure> {
-        let _pending = Pending::begin(&self.host, self.priority)?;
-        let claim = self.chosen.claim();
-        let queued = self.chosen.queue().wait(self.agent.as_deref(), claim.max_queued_requests);
-        let answer: oneshot::Receiver<Lent> = queued.map_err(|Full| {
-            self.host.count(ClusterMetric::TunnelQueueOverflow);
+    async fn lent(&self) -> Result<(Rc<HostPool>, Lent), UpstreamFailure> {
+        let stats = &self.pool.stats;
+        let overflow = |Full| {
+            stats.block.inc(ClusterMetric::TunnelQueueOverflow);
             UpstreamFailure::QueueFull
-        })?;
-        let mut resting =
-            std::iter::once(&self.chosen).chain(&self.among).filter(|other| other.phase() == Phase::Pending);
-        resting.next().iter().for_each(|first| first.want());
-        // One may have become free before we stood in the queue.
-        let free = |connection: &&Arc<TunnelConnection>| matches!(connection.phase(), Phase::Idle | Phase::Open);
-        for connection in self.among.iter().filter(free) {
-            connection.queue().serve(connection);
-        }
-        let mut answer = std::pin::pin!(answer);
-        let answered = async {
-            loop {
-                // The one that was wanted may break; others are wanted only then, for each that is opened costs.
-                match tokio::time::timeout(WANT_ANOTHER, &mut answer).await {
-                    Ok(answer) => return answer,
-                    Err(_) => resting.next().iter().for_each(|next| next.want()),
-                }
-            }
         };
-        match tokio::time::timeout(claim.queue_timeout, answered).await {
-            Ok(Ok(lent)) => Ok(lent),
-            Ok(Err(_)) => Err(UpstreamFailure::TunnelClosed),
-            Err(_) => {
-                self.host.count(ClusterMetric::TunnelQueueTimeout);
-                Err(UpstreamFailure::QueueTimeout)
+        let _pending = Pending::begin(stats, self.priority)?;
+        let turn = self.line.queue().wait(self.line.name()).map_err(overflow)?;
+        // One may have become free, or have come, before we stood in the queue.
+        self.pool.serve_waiters(&self.line);
+        let lent = match tokio::time::timeout_at(turn.deadline, self.answered(turn.answer)).await {
+            Ok(Ok(lent)) => lent.map_err(overflow)?,
+            Ok(Err(_)) => return Err(self.pool.nobody_left(&self.line)),
+            Err(_) if self.line.queue().has_live(self.line.name()) => {
+                stats.block.inc(ClusterMetric::TunnelQueueTimeout);
+                return Err(UpstreamFailure::QueueTimeout);
+            }
+            Err(_) => return Err(self.pool.nobody_left(&self.line)),
+        };
+        // A host that is in no generation any more has drained: its connection goes back.
+        let host = self.pool.host_of(lent.connection()).ok_or(UpstreamFailure::TunnelClosed)?;
+        Ok((host, lent))
+    }
+
+    /// Has tunnels opened that rest, one after the other, until there is an answer.
+    async fn answered<T>(&self, answer: oneshot::Receiver<T>) -> Result<T, oneshot::error::RecvError> {
+        let mut answer = std::pin::pin!(answer);
+        let mut asked = Vec::new();
+        loop {
+            // The one that was wanted may break; others are wanted only then, for each that is opened costs.
+            self.pool.want_another(&self.line, &mut asked);
+            if let Ok(answer) = tokio::time::timeout(WANT_ANOTHER, &mut answer).await {
+                return answer;
             }
         }
     }

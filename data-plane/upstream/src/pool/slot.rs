@@ -14,6 +14,7 @@ use super::checkout::{Checkout, Held, TcpCheckout};
 use super::connection::SlotStats;
 use super::dial::Offer;
 use super::host::HostPool;
+use super::line::Line;
 use super::open::{Open, Wait};
 use super::{DownstreamProtocol, PickContext};
 use crate::balance::{Choice, Cursors, HostSet};
@@ -21,7 +22,7 @@ use crate::failure::UpstreamFailure;
 use crate::host::Host;
 use crate::slot::{ClusterConfig, ClusterSlot, Generation};
 use crate::stats::ClusterMetric;
-use crate::tunnel::{Lane, Lent, TunnelConnection, Wish, lend_among};
+use crate::tunnel::{Lane, Lent, Phase, TunnelConnection, Wish, lend_among};
 
 #[derive(Debug)]
 pub(super) struct SlotPool {
@@ -49,19 +50,22 @@ pub(super) enum TcpStep {
     Wait(Wait),
 }
 
-/// A host with what a connection to it needs.
-struct Picked {
-    host: Rc<HostPool>,
-    least_request: bool,
-    tunnel: Option<Tunnel>,
-    /// Whom it may wait for.
-    awaited: Option<Box<str>>,
-}
-
-enum Tunnel {
-    Lent(Lent),
-    /// None is free: those that the request may wait for.
-    Busy(Arc<TunnelConnection>, Vec<Arc<TunnelConnection>>),
+/// A host, as far as it is ready. `least_request`: the balancer compares the hosts' loads.
+enum Picked {
+    Host {
+        host: Rc<HostPool>,
+        least_request: bool,
+    },
+    Lent {
+        host: Rc<HostPool>,
+        lent: Lent,
+        least_request: bool,
+    },
+    /// No tunnel is free, or none is there and one is expected back.
+    Busy {
+        line: Line,
+        least_request: bool,
+    },
 }
 
 impl SlotPool {
@@ -96,65 +100,42 @@ impl SlotPool {
             DownstreamProtocol::Http1 => Lane::Plain,
             DownstreamProtocol::Http2 => Lane::Stream,
         };
-        let picked = self.pick(context, lane)?;
-        let offer = match picked.tunnel {
-            Some(Tunnel::Lent(lent)) => {
+        let (host, least_request) = match self.pick(context, lane)? {
+            Picked::Host { host, least_request } => (host, least_request),
+            Picked::Lent { host, lent, least_request } => {
                 let held = Held::Tunnel(lent);
-                return Checkout::begin(picked.host, held, context.priority, picked.least_request).map(Step::Ready);
+                return Checkout::begin(host, held, context.priority, least_request).map(Step::Ready);
             }
-            Some(Tunnel::Busy(first, among)) => {
-                let wait = Wait::new(
-                    picked.host,
-                    first,
-                    among,
-                    context,
-                    Rc::clone(self),
-                    picked.least_request,
-                    picked.awaited,
-                );
-                return Ok(Step::Wait(wait));
+            Picked::Busy { line, least_request } => {
+                return Ok(Step::Wait(Wait::new(context, Rc::clone(self), line, least_request)));
             }
-            None => picked.host.offer(context.downstream),
         };
-        if let Some(held) = picked.host.reuse(offer) {
-            return Checkout::begin(picked.host, held, context.priority, picked.least_request).map(Step::Ready);
+        let offer = host.offer(context.downstream);
+        if let Some(held) = host.reuse(offer) {
+            return Checkout::begin(host, held, context.priority, least_request).map(Step::Ready);
         }
-        Ok(Step::Open(self.open(picked, offer, context)))
+        Ok(Step::Open(self.open(host, least_request, offer, context)))
     }
 
     /// As [`Self::start`], for a connection that the caller has for itself.
     pub(super) fn start_tcp(self: &Rc<Self>, context: &PickContext<'_>) -> Result<TcpStep, UpstreamFailure> {
-        let picked = self.pick(context, Lane::Stream)?;
-        match picked.tunnel {
-            Some(Tunnel::Lent(lent)) => {
-                let checkout = TcpCheckout::tunnel(picked.host, lent, context.priority, picked.least_request)?;
+        match self.pick(context, Lane::Stream)? {
+            Picked::Host { host, least_request } => {
+                Ok(TcpStep::Open(self.open(host, least_request, Offer::Raw, context)))
+            }
+            Picked::Lent { host, lent, least_request } => {
+                let checkout = TcpCheckout::tunnel(host, lent, context.priority, least_request)?;
                 Ok(TcpStep::Ready(Box::new(checkout)))
             }
-            Some(Tunnel::Busy(first, among)) => {
-                let wait = Wait::new(
-                    picked.host,
-                    first,
-                    among,
-                    context,
-                    Rc::clone(self),
-                    picked.least_request,
-                    picked.awaited,
-                );
-                Ok(TcpStep::Wait(wait))
+            Picked::Busy { line, least_request } => {
+                Ok(TcpStep::Wait(Wait::new(context, Rc::clone(self), line, least_request)))
             }
-            None => Ok(TcpStep::Open(self.open(picked, Offer::Raw, context))),
         }
     }
 
-    fn open(self: &Rc<Self>, picked: Picked, offer: Offer, context: &PickContext<'_>) -> Open {
-        Open {
-            pool: Rc::clone(self),
-            config: picked.host.config(),
-            host: picked.host,
-            offer,
-            priority: context.priority,
-            least_request: picked.least_request,
-        }
+    fn open(self: &Rc<Self>, host: Rc<HostPool>, least_request: bool, offer: Offer, context: &PickContext<'_>) -> Open {
+        let (pool, config) = (Rc::clone(self), host.config());
+        Open { pool, config, host, offer, priority: context.priority, least_request }
     }
 
     fn pick(&self, context: &PickContext<'_>, lane: Lane) -> Result<Picked, UpstreamFailure> {
@@ -170,20 +151,34 @@ impl SlotPool {
             self.count(ClusterMetric::RqDropOverload);
             return Err(UpstreamFailure::DropOverload);
         }
-        let mut choice = self.choose(hosts, context.agent, &mut cursors)?;
+        let least_request = matches!(hosts.balancer(), Balancer::LeastRequest { .. });
+        let choice = choose(hosts, context.agent, &mut cursors);
+        let Some(mut choice) = choice else {
+            let lines = [self.own_line(context.agent), self.joined_line(context.agent)];
+            return self.nobody(lines, least_request);
+        };
         for _ in 0..context.fresh_picks {
             if choice.host.address().is_none_or(|address| !context.tried.contains(&address)) {
                 break;
             }
-            choice = self.choose(hosts, context.agent, &mut cursors)?;
+            choice = choose(hosts, context.agent, &mut cursors).unwrap_or(choice);
         }
-        let least_request = matches!(hosts.balancer(), Balancer::LeastRequest { .. });
+        if choice.panic {
+            self.count(ClusterMetric::LbHealthyPanic);
+        }
         let Some(connection) = choice.host.tunnel() else {
-            let host = self.host(choice.host, config);
-            return Ok(Picked { host, least_request, tunnel: None, awaited: None });
+            return Ok(Picked::Host { host: self.host(choice.host, config), least_request });
         };
-        let awaited = connection.awaited_as(context.agent);
-        Ok(self.borrow(&choice, connection, lane.lend(&choice, hosts), config, least_request, awaited))
+        match lane.lend(&choice, hosts) {
+            Some((host, lent)) => Ok(Picked::Lent { host: self.host(host, config), lent, least_request }),
+            None => {
+                let line = match connection.claim().reverse {
+                    None => self.own_line(context.agent),
+                    Some(_) => self.joined_line(context.agent),
+                };
+                Ok(self.queued(line, connection, least_request))
+            }
+        }
     }
 
     /// A connection of the agent that the request names.
@@ -194,57 +189,61 @@ impl SlotPool {
         config: &Arc<ClusterConfig>,
         cursors: &mut Cursors,
     ) -> Result<Picked, UpstreamFailure> {
-        let failed = |failure| {
+        let Some(wish) = Wish::of(cluster, context.request) else {
             self.count(ClusterMetric::RqNoneHealthy);
-            Err(failure)
+            return Err(UpstreamFailure::NoHealthyHost);
         };
-        let Some(wish) = Wish::of(cluster, context.request) else { return failed(UpstreamFailure::NoHealthyHost) };
+        let line = |name| Line::reverse(&self.reverse, name);
         let mut cache = self.agents.borrow_mut();
-        let Some((choice, is_group)) = cache.load().hosts.pick_reverse(&wish, cursors) else {
-            return failed(self.reverse.agent_failure(&wish.node));
-        };
-        let Some(connection) = choice.host.tunnel() else { return failed(UpstreamFailure::NoHealthyHost) };
-        let awaited = if is_group { wish.group } else { wish.node };
-        Ok(self.borrow(&choice, connection, lend_among(&choice), config, false, Some(awaited.into())))
-    }
-
-    /// What was lent, or whom to wait for.
-    fn borrow(
-        &self,
-        choice: &Choice<'_>,
-        connection: &Arc<TunnelConnection>,
-        lent: Option<(&Arc<Host>, Lent)>,
-        config: &Arc<ClusterConfig>,
-        least_request: bool,
-        awaited: Option<Box<str>>,
-    ) -> Picked {
-        let (host, tunnel) = match lent {
-            Some((host, lent)) => (host, Tunnel::Lent(lent)),
-            None => {
-                self.count(ClusterMetric::TunnelQueued);
-                let among = choice.among.iter().filter_map(|host| host.tunnel()).map(Arc::clone).collect();
-                (choice.host, Tunnel::Busy(Arc::clone(connection), among))
-            }
-        };
-        Picked { host: self.host(host, config), least_request, tunnel: Some(tunnel), awaited }
-    }
-
-    fn choose<'a>(
-        &self,
-        hosts: &'a HostSet,
-        agent: Option<&str>,
-        cursors: &mut Cursors,
-    ) -> Result<Choice<'a>, UpstreamFailure> {
-        let choice = match agent {
-            Some(agent) => hosts.pick_agent(agent, cursors).ok_or_else(|| self.stats.slot.agent_failure(agent)),
-            None => hosts.pick(cursors).ok_or(UpstreamFailure::NoHealthyHost),
-        };
-        match &choice {
-            Ok(choice) if choice.panic => self.count(ClusterMetric::LbHealthyPanic),
-            Ok(_) => {}
-            Err(_) => self.count(ClusterMetric::RqNoneHealthy),
+        let picked = cache.load().hosts.pick_reverse(&wish, cursors);
+        let Some((choice, is_group)) = picked else { return self.nobody([line(wish.group), line(wish.node)], false) };
+        let wished = if is_group { wish.group } else { wish.node };
+        match (lend_among(&choice), choice.host.tunnel()) {
+            (Some((host, lent)), _) => Ok(Picked::Lent { host: self.host(host, config), lent, least_request: false }),
+            (None, Some(connection)) => Ok(self.queued(line(wished), connection, false)),
+            (None, None) => self.nobody([line(wished)], false),
         }
-        choice
+    }
+
+    fn own_line(&self, agent: Option<&str>) -> Line {
+        Line::own(&self.stats.slot, agent)
+    }
+
+    fn joined_line(&self, agent: Option<&str>) -> Line {
+        Line::joined(&self.reverse, self.stats.slot.name(), agent)
+    }
+
+    fn queued(&self, line: Line, chosen: &Arc<TunnelConnection>, least_request: bool) -> Picked {
+        self.count(ClusterMetric::TunnelQueued);
+        Picked::Busy { line: line.at(chosen), least_request }
+    }
+
+    /// No host may be chosen: the request waits if a tunnel has just ended and is expected back.
+    fn nobody<const N: usize>(&self, lines: [Line; N], least_request: bool) -> Result<Picked, UpstreamFailure> {
+        let mut absent = None;
+        for line in lines {
+            if line.is_hopeful() {
+                self.count(ClusterMetric::TunnelParked);
+                return Ok(Picked::Busy { line, least_request });
+            }
+            // Of those that it could have been, one that was here says more than one that never was.
+            absent = absent.filter(|failure| *failure != UpstreamFailure::AgentUnknown).or_else(|| line.absence());
+        }
+        self.count(ClusterMetric::RqNoneHealthy);
+        Err(absent.map_or(UpstreamFailure::NoHealthyHost, |failure| self.counted(failure)))
+    }
+
+    /// The tunnel ended, and none took its place.
+    pub(super) fn nobody_left(&self, line: &Line) -> UpstreamFailure {
+        line.absence().map_or(UpstreamFailure::TunnelClosed, |failure| self.counted(failure))
+    }
+
+    fn counted(&self, failure: UpstreamFailure) -> UpstreamFailure {
+        self.count(match failure {
+            UpstreamFailure::AgentUnknown => ClusterMetric::TunnelAgentUnknown,
+            _ => ClusterMetric::TunnelAgentOffline,
+        });
+        failure
     }
 
     /// The worker's pool of a host, under the configuration of the moment.
@@ -258,23 +257,58 @@ impl SlotPool {
         pool
     }
 
-    /// The pool of a tunnel's host, once it has been lent after a wait.
-    pub(super) fn host_of(&self, connection: &TunnelConnection, otherwise: &Rc<HostPool>) -> Rc<HostPool> {
-        let (mut cache, mut agents) = (self.generation.borrow_mut(), self.agents.borrow_mut());
-        let generation = cache.load();
-        let hosts = if connection.claim().reverse.is_some() { &agents.load().hosts } else { &generation.hosts };
-        let member = hosts
-            .members()
-            .iter()
-            .find(|member| member.host.tunnel().is_some_and(|candidate| std::ptr::eq(&**candidate, connection)));
-        match (member, &generation.config) {
-            (Some(member), Some(config)) => self.host(&member.host, config),
-            (None, _) | (_, None) => Rc::clone(otherwise),
+    /// The pool of a tunnel's host, once it has been lent after a wait; `None`: it is in no generation any more.
+    pub(super) fn host_of(&self, connection: &TunnelConnection) -> Option<Rc<HostPool>> {
+        let host = connection.host()?;
+        let mut cache = self.generation.borrow_mut();
+        let config = cache.load().config.as_ref()?;
+        Some(self.host(&host, config))
+    }
+
+    /// Lends what the line's tunnels have free to those that wait.
+    pub(super) fn serve_waiters(&self, line: &Line) {
+        let mut cache = self.candidates(line).borrow_mut();
+        let free = |connection: &&Arc<TunnelConnection>| matches!(connection.phase(), Phase::Idle | Phase::Open);
+        for connection in tunnels(&cache.load().hosts, line).filter(free) {
+            connection.queue().serve(connection);
+            if !line.queue().has_waiters() {
+                return;
+            }
         }
+    }
+
+    /// Has one more of the line's tunnels opened, if one rests that is not among the `asked` ones.
+    pub(super) fn want_another(&self, line: &Line, asked: &mut Vec<Arc<TunnelConnection>>) {
+        let mut cache = self.candidates(line).borrow_mut();
+        let rests = |connection: &&Arc<TunnelConnection>| {
+            connection.phase() == Phase::Pending && !asked.iter().any(|other| Arc::ptr_eq(other, connection))
+        };
+        let next = line.chosen.iter().chain(tunnels(&cache.load().hosts, line)).find(rests).map(Arc::clone);
+        if let Some(next) = next {
+            next.want();
+            asked.push(next);
+        }
+    }
+
+    fn candidates(&self, line: &Line) -> &RefCell<Cache<Arc<ArcSwap<Generation>>, Arc<Generation>>> {
+        if line.is_of(&self.reverse) { &self.agents } else { &self.generation }
     }
 
     /// Closes an idle connection of any host, so that its place in the breaker is free; whether there was one.
     pub(super) fn evict_idle(&self) -> bool {
         self.hosts.borrow().values().any(|host| host.evict_idle())
     }
+}
+
+fn choose<'a>(hosts: &'a HostSet, agent: Option<&str>, cursors: &mut Cursors) -> Option<Choice<'a>> {
+    match agent {
+        Some(agent) => hosts.pick_agent(agent, cursors),
+        None => hosts.pick(cursors),
+    }
+}
+
+/// Those that serve the line.
+fn tunnels<'a>(hosts: &'a HostSet, line: &Line) -> impl Iterator<Item = &'a Arc<TunnelConnection>> {
+    let tunnels = hosts.members().iter().filter_map(|member| member.host.tunnel());
+    tunnels.filter(move |connection| connection.answers_to(line.name()))
 }

@@ -1,6 +1,6 @@
 //! What a slot's next generation is built from: configuration, endpoints, DNS answers, tunnels.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
@@ -32,8 +32,6 @@ pub(super) struct Builder {
     known: HashMap<Identity, Arc<Host>, foldhash::fast::RandomState>,
     tunnels: BTreeMap<u64, Arc<Host>>,
     agents: HashMap<Arc<str>, usize, foldhash::fast::RandomState>,
-    /// Agents that were ever here, as far as there is room.
-    seen: HashSet<Arc<str>, foldhash::fast::RandomState>,
     sequence: u64,
 }
 
@@ -142,21 +140,13 @@ impl Builder {
             return Err(RegisterError::TooManyConnections { agent, limit: claim.max_connections_per_agent });
         }
         *count += 1;
-        if !agent.is_empty() {
-            self.see(&agent);
-        }
-        claim.reverse.iter().flat_map(|names| &names.nodes).for_each(|node| self.see(node));
         let place = HostPlace { hostname: agent, ..HostPlace::default() };
-        let host = Host::new(Target::Tunnel(TunnelConnection::new(claim, Arc::clone(queue))), place);
+        let connection = TunnelConnection::new(claim, Arc::clone(queue));
+        let host = Host::new(Target::Tunnel(Arc::clone(&connection)), place);
+        connection.belongs_to(&host);
         self.tunnels.insert(host.id(), Arc::clone(&host));
         self.sequence += 1;
         Ok((host, self.sequence))
-    }
-
-    fn see(&mut self, agent: &Arc<str>) {
-        if self.seen.len() < MAX_SEEN {
-            self.seen.insert(Arc::clone(agent));
-        }
     }
 
     /// Takes a host that is registered elsewhere; `None`: the cluster is not there, or of a kind that takes none.
@@ -165,7 +155,6 @@ impl Builder {
         self.config.as_ref().filter(takes)?;
         if self.tunnels.insert(host.id(), Arc::clone(host)).is_none() {
             *self.agents.entry(Arc::clone(host.hostname())).or_default() += 1;
-            self.see(host.hostname());
             self.sequence += 1;
             Some(self.sequence)
         } else {
@@ -188,10 +177,6 @@ impl Builder {
 
     pub(super) fn tunnels(&self) -> impl Iterator<Item = &Arc<Host>> {
         self.tunnels.values()
-    }
-
-    pub(super) fn has_seen(&self, agent: &str) -> bool {
-        self.seen.contains(agent)
     }
 
     pub(super) fn sequence(&self) -> u64 {
@@ -373,6 +358,3 @@ impl ClusterConfig {
         Some((names, dns.clone()))
     }
 }
-
-/// Agents whose names a cluster remembers, so that "offline" can be told from "unknown".
-const MAX_SEEN: usize = 65_536;

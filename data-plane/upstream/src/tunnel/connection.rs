@@ -1,19 +1,21 @@
 //! One tunnel connection: who may use it now, and who watches it.
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
-use culvert_http::client::{Http1Client, Http2Client};
-use culvert_http::{ClientExchange, Io};
-use culvert_model::tunnel::TunnelProtocol;
+use culvert_http::ClientExchange;
+use culvert_http::client::{Http1Client, Http1Rest, Http2Client, Leftover};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep};
 
+use super::lent::{Lent, What};
 use super::queue::Queue;
-use super::reverse::place;
 use super::{TunnelClaim, TunnelEnd};
+use crate::host::Host;
 use crate::slot::ClusterSlot;
 
 /// The shared half of a registration: the lease's owner attaches the connection to it, any worker uses it.
@@ -22,6 +24,8 @@ pub(crate) struct TunnelConnection {
     claim: TunnelClaim,
     /// As claimed, or as the agent said later.
     weight: AtomicU32,
+    /// Which host it is the connection of.
+    host: OnceLock<Weak<Host>>,
     registered: Instant,
     queue: Arc<Queue>,
     /// Clusters besides that of the registration in which it is a host.
@@ -56,6 +60,8 @@ enum State {
     Pending,
     Idle(Http1Client),
     Borrowed,
+    /// Its last exchange was given up: the owner reads the rest of the response, until that time.
+    Unread(Http1Rest, Option<Pin<Box<Sleep>>>),
     Open(Http2Client),
     Gone(TunnelEnd),
 }
@@ -73,10 +79,11 @@ pub(crate) enum Phase {
 
 impl TunnelConnection {
     pub(crate) fn new(claim: TunnelClaim, queue: Arc<Queue>) -> Arc<Self> {
-        queue.join(&claim);
-        Arc::new(Self {
+        let awaited = queue.join(&claim);
+        let connection = Arc::new(Self {
             weight: AtomicU32::new(claim.weight),
             claim,
+            host: OnceLock::new(),
             registered: Instant::now(),
             queue,
             further: Mutex::default(),
@@ -88,7 +95,11 @@ impl TunnelConnection {
             active: AtomicU32::new(0),
             requests: AtomicU64::new(0),
             wanted: Notify::new(),
-        })
+        });
+        if awaited {
+            connection.want();
+        }
+        connection
     }
 
     pub(crate) fn claim(&self) -> &TunnelClaim {
@@ -101,6 +112,17 @@ impl TunnelConnection {
 
     pub(crate) fn set_weight(&self, weight: u32) {
         self.weight.store(weight, Ordering::Relaxed);
+    }
+
+    /// To be called once, by whoever makes the host.
+    pub(crate) fn belongs_to(&self, host: &Arc<Host>) {
+        let first = self.host.set(Arc::downgrade(host));
+        debug_assert!(first.is_ok(), "a connection has one host");
+    }
+
+    /// `None`: the host is in no generation any more.
+    pub(crate) fn host(&self) -> Option<Arc<Host>> {
+        self.host.get()?.upgrade()
     }
 
     pub(crate) fn queue(&self) -> &Queue {
@@ -154,16 +176,9 @@ impl TunnelConnection {
         std::mem::take(&mut self.further.lock())
     }
 
-    /// What a request of a cluster that is not of the `reverse_connection` type waits for: `agent`, or any.
-    pub(crate) fn awaited_as(&self, agent: Option<&str>) -> Option<Box<str>> {
-        match &self.claim.reverse {
-            None => agent.map(Box::from),
-            // Its queue is shared with agents of other clusters.
-            Some(names) => match agent {
-                Some(agent) => Some(place(&self.claim.cluster, agent).into()),
-                None => names.groups.first().map(|group| Box::from(&**group)),
-            },
-        }
+    /// Whether it serves those that wait for `name`; `None`: for any connection.
+    pub(crate) fn answers_to(&self, name: Option<&str>) -> bool {
+        name.is_none_or(|wanted| self.claim.names().any(|name| **name == *wanted))
     }
 
     /// Says that a request waits for it, to whoever attaches it.
@@ -174,6 +189,16 @@ impl TunnelConnection {
     /// Waits for [`Self::want`]; returns at once if it was called before.
     pub(super) async fn wanted(&self) {
         self.wanted.notified().await;
+    }
+
+    pub(super) fn count_request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A stream was lent and not begun.
+    pub(super) fn give_back_unused_stream(self: &Arc<Self>) {
+        self.reserved.fetch_sub(1, Ordering::SeqCst);
+        self.give_back_stream();
     }
 
     /// Lends the connection if it is free: whole when it is plain, a stream when it is HTTP/2.
@@ -201,7 +226,7 @@ impl TunnelConnection {
             }
         };
         self.active.fetch_add(1, Ordering::SeqCst);
-        Some(Lent { connection: Arc::clone(self), what })
+        Some(Lent::new(Arc::clone(self), what))
     }
 
     /// Makes a plain connection available; the caller watches it with [`Self::poll_end`].
@@ -227,7 +252,7 @@ impl TunnelConnection {
 
     /// Ready when the connection has ended: closed while idle, broken in use, taken, or drained with nothing in
     /// flight. Wakes the task again when that may have changed.
-    pub(super) fn poll_end(&self, cx: &mut Context<'_>) -> Poll<TunnelEnd> {
+    pub(super) fn poll_end(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<TunnelEnd> {
         let mut inner = self.inner.lock();
         if inner.owner.as_ref().is_none_or(|owner| !owner.will_wake(cx.waker())) {
             inner.owner = Some(cx.waker().clone());
@@ -240,11 +265,46 @@ impl TunnelConnection {
                 Poll::Pending if draining => inner.drain_end,
                 Poll::Pending => return Poll::Pending,
             },
+            State::Unread(..) if draining => inner.drain_end,
+            State::Unread(rest, deadline) => match rest.poll_drain(cx) {
+                Poll::Ready(true) => return self.resume(inner, cx),
+                Poll::Ready(false) => TunnelEnd::Closed,
+                Poll::Pending => {
+                    let deadline = deadline.get_or_insert_with(|| Box::pin(sleep(REST_TIME)));
+                    std::task::ready!(deadline.as_mut().poll(cx));
+                    TunnelEnd::Closed
+                }
+            },
             State::Pending | State::Open(_) if draining && self.active() == 0 => inner.drain_end,
             State::Pending | State::Open(_) | State::Borrowed => return Poll::Pending,
         };
         self.end(inner, end);
         Poll::Ready(end)
+    }
+
+    /// The rest of a response was read: the connection is free again.
+    fn resume(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>, cx: &mut Context<'_>) -> Poll<TunnelEnd> {
+        let State::Unread(rest, _) = std::mem::replace(&mut inner.state, State::Borrowed) else {
+            debug_assert!(false, "only an unread response is read to its end");
+            return Poll::Pending;
+        };
+        let mut client = rest.into_client();
+        if client.poll_closed(cx).is_ready() {
+            self.end(inner, TunnelEnd::Closed);
+            return Poll::Ready(TunnelEnd::Closed);
+        }
+        self.rest(inner, client);
+        Poll::Pending
+    }
+
+    /// Makes the plain connection available, whose watcher's waker is registered.
+    fn rest(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>, client: Http1Client) {
+        inner.state = State::Idle(client);
+        self.set_phase(Phase::Idle);
+        drop(inner);
+        if self.queue.has_waiters() {
+            self.queue.serve(self);
+        }
     }
 
     /// Takes the host out of every later choice; the owner ends when nothing is in flight.
@@ -278,7 +338,10 @@ impl TunnelConnection {
         drop(inner);
         // Closing a socket is no work to be done under the lock.
         drop(before);
-        self.leave_queue();
+        // What a TCP connection has taken is missed when that ends: only then does its agent dial again.
+        if end != TunnelEnd::Taken {
+            self.leave_queue();
+        }
         if let Some(owner) = owner {
             owner.wake();
         }
@@ -294,32 +357,44 @@ impl TunnelConnection {
         self.phase.store(phase as u8, Ordering::SeqCst);
     }
 
-    /// An exchange is over; `client` is the plain connection if it may serve another.
-    fn give_back_plain(self: &Arc<Self>, client: Option<Http1Client>) {
+    /// An exchange is over, and this is what it leaves.
+    pub(super) fn give_back_plain(self: &Arc<Self>, leftover: Leftover) {
         self.active.fetch_sub(1, Ordering::SeqCst);
         let mut inner = self.inner.lock();
-        if !matches!(inner.state, State::Borrowed) {
-            return;
+        match inner.state {
+            State::Borrowed => {}
+            State::Gone(_) => {
+                drop(inner);
+                return self.leave_queue();
+            }
+            _ => return,
         }
-        let Some(mut client) = client else { return self.end(inner, TunnelEnd::Closed) };
         if self.is_draining() {
             let end = inner.drain_end;
             return self.end(inner, end);
         }
-        // The watcher's waker takes the place of the exchange's, and nobody is woken.
-        let waker = inner.owner.as_ref().unwrap_or(Waker::noop());
-        if client.poll_closed(&mut Context::from_waker(waker)).is_ready() {
-            return self.end(inner, TunnelEnd::Closed);
-        }
-        inner.state = State::Idle(client);
-        self.set_phase(Phase::Idle);
-        drop(inner);
-        if self.queue.has_waiters() {
-            self.queue.serve(self);
+        match leftover {
+            Leftover::Nothing => self.end(inner, TunnelEnd::Closed),
+            Leftover::Unread(rest) => {
+                inner.state = State::Unread(rest, None);
+                let owner = inner.owner.clone();
+                drop(inner);
+                if let Some(owner) = owner {
+                    owner.wake();
+                }
+            }
+            Leftover::Reusable(mut client) => {
+                // The watcher's waker takes the place of the exchange's, and nobody is woken.
+                let waker = inner.owner.as_ref().unwrap_or(Waker::noop());
+                if client.poll_closed(&mut Context::from_waker(waker)).is_ready() {
+                    return self.end(inner, TunnelEnd::Closed);
+                }
+                self.rest(inner, client);
+            }
         }
     }
 
-    fn give_back_stream(self: &Arc<Self>) {
+    pub(super) fn give_back_stream(self: &Arc<Self>) {
         let before = self.active.fetch_sub(1, Ordering::SeqCst);
         if self.is_draining() {
             let owner = if before == 1 { self.inner.lock().owner.clone() } else { None };
@@ -332,13 +407,13 @@ impl TunnelConnection {
     }
 
     /// The exchange counts against the connection's capacity before the reservation ends.
-    fn begin_stream(&self, client: &Http2Client) -> ClientExchange {
+    pub(super) fn begin_stream(&self, client: &Http2Client) -> ClientExchange {
         let exchange = client.exchange();
         self.reserved.fetch_sub(1, Ordering::SeqCst);
         exchange
     }
 
-    fn set_taken(&self) {
+    pub(super) fn set_taken(&self) {
         let inner = self.inner.lock();
         if matches!(inner.state, State::Borrowed) {
             self.end(inner, TunnelEnd::Taken);
@@ -346,78 +421,6 @@ impl TunnelConnection {
     }
 }
 
-/// A connection, or a stream's right on it, lent to one request. Dropping it unused gives it back; dropping it in use
-/// closes what was lent.
-#[derive(Debug)]
-#[must_use = "dropping it gives the connection back"]
-pub(crate) struct Lent {
-    connection: Arc<TunnelConnection>,
-    what: What,
-}
-
-#[derive(Debug)]
-enum What {
-    Plain(Http1Client),
-    Stream(Http2Client),
-    /// In use by an exchange that the request holds.
-    Used,
-}
-
-/// What a TCP proxy gets of a tunnel.
-#[derive(Debug)]
-pub(crate) enum Whole {
-    Io(Io),
-    Stream(ClientExchange),
-}
-
-impl Lent {
-    pub(crate) fn connection(&self) -> &TunnelConnection {
-        &self.connection
-    }
-
-    /// Begins the exchange; `None` the second time. A plain connection comes back with [`Self::finish`].
-    pub(crate) fn begin(&mut self) -> Option<ClientExchange> {
-        self.connection.requests.fetch_add(1, Ordering::Relaxed);
-        match std::mem::replace(&mut self.what, What::Used) {
-            What::Plain(client) => Some(client.exchange()),
-            What::Stream(client) => Some(self.connection.begin_stream(&client)),
-            What::Used => None,
-        }
-    }
-
-    /// Takes a plain connection out of the cluster for good, or a stream of an HTTP/2 one.
-    pub(crate) fn take(&mut self) -> Option<Whole> {
-        self.connection.requests.fetch_add(1, Ordering::Relaxed);
-        match std::mem::replace(&mut self.what, What::Used) {
-            What::Plain(client) => {
-                self.connection.set_taken();
-                Some(Whole::Io(client.into_io()))
-            }
-            What::Stream(client) => Some(Whole::Stream(self.connection.begin_stream(&client))),
-            What::Used => None,
-        }
-    }
-
-    /// The exchange is over: `client` is the plain connection if it may serve another.
-    pub(crate) fn finish(mut self, client: Option<Http1Client>) {
-        if let Some(client) = client {
-            self.what = What::Plain(client);
-        }
-    }
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        match std::mem::replace(&mut self.what, What::Used) {
-            What::Plain(client) => self.connection.give_back_plain(Some(client)),
-            What::Stream(_) => {
-                self.connection.reserved.fetch_sub(1, Ordering::SeqCst);
-                self.connection.give_back_stream();
-            }
-            What::Used => match self.connection.claim.protocol {
-                TunnelProtocol::Http1 => self.connection.give_back_plain(None),
-                TunnelProtocol::Http2 => self.connection.give_back_stream(),
-            },
-        }
-    }
-}
+/// The rest of a response that nobody wants any more is read for so long before its connection is cut: about as long as a
+/// new connection may take.
+const REST_TIME: Duration = Duration::from_secs(1);

@@ -33,7 +33,7 @@ impl Lane {
     /// agent's is free; else any of those with the same rights.
     pub(crate) fn lend<'a>(self, choice: &Choice<'a>, hosts: &'a HostSet) -> Option<(&'a Arc<Host>, Lent)> {
         let suited = |host: &&'a Arc<Host>| host.tunnel().is_some_and(|connection| self.suits(connection));
-        let chosen = Some(choice.host);
+        let chosen = Some(least_loaded(choice.host, hosts));
         // Nearly always the end of it.
         if let Some(lent) = chosen.filter(suited).and_then(lend) {
             return Some(lent);
@@ -53,4 +53,21 @@ pub(crate) fn lend_among<'a>(choice: &Choice<'a>) -> Option<(&'a Arc<Host>, Lent
 fn lend(host: &Arc<Host>) -> Option<(&Arc<Host>, Lent)> {
     let free = |connection: &&Arc<TunnelConnection>| matches!(connection.phase(), Phase::Idle | Phase::Open);
     Some((host, host.tunnel().filter(free)?.try_lend()?))
+}
+
+/// Of the chosen agent's HTTP/2 tunnels the one with the fewest streams for its weight; the chosen one when they are even,
+/// or when it is plain.
+fn least_loaded<'a>(chosen: &'a Arc<Host>, hosts: &'a HostSet) -> &'a Arc<Host> {
+    let in_use = |connection: &&Arc<TunnelConnection>| connection.phase() == Phase::Open && connection.active() > 0;
+    let Some(connection) = chosen.tunnel().filter(in_use) else { return chosen };
+    let load = |connection: &TunnelConnection| (u64::from(connection.active()), connection.weight().max(1));
+    let (mut best, mut least) = (chosen, load(connection));
+    for host in hosts.of_agent(&connection.claim().agent) {
+        let open = |other: &&Arc<TunnelConnection>| other.phase() == Phase::Open && !other.is_draining();
+        let Some(other) = host.tunnel().filter(open).map(|other| load(other)) else { continue };
+        if other.0 * u64::from(least.1) < least.0 * u64::from(other.1) {
+            (best, least) = (host, other);
+        }
+    }
+    best
 }

@@ -1,17 +1,22 @@
-//! Requests that wait for a tunnel connection of one cluster: first come, first served.
+//! Requests that wait for a tunnel connection of one cluster: first come, first served, and no agent's waiters take the
+//! places of the others'.
 //!
 //! **No waiter is missed**: one that joins looks at the connections after it stands in the queue, and a connection that
 //! becomes free looks at the queue after it can be lent; both with sequentially consistent order.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::TunnelClaim;
-use super::connection::{Lent, TunnelConnection};
+use super::connection::TunnelConnection;
+use super::lent::Lent;
+use super::presence::{Absence, Hope, Presence};
 
 /// The wait queue of a cluster's tunnels.
 #[derive(Debug, Default)]
@@ -19,74 +24,125 @@ pub(crate) struct Queue {
     inner: Mutex<Waiting>,
     /// Length of the queue, to be read without the lock.
     len: AtomicUsize,
+    /// Tunnels have served the cluster, ever.
+    used: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
-    waiters: VecDeque<Waiter>,
-    /// Connections that may still become free, by agent.
-    live: HashMap<Arc<str>, usize>,
+    /// Those that any connection will do for.
+    any: Lane,
+    /// Those that wait for one agent.
+    named: HashMap<Arc<str>, Lane>,
+    len: usize,
+    tickets: u64,
+    presence: Presence,
+    limits: Limits,
 }
+
+type Lane = VecDeque<Waiter>;
 
 #[derive(Debug)]
 struct Waiter {
-    agent: Option<Box<str>>,
-    answer: oneshot::Sender<Lent>,
+    /// Who came first.
+    ticket: u64,
+    answer: oneshot::Sender<Result<Lent, Full>>,
+}
+
+/// What the agent that joined last brought from its listener.
+#[derive(Debug, Clone, Copy, Default)]
+struct Limits {
+    timeout: Duration,
+    places: usize,
 }
 
 /// As many requests wait as may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Full;
 
+/// A place in the queue.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    /// Ends without an answer when there is nothing left to wait for.
+    pub(crate) answer: oneshot::Receiver<Result<Lent, Full>>,
+    /// Until when to wait.
+    pub(crate) deadline: Instant,
+}
+
 impl Queue {
-    /// Counts a connection that may become free.
-    pub(super) fn join(&self, claim: &TunnelClaim) {
+    /// Counts a connection that may become free; whether somebody waits for it.
+    pub(super) fn join(&self, claim: &TunnelClaim) -> bool {
         let mut inner = self.inner.lock();
-        for name in claim.names() {
-            *inner.live.entry(Arc::clone(name)).or_default() += 1;
-        }
+        inner.presence.join(claim.names());
+        inner.limits = Limits { timeout: claim.queue_timeout, places: claim.max_queued_requests };
+        self.set_used();
+        inner.next_lane(claim).is_some()
     }
 
-    /// A connection will not become free any more. Those that wait for nothing now are told by their channel's end.
+    /// A connection will not become free any more. Those that wait for its names go on waiting as long as it is expected
+    /// back; those that wait for nothing now are told by their channel's end.
     pub(super) fn leave(&self, claim: &TunnelClaim) {
+        let now = Instant::now();
         let mut inner = self.inner.lock();
-        let Waiting { waiters, live } = &mut *inner;
+        inner.presence.leave(claim.names(), claim.reconnect_window, now);
         for name in claim.names() {
-            if let Some(count) = live.get_mut(name) {
-                *count -= 1;
-                if *count == 0 {
-                    live.remove(name);
-                }
+            if inner.presence.hope(Some(name), now) == Hope::None
+                && let Some(lane) = inner.named.remove(name)
+            {
+                inner.len -= lane.len();
             }
         }
-        let hopeless = |waiter: &Waiter| match &waiter.agent {
-            Some(agent) => !live.contains_key(&**agent),
-            None => live.is_empty(),
-        };
-        waiters.retain(|waiter| !hopeless(waiter));
-        self.len.store(waiters.len(), Ordering::SeqCst);
+        if inner.presence.hope(None, now) == Hope::None {
+            inner.len -= std::mem::take(&mut inner.any).len();
+        }
+        self.len.store(inner.len, Ordering::SeqCst);
+    }
+
+    /// Whether a request without a connection should wait for one that is expected back.
+    pub(crate) fn expects(&self, agent: Option<&str>) -> bool {
+        self.is_used() && self.inner.lock().presence.hope(agent, Instant::now()) != Hope::None
+    }
+
+    /// Tunnels serve the cluster, whose waiters may stand in another queue.
+    pub(crate) fn set_used(&self) {
+        self.used.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether tunnels serve the cluster, or ever did.
+    pub(crate) fn is_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Why a named agent cannot be reached.
+    pub(crate) fn absence(&self, agent: &str) -> Absence {
+        self.inner.lock().presence.absence(agent, Instant::now())
+    }
+
+    /// Whether a connection is there for such a request, free or not.
+    pub(crate) fn has_live(&self, agent: Option<&str>) -> bool {
+        self.inner.lock().presence.hope(agent, Instant::now()) == Hope::Live
     }
 
     /// Queues up for any connection, or for one of that agent. Afterwards the caller has every connection that it could
     /// use look at the queue ([`Self::serve`]).
-    pub(crate) fn wait(&self, agent: Option<&str>, limit: usize) -> Result<oneshot::Receiver<Lent>, Full> {
+    pub(crate) fn wait(&self, agent: Option<&str>) -> Result<Turn, Full> {
+        let now = Instant::now();
         let mut inner = self.inner.lock();
-        if inner.waiters.len() >= limit {
-            inner.waiters.retain(|waiter| !waiter.answer.is_closed());
-            if inner.waiters.len() >= limit {
-                return Err(Full);
-            }
-        }
         let (answer, answered) = oneshot::channel();
-        let hopeless = match agent {
-            Some(agent) => !inner.live.contains_key(agent),
-            None => inner.live.is_empty(),
+        let longest = now + inner.limits.timeout;
+        let deadline = match inner.presence.hope(agent, now) {
+            Hope::Live => longest,
+            Hope::Until(expected) => expected.min(longest),
+            // The sender goes: there is nothing to wait for.
+            Hope::None => return Ok(Turn { answer: answered, deadline: now }),
         };
-        if !hopeless {
-            inner.waiters.push_back(Waiter { agent: agent.map(Box::from), answer });
-        }
-        self.len.store(inner.waiters.len(), Ordering::SeqCst);
-        Ok(answered)
+        inner.make_room(agent)?;
+        inner.tickets += 1;
+        let waiter = Waiter { ticket: inner.tickets, answer };
+        inner.lane(agent).push_back(waiter);
+        inner.len += 1;
+        self.len.store(inner.len, Ordering::SeqCst);
+        Ok(Turn { answer: answered, deadline })
     }
 
     pub(crate) fn has_waiters(&self) -> bool {
@@ -103,24 +159,92 @@ impl Queue {
     }
 
     /// `Some`: what a waiter was lent that had given up; there may be another.
-    fn serve_one(&self, connection: &Arc<TunnelConnection>) -> Option<Lent> {
+    fn serve_one(&self, connection: &Arc<TunnelConnection>) -> Option<Result<Lent, Full>> {
         let mut inner = self.inner.lock();
-        loop {
-            inner.waiters.retain(|waiter| !waiter.answer.is_closed());
-            let fits = |agent: &str| connection.claim().names().any(|name| **name == *agent);
-            let place = inner.waiters.iter().position(|waiter| waiter.agent.as_deref().is_none_or(fits));
-            let lent = place.and_then(|_| connection.try_lend());
-            let (Some(place), Some(lent)) = (place, lent) else {
-                self.len.store(inner.waiters.len(), Ordering::SeqCst);
-                return None;
-            };
-            let waiter = inner.waiters.remove(place);
-            self.len.store(inner.waiters.len(), Ordering::SeqCst);
-            if let Some(waiter) = waiter
-                && let Err(refused) = waiter.answer.send(lent)
-            {
-                return Some(refused);
-            }
+        let mut refused = None;
+        while refused.is_none()
+            && let Some(lane) = inner.next_lane(connection.claim())
+            && let Some(lent) = connection.try_lend()
+        {
+            refused = inner.pop(lane).and_then(|waiter| waiter.answer.send(Ok(lent)).err());
+        }
+        self.len.store(inner.len, Ordering::SeqCst);
+        refused
+    }
+}
+
+impl Waiting {
+    fn lane(&mut self, agent: Option<&str>) -> &mut Lane {
+        match agent {
+            None => &mut self.any,
+            Some(agent) => self.named.entry(Arc::from(agent)).or_default(),
         }
     }
+
+    /// A free place, if need be that of the last one in the longest lane: **one slow agent's waiters leave room for the
+    /// others'**.
+    fn make_room(&mut self, agent: Option<&str>) -> Result<(), Full> {
+        if self.len < self.limits.places {
+            return Ok(());
+        }
+        for lane in self.named.values_mut().chain([&mut self.any]) {
+            lane.retain(|waiter| !waiter.answer.is_closed());
+        }
+        self.named.retain(|_, lane| !lane.is_empty());
+        self.len = self.any.len() + self.named.values().map(VecDeque::len).sum::<usize>();
+        if self.len < self.limits.places {
+            return Ok(());
+        }
+        let mine = match agent {
+            None => self.any.len(),
+            Some(agent) => self.named.get(agent).map_or(0, VecDeque::len),
+        };
+        let longest = self.named.values_mut().chain([&mut self.any]).max_by_key(|lane| lane.len());
+        let last = longest.filter(|lane| lane.len() > mine + 1).and_then(VecDeque::pop_back).ok_or(Full)?;
+        self.len -= 1;
+        // If it gave up just now, so much the better.
+        drop(last.answer.send(Err(Full)));
+        Ok(())
+    }
+
+    /// The lane of whoever has waited longest of those that such a connection serves.
+    fn next_lane<'c>(&mut self, claim: &'c TunnelClaim) -> Option<Which<'c>> {
+        let mut dropped = 0;
+        let mut first = |lane: &mut Lane| {
+            while lane.front().is_some_and(|waiter| waiter.answer.is_closed()) {
+                lane.pop_front();
+                dropped += 1;
+            }
+            lane.front().map(|waiter| waiter.ticket)
+        };
+        let any = first(&mut self.any).map(|ticket| (ticket, Which::Any));
+        let named = claim.names().filter_map(|name| Some((first(self.named.get_mut(name)?)?, Which::Named(name))));
+        let next = named.chain(any).min_by_key(|(ticket, _)| *ticket);
+        self.len -= dropped;
+        next.map(|(_, lane)| lane)
+    }
+
+    fn pop(&mut self, lane: Which<'_>) -> Option<Waiter> {
+        let waiter = match lane {
+            Which::Any => self.any.pop_front(),
+            Which::Named(name) => {
+                let lane = self.named.get_mut(name)?;
+                let waiter = lane.pop_front();
+                if lane.is_empty() {
+                    self.named.remove(name);
+                }
+                waiter
+            }
+        };
+        self.len -= usize::from(waiter.is_some());
+        waiter
+    }
+}
+
+/// One of the lanes that a connection serves.
+#[derive(Debug, Clone, Copy)]
+enum Which<'c> {
+    Any,
+    /// Of those that wait for one of its names.
+    Named(&'c Arc<str>),
 }

@@ -15,8 +15,9 @@ pub struct ReverseNames {
     pub(crate) nodes: Vec<Arc<str>>,
     /// Its cluster id: one of several agents that take turns.
     pub(crate) groups: Vec<Arc<str>>,
-    /// The agent in the cluster that its cluster id names.
-    pub(crate) place: Arc<str>,
+    /// The agent in the cluster of any other type that its cluster id names, and any agent there; none: it joins no such
+    /// cluster.
+    pub(crate) places: Vec<Arc<str>>,
     /// Joins the cluster of any other type that its cluster id names.
     pub(crate) joins: bool,
 }
@@ -32,16 +33,13 @@ impl ReverseNames {
             }
             names
         };
-        Self {
-            nodes: names(NODE, node),
-            groups: names(GROUP, cluster),
-            place: place(cluster, node).into(),
-            joins: joins && !isolated,
-        }
+        let joins = joins && !isolated;
+        let places = if joins { vec![place(cluster, node).into(), place(cluster, ANY).into()] } else { Vec::new() };
+        Self { nodes: names(NODE, node), groups: names(GROUP, cluster), places, joins }
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.nodes.iter().chain(&self.groups).chain([&self.place])
+        self.nodes.iter().chain(&self.groups).chain(&self.places)
     }
 }
 
@@ -66,7 +64,7 @@ impl Wish {
     }
 }
 
-/// The agent of that name in the cluster of its cluster id.
+/// The agent of that name ([`ANY`]: any) in the cluster of its cluster id.
 pub(crate) fn place(cluster: &str, node: &str) -> String {
     format!("p\0{cluster}\0{node}")
 }
@@ -93,6 +91,8 @@ fn scoped(kind: &str, tenant: &str, id: &str) -> String {
     format!("{kind}\0{tenant}\0{id}")
 }
 
+/// No agent is called that.
+pub(crate) const ANY: &str = "\0";
 const NODE: &str = "n";
 const GROUP: &str = "c";
 

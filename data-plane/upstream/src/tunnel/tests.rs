@@ -13,6 +13,8 @@ use crate::fixture::{
 use crate::pool::{Checkout, PickContext, TcpUpstream, WorkerPools};
 use crate::stats::ClusterMetric;
 
+mod waiting;
+
 /// A tunnel that an agent has opened.
 struct Tunnel {
     lease: Rc<RefCell<Option<Rc<TunnelLease>>>>,
@@ -243,22 +245,9 @@ async fn agents_are_chosen_by_name() {
         gone.end().await;
         eventually("its host is gone", || clusters.tunnels().len() == 3).await;
         let failure = pools.checkout(&slot, &agent("edge-1")).await.unwrap_err();
-        assert_eq!(failure, UpstreamFailure::AgentOffline, "one that was here");
+        assert_eq!(failure, UpstreamFailure::AgentOffline { seconds: 0 }, "one that was here");
         let _again = open(&clusters, claim("edge", "edge-1")).await;
         assert!(pools.checkout(&slot, &agent("edge-1")).await.is_ok(), "one that came back");
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_broken_exchange_ends_its_tunnel() {
-    on_worker(async {
-        let (clusters, pools, slot) = edge();
-        let tunnel = open(&clusters, claim("edge", "a")).await;
-        let mut broken = checkout(&pools, &slot).await;
-        send(&mut broken, "/").await.unwrap();
-        drop(broken);
-        assert_eq!(tunnel.end().await, TunnelEnd::Closed, "the response would be the next request's");
     })
     .await;
 }
@@ -346,6 +335,31 @@ async fn http2_tunnels_carry_requests_side_by_side_up_to_their_limit() {
         eventually("the fifth waits", || slot.stats().read(ClusterMetric::TunnelQueued) > 0).await;
         drop(held.pop());
         assert_eq!(fifth.await.unwrap(), "200 a /fifth", "a stream became free");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn streams_go_to_the_least_loaded_of_an_agents_tunnels() {
+    on_worker(async {
+        let (clusters, pools, slot) = edge();
+        let mut tunnels = Vec::new();
+        for (name, weight) in [("a", 10), ("a", 10), ("a", 20), ("b", 10)] {
+            tunnels.push(open(&clusters, TunnelClaim { weight, ..http2(claim("edge", name)) }).await);
+        }
+        eventually("all are open", || clusters.tunnels().iter().all(|tunnel| tunnel.state == "open")).await;
+        let mut held = Vec::new();
+        for _ in 0..8 {
+            let mut checkout = pools.checkout(&slot, &agent("a")).await.unwrap();
+            send(&mut checkout, "/hold").await.unwrap();
+            held.push(checkout);
+        }
+        let active = || clusters.tunnels().iter().map(|tunnel| tunnel.active).collect::<Vec<_>>();
+        assert_eq!(active(), [2, 2, 4, 0], "as many as their weights say");
+        drop(held.remove(0));
+        let freed = active().iter().zip([2, 2, 4]).position(|(now, before)| *now < before).unwrap();
+        held.push(pools.checkout(&slot, &agent("a")).await.unwrap());
+        assert_eq!(active(), [2, 2, 4, 0], "the next one goes to where one ended: {freed}");
     })
     .await;
 }

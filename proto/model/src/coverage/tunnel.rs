@@ -25,6 +25,7 @@ pub(super) const TABLE: &[Covered] = &[
             "max_servers",
             "locality",
             "max_connection_age",
+            "ping_interval",
         ])],
     ),
     covered(
@@ -57,6 +58,10 @@ pub(super) const TABLE: &[Covered] = &[
             "max_queued_requests",
             "reverse_tunnel",
             "allow_envoy_to_leave_tls",
+            "reconnect_window",
+            "max_pending_handshakes_per_source",
+            "max_handshakes_per_second_per_source",
+            "ping_interval",
         ])],
     ),
     covered("culvert.tunnel.v1.CredentialPolicy", &[honoured(&["name", "tokens", "clusters"])]),

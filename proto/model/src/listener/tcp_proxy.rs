@@ -8,14 +8,16 @@ use super::TcpProxy;
 use crate::access_log;
 use crate::metadata;
 use crate::report::Report;
-use crate::route::{AgentSelector, ClusterChoice, ClusterRef, HeaderMutations, WeightedCluster, total_weight};
+use crate::route::{
+    AgentChoice, AgentSelector, ClusterChoice, ClusterRef, HeaderMutations, WeightedCluster, total_weight,
+};
 use crate::scalar;
 
 /// Parses the `TcpProxy` at hand.
 pub(super) fn parse(report: &mut Report, message: &api::TcpProxy) -> Option<TcpProxy> {
     let stat_prefix = scalar::name(report, "stat_prefix", &message.stat_prefix);
     let agent = metadata::agent_of_match(report, message.metadata_match.as_ref());
-    if matches!(agent, Some(AgentSelector::Header(_))) {
+    if matches!(&agent, Some(AgentChoice { selector: AgentSelector::Header(_), .. })) {
         report
             .error_at("metadata_match", "agent_header: a TCP connection has no headers; use agent or agent_host_label");
     }
@@ -36,7 +38,7 @@ pub(super) fn parse(report: &mut Report, message: &api::TcpProxy) -> Option<TcpP
     })
 }
 
-fn clusters(report: &mut Report, message: &api::TcpProxy, agent: Option<&AgentSelector>) -> Option<ClusterChoice> {
+fn clusters(report: &mut Report, message: &api::TcpProxy, agent: Option<&AgentChoice>) -> Option<ClusterChoice> {
     use api::tcp_proxy::ClusterSpecifier;
     match &message.cluster_specifier {
         Some(ClusterSpecifier::Cluster(cluster)) => {

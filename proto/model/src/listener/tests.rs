@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -209,6 +211,13 @@ fn other_terminal_filters_that_cannot_be_used() {
                 "no headers",
             ),
             (&tunnel(r#""handshake_timeout": "0s""#), &inside("handshake_timeout"), "is zero"),
+            (
+                &tunnel(r#""max_pending_handshakes_per_source": 0"#),
+                &inside("max_pending_handshakes_per_source"),
+                "less than 1",
+            ),
+            (&tunnel(r#""ping_interval": "0.5s""#), &inside("ping_interval"), "less than 1 s"),
+            (&tunnel(r#""reconnect_window": "-1s""#), &inside("reconnect_window"), "not negative"),
             (&tunnel(r#""max_handshake_bytes": 1"#), &inside("max_handshake_bytes"), "not from 64 to 65535"),
             (&tunnel(r#""allowed_clusters": ["a*b"]"#), &inside("allowed_clusters[0]"), "at the end only"),
             (
@@ -309,11 +318,18 @@ fn what_is_set_is_kept() {
     ));
     let NetworkFilter::Tcp(proxy) = &listener.filter_chains[0].filter else { panic!("expected a proxy") };
     let ClusterChoice::One(target) = &proxy.clusters else { panic!("expected one cluster, got {:?}", proxy.clusters) };
-    assert_eq!(target.agent, Some(AgentSelector::Fixed("e".into())));
+    let agent = target.agent.as_ref().map(|agent| &agent.selector);
+    assert_eq!(agent, Some(&AgentSelector::Fixed("e".into())));
 
     let listener = parsed(&one(TUNNEL, r#""protocol": "HTTP2", "allowed_clusters": ["edge-*", "one"]"#));
     let NetworkFilter::Tunnel(server) = &listener.filter_chains[0].filter else { panic!("expected a tunnel server") };
     assert_eq!(server.protocol, ProtocolChoice::Fixed(TunnelProtocol::Http2));
+    assert_eq!(server.reconnect_window, Duration::from_secs(5), "requests wait for an agent that is just gone");
+    assert_eq!(server.max_handshakes_per_second_per_source.map(u32::from), Some(500), "by default");
+    let off = r#""max_handshakes_per_second_per_source": 0, "reconnect_window": "0s""#;
+    let listener = parsed(&one(TUNNEL, off));
+    let NetworkFilter::Tunnel(off) = &listener.filter_chains[0].filter else { panic!("expected a tunnel server") };
+    assert_eq!((off.max_handshakes_per_second_per_source, off.reconnect_window), (None, Duration::ZERO), "off");
     let allowed = |name: &str| server.allowed_clusters.iter().any(|pattern| pattern.matches(name));
     assert!(allowed("edge-1") && allowed("one") && !allowed("two"), "{:?}", server.allowed_clusters);
 }

@@ -7,7 +7,7 @@ use culvert_api::envoy::config::core::v3::RoutingPriority;
 use culvert_api::envoy::config::route::v3 as api;
 
 use super::{
-    AgentSelector, ClusterChoice, ClusterRef, HostRewrite, PathRewrite, Priority, Redirect, RedirectPath, RouteAction,
+    AgentChoice, ClusterChoice, ClusterRef, HostRewrite, PathRewrite, Priority, Redirect, RedirectPath, RouteAction,
     WeightedCluster, headers, retry,
 };
 use crate::http::{self, UpgradeConfig};
@@ -21,7 +21,7 @@ use crate::scalar;
 pub(super) fn forward(
     report: &mut Report,
     message: &api::RouteAction,
-    agent: Option<AgentSelector>,
+    agent: Option<AgentChoice>,
 ) -> Option<RouteAction> {
     use api::route_action::ClusterNotFoundResponseCode as NotFound;
     let agent = metadata::agent_of_match(report, message.metadata_match.as_ref()).or(agent);
@@ -66,7 +66,7 @@ pub(super) fn forward(
     })
 }
 
-fn clusters(report: &mut Report, message: &api::RouteAction, agent: Option<&AgentSelector>) -> Option<ClusterChoice> {
+fn clusters(report: &mut Report, message: &api::RouteAction, agent: Option<&AgentChoice>) -> Option<ClusterChoice> {
     use api::route_action::ClusterSpecifier;
     match &message.cluster_specifier {
         Some(ClusterSpecifier::Cluster(cluster)) => {
@@ -95,7 +95,7 @@ fn clusters(report: &mut Report, message: &api::RouteAction, agent: Option<&Agen
 fn weighted_clusters(
     report: &mut Report,
     message: &api::WeightedCluster,
-    agent: Option<&AgentSelector>,
+    agent: Option<&AgentChoice>,
 ) -> Option<ClusterChoice> {
     let clusters = report.items("clusters", &message.clusters, |report, message| {
         http::per_filter_config(report, &message.typed_per_filter_config);

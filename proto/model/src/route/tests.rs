@@ -245,15 +245,23 @@ fn a_route_names_one_tunnel_agent() {
         (r#"{"agent": "edge-7"}"#, Some(AgentSelector::Fixed("edge-7".into()))),
     ];
     for (selector, expected) in cases {
-        let expected = ClusterChoice::One(ClusterRef { cluster: "c".into(), agent: expected });
+        let agent = expected.map(|selector| AgentChoice { selector, allowed: Vec::new() });
+        let expected = ClusterChoice::One(ClusterRef { cluster: "c".into(), agent });
         assert_eq!(action(&named(selector)).clusters, expected, "{selector}");
     }
+    let limited = action(&named(r#"{"agent_header": "x", "allowed_agents": ["edge-*", "one"]}"#));
+    let ClusterChoice::One(ClusterRef { agent: Some(agent), .. }) = &limited.clusters else { panic!("{limited:?}") };
+    let allowed = ["edge-", "edge-7", "one", "", "two", "one-more"].map(|name| agent.allows(name));
+    assert_eq!(allowed, [true, true, true, false, false, false], "{agent:?}");
     let place = at(r#"metadata.filter_metadata["culvert.tunnel"]"#);
     refused(
         &base(),
         parse,
         &[
             (&named(r#"{"agent": "a", "agent_header": "b"}"#), &place, "set one"),
+            (&named(r#"{"agent": "a", "allowed_agents": []}"#), &format!("{place}.allowed_agents"), "is empty"),
+            (&named(r#"{"agent": "a", "allowed_agents": [1]}"#), &format!("{place}.allowed_agents[0]"), "no text"),
+            (&named(r#"{"allowed_agents": ["a"]}"#), &format!("{place}.allowed_agents"), "none of them can"),
             (&named(r#"{"agent_header": "a b"}"#), &format!("{place}.agent_header"), "not a header name"),
             (&named(r#"{"agnet": "a"}"#), &format!(r#"{place}["agnet"]"#), "is none of"),
         ],
@@ -269,7 +277,7 @@ fn a_weighted_cluster_has_its_own_agent_or_that_of_its_route() {
                 {"culvert.tunnel": {"agent": "own"}}}}]}}}]}]}"#;
     let ClusterChoice::Weighted { clusters, total } = &action(patch).clusters else { panic!("expected weights") };
     let agents: Vec<_> = clusters.iter().map(|cluster| cluster.target.agent.clone()).collect();
-    let fixed = |name: &str| Some(AgentSelector::Fixed(name.into()));
+    let fixed = |name: &str| Some(AgentChoice { selector: AgentSelector::Fixed(name.into()), allowed: Vec::new() });
     assert_eq!((agents, *total), (vec![fixed("all"), fixed("own")], 3));
 }
 

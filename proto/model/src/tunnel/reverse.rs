@@ -1,5 +1,6 @@
 //! Envoy's `reverse_tunnel` network filter: what a listener demands of Envoy's initiators.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,9 @@ use culvert_api::envoy::extensions::filters::common::jwks::v3::jwt_handshake_val
 use culvert_api::envoy::extensions::filters::network::reverse_tunnel::v3 as api;
 
 use super::id_format::{IdFormat, Place};
-use super::{ProtocolChoice, TunnelProtocol, TunnelServer};
+use super::{
+    HANDSHAKES_PER_SECOND, PENDING_PER_SOURCE, ProtocolChoice, RECONNECT_WINDOW, TunnelProtocol, TunnelServer,
+};
 use crate::report::Report;
 use crate::scalar;
 use crate::source::{self, DataSource};
@@ -100,6 +103,10 @@ pub(crate) fn filter(report: &mut Report, message: &api::ReverseTunnel) -> Optio
         protocol: ProtocolChoice::Fixed(TunnelProtocol::Http2),
         queue_timeout: Duration::from_secs(5),
         max_queued_requests: 1024,
+        reconnect_window: RECONNECT_WINDOW,
+        max_pending_handshakes_per_source: super::size(PENDING_PER_SOURCE),
+        max_handshakes_per_second_per_source: NonZeroU32::new(HANDSHAKES_PER_SECOND),
+        ping_interval: super::PING_INTERVAL,
         mosn: false,
         reverse: Box::new(reverse),
     })

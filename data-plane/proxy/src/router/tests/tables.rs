@@ -35,7 +35,6 @@ fn failures_are_told_in_envoys_words() {
         (Failure::Idle, 408, "SI", "stream timeout", "stream_idle_timeout"),
         (Failure::Unavailable(UpstreamFailure::NoCluster), 500, "NC", "", "cluster_not_found"),
         (Failure::Unavailable(UpstreamFailure::NoHealthyHost), 503, "UH", "no healthy upstream", "no_healthy_upstream"),
-        (Failure::Unavailable(UpstreamFailure::AgentOffline), 503, "UH", "no healthy upstream", "no_healthy_upstream"),
         (
             Failure::Unavailable(UpstreamFailure::QueueFull),
             503,
@@ -88,6 +87,23 @@ fn failures_are_told_in_envoys_words() {
         "{:?} says that it was retried",
         retried.body
     );
+}
+
+#[test]
+fn an_agent_that_is_not_there_is_unknown_or_offline() {
+    let told = |failure| {
+        let reply = Failure::Unavailable(failure).reply(0, true, 503).unwrap();
+        let flag = reply.flag.map(crate::ResponseFlag::short).unwrap();
+        (reply.status, flag, String::from_utf8_lossy(&reply.body).into_owned(), reply.details, reply.retry_after)
+    };
+    let unknown = told(UpstreamFailure::AgentUnknown);
+    assert_eq!(unknown, (404, "TAU", "unknown tunnel agent".into(), "tunnel_agent_unknown".into(), None));
+    for (seconds, after) in [(0, 1), (7, 7), (86_400, 30)] {
+        let (body, details) =
+            (format!("tunnel agent offline for {seconds} s"), format!("tunnel_agent_offline{{{seconds}_s}}"));
+        let offline = told(UpstreamFailure::AgentOffline { seconds });
+        assert_eq!(offline, (503, "TAO", body, details.into(), Some(after)), "after {seconds} s");
+    }
 }
 
 pub(super) fn policy(on: RetryOn) -> RetryPolicy {

@@ -30,7 +30,7 @@ async fn against(answer: &[u8], piece: usize, closes: bool) -> Result<Establishe
         }
     });
     let address = "127.0.0.1:1".parse().unwrap();
-    let limit = std::time::Duration::from_secs(5);
+    let limit = Duration::from_secs(5);
     let outcome = tokio::time::timeout(limit, handshake(Io::memory(ours), &init, address)).await;
     if !closes {
         script.abort();

@@ -126,14 +126,18 @@ async fn a_server_that_accepts_and_closes_is_not_stormed() {
 }
 
 #[test]
-fn the_back_off_begins_anew_only_after_a_connection_that_lasted() {
+fn after_a_tunnel_that_lasted_or_was_used_the_agent_dials_again_at_once() {
     let mut backoff = culvert_runtime::backoff::Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
-    let mut ceilings = Vec::new();
-    for lived in [0, 1, 4999, 5000, 0, 60_000, 60_000] {
-        let _delay = connection::after_tunnel(&mut backoff, Duration::from_millis(lived));
-        ceilings.push(backoff.ceiling().as_millis());
+    let mut seen = Vec::new();
+    // How long it lived (ms), how many bytes came.
+    for (lived, received) in [(0, 0), (1, 70), (4999, 127), (5000, 0), (0, 0), (0, 128), (60_000, 60_000)] {
+        let delay = connection::after_tunnel(&mut backoff, Duration::from_millis(lived), received);
+        let at_once = backoff.attempts() == 0;
+        assert!(!at_once || delay <= Duration::from_millis(100), "{lived} ms, {received} bytes: {delay:?}");
+        seen.push((at_once, backoff.ceiling().as_millis()));
     }
-    assert_eq!(ceilings, [200, 400, 800, 200, 400, 200, 200], "ceiling of the attempt after the next");
+    let expected = [(false, 200), (false, 400), (false, 800), (true, 100), (false, 200), (true, 100), (true, 100)];
+    assert_eq!(seen, expected, "whether at once, and the ceiling of the attempt after the next");
 }
 
 #[tokio::test]

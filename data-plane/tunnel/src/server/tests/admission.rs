@@ -196,20 +196,20 @@ async fn credentials_rotate_without_a_gap() {
 async fn clusters_that_may_be_joined() {
     LocalSet::new()
         .run_until(async {
-            let open = TunnelServer { allowed_clusters: vec![NamePattern::Prefix("edge-".into())], ..config() };
+            let open = || TunnelServer { allowed_clusters: vec![NamePattern::Prefix("edge-".into())], ..config() };
             let policies = vec![policy("any", &[]), policy("one", &["core"])];
-            let closed = TunnelServer { policies, ..open.clone() };
+            let closed = || TunnelServer { policies: policies.clone(), ..open() };
             let tokens = || vec![vec![token("a")], vec![token("b")]];
-            for (config, init, expected) in [
+            for (config, init, expected) in vec![
                 (config(), init("whatever"), Status::Success),
                 (config(), init(""), Status::Success),
                 (config(), with_credential("edge", "none-here", "x"), Status::PolicyNotFound),
-                (open.clone(), init("edge-1"), Status::Success),
-                (open, init("core"), Status::AuthFailed),
-                (closed.clone(), with_credential("edge-1", "any", "a"), Status::Success),
-                (closed.clone(), with_credential("core", "any", "a"), Status::AuthFailed),
-                (closed.clone(), with_credential("core", "one", "b"), Status::Success),
-                (closed, with_credential("edge-1", "one", "b"), Status::AuthFailed),
+                (open(), init("edge-1"), Status::Success),
+                (open(), init("core"), Status::AuthFailed),
+                (closed(), with_credential("edge-1", "any", "a"), Status::Success),
+                (closed(), with_credential("core", "any", "a"), Status::AuthFailed),
+                (closed(), with_credential("core", "one", "b"), Status::Success),
+                (closed(), with_credential("edge-1", "one", "b"), Status::AuthFailed),
             ] {
                 let fixture = Fixture::new(config, tokens());
                 let (_connected, response) = fixture.join(AGENT, init.clone()).await;

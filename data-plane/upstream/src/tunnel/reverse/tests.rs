@@ -1,6 +1,7 @@
 //! Clusters of Envoy's `reverse_connection` type.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use culvert_model::cluster::{Cluster, Discovery};
 use tokio::task::spawn_local;
@@ -75,8 +76,8 @@ async fn one_tunnel_serves_every_cluster() {
         assert_eq!(clusters.tunnels().len(), 1, "one registration");
         for (name, fields, expected) in [
             ("one", &[][..], UpstreamFailure::NoHealthyHost),
-            ("one", &[("x-node", "b")], UpstreamFailure::AgentUnknown),
-            ("two", &[("x-node", "a"), ("x-tenant", "u")], UpstreamFailure::AgentUnknown),
+            ("one", &[("x-node", "b")], UpstreamFailure::NoHealthyHost),
+            ("two", &[("x-node", "a"), ("x-tenant", "u")], UpstreamFailure::NoHealthyHost),
             ("two", &[("x-node", "a")], UpstreamFailure::NoHealthyHost),
             ("other", &[], UpstreamFailure::NoHealthyHost),
         ] {
@@ -93,7 +94,7 @@ async fn one_tunnel_serves_every_cluster() {
 }
 
 #[tokio::test]
-async fn a_lost_agent_is_offline_and_an_unknown_one_is_unknown() {
+async fn a_lost_agent_is_offline_and_an_unknown_one_is_no_host() {
     on_worker(async {
         let (clusters, pools) = worker();
         clusters.apply(Arc::new(reverse("one", false)), None);
@@ -103,8 +104,8 @@ async fn a_lost_agent_is_offline_and_an_unknown_one_is_unknown() {
         eventually("it is gone", || clusters.tunnels().is_empty()).await;
         let wait = async || ask(&pools, &slot, &[("x-node", "a")]).await;
         eventually("every worker knows", || slot.stats().read(crate::stats::ClusterMetric::RqTotal) == 0).await;
-        assert_eq!(wait().await, Err(UpstreamFailure::AgentOffline));
-        assert_eq!(ask(&pools, &slot, &[("x-node", "b")]).await, Err(UpstreamFailure::AgentUnknown));
+        assert_eq!(wait().await, Err(UpstreamFailure::AgentOffline { seconds: 0 }));
+        assert_eq!(ask(&pools, &slot, &[("x-node", "b")]).await, Err(UpstreamFailure::NoHealthyHost));
     })
     .await;
 }
@@ -125,7 +126,7 @@ async fn tenants_are_kept_apart() {
         }
         for node in ["a", "t:a", "edge"] {
             let answer = ask(&pools, &plain, &[("x-node", node)]).await;
-            assert_eq!(answer, Err(UpstreamFailure::AgentUnknown), "{node} without a tenant");
+            assert_eq!(answer, Err(UpstreamFailure::NoHealthyHost), "{node} without a tenant");
         }
         let answer = ask(&pools, &clusters.slot("edge"), &[]).await;
         assert_eq!(answer, Err(UpstreamFailure::NoHealthyHost), "isolated agents join no cluster by name");
@@ -162,6 +163,57 @@ async fn who_waits_for_an_agent_gets_no_other() {
     .await;
 }
 
+/// Whatever the request calls it by; the connection that comes is not open before somebody wants it.
+#[tokio::test(start_paused = true)]
+async fn requests_wait_for_an_agent_that_is_expected_back() {
+    on_worker(async {
+        let (clusters, pools) = worker();
+        clusters.apply(Arc::new(reverse("one", false)), None);
+        clusters.apply(Arc::new(reverse("two", true)), None);
+        clusters.apply(Arc::new(cluster("edge", &[])), None);
+        let claim = || TunnelClaim { reconnect_window: Duration::from_secs(3), ..agent("a", "edge", "t", false, true) };
+        // One that nobody may find by the cluster's name, and that never ends, is no reason to wait, nor an answer.
+        let _apart = join(&clusters, agent("z", "edge", "u", false, false)).await;
+        let calls = [("one", "a", None), ("two", "a", None), ("edge", "", None), ("edge", "", Some("a"))];
+        let start = || {
+            calls.map(|(name, node, agent)| {
+                let (pools, slot) = (Rc::clone(&pools), clusters.slot(name));
+                spawn_local(async move {
+                    let head = request(&[("x-node", node), ("x-tenant", "t")]);
+                    let context = PickContext { request: Some(&head), agent, ..any() };
+                    let mut checkout = pools.checkout(&slot, &context).await?;
+                    Ok(get(&mut checkout, "/").await.unwrap())
+                })
+            })
+        };
+        drop(clusters.register(claim()).await.unwrap());
+        eventually("it is gone", || clusters.tunnels().len() == 1).await;
+        let parked = start();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(parked.iter().all(|task| !task.is_finished()), "they wait: {parked:?}");
+        let began = tokio::time::Instant::now();
+        let lease = join(&clusters, claim()).await;
+        for (task, call) in parked.into_iter().zip(calls) {
+            assert_eq!(task.await.unwrap().as_deref(), Ok("200 a /"), "{call:?}: by the new tunnel");
+        }
+        assert!(began.elapsed() < Duration::from_millis(100), "opened at once: {:?}", began.elapsed());
+        for name in ["one", "two"] {
+            let parked = clusters.slot(name).stats().read(crate::stats::ClusterMetric::TunnelParked);
+            assert_eq!(parked, 1, "{name}: parked");
+        }
+        lease.drain();
+        drop(lease);
+        eventually("it is gone again", || clusters.tunnels().len() == 1).await;
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let offline = || Err(UpstreamFailure::AgentOffline { seconds: 4 });
+        let expected = [offline(), offline(), Err(UpstreamFailure::NoHealthyHost), offline()];
+        for ((task, call), expected) in start().into_iter().zip(calls).zip(expected) {
+            assert_eq!(task.await.unwrap(), expected, "{call:?}: after the window");
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn an_agent_that_nobody_can_reach_is_told_so() {
     on_worker(async {
@@ -183,7 +235,7 @@ async fn unknown_agents_leave_nothing() {
         let slot = clusters.slot("one");
         for n in 0..100_000 {
             let seen = ask(&pools, &slot, &[("x-node", &format!("bogus-{n}"))]).await;
-            assert_eq!(seen, Err(UpstreamFailure::AgentUnknown));
+            assert_eq!(seen, Err(UpstreamFailure::NoHealthyHost));
         }
         assert!(clusters.tunnels().is_empty() && clusters.slots().len() == 1, "{:?}", clusters.slots());
     })
