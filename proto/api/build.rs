@@ -19,8 +19,10 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Files that get Rust types, with everything they import.
 const ROOTS: &[&str] = &[
+    "culvert/tunnel/v1/reverse_tunnel_reporting.proto",
     "culvert/tunnel/v1/tunnel_agent.proto",
     "culvert/tunnel/v1/tunnel_control.proto",
+    "culvert/tunnel/v1/tunnel_inventory.proto",
     "envoy/config/bootstrap/v3/bootstrap.proto",
     "envoy/config/cluster/v3/cluster.proto",
     "envoy/config/endpoint/v3/endpoint.proto",
