@@ -19,6 +19,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Files that get Rust types, with everything they import.
 const ROOTS: &[&str] = &[
+    "culvert/control/v1/control.proto",
     "culvert/tunnel/v1/reverse_tunnel_reporting.proto",
     "culvert/tunnel/v1/tunnel_agent.proto",
     "culvert/tunnel/v1/tunnel_control.proto",
@@ -52,6 +53,7 @@ const ROOTS: &[&str] = &[
     "envoy/service/discovery/v3/ads.proto",
     "envoy/service/endpoint/v3/eds.proto",
     "envoy/service/listener/v3/lds.proto",
+    "envoy/service/load_stats/v3/lrs.proto",
     "envoy/service/route/v3/rds.proto",
     "envoy/service/secret/v3/sds.proto",
     "envoy/service/status/v3/csds.proto",

@@ -53,6 +53,11 @@ pub struct Args {
     #[arg(long, value_name = "NAME", requires = "tls_client_ca")]
     pub client_identity: Vec<String>,
 
+    /// Who may call the operators' service: a URI or DNS name of the certificate, with * for anything without / or dot. May be
+    /// given more than once. Without it, and without --tls-client-ca, everybody on this machine may.
+    #[arg(long, value_name = "NAME", requires = "tls_client_ca")]
+    pub operator_identity: Vec<String>,
+
     /// A changed directory goes to so many connected nodes first, and to all once they have accepted it; if one refuses it,
     /// or does not answer, they get back what they had. 0: to all at once.
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]

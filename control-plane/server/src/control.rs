@@ -10,6 +10,7 @@ use culvert_xds::{NodeIdentity, Snapshot};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::access::Access;
 use crate::args::Args;
 use crate::identity::Identities;
 use crate::metrics::Metrics;
@@ -22,7 +23,7 @@ const MAX_HISTORY: usize = 20;
 #[derive(Debug)]
 pub(crate) struct Control {
     pub(crate) folder: PathBuf,
-    options: Options,
+    pub(crate) options: Options,
     catalog: Mutex<Catalog>,
     canary: Mutex<Option<Canary>>,
     /// Nodes that get a change before all others.
@@ -38,6 +39,7 @@ pub(crate) struct Control {
     pub(crate) secured: bool,
     /// Which certificate may be which node.
     pub(crate) identities: Identities,
+    pub(crate) access: Access,
     /// Whether the process takes work: from the start until it drains.
     ready: watch::Sender<bool>,
 }
@@ -66,6 +68,8 @@ pub(crate) struct Past {
     pub(crate) again: Option<u64>,
     /// Only some nodes had it, and why they no longer have it.
     pub(crate) taken_back: Option<String>,
+    /// Who put it in force if that was not the directory.
+    pub(crate) reason: Option<String>,
 }
 
 /// What some nodes have before all get it.
@@ -103,6 +107,7 @@ impl Control {
             metrics: Metrics::default(),
             secured: args.tls_cert.is_some(),
             identities: Identities::new(&args.client_identity),
+            access: Access::new(args),
             ready: watch::Sender::new(true),
         };
         control.apply(first);
@@ -133,7 +138,7 @@ impl Control {
             self.metrics.resources.set(directory.len());
             if !self.try_on_canary(&directory) {
                 tracing::info!(resources = directory.len(), files, "{} is in force", self.folder.display());
-                self.put_in_force(directory, None);
+                self.put_in_force(directory, None, None);
             }
         } else {
             tracing::error!(errors = errors.len(), "{} is refused; what was good last stays", self.folder.display());
@@ -142,7 +147,7 @@ impl Control {
             Arc::new(Latest { at: now, accepted, errors, warnings, files, in_force_since, rolled_back_to });
     }
 
-    fn put_in_force(&self, directory: Arc<Directory>, again: Option<u64>) {
+    fn put_in_force(&self, directory: Arc<Directory>, again: Option<u64>, reason: Option<String>) {
         let generation = self.generation() + 1;
         *self.canary.lock() = None;
         self.remember(Past {
@@ -151,6 +156,7 @@ impl Control {
             directory: Arc::clone(&directory),
             again,
             taken_back: None,
+            reason,
         });
         *self.catalog.lock() = Catalog::new(directory);
         // After the catalog: who sees the new number finds the new content.
@@ -188,6 +194,11 @@ impl Control {
         true
     }
 
+    /// The number of what some nodes have before all others, and which nodes.
+    pub(crate) fn canary(&self) -> Option<(u64, BTreeSet<String>)> {
+        self.canary.lock().as_ref().map(|canary| (canary.generation, canary.nodes.clone()))
+    }
+
     /// Which nodes have something before all others.
     pub(crate) fn canary_nodes(&self) -> BTreeSet<String> {
         self.canary.lock().as_ref().map(|canary| canary.nodes.clone()).unwrap_or_default()
@@ -199,14 +210,14 @@ impl Control {
         let directory = Arc::clone(canary.catalog.directory());
         let Some(reason) = taken_back else {
             tracing::info!(generation = canary.generation, "some nodes accepted the change: it goes to all");
-            self.put_in_force(directory, None);
+            self.put_in_force(directory, None, None);
             return true;
         };
         tracing::error!(generation = canary.generation, reason, "the change is taken back");
         self.metrics.canaries_taken_back.add();
         let Canary { generation, .. } = canary;
         let taken_back = Some(reason.to_owned());
-        self.remember(Past { generation, at: SystemTime::now(), directory, again: None, taken_back });
+        self.remember(Past { generation, at: SystemTime::now(), directory, again: None, taken_back, reason: None });
         self.generation.send_modify(|generation| *generation += 1);
         true
     }
@@ -217,9 +228,9 @@ impl Control {
     }
 
     /// Puts in force what was a former generation, until the directory is read again. `None`: it is not known any more.
-    pub(crate) fn roll_back(&self, to: u64) -> Option<u64> {
+    pub(crate) fn roll_back(&self, to: u64, reason: Option<String>) -> Option<u64> {
         let past = self.history.lock().iter().find(|past| past.generation == to).cloned()?;
-        self.put_in_force(past.directory, Some(to));
+        self.put_in_force(past.directory, Some(to), reason);
         let mut latest = self.latest.lock();
         let before = Arc::clone(&latest);
         *latest = Arc::new(Latest {

@@ -14,6 +14,8 @@ use crate::control::Control;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Peer {
     pub(crate) address: Arc<str>,
+    /// It is on this machine.
+    pub(crate) local: bool,
     /// The first name of the client's certificate, else its subject.
     pub(crate) certificate: Option<Arc<str>>,
     /// URI and DNS names of the certificate.
@@ -28,11 +30,12 @@ impl Peer {
                 .inspect_err(|error| tracing::warn!(%error, %address, "a client's certificate cannot be read"))
                 .ok()
         });
+        let local = address.ip().is_loopback();
         let address = address.to_string().into();
-        let Some(details) = details else { return Self { address, ..Self::default() } };
+        let Some(details) = details else { return Self { address, local, ..Self::default() } };
         let names: Arc<[String]> = details.uri_sans.into_iter().chain(details.dns_sans).collect();
         let certificate = Some(names.first().unwrap_or(&details.subject).as_str().into());
-        Self { address, certificate, names }
+        Self { address, local, certificate, names }
     }
 
     /// The node that a first request claims to be, if the peer may be that.

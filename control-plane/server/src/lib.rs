@@ -9,16 +9,19 @@
 
 pub mod args;
 
+mod access;
 mod admin;
 mod canary;
 mod connections;
 mod control;
 mod csds;
 mod discovery;
+mod history;
 mod identity;
 mod listen;
 mod metrics;
 mod nodes;
+mod operator;
 mod reload;
 mod stream;
 mod tls;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use culvert_api::DESCRIPTOR_SET;
+use culvert_api::culvert::control::v1::control_service_server::ControlServiceServer;
 use culvert_api::envoy::service::status::v3::client_status_discovery_service_server::ClientStatusDiscoveryServiceServer;
 use culvert_runtime::drain::Watch;
 use culvert_runtime::sockets::{ListenOptions, bind};
@@ -22,6 +23,7 @@ use crate::connections;
 use crate::control::Control;
 use crate::csds::Csds;
 use crate::discovery::{Discovery, SERVICES};
+use crate::operator::{self, Operator};
 use crate::tls::Tls;
 
 /// Largest status request.
@@ -105,6 +107,7 @@ fn write_address(path: Option<&Path>, address: SocketAddr) -> anyhow::Result<()>
 async fn services(control: &Arc<Control>, drain: &Watch) -> anyhow::Result<Routes> {
     let (health, health_service) = tonic_health::server::health_reporter();
     follow_readiness(control, health).await;
+    let operator = Operator { control: Arc::clone(control), drain: drain.clone() };
     let csds = Csds { control: Arc::clone(control), drain: drain.clone() };
     let mut routes = Routes::default();
     let mut router = std::mem::take(routes.axum_router_mut());
@@ -115,6 +118,7 @@ async fn services(control: &Arc<Control>, drain: &Watch) -> anyhow::Result<Route
     *routes.axum_router_mut() = router;
     let routes = routes
         .add_service(ClientStatusDiscoveryServiceServer::new(csds).max_decoding_message_size(MAX_STATUS_REQUEST))
+        .add_service(ControlServiceServer::new(operator).max_decoding_message_size(operator::MAX_REQUEST))
         .add_service(health_service)
         .add_service(reflection().build_v1().context("reflection")?)
         .add_service(reflection().build_v1alpha().context("reflection")?);
@@ -126,6 +130,7 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .with_service_name(CSDS)
+        .with_service_name(operator::SERVICE)
         .with_service_name("grpc.health.v1.Health")
         .with_service_name("grpc.reflection.v1.ServerReflection")
         .with_service_name("grpc.reflection.v1alpha.ServerReflection");
@@ -144,7 +149,7 @@ async fn follow_readiness(control: &Control, health: HealthReporter) {
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for name in SERVICES.iter().map(|service| service.name).chain(["", CSDS]) {
+    for name in SERVICES.iter().map(|service| service.name).chain(["", CSDS, operator::SERVICE]) {
         health.set_service_status(name, status).await;
     }
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use culvert_store::Conflict;
 use culvert_xds::server::{Progress, ResourceState, TypeStatus};
 use culvert_xds::{
-    Heard, NodeIdentity, RequestError, Response, Session, SessionConfig, Snapshot, StreamId, StreamKind, Version,
+    Heard, NodeIdentity, RequestError, Resource, Response, Session, SessionConfig, Snapshot, StreamId, StreamKind,
+    Version,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -46,6 +47,8 @@ pub(crate) struct Nodes {
     /// A second stream of the same types gets a session of its own.
     sessions: Mutex<Sessions>,
     streams: AtomicU64,
+    /// Changes when any node moved, if anybody looks.
+    moves: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -63,6 +66,8 @@ pub(crate) struct NodeSession {
     steps: watch::Sender<u64>,
     /// What the session's clock counts from.
     begun: Instant,
+    /// Counts what may have changed its status.
+    moved: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -176,9 +181,26 @@ impl Nodes {
 
     /// Every node, in order of id.
     pub(crate) fn status(&self) -> Vec<NodeStatus> {
+        self.all().iter().map(|node| node.status()).collect()
+    }
+
+    /// The session of every node, in order of id.
+    pub(crate) fn all(&self) -> Vec<Arc<NodeSession>> {
         let mut all: Vec<Arc<NodeSession>> = self.sessions.lock().by_key.values().flatten().cloned().collect();
         all.sort_by(|a, b| a.key.cmp(&b.key));
-        all.iter().map(|node| node.status()).collect()
+        all
+    }
+
+    /// Changes when any node may have moved.
+    pub(crate) fn moves(&self) -> watch::Receiver<u64> {
+        self.moves.subscribe()
+    }
+
+    fn moved(&self, node: &NodeSession) {
+        node.moved.fetch_add(1, Ordering::Release);
+        if self.moves.receiver_count() > 0 {
+            self.moves.send_modify(|moves| *moves += 1);
+        }
     }
 
     /// Nodes with a stream, and all that are remembered.
@@ -218,7 +240,17 @@ impl NodeSession {
         log_conflicts(&key, &placement.conflicts);
         let conflicts = placement.conflicts.clone();
         let state = State { session, generation, conflicts, peer: Arc::clone(peer), idle_since: None };
-        Self { key, state: Mutex::new(state), steps: watch::Sender::new(0), begun: Instant::now() }
+        Self {
+            key,
+            state: Mutex::new(state),
+            steps: watch::Sender::new(0),
+            begun: Instant::now(),
+            moved: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.state.lock().idle_since.is_none()
     }
 
     /// For how long it has had no stream.
@@ -226,7 +258,21 @@ impl NodeSession {
         self.state.lock().idle_since.map(|since| since.elapsed())
     }
 
-    fn status(&self) -> NodeStatus {
+    pub(crate) fn id(&self) -> &str {
+        &self.key.id
+    }
+
+    /// Greater than before if the status may be another.
+    pub(crate) fn moves(&self) -> u64 {
+        self.moved.load(Ordering::Acquire)
+    }
+
+    /// What it accepted last.
+    pub(crate) fn held(&self) -> Vec<Arc<Resource>> {
+        self.state.lock().session.held().cloned().collect()
+    }
+
+    pub(crate) fn status(&self) -> NodeStatus {
         let state = self.state.lock();
         NodeStatus {
             key: self.key.clone(),
@@ -261,6 +307,9 @@ impl Attached {
         let response = state.session.poll_stream(self.stream, now);
         let steps = state.session.steps();
         drop(state);
+        if response.is_some() {
+            self.control.nodes.moved(&self.node);
+        }
         self.node.steps.send_if_modified(|seen| std::mem::replace(seen, steps) != steps);
         response
     }
@@ -281,7 +330,9 @@ impl Attached {
         &self,
         on_request: impl FnOnce(&mut Session, StreamId) -> Result<Heard, RequestError>,
     ) -> Result<Heard, RequestError> {
-        on_request(&mut self.node.state.lock().session, self.stream)
+        let heard = on_request(&mut self.node.state.lock().session, self.stream);
+        self.control.nodes.moved(&self.node);
+        heard
     }
 }
 
@@ -292,6 +343,8 @@ impl Drop for Attached {
         if state.session.is_idle() {
             state.idle_since = Some(Instant::now());
         }
+        drop(state);
+        self.control.nodes.moved(&self.node);
     }
 }
 

@@ -1,7 +1,7 @@
 //! A directory from its bytes to a [`Directory`], or to everything that is wrong with it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use culvert_api::type_url;
@@ -11,6 +11,7 @@ use culvert_xds::{Name, Resource, Version};
 
 use crate::directory::{Directory, Placed};
 use crate::file::{self, Draft};
+use crate::read::Text;
 use crate::report::Finding;
 use crate::selector::Selector;
 use crate::{read, references};
@@ -43,13 +44,29 @@ pub struct Load {
 /// Takes as long as reading, parsing and checking takes: not to be called on a thread that serves.
 #[must_use]
 pub fn load(root: &Path, options: Options, before: &Directory) -> Load {
-    let texts = match read::read(root) {
-        Ok(texts) => texts,
-        Err(errors) => return Load { directory: None, errors, warnings: Vec::new(), files: 0 },
-    };
+    match read::read(root) {
+        Ok(texts) => check(&texts, root, options, before),
+        Err(errors) => refused(errors),
+    }
+}
+
+/// As [`load`], but of files that somebody gives: paths relative to the directory, with their bytes.
+#[must_use]
+pub fn load_files(files: Vec<(PathBuf, Vec<u8>)>, options: Options, before: &Directory) -> Load {
+    match read::given(files) {
+        Ok(texts) => check(&texts, Path::new("."), options, before),
+        Err(errors) => refused(errors),
+    }
+}
+
+fn refused(errors: Vec<Finding>) -> Load {
+    Load { directory: None, errors, warnings: Vec::new(), files: 0 }
+}
+
+fn check(texts: &[Text], root: &Path, options: Options, before: &Directory) -> Load {
     let mut checker = Checker { options, errors: Vec::new(), warnings: Vec::new() };
     let mut drafts = Vec::new();
-    for text in &texts {
+    for text in texts {
         drafts.extend(file::parse(text, &mut checker.errors));
     }
     checker.check(&drafts);

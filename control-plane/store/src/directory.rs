@@ -79,6 +79,13 @@ impl Directory {
             .filter_map(|one| Some((&one.resource, self.selectors.get(one.selector)?, one.origin.as_str())))
     }
 
+    /// The resource at this place of [`Directory::resources`].
+    #[must_use]
+    pub fn at(&self, place: usize) -> Option<(&Arc<Resource>, &Selector, &str)> {
+        let one = self.placed.get(place)?;
+        Some((&one.resource, self.selectors.get(one.selector)?, one.origin.as_str()))
+    }
+
     /// The selectors that match a node, by index: nodes with equal matches get equal sets.
     pub(crate) fn matches(&self, node: &NodeIdentity) -> Vec<usize> {
         let matching = self.selectors.iter().enumerate().filter(|(_, selector)| selector.matches(node));

@@ -15,7 +15,7 @@ pub mod report;
 mod selector;
 
 pub use catalog::{Catalog, Placement};
-pub use check::{Load, Options, load};
+pub use check::{Load, Options, load, load_files};
 pub use directory::{Conflict, Directory};
 pub use report::Finding;
 pub use selector::Selector;

@@ -44,6 +44,29 @@ pub(crate) fn read(root: &Path) -> Result<Vec<Text>, Vec<Finding>> {
     )])
 }
 
+/// The same of files that somebody gives; what is not named like a configuration file is a mistake there.
+pub(crate) fn given(files: Vec<(PathBuf, Vec<u8>)>) -> Result<Vec<Text>, Vec<Finding>> {
+    let mut reading = Reading { bytes: 0, texts: Vec::new(), visited: BTreeSet::new(), findings: Vec::new() };
+    for (path, bytes) in files {
+        reading.bytes = reading.bytes.saturating_add(bytes.len() as u64);
+        match Syntax::of(&path) {
+            Some(_) if reading.is_full() => reading.report_full(&path),
+            Some(syntax) => reading.texts.push(Text { path: path.into(), syntax, bytes }),
+            None => reading.report(&path, "is named like no configuration file; use .yaml, .yml or .json".to_owned()),
+        }
+    }
+    reading.texts.sort_by(|a, b| a.path.cmp(&b.path));
+    let pairs = reading.texts.windows(2);
+    let twice =
+        pairs.filter_map(|pair| pair.first().filter(|first| pair.last().is_some_and(|last| last.path == first.path)));
+    let twice: Vec<_> = twice.map(|text| Finding::whole(&text.path, "is given twice")).collect();
+    reading.findings.extend(twice);
+    if !reading.findings.is_empty() {
+        return Err(reading.findings);
+    }
+    Ok(reading.texts)
+}
+
 fn read_once(root: &Path) -> Result<Vec<Text>, Vec<Finding>> {
     let mut reading = Reading { bytes: 0, texts: Vec::new(), visited: BTreeSet::new(), findings: Vec::new() };
     reading.folder(root, 0);
@@ -97,16 +120,23 @@ impl Reading {
 
     fn file(&mut self, path: &Path, syntax: Syntax, length: u64) {
         self.bytes = self.bytes.saturating_add(length);
-        if self.bytes > MAX_BYTES || self.texts.len() >= MAX_FILES {
-            // Said once.
-            if self.findings.is_empty() {
-                self.report(path, format!("more than {MAX_FILES} files or {MAX_BYTES} bytes"));
-            }
-            return;
+        if self.is_full() {
+            return self.report_full(path);
         }
         match std::fs::read(path) {
             Ok(bytes) => self.texts.push(Text { path: path.into(), syntax, bytes }),
             Err(error) => self.report(path, format!("cannot be read: {error}")),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes > MAX_BYTES || self.texts.len() >= MAX_FILES
+    }
+
+    fn report_full(&mut self, path: &Path) {
+        // Said once.
+        if self.findings.is_empty() {
+            self.report(path, format!("more than {MAX_FILES} files or {MAX_BYTES} bytes"));
         }
     }
 

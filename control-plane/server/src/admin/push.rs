@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
 
 use super::{page, seconds, state, text};
-use crate::control::{Control, Past};
+use crate::control::Control;
+use crate::history::{self, Entry};
 use crate::nodes::{NodeStatus, Standing};
 
 /// Longest `wait`.
@@ -81,43 +82,26 @@ pub(super) fn progress(progress: &Progress) -> Value {
 
 /// What was in force, the present first, each with what it changed.
 pub(super) fn history(control: &Control) -> Value {
-    let history = control.history();
-    let mut shown = Vec::new();
-    for (index, past) in history.iter().enumerate().rev() {
-        let before = index.checked_sub(1).and_then(|before| history.get(before));
-        shown.push(json!({
+    // Most names that are listed.
+    const MOST: usize = 100;
+    let list = |names: &[String]| json!({ "count": names.len(), "first": names.iter().take(MOST).collect::<Vec<_>>() });
+    let entries = history::entries(control);
+    let shown = entries.iter().map(|Entry { past, changes }| {
+        json!({
             "generation": past.generation,
             "at": seconds(past.at),
             "resources": past.directory.len(),
             "rolled_back_to": past.again,
             "taken_back": past.taken_back.as_deref(),
-            "changes": before.map(|before| changes(before, past)),
-        }));
-    }
-    Value::Array(shown)
-}
-
-/// Names that differ, by what happened to them.
-fn changes(before: &Past, after: &Past) -> Value {
-    // Most names that are listed.
-    const MOST: usize = 100;
-    let entries = |past: &Past| {
-        let entry =
-            |(resource, selector, _): (&std::sync::Arc<culvert_xds::Resource>, &culvert_store::Selector, &str)| {
-                let name = format!("{}/{}", culvert_api::type_url::short_name(resource.type_url()), resource.name());
-                ((name, selector.to_string()), resource.version())
-            };
-        past.directory.resources().map(entry).collect::<std::collections::BTreeMap<_, _>>()
-    };
-    let (old, new) = (entries(before), entries(after));
-    let title = |(name, selector): &(String, String)| format!("{name} ({selector})");
-    let added: Vec<String> = new.keys().filter(|key| !old.contains_key(*key)).map(title).collect();
-    let removed: Vec<String> = old.keys().filter(|key| !new.contains_key(*key)).map(title).collect();
-    let differs = |(key, version): &(&(String, String), _)| old.get(*key).is_some_and(|old| old != *version);
-    let changed: Vec<String> = new.iter().filter(differs).map(|(key, _)| title(key)).collect();
-    let list =
-        |names: Vec<String>| json!({ "count": names.len(), "first": names.into_iter().take(MOST).collect::<Vec<_>>() });
-    json!({ "added": list(added), "changed": list(changed), "removed": list(removed) })
+            "reason": past.reason.as_deref(),
+            "changes": changes.as_ref().map(|changes| json!({
+                "added": list(&changes.added),
+                "changed": list(&changes.changed),
+                "removed": list(&changes.removed),
+            })),
+        })
+    });
+    Value::Array(shown.collect())
 }
 
 /// Puts in force what was generation `to`, until the directory changes; without `to` takes back what only some nodes have yet.
@@ -128,7 +112,7 @@ pub(super) fn rollback(control: &Control, query: Option<&str>) -> http::Response
     let Some(to) = parameter(query, "to").and_then(|text| text.parse().ok()) else {
         return text(StatusCode::BAD_REQUEST, "say which generation: /rollback?to=NUMBER; see /history\n".to_owned());
     };
-    match control.roll_back(to) {
+    match control.roll_back(to, Some("POST /rollback".to_owned())) {
         Some(generation) => page(&json!({ "generation": generation, "rolled_back_to": to })),
         None => text(StatusCode::NOT_FOUND, format!("generation {to} is not remembered; see /history\n")),
     }

@@ -6,6 +6,8 @@ mod connections;
 mod harness;
 #[cfg(test)]
 mod operations;
+#[cfg(test)]
+mod operator;
 
 use std::time::Duration;
 

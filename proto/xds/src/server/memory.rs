@@ -48,6 +48,10 @@ impl Memory {
         self.accepted.get(name)
     }
 
+    pub(crate) fn all_accepted(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        self.accepted.values()
+    }
+
     /// What the node accepted last, as far as is known.
     pub(crate) fn accepted_once(&self, name: &str) -> Option<&Arc<Resource>> {
         self.accepted.get(name).or_else(|| self.doubtful.get(name))

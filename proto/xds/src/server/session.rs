@@ -14,7 +14,7 @@ use super::status::{self, TypeStatus};
 use super::subscription::{Held, RequestSettings, Subscription};
 use super::{Heard, NodeIdentity, RequestError, Response, StreamId, StreamKind};
 use crate::Variant;
-use crate::resource::{TypeUrl, may_be_asked_for_without_names};
+use crate::resource::{Resource, TypeUrl, may_be_asked_for_without_names};
 use crate::snapshot::{Snapshot, TypeSet, is_referred_to};
 
 /// Settings of a [`Session`].
@@ -320,6 +320,12 @@ impl Session {
         }
         types.sort_by_key(|status| (type_url::push_order(&status.type_url), Arc::clone(&status.type_url)));
         types
+    }
+
+    /// What the node accepted last, as far as is known.
+    pub fn held(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        let parked = self.parked.values().flat_map(|parked| parked.memory.all_accepted());
+        self.subscriptions().flat_map(|one| one.memory.all_accepted()).chain(parked)
     }
 
     fn subscriptions(&self) -> impl Iterator<Item = &Subscription> {
