@@ -22,6 +22,8 @@ const TO_EDGE: &str = "[{match: {prefix: /}, route: {cluster: edge}}]";
 const TO_A: &str = "[{match: {prefix: /}, route: {cluster: a}}]";
 /// Dials again soon after a failure, so that nothing here waits for a back-off.
 const SOON: &str = ", reconnect_base_interval: 0.05s, reconnect_max_interval: 0.2s";
+/// The longest wait before the first dial after a loss.
+const AT_ONCE: Duration = Duration::from_millis(100);
 /// How soon both ends know that the other one is silently gone.
 const NOTICED: Duration = Duration::from_secs(6);
 
@@ -40,17 +42,18 @@ async fn noticed(gateway: &Gateway, stat: &str, since: Instant) -> Result<Durati
 }
 
 #[tokio::test]
-async fn a_reset_tunnel_is_back_within_300_ms_and_no_idempotent_request_fails() -> Result {
-    const RESETS: usize = 60;
+async fn a_reset_tunnel_is_back_at_the_first_dial_and_no_idempotent_request_fails() -> Result {
+    const RESETS: u64 = 30;
     let backend = Backend::start("behind").await?;
-    for protocol in ["HTTP1", "HTTP2"] {
+    // Without load each tunnel carries one request.
+    for (protocol, connections) in [("HTTP1", 0), ("HTTP1", 2), ("HTTP2", 0), ("HTTP2", 2)] {
         let cloud = cloud(TO_EDGE, "", &format!("protocol: {protocol}"), "", 2).await?;
         let relay = Relay::start(cloud.listener("tunnel")?).await?;
         // The default back-off: the first attempt after a loss does not wait for it.
         let site = edge(relay.address, "site", (TO_A, ""), &cluster("a", &[backend.address], ""), "").await?;
         joined(&cloud, 1).await?;
         let address = cloud.listener("in")?;
-        let load = Load { connections: 2, ..Load::new(address, "/") }.start();
+        let load = Load { connections, ..Load::new(address, "/") }.start();
         let mut back = Vec::new();
         for turn in 0..RESETS {
             eventually("the tunnel stands", async || {
@@ -62,19 +65,53 @@ async fn a_reset_tunnel_is_back_within_300_ms_and_no_idempotent_request_fails() 
             let began = Instant::now();
             relay.reset();
             let answer = get(address, "/").await?;
-            ensure!(answer.status == 200, "after reset {turn}: {} {}", answer.status, answer.text());
+            let logs = || format!("cloud:\n{}\nedge:\n{}", cloud.daemon.output(), site.daemon.output());
+            ensure!(answer.status == 200, "after reset {turn}: {answer:?}\n{}", logs());
             back.push(began.elapsed());
         }
+        load.finish(if connections > 0 { RESETS } else { 0 }).await.with_context(|| protocol)?;
+        // How long it took depends on the machine; how often it was tried, and after which delays, does not.
         back.sort();
-        let (median, last) = (back[RESETS / 2], back[RESETS - 1]);
-        eprintln!("{protocol}: from a reset to the next answer: median {median:?}, worst of {RESETS} {last:?}");
-        // The worst of 60 is beyond the 98th percentile; a machine that is busy with other tests is given some grace.
-        ensure!(back[RESETS - 4] < Duration::from_millis(300), "expected to be back within 300 ms, saw {back:?}");
-        load.finish(RESETS as u64).await.with_context(|| protocol)?;
+        let (median, worst) = (back[back.len() / 2], back[back.len() - 1]);
+        eprintln!(
+            "{protocol}, {connections} busy: from a reset to the next answer: median {median:?}, worst of {RESETS} {worst:?}"
+        );
+        let stat = async |name: &str| site.stat(&format!("tunnel_agent.agent.{name}")).await;
+        let (lost, dials) = (stat("lost").await?, stat("dials").await?);
+        let failed = stat("dial_failures").await? + stat("handshake_failures").await?;
+        ensure!(lost >= RESETS, "expected {RESETS} lost tunnels at least, saw {lost}");
+        ensure!(
+            dials == lost + 1 && failed == 0,
+            "expected one dial for each of {lost} lost tunnels, saw {dials}, {failed} failed"
+        );
+        let delays = delays(&site.daemon.output());
+        ensure!(delays.len() as u64 == lost, "expected a delay for each of {lost} lost tunnels, saw {delays:?}");
+        ensure!(
+            delays.iter().all(|delay| *delay <= AT_ONCE),
+            "expected no delay above {AT_ONCE:?} before the dial after a loss, saw {delays:?}"
+        );
         site.stop().await?;
         cloud.stop().await?;
     }
     Ok(())
+}
+
+/// What the agent chose to wait before the dial after each lost tunnel, as it says in its log.
+fn delays(log: &str) -> Vec<Duration> {
+    let delay = |line: &str| {
+        let text = line.split("delay=").nth(1)?.split_whitespace().next()?;
+        let end = text.find(|c: char| c.is_alphabetic() || c == 'µ')?;
+        let (number, unit) = text.split_at(end);
+        let scale = match unit {
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "µs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        Some(Duration::from_secs_f64(number.parse::<f64>().ok()? * scale))
+    };
+    log.lines().filter(|line| line.contains("tunnel ended")).filter_map(delay).collect()
 }
 
 #[tokio::test]

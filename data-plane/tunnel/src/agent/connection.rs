@@ -68,12 +68,12 @@ impl<H: Hosting> Connection<H> {
                 this.peer.leaving().await;
                 break;
             };
-            let (lived, received) = Box::pin(this.keep(tunnel, &mut backoff, &mut retired)).await;
+            let served = Box::pin(this.keep(tunnel, &mut backoff, &mut retired)).await;
             if this.peer.phase() != Phase::Open {
                 break;
             }
             this.metrics.inc(AgentMetric::Lost);
-            let delay = after_tunnel(&mut backoff, lived, received);
+            let delay = after_tunnel(&mut backoff, served);
             let (agent, server) = (&this.agent.config.name, this.peer.address);
             tracing::info!(%agent, %server, connection = this.index, ?delay, "tunnel ended");
             this.peer.note_error(this.index, "the connection ended".to_owned());
@@ -84,18 +84,20 @@ impl<H: Hosting> Connection<H> {
     }
 
     /// Has the tunnel served until it ends, and replaced whenever that is due: **the replacement is accepted before the old
-    /// one is closed**. How long the last one lasted, and how many bytes it brought.
+    /// one is closed**. What became of the last one.
     async fn keep(
         self: &Rc<Self>,
         mut tunnel: Established,
         backoff: &mut Backoff,
         retired: &mut JoinSet<()>,
-    ) -> (Duration, u64) {
+    ) -> Served {
         loop {
-            let (established, meter) = (Instant::now(), tunnel.io.meter());
-            let opening = if tunnel.http2 { OPENING } else { 0 };
-            let served = || (established.elapsed(), meter.read().saturating_sub(opening));
+            let (established, meter, http2) = (Instant::now(), tunnel.io.meter(), tunnel.http2);
             let (tenure, mut orders) = (Tenure::new(&tunnel), self.peer.orders());
+            let served = || Served {
+                lived: established.elapsed(),
+                used: if http2 { tenure.is_used() } else { meter.read() >= USED },
+            };
             let mut hosted = Box::pin(Rc::clone(self).host(tunnel, Rc::clone(&tenure)));
             let (reason, next) = tokio::select! {
                 biased;
@@ -274,7 +276,7 @@ impl<H: Hosting> Connection<H> {
             outdated: Arc::clone(&tenure.outdated),
         };
         let mut lost = pin!(keepalive::lost(keepalive::ends(&tunnel.io), self.agent.config.ping_interval));
-        let mut served = pin!(self.serve(tunnel, hosted));
+        let mut served = pin!(self.serve(tunnel, hosted, &tenure));
         let phase = tokio::select! {
             biased;
             () = &mut served => return,
@@ -304,7 +306,7 @@ impl<H: Hosting> Connection<H> {
     }
 
     /// As what was agreed on.
-    async fn serve(&self, tunnel: Established, hosted: Hosted) {
+    async fn serve(&self, tunnel: Established, hosted: Hosted, tenure: &Rc<Tenure>) {
         if self.agent.config.envoy.is_some() {
             return self.serve_envoy(tunnel.io, hosted).await;
         }
@@ -314,7 +316,8 @@ impl<H: Hosting> Connection<H> {
         let round_trip = RoundTrip::default();
         self.peer.note_http2(self.index, round_trip.clone());
         self.metrics.inc(AgentMetric::ActiveHttp2);
-        let link = mux::Link { agent: Arc::clone(&self.agent), peer: Arc::clone(&self.peer) };
+        let (agent, peer) = (Arc::clone(&self.agent), Arc::clone(&self.peer));
+        let link = mux::Link { agent, peer, tenure: Rc::clone(tenure) };
         let serving = mux::serve(&self.hosting, tunnel.io, hosted, link, round_trip.clone());
         recorded(&round_trip, &self.metrics, || AgentMetric::RoundTripMs, serving).await;
         self.metrics.dec(AgentMetric::ActiveHttp2);
@@ -371,12 +374,20 @@ fn offer(init: &mut Init, choice: ProtocolChoice, index: u32) {
 /// How long to wait after a tunnel that lived so long and brought so many bytes. After one that lasted, or was used,
 /// hardly at all: the back-off begins when dialling fails. Any other is no success, else a server that accepts and closes
 /// would be stormed.
-pub(super) fn after_tunnel(backoff: &mut Backoff, lived: Duration, received: u64) -> Duration {
-    if lived < LASTED && received < USED {
+pub(super) fn after_tunnel(backoff: &mut Backoff, served: Served) -> Duration {
+    if served.lived < LASTED && !served.used {
         return backoff.next_delay();
     }
     backoff.reset();
     AT_ONCE.mul_f64(fastrand::f64())
+}
+
+/// What became of a connection that was established.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Served {
+    pub(super) lived: Duration,
+    /// It brought a request.
+    pub(super) used: bool,
 }
 
 /// Counts an established connection as long as it lives.
@@ -411,10 +422,8 @@ impl Drop for Live<'_> {
 
 /// A connection that lived so long was a success.
 const LASTED: Duration = Duration::from_secs(5);
-/// So was one that brought a request: more bytes than a peer sends to open HTTP/2.
+/// So was one that brought a request. Where the requests are not counted: more bytes than a peer sends to open HTTP/2.
 const USED: u64 = 128;
-/// What a server of ours sends besides, for the control service.
-const OPENING: u64 = 96;
 /// The longest wait before the first attempt after a success: not all agents of a server are to come back in the same
 /// millisecond.
 const AT_ONCE: Duration = Duration::from_millis(100);

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::Agent;
-use super::connection::after_tunnel;
+use super::connection::{Served, after_tunnel};
 use super::dial::{self, DialError};
 use super::peer::{Names, Peer, Phase};
 use crate::metrics::AgentMetric;
@@ -95,7 +95,7 @@ async fn keep_aside(agent: &Agent, peer: &Peer, aside: &mut Option<Io>) {
                 let ended = wait_for_end(aside.insert(io)).await;
                 *aside = None;
                 tracing::debug!(agent = %config.name, server = %peer.address, ?ended, "aside connection ended");
-                delay = Some(after_tunnel(&mut backoff, opened.elapsed(), 0));
+                delay = Some(after_tunnel(&mut backoff, Served { lived: opened.elapsed(), used: false }));
             }
             Ok(Err(error)) => {
                 tracing::debug!(agent = %config.name, server = %peer.address, %error, "no aside connection");

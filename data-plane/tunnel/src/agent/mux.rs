@@ -8,6 +8,7 @@ use std::sync::Arc;
 use culvert_http::{Exchange, Handler, Io, RoundTrip};
 
 use super::peer::Peer;
+use super::tenure::Tenure;
 use super::{Agent, Hosted, HostedRequests, Hosting, control};
 use crate::http2::server_options;
 
@@ -23,6 +24,7 @@ pub(super) async fn serve<H: Hosting>(hosting: &H, io: Io, hosted: Hosted, link:
 pub(super) struct Link {
     pub(super) agent: Arc<Agent>,
     pub(super) peer: Arc<Peer>,
+    pub(super) tenure: Rc<Tenure>,
 }
 
 struct Mux<H: Hosting> {
@@ -35,13 +37,15 @@ struct Mux<H: Hosting> {
 impl<H: Hosting> Handler for Mux<H> {
     async fn handle(self: &Rc<Self>, exchange: Exchange<'_>) {
         if control::is_asked_for(exchange.request) {
-            let Link { agent, peer } = &self.link;
+            let Link { agent, peer, .. } = &self.link;
             return Box::pin(control::serve(exchange, agent, peer, &self.hosted.drain)).await;
         }
+        self.link.tenure.note_used();
         self.requests.serve(exchange).await;
     }
 
     async fn connection(self: &Rc<Self>, io: Io) {
+        self.link.tenure.note_used();
         self.hosting.serve(io, self.hosted.clone()).await;
     }
 

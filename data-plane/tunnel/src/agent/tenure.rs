@@ -38,6 +38,7 @@ pub(super) struct Tenure {
     tls: Option<Arc<rustls::ClientConfig>>,
     trigger: Trigger,
     retired: Cell<bool>,
+    used: Cell<bool>,
 }
 
 impl Tenure {
@@ -47,7 +48,14 @@ impl Tenure {
             None => Names { addresses: vec![tunnel.local.to_string()], ..Names::default() },
         };
         let (tls, outdated) = (tunnel.tls.clone(), Arc::default());
-        Rc::new(Self { names, outdated, tls, trigger: drain::channel().0, retired: Cell::new(false) })
+        Rc::new(Self {
+            names,
+            outdated,
+            tls,
+            trigger: drain::channel().0,
+            retired: Cell::new(false),
+            used: Cell::new(false),
+        })
     }
 
     /// Of the tunnel's own drain.
@@ -62,6 +70,15 @@ impl Tenure {
     /// Another one has its place.
     pub(super) fn retire(&self) {
         self.retired.set(true);
+    }
+
+    /// It has brought a request, or a connection.
+    pub(super) fn note_used(&self) {
+        self.used.set(true);
+    }
+
+    pub(super) fn is_used(&self) -> bool {
+        self.used.get()
     }
 
     pub(super) fn is_retired(&self) -> bool {

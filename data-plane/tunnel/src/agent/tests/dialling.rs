@@ -129,11 +129,12 @@ async fn a_server_that_accepts_and_closes_is_not_stormed() {
 fn after_a_tunnel_that_lasted_or_was_used_the_agent_dials_again_at_once() {
     let mut backoff = culvert_runtime::backoff::Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
     let mut seen = Vec::new();
-    // How long it lived (ms), how many bytes came.
-    for (lived, received) in [(0, 0), (1, 70), (4999, 127), (5000, 0), (0, 0), (0, 128), (60_000, 60_000)] {
-        let delay = connection::after_tunnel(&mut backoff, Duration::from_millis(lived), received);
+    // How long it lived (ms), whether it brought a request.
+    for (lived, used) in [(0, false), (1, false), (4999, false), (5000, false), (0, false), (0, true), (60_000, true)] {
+        let served = connection::Served { lived: Duration::from_millis(lived), used };
+        let delay = connection::after_tunnel(&mut backoff, served);
         let at_once = backoff.attempts() == 0;
-        assert!(!at_once || delay <= Duration::from_millis(100), "{lived} ms, {received} bytes: {delay:?}");
+        assert!(!at_once || delay <= Duration::from_millis(100), "{lived} ms, used: {used}: {delay:?}");
         seen.push((at_once, backoff.ceiling().as_millis()));
     }
     let expected = [(false, 200), (false, 400), (false, 800), (true, 100), (false, 200), (true, 100), (true, 100)];
