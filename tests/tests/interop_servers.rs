@@ -149,6 +149,12 @@ async fn go_control_plane_swaps_clusters_under_load_and_hears_what_is_refused() 
             let (cluster, backend) = if version % 2 == 0 { ("c2", &two) } else { ("c1", &one) };
             server.tell(&snapshot(version, cluster, backend, &[])).await?;
             answers(&plane, &server, address, if version % 2 == 0 { "two\n" } else { "one\n" }).await?;
+            let before = load.counts().ok();
+            eventually("requests go through between two swaps", async || {
+                ensure!(load.counts().ok() >= before + 10, "{:?}", load.counts());
+                Ok(())
+            })
+            .await?;
         }
         load.finish(50).await.with_context(|| format!("{}\n{}", plane.proxy_log(), server.log()))?;
         let bad = json!({ "name": "bad", "type": "STATIC", "connect_timeout": "1s", "lb_policy": "MAGLEV" });

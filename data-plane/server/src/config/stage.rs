@@ -41,6 +41,8 @@ pub(crate) struct Stage {
     answered: BTreeSet<Kind>,
     /// Referred to, and said not to exist: nothing waits for it.
     missing: BTreeSet<Key>,
+    /// Clusters that accepted routes lead to and nobody has announced, with the time since when.
+    unannounced: BTreeMap<Name, Duration>,
     guard: DeletionGuard,
     watched: BTreeMap<Kind, Watched>,
 }
@@ -55,6 +57,10 @@ struct Slot {
     active: Option<Candidate>,
     /// When `wanted` became `None`.
     gone: Duration,
+    /// A cluster that is on its way out: when traffic in force was last seen to go there.
+    used: Option<Duration>,
+    /// Since when nothing refers to it any more, where that decides whether it stays.
+    unreferenced: Option<Duration>,
     /// `wanted` comes from the cache, and no control plane has confirmed it.
     cached: bool,
     /// Not among what the control plane has: removed when its time has come.
@@ -122,7 +128,15 @@ impl Stage {
             (Kind::Agent, &bootstrap.agents_config),
         ];
         let roots = roots.into_iter().filter_map(|(kind, source)| Some((kind, source.clone()?))).collect();
-        Self { slots, roots, answered: BTreeSet::new(), missing: BTreeSet::new(), guard, watched: BTreeMap::new() }
+        Self {
+            slots,
+            roots,
+            answered: BTreeSet::new(),
+            missing: BTreeSet::new(),
+            unannounced: BTreeMap::new(),
+            guard,
+            watched: BTreeMap::new(),
+        }
     }
 
     /// Stages what a cache had. It was accepted once, and is judged again like anything else.
@@ -264,6 +278,7 @@ impl Stage {
             return;
         }
         let same = slot.holds(&resource);
+        let replaces = slot.active.is_some();
         let since = slot.wanted.as_ref().filter(|_| same).map_or(now, |wanted| wanted.since);
         slot.failed &= same;
         slot.retry = slot.retry.filter(|_| same);
@@ -273,6 +288,23 @@ impl Stage {
         slot.wanted = Some(Candidate { resource, given: Some(given), since });
         slot.cached = cached;
         (slot.leftover, slot.guarded) = (None, false);
+        if kind == Kind::Cluster {
+            self.unannounced.remove(&name);
+        } else if replaces && !cached && self.roots.contains_key(&Kind::Cluster) {
+            self.note_unannounced(&(kind, name), now);
+        }
+    }
+
+    /// Remembers since when clusters to which a resource leads are unheard of.
+    fn note_unannounced(&mut self, key: &Key, now: Duration) {
+        let wanted = self.slots.get(key).and_then(|slot| slot.wanted.as_ref());
+        let named = wanted.map(|wanted| references::clusters(&wanted.resource)).unwrap_or_default();
+        for name in named {
+            let key = (Kind::Cluster, name);
+            if !self.slots.contains_key(&key) {
+                self.unannounced.entry(key.1).or_insert(now);
+            }
+        }
     }
 
     /// Those of `names` that a control plane has given, and may take.

@@ -288,12 +288,14 @@ impl Session {
     /// of their own, its answer for the clusters may arrive before.
     fn lacks_assignments(&self) -> bool {
         let takes_all = |one: &Subscription| &*one.type_url == type_url::CLUSTER && one.interest.wildcard;
-        let Some(bridge) = self.staging.bridge().filter(|_| self.subscriptions().any(takes_all)) else { return false };
+        if !self.subscriptions().any(takes_all) {
+            return false;
+        }
         let asked = |name: &str| {
             let mut all = self.subscriptions().filter(|one| &*one.type_url == type_url::CLUSTER_LOAD_ASSIGNMENT);
             all.any(|one| one.interest.covers(name))
         };
-        !bridge.new_assignments.iter().all(|name| asked(name))
+        !self.staging.new_assignments().all(|name| asked(name))
     }
 
     /// Whether a response of this type is unanswered on any stream.

@@ -1,8 +1,12 @@
 //! Make before break: what a node is served on the way from one snapshot to the next.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_api::type_url;
+
+use crate::Name;
 use crate::resource::TypeUrl;
 use crate::snapshot::{Bridge, Snapshot};
 
@@ -30,6 +34,8 @@ pub(crate) struct Staging {
     target: Arc<Snapshot>,
     served: Arc<Snapshot>,
     stage: Stage,
+    /// Assignments of clusters that earlier changes brought, which were not over when the present one began.
+    carried: BTreeSet<Name>,
 }
 
 #[derive(Debug)]
@@ -61,7 +67,7 @@ pub(crate) enum Answers {
 
 impl Staging {
     pub(crate) fn new(target: Arc<Snapshot>) -> Self {
-        Self { served: Arc::clone(&target), target, stage: Stage::Settled }
+        Self { served: Arc::clone(&target), target, stage: Stage::Settled, carried: BTreeSet::new() }
     }
 
     /// What the node should hold.
@@ -97,6 +103,7 @@ impl Staging {
 
     /// Goes to the target from what is served, from the first step on.
     pub(crate) fn restart(&mut self, now: Duration) {
+        self.carry();
         let bridge = self.target.bridge_from(&self.served);
         if bridge.staged || !matches!(self.stage, Stage::Settled) {
             self.served = Arc::clone(&bridge.added);
@@ -105,6 +112,25 @@ impl Staging {
             self.served = Arc::clone(&bridge.reached);
             self.stage = Stage::Settled;
         }
+    }
+
+    /// Clusters that are new to the node stay so until it asks for their assignments, whatever changes meanwhile.
+    fn carry(&mut self) {
+        match &self.stage {
+            Stage::Settled => self.carried.clear(),
+            Stage::Adding(step) | Stage::Switching(step) => {
+                self.carried.extend(step.bridge.new_assignments.iter().cloned());
+            }
+            Stage::Halted { .. } => {}
+        }
+        let served = &self.served;
+        self.carried.retain(|name| has_assignment(served, name));
+    }
+
+    /// Assignments that a node that takes all clusters has to ask for before what leads there is switched.
+    pub(crate) fn new_assignments(&self) -> impl Iterator<Item = &Name> {
+        let carried = self.carried.iter().filter(|name| has_assignment(&self.target, name));
+        carried.chain(self.bridge().into_iter().flat_map(|bridge| &bridge.new_assignments))
     }
 
     /// Goes to the target at once.
@@ -187,8 +213,14 @@ impl Staging {
     }
 
     fn halt(&mut self, type_url: &TypeUrl, reason: &Arc<str>) {
+        self.carry();
         self.stage = Stage::Halted { type_url: Arc::clone(type_url), reason: Arc::clone(reason) };
     }
+}
+
+/// Whether there is one, if only an empty one: every cluster that has any has one.
+fn has_assignment(snapshot: &Snapshot, name: &str) -> bool {
+    snapshot.of_type(type_url::CLUSTER_LOAD_ASSIGNMENT).is_some_and(|set| set.get(name).is_some())
 }
 
 /// How long the steps of a change may take.

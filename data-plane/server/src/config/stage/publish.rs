@@ -62,18 +62,31 @@ impl Stage {
         for kind in ORDER {
             self.publish_kind(kind, now, &mut coming, &mut publication);
         }
-        let used = self.clusters_in_use(&coming);
+        let used = self.note_use(&coming, now);
         for kind in ORDER.into_iter().rev() {
-            for (key, slot) in self.of_kind(kind) {
-                let gone = slot.wanted.is_none() && slot.active.is_some() && !slot.fixed;
-                let held = kind == Kind::Cluster && used.contains(&key.1) && now < slot.gone + IN_USE_TIME;
-                if gone && !held {
+            for (key, slot) in self.of_kind(kind).filter(|(_, slot)| slot.is_leaving()) {
+                if kind != Kind::Cluster || !slot.is_needed(used.contains(&key.1), now) {
                     let change = Change::Remove { kind, name: Arc::clone(&key.1) };
                     publication.steps.push(Step { key: key.clone(), change, given: None, since: now });
                 }
             }
         }
         publication
+    }
+
+    /// Notes to which clusters that are on their way out traffic still goes; returns those to which it will once `coming`
+    /// is in force.
+    fn note_use(&mut self, coming: &BTreeSet<Key>, now: Duration) -> BTreeSet<Name> {
+        if !self.of_kind(Kind::Cluster).any(|(_, slot)| slot.is_leaving()) {
+            return BTreeSet::new();
+        }
+        let before = self.clusters_in_use(&BTreeSet::new());
+        for ((_, name), slot) in self.slots.iter_mut().filter(|((kind, _), _)| *kind == Kind::Cluster) {
+            if slot.is_leaving() && before.contains(name) {
+                slot.used = Some(now);
+            }
+        }
+        self.clusters_in_use(coming)
     }
 
     /// How a step went. A failure keeps what was in force.
@@ -95,8 +108,11 @@ impl Stage {
             }
             // Another one was accepted meanwhile.
             (Change::Set(_), Went::ForNow) => {}
-            // Whatever went wrong with a removal, it is not asked for twice.
-            (Change::Remove { .. }, _) => slot.active = None,
+            // Whatever went wrong with a removal, it is not asked for twice. What came back meanwhile is not in force.
+            (Change::Remove { .. }, _) => {
+                (slot.active, slot.used, slot.confirmed) = (None, None, false);
+                slot.pending = slot.wanted.is_some();
+            }
         }
         if slot.active.is_none() && slot.wanted.is_none() {
             self.slots.remove(&step.key);
@@ -112,9 +128,12 @@ impl Stage {
             waits.into_iter().filter_map(|(_, until)| until)
         });
         let leftovers = self.slots.values().filter_map(|slot| slot.leftover);
-        let removals = self.slots.values().filter(|slot| slot.wanted.is_none()).map(|slot| slot.gone + IN_USE_TIME);
+        let leaving = self.slots.values().filter(|slot| slot.is_leaving());
+        let removals = leaving
+            .flat_map(|slot| [slot.gone + IN_USE_TIME, slot.gone + LINGER, slot.used.unwrap_or_default() + LINGER]);
+        let sweeps = self.slots.values().filter_map(|slot| slot.unreferenced).map(|since| since + LINGER);
         let retries = self.slots.values().filter_map(|slot| slot.retry).map(|retry| retry.at);
-        timeouts.chain(leftovers).chain(removals).chain(retries).filter(|at| *at > now).min()
+        timeouts.chain(leftovers).chain(removals).chain(sweeps).chain(retries).filter(|at| *at > now).min()
     }
 
     /// Whether everything accepted is in force, or failed to be.
@@ -200,11 +219,14 @@ impl Stage {
         }
         for cluster in references::clusters(&candidate.resource) {
             let key = (Kind::Cluster, cluster);
-            // A cluster that nobody has announced is not waited for: it may never come.
-            let warming = self.slots.get(&key).filter(|slot| slot.is_pending() && slot.active.is_none());
-            let until = candidate.since + CLUSTER_TIME;
-            if warming.is_some() && !coming.contains(&key) && now < until {
-                waits.push((describe(&key), Some(until)));
+            let until = match self.slots.get(&key) {
+                Some(slot) if slot.is_pending() && slot.active.is_none() => Some(candidate.since + CLUSTER_TIME),
+                Some(_) => None,
+                // It may never come.
+                None => self.unannounced.get(&key.1).map(|since| *since + ANNOUNCEMENT_TIME),
+            };
+            if until.is_some_and(|until| now < until) && !coming.contains(&key) {
+                waits.push((describe(&key), until));
             }
         }
         waits
@@ -219,18 +241,25 @@ impl Stage {
         }
     }
 
-    /// Removes what nobody refers to any more.
+    /// Removes what nobody refers to any more. Not at once: what is referred to again before the control plane was told
+    /// that it is no longer wanted would not be sent again.
     fn sweep(&mut self, now: Duration) {
         let referred: BTreeSet<Key> = self.references().map(|reference| (reference.kind, reference.name)).collect();
         self.missing.retain(|key| referred.contains(key));
         for (key, slot) in &mut self.slots {
             let by_reference = matches!(key.0, Kind::Endpoints | Kind::Routes | Kind::Secret);
-            if by_reference && !slot.fixed && slot.wanted.is_some() && !referred.contains(key) {
-                slot.wanted = None;
-                slot.gone = now;
+            if !by_reference || slot.fixed || slot.wanted.is_none() || referred.contains(key) {
+                slot.unreferenced = None;
+            } else if now >= *slot.unreferenced.get_or_insert(now) + LINGER {
+                (slot.wanted, slot.gone, slot.unreferenced) = (None, now, None);
             }
         }
         self.slots.retain(|_, slot| slot.wanted.is_some() || slot.active.is_some());
+        if !self.unannounced.is_empty() {
+            let candidates = self.slots.values().filter_map(|slot| slot.wanted.as_ref());
+            let named: BTreeSet<Name> = candidates.flat_map(|one| references::clusters(&one.resource)).collect();
+            self.unannounced.retain(|name, _| named.contains(name));
+        }
     }
 
     /// Cached resources that the control plane does not have go: clusters only when live listeners and routes have
@@ -278,6 +307,17 @@ impl super::Slot {
         self.pending && self.wanted.is_some() && !self.fixed && !self.failed && !self.waits_for_retry()
     }
 
+    /// In force, and no longer to be.
+    fn is_leaving(&self) -> bool {
+        self.wanted.is_none() && self.active.is_some() && !self.fixed
+    }
+
+    /// Whether a cluster that is leaving has to stay for now, `used` being whether routes in force lead to it.
+    fn is_needed(&self, used: bool, now: Duration) -> bool {
+        let last = self.used.unwrap_or_default().max(self.gone);
+        now < if used { self.gone + IN_USE_TIME } else { last + LINGER }
+    }
+
     fn waits_for_retry(&self) -> bool {
         self.retry.is_some_and(|retry| !retry.at.is_zero())
     }
@@ -302,6 +342,14 @@ const CLUSTER_TIME: Duration = Duration::from_secs(15);
 /// How long a removed cluster stays while routes in force still lead to it: a control plane that sends clusters before
 /// routes would otherwise break traffic in between.
 const IN_USE_TIME: Duration = Duration::from_secs(15);
+
+/// How long routes that replace others wait for a cluster that nobody has announced: a control plane may send routes before
+/// clusters.
+const ANNOUNCEMENT_TIME: Duration = Duration::from_secs(2);
+
+/// How long a removed cluster stays at least, and any other resource after its last use. **A request that found its route
+/// before a switch may choose a host after it**: its worker may be interrupted in between.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Delays before an address that was in use is tried again.
 const RETRY_BASE: Duration = Duration::from_secs(1);

@@ -126,6 +126,29 @@ fn on_streams_of_one_type_each_a_new_cluster_waits_for_its_assignment() {
 }
 
 #[test]
+fn a_new_cluster_that_goes_and_comes_back_during_the_change_still_waits_for_its_assignment() {
+    let mut peer = synced(&[(CLUSTER, "old=1"), (ROUTE_CONFIGURATION, "r=old")]);
+    let with_e = |peer: &Peer, routes: &str| {
+        let mut builder = peer.session.snapshot().successor();
+        builder.insert(eds_cluster("e"));
+        builder.insert(resource(ROUTE_CONFIGURATION, routes));
+        builder.build()
+    };
+    peer.publish(with_e(&peer, "r=e"));
+    let clusters = peer.poll().expect("the cluster").1;
+    // While its answer is awaited, the cluster is withdrawn and published again: the node still lacks the assignment.
+    peer.publish_next(&[(CLUSTER, "old=1"), (ROUTE_CONFIGURATION, "r=older")]);
+    peer.publish(with_e(&peer, "r=e2"));
+    peer.delta_answer(CLUSTER, &clusters, None);
+    peer.expect_silence();
+    assert_eq!(peer.session.progress(), Progress::Adding, "nobody asked for the assignment yet");
+    peer.delta(CLUSTER_LOAD_ASSIGNMENT, &["e"], &[]);
+    let assignments = peer.poll().expect("the empty assignment").1;
+    peer.delta_answer(CLUSTER_LOAD_ASSIGNMENT, &assignments, None);
+    peer.expect("RouteConfiguration r=e2");
+}
+
+#[test]
 fn a_refused_cluster_ends_the_change_before_routes_lead_to_it() {
     let mut peer = synced(&[(CLUSTER, "old=1"), (ROUTE_CONFIGURATION, "r=old")]);
     peer.publish_next(&[(CLUSTER, "new=bad"), (ROUTE_CONFIGURATION, "r=new")]);

@@ -41,7 +41,7 @@ fn a_control_plane_that_comes_back_empty_is_not_believed_at_once() {
         // On the same stream a deletion is a deletion.
         world.pass(60);
         world.receive_batch(Kind::Listener, &[], &["b"], whole);
-        assert_eq!(world.publish(), "-Listener b -Routes r");
+        assert_eq!(world.publish_all(), "-Listener b | -Routes r");
     }
 }
 
@@ -62,7 +62,7 @@ fn deletions_are_held_back_only_when_too_little_would_be_left() {
     let mut world = with_three_listeners(100);
     world.stage.guard.hold = Duration::ZERO;
     reconnect(&mut world, &[], &["a", "b", "c"], true);
-    assert_eq!(world.publish(), "-Listener a -Listener b -Listener c -Routes r", "without a guard");
+    assert_eq!(world.publish_all(), "-Listener a -Listener b -Listener c | -Routes r", "without a guard");
 }
 
 #[test]
@@ -85,6 +85,6 @@ fn the_first_live_response_after_a_start_from_the_cache_is_guarded_too() {
         world.pass(59);
         assert_eq!(world.publish(), "");
         world.pass(1);
-        assert_eq!(world.publish(), "-Listener l -Routes r");
+        assert_eq!(world.publish_all(), "-Listener l | -Routes r");
     }
 }
