@@ -3,6 +3,7 @@
 
 mod push;
 mod rest;
+mod tunnels;
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -31,8 +32,7 @@ const MAX_CONNECTIONS: usize = 128;
 /// For the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-const PAGES: &str =
-    "/ready /metrics /config /config_dump /nodes /push /history; POST /rollback?to=GENERATION, /v3/discovery:TYPE\n";
+const PAGES: &str = "/ready /metrics /config /config_dump /nodes /tunnels /push /history; POST /rollback?to=GENERATION, /v3/discovery:TYPE\n";
 
 /// Serves the pages until the process ends.
 pub(crate) async fn serve(listener: TcpListener, control: Arc<Control>) {
@@ -81,6 +81,7 @@ async fn answer(control: &Control, request: http::Request<Incoming>) -> http::Re
     let path = request.uri().path();
     match *request.method() {
         Method::GET | Method::HEAD if path == "/push" => page(&push::settled(control, request.uri().query()).await),
+        Method::GET | Method::HEAD if path == "/tunnels" => tunnels::shown(control, request.uri().query()),
         Method::GET | Method::HEAD => shown(control, path),
         Method::POST if request.headers().contains_key(header::ORIGIN) => {
             text(StatusCode::FORBIDDEN, "a web page made this request\n".to_owned())
@@ -136,8 +137,11 @@ fn response(status: StatusCode, content_type: &'static str, body: String) -> htt
 
 fn metrics(control: &Control) -> String {
     let (connected, known) = control.nodes.count();
+    let (reporting, tunnels) = control.inventory.count();
     let latest = control.latest();
     control.metrics.prometheus(&[
+        ("tunnel_servers", "Tunnel servers that report.", reporting as u64),
+        ("tunnels", "Tunnels that they have reported.", tunnels as u64),
         ("nodes_connected", "Nodes with at least one stream.", connected as u64),
         ("nodes_known", "Nodes that are connected or remembered.", known as u64),
         ("snapshots", "Sets of resources that differ, of the nodes placed.", control.snapshots() as u64),

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::access::Access;
 use crate::args::Args;
 use crate::identity::Identities;
+use crate::inventory::Inventory;
 use crate::metrics::Metrics;
 use crate::nodes::{Nodes, Standing};
 
@@ -35,6 +36,8 @@ pub(crate) struct Control {
     history: Mutex<VecDeque<Past>>,
     pub(crate) nodes: Nodes,
     pub(crate) metrics: Metrics,
+    /// The tunnels that servers report.
+    pub(crate) inventory: Arc<Inventory>,
     /// Whether clients prove who they are: then secrets leave only through TLS.
     pub(crate) secured: bool,
     /// Which certificate may be which node.
@@ -105,6 +108,7 @@ impl Control {
             history: Mutex::default(),
             nodes: Nodes::default(),
             metrics: Metrics::default(),
+            inventory: Arc::default(),
             secured: args.tls_cert.is_some(),
             identities: Identities::new(&args.client_identity),
             access: Access::new(args),

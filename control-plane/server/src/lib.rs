@@ -18,6 +18,7 @@ mod csds;
 mod discovery;
 mod history;
 mod identity;
+mod inventory;
 mod listen;
 mod metrics;
 mod nodes;

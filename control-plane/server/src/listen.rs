@@ -23,6 +23,7 @@ use crate::connections;
 use crate::control::Control;
 use crate::csds::Csds;
 use crate::discovery::{Discovery, SERVICES};
+use crate::inventory;
 use crate::operator::{self, Operator};
 use crate::tls::Tls;
 
@@ -116,7 +117,9 @@ async fn services(control: &Arc<Control>, drain: &Watch) -> anyhow::Result<Route
         router = router.route_service(&format!("/{}/{{method}}", service.name), discovery);
     }
     *routes.axum_router_mut() = router;
-    let routes = routes
+    let inventory = inventory::Service { control: Arc::clone(control), drain: drain.clone() };
+    let routes = inventory
+        .add_to(routes)
         .add_service(ClientStatusDiscoveryServiceServer::new(csds).max_decoding_message_size(MAX_STATUS_REQUEST))
         .add_service(ControlServiceServer::new(operator).max_decoding_message_size(operator::MAX_REQUEST))
         .add_service(health_service)
@@ -131,6 +134,8 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .with_service_name(CSDS)
         .with_service_name(operator::SERVICE)
+        .with_service_name(inventory::REPORTING)
+        .with_service_name(inventory::LISTING)
         .with_service_name("grpc.health.v1.Health")
         .with_service_name("grpc.reflection.v1.ServerReflection")
         .with_service_name("grpc.reflection.v1alpha.ServerReflection");
@@ -149,7 +154,8 @@ async fn follow_readiness(control: &Control, health: HealthReporter) {
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for name in SERVICES.iter().map(|service| service.name).chain(["", CSDS, operator::SERVICE]) {
+    let others = ["", CSDS, operator::SERVICE, inventory::REPORTING, inventory::LISTING];
+    for name in SERVICES.iter().map(|service| service.name).chain(others) {
         health.set_service_status(name, status).await;
     }
 }

@@ -52,6 +52,8 @@ pub(crate) struct Metrics {
     pub(crate) tls_loads_accepted: Count,
     pub(crate) tls_loads_refused: Count,
     pub(crate) canaries_taken_back: Count,
+    pub(crate) tunnel_reports: Count,
+    pub(crate) tunnel_reports_refused: Count,
 }
 
 impl Count {
@@ -91,6 +93,8 @@ impl Metrics {
                 "Changes taken back from the nodes that had them first.",
                 &self.canaries_taken_back,
             ),
+            ("tunnel_reports_total", "Reports of tunnel servers.", &self.tunnel_reports),
+            ("tunnel_reports_refused_total", "Of these, refused.", &self.tunnel_reports_refused),
             ("tls_loads_refused_total", "Times the files of TLS changed and were bad.", &self.tls_loads_refused),
         ];
         let gauges = [

@@ -5,6 +5,8 @@ mod connections;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod inventory;
+#[cfg(test)]
 mod operations;
 #[cfg(test)]
 mod operator;
