@@ -76,7 +76,9 @@ impl Sources {
 
     async fn feed(self: Arc<Self>, source: Source) {
         match &source {
-            Source::Ads(grpc) | Source::Grpc(_, grpc) => stream::Driver::new(&self, &source, grpc).run().await,
+            Source::Ads(grpc) | Source::Grpc(_, grpc) => {
+                Box::pin(stream::Driver::new(&self, &source, grpc).run()).await;
+            }
             Source::File { kind, path, directory } => {
                 files::run(&self, &source, *kind, path, directory.as_deref()).await
             }

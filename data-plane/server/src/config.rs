@@ -189,7 +189,7 @@ impl Configuration {
         match missing.why {
             Absence::Unanswered => {
                 tracing::warn!("{short}/{}: the control plane did not deliver it in time", missing.name);
-                self.shared.stage.lock().not_found(key);
+                self.shared.stage.lock().unanswered(key, self.now());
             }
             Absence::Expired => {
                 tracing::warn!("{short}/{}: its TTL is over, and it did not come again", missing.name);

@@ -164,6 +164,23 @@ impl Client {
         }
     }
 
+    /// The next stream goes to another server, to which versions of this one say nothing. What is held stays held, and is
+    /// named without its versions, so that the other server can say what of it does not exist.
+    pub fn forget_versions(&mut self) {
+        for subscription in &mut self.subscriptions {
+            subscription.accepted_version.clear();
+            subscription.beyond_accepted = false;
+            subscription.held.values_mut().for_each(String::clear);
+        }
+    }
+
+    /// Whether anything that is wanted was never received, and no cache stands in for it (gRFC A71: a reason to ask another
+    /// server). What the control plane said does not exist is not lacking.
+    #[must_use]
+    pub fn lacks_anything(&self) -> bool {
+        self.subscriptions.iter().any(Subscription::lacks_anything)
+    }
+
     /// The next request to send, `now` being when it is sent.
     pub fn poll_request(&mut self, now: Duration) -> Option<Request> {
         if !self.connected {
@@ -218,7 +235,10 @@ impl Client {
                 (None, None) => return None,
             };
             match why {
-                Absence::Unanswered => _ = subscription.timers.remove(&name),
+                Absence::Unanswered => {
+                    subscription.timers.remove(&name);
+                    subscription.absent.insert(Name::clone(&name));
+                }
                 Absence::Expired => {
                     subscription.lives.remove(&name);
                     // Should it be sent again unchanged, it is news.

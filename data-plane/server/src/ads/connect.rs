@@ -35,34 +35,36 @@ pub(super) enum ConnectError {
     Transport(String),
 }
 
-/// Connects to the first endpoint of the first cluster that answers, beginning with another one at each attempt.
+/// Connects to the first endpoint of a source's server that answers, beginning with another one at each attempt. `server` counts
+/// in the source's order of preference.
 pub(super) async fn connect(
     bootstrap: &Bootstrap,
     source: &GrpcSource,
+    server: usize,
     client_tls: &ClientTls,
     attempt: u32,
 ) -> Result<(Channel, Cause), ConnectError> {
+    let none = || ConnectError::NoEndpoints("".into());
+    let name = source.clusters.get(server).ok_or_else(none)?;
+    let cluster = bootstrap.clusters.iter().find(|cluster| cluster.name == *name);
+    let cluster = cluster.ok_or_else(|| ConnectError::NoCluster(Arc::clone(name)))?;
+    let endpoints = endpoints(cluster);
+    if endpoints.is_empty() {
+        return Err(ConnectError::NoEndpoints(Arc::clone(name)));
+    }
     let mut last = None;
-    for name in &source.clusters {
-        let cluster = bootstrap.clusters.iter().find(|cluster| cluster.name == *name);
-        let cluster = cluster.ok_or_else(|| ConnectError::NoCluster(Arc::clone(name)))?;
-        let endpoints = endpoints(cluster);
-        if endpoints.is_empty() {
-            return Err(ConnectError::NoEndpoints(Arc::clone(name)));
-        }
-        let count = endpoints.len();
-        let first = usize::try_from(attempt).unwrap_or(0) % count;
-        for endpoint in endpoints.iter().cycle().skip(first).take(count) {
-            match connect_to(cluster, endpoint, source, client_tls).await {
-                Ok(connected) => return Ok(connected),
-                Err(error) => {
-                    tracing::debug!(cluster = %name, address = ?endpoint.address, %error, "cannot connect");
-                    last = Some(error);
-                }
+    let count = endpoints.len();
+    let first = usize::try_from(attempt).unwrap_or(0) % count;
+    for endpoint in endpoints.iter().cycle().skip(first).take(count) {
+        match connect_to(cluster, endpoint, source, client_tls).await {
+            Ok(connected) => return Ok(connected),
+            Err(error) => {
+                tracing::debug!(cluster = %name, address = ?endpoint.address, %error, "cannot connect");
+                last = Some(error);
             }
         }
     }
-    Err(last.unwrap_or_else(|| ConnectError::NoEndpoints("".into())))
+    Err(last.unwrap_or_else(none))
 }
 
 fn endpoints(cluster: &Cluster) -> Vec<Endpoint> {

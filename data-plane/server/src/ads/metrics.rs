@@ -15,6 +15,8 @@ use crate::config::Configuration;
 #[derive(Debug)]
 pub(crate) struct Metrics {
     connected: AtomicU64,
+    /// Of those, to servers that are not the first of their list.
+    fallen_back: AtomicU64,
     ignored: AtomicU64,
     /// Of what is subscribed to as a whole.
     kinds: [Subscription; 6],
@@ -49,6 +51,7 @@ impl Metrics {
     pub(crate) fn new(registry: &Registry, configuration: Configuration) -> Arc<Self> {
         let metrics = Arc::new(Self {
             connected: AtomicU64::default(),
+            fallen_back: AtomicU64::default(),
             ignored: AtomicU64::default(),
             kinds: Default::default(),
             resources: Mutex::default(),
@@ -59,14 +62,16 @@ impl Metrics {
         metrics
     }
 
-    /// A stream was opened.
-    pub(crate) fn connected(&self) {
+    /// A stream was opened to the server of this number.
+    pub(crate) fn connected(&self, server: usize) {
         self.connected.fetch_add(1, Ordering::Relaxed);
+        self.fallen_back.fetch_add(u64::from(server > 0), Ordering::Relaxed);
     }
 
-    /// A stream that was opened is gone.
-    pub(crate) fn disconnected(&self) {
+    /// A stream that was opened to the server of this number is gone.
+    pub(crate) fn disconnected(&self, server: usize) {
         self.connected.fetch_sub(1, Ordering::Relaxed);
+        self.fallen_back.fetch_sub(u64::from(server > 0), Ordering::Relaxed);
     }
 
     /// A response of a type that was never asked for.
@@ -91,6 +96,8 @@ impl Metrics {
     fn samples(&self, samples: &mut Vec<Sample>) {
         let connected = u64::from(self.connected.load(Ordering::Relaxed) > 0);
         samples.push(Sample::gauge(ScopePath::process("control_plane"), "connected_state", connected));
+        let fallen_back = u64::from(self.fallen_back.load(Ordering::Relaxed) > 0);
+        samples.push(Sample::gauge(ScopePath::process("control_plane"), "fallback_active", fallen_back));
         let ignored = self.ignored.load(Ordering::Relaxed);
         samples.push(Sample::counter(ScopePath::process("control_plane"), "unrequested_responses", ignored));
         let held = u64::try_from(self.configuration.held_deletions()).unwrap_or(u64::MAX);

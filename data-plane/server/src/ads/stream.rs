@@ -4,6 +4,9 @@
 //! rehearsed before it is answered, so that what could not be applied is refused; **the loop never waits for a response to
 //! be applied**, and what it has to send is bounded by the number of types.
 
+mod open;
+mod preferred;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -16,14 +19,10 @@ use culvert_model::source::GrpcSource;
 use culvert_runtime::backoff::Backoff;
 use culvert_xds::Variant;
 use culvert_xds::client::{Absence, Client, ClientConfig, Request, ResponseError, Update};
-use http::uri::PathAndQuery;
 use prost::Message;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::{MetadataKey, MetadataMap};
-use tonic::transport::Channel;
-use tonic_prost::ProstCodec;
 
+use self::open::open;
 use super::connect::{Cause, ConnectError, connect, with_causes};
 use super::{Outcome, Source, Sources, kind_of_update};
 use crate::apply::Kind;
@@ -37,6 +36,8 @@ pub(super) struct Driver<'s> {
     client: Client,
     backoff: Backoff,
     interests: watch::Receiver<u64>,
+    /// Which of the source's servers is asked, in their order.
+    server: usize,
 }
 
 /// Why a stream ended.
@@ -50,23 +51,20 @@ enum Ended {
     Response(#[from] ResponseError),
     #[error("the control plane closed the stream")]
     Closed,
+    #[error("a server that comes first answers again")]
+    Preferred(usize),
 }
 
 impl<'s> Driver<'s> {
     pub(super) fn new(sources: &'s Sources, source: &'s Source, grpc: &'s GrpcSource) -> Self {
-        let client = Client::new(ClientConfig {
-            variant: if grpc.delta { Variant::Delta } else { Variant::Sotw },
-            node: node_of(sources),
-            node_on_first_message_only: grpc.set_node_on_first_message_only,
-            resource_timeout: RESOURCE_TIME,
-        });
         Self {
             sources,
             source,
             grpc,
-            client,
+            client: client(sources, grpc),
             backoff: Backoff::new(FIRST_DELAY, GREATEST_DELAY),
             interests: sources.configuration.watch_interests(),
+            server: 0,
         }
     }
 
@@ -93,25 +91,52 @@ impl<'s> Driver<'s> {
                 self.backoff.reset();
                 quiet = false;
             }
-            let clusters = self.grpc.clusters.join(", ");
-            if answered && matches!(ended, Ended::Closed) {
-                tracing::info!(control_plane = clusters, "the stream ended; a new one is opened");
+            let control_plane = self.control_plane();
+            if let Ended::Preferred(server) = ended {
+                tracing::info!(control_plane, error = %ended, "a new stream is opened to it");
+                self.turn_to(server);
+                continue;
+            } else if answered && matches!(ended, Ended::Closed) {
+                tracing::info!(control_plane, "the stream ended; a new one is opened");
             } else if quiet {
-                tracing::debug!(control_plane = clusters, error = %ended, "still no stream");
+                tracing::debug!(control_plane, error = %ended, "still no stream");
             } else {
-                tracing::warn!(control_plane = clusters, error = %ended, "no stream; what is in force stays");
+                tracing::warn!(control_plane, error = %ended, "no stream; what is in force stays");
                 quiet = !answered;
             }
             if !answered {
-                for (kind, interest) in self.sources.interests_of(self.source) {
-                    self.sources.metrics.count(kind, Outcome::Failure);
-                    for name in &interest.names {
-                        self.sources.metrics.count_for(kind, name, Outcome::Failure);
-                    }
-                }
+                self.count_failure();
             }
+            // gRFC A71: the next server is asked only if this one cannot be had and something was never received.
+            let next = self.server + 1;
+            if !answered && next < self.grpc.clusters.len() && self.client.lacks_anything() {
+                self.turn_to(next);
+                continue;
+            }
+            self.turn_to(0);
             self.sources.configuration.unreachable();
             tokio::time::sleep(self.backoff.next_delay()).await;
+        }
+    }
+
+    fn control_plane(&self) -> String {
+        self.grpc.clusters.get(self.server).map(ToString::to_string).unwrap_or_default()
+    }
+
+    fn turn_to(&mut self, server: usize) {
+        if self.server != server {
+            self.server = server;
+            self.client.forget_versions();
+            tracing::info!(control_plane = self.control_plane(), "this server is asked now");
+        }
+    }
+
+    fn count_failure(&self) {
+        for (kind, interest) in self.sources.interests_of(self.source) {
+            self.sources.metrics.count(kind, Outcome::Failure);
+            for name in &interest.names {
+                self.sources.metrics.count_for(kind, name, Outcome::Failure);
+            }
         }
     }
 
@@ -126,13 +151,14 @@ impl<'s> Driver<'s> {
         Q: Message + Default + Send + Sync + 'static,
         R: Message + Default + Send + Sync + 'static,
     {
-        let tls = &self.sources.client_tls;
-        let (channel, cause) = match connect(&self.sources.bootstrap, self.grpc, tls, self.backoff.attempts()).await {
+        self.want_what_is_referred_to();
+        let Sources { bootstrap, client_tls, .. } = self.sources;
+        let attempts = self.backoff.attempts();
+        let (channel, cause) = match connect(bootstrap, self.grpc, self.server, client_tls, attempts).await {
             Ok(connected) => connected,
             Err(error) => return error.into(),
         };
         self.client.on_connected();
-        self.want_what_is_referred_to();
         let mut outbox: VecDeque<Q> = VecDeque::new();
         self.fill(&mut outbox, pack);
         let (requests, sending) = mpsc::channel(IN_FLIGHT);
@@ -144,13 +170,14 @@ impl<'s> Driver<'s> {
                 break;
             }
         }
-        let mut stream = match self.open::<Q, R>(channel, sending).await {
+        let mut stream = match open::<Q, R>(self.source, self.grpc, channel, sending).await {
             Ok(stream) => stream,
             Err(status) => return Ended::Status { status, cause },
         };
-        tracing::info!(control_plane = self.grpc.clusters.join(", "), delta = self.grpc.delta, "a stream is open");
-        self.sources.metrics.connected();
-        let _connected = Connected(self.sources);
+        tracing::info!(control_plane = self.control_plane(), delta = self.grpc.delta, "a stream is open");
+        let _connected = Connected::new(self.sources, self.server);
+        let preferred = preferred::answers::<Q, R>(self.sources, self.source, self.grpc, self.server, pack);
+        let mut preferred = Box::pin(preferred);
         // The kinds of which there was a response on this stream.
         let mut heard = BTreeSet::new();
         loop {
@@ -174,10 +201,7 @@ impl<'s> Driver<'s> {
                                 self.fill(&mut outbox, pack);
                                 outbox.extend(request.and_then(pack));
                             }
-                            Err(error @ ResponseError::NeverRequested { .. }) => {
-                                tracing::warn!(%error, "it is ignored");
-                                self.sources.metrics.ignored();
-                            }
+                            Err(error @ ResponseError::NeverRequested { .. }) => self.ignore(&error),
                             Err(error) => return error.into(),
                         }
                     }
@@ -194,26 +218,9 @@ impl<'s> Driver<'s> {
                 () = tokio::time::sleep(timeout.unwrap_or(FOREVER).saturating_sub(now)), if timeout.is_some() => {
                     self.report_missing();
                 }
+                server = &mut preferred, if self.server > 0 => return Ended::Preferred(server),
             }
         }
-    }
-
-    async fn open<Q, R>(
-        &self,
-        channel: Channel,
-        sending: mpsc::Receiver<Q>,
-    ) -> Result<tonic::Streaming<R>, tonic::Status>
-    where
-        Q: Message + Default + Send + Sync + 'static,
-        R: Message + Default + Send + Sync + 'static,
-    {
-        let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(MAX_RESPONSE);
-        grpc.ready().await.map_err(|error| tonic::Status::unavailable(with_causes(&error)))?;
-        let mut request = tonic::Request::new(ReceiverStream::new(sending));
-        put_metadata(request.metadata_mut(), self.grpc);
-        let path = PathAndQuery::from_static(method(self.source, self.grpc.delta));
-        let response = grpc.streaming(request, path, ProstCodec::<Q, R>::default()).await?;
-        Ok(response.into_inner())
     }
 
     /// Moves what the client has to say into the outbox.
@@ -239,6 +246,11 @@ impl<'s> Driver<'s> {
                 self.client.expect_cached(type_url_of(kind), cached);
             }
         }
+    }
+
+    fn ignore(&self, error: &ResponseError) {
+        tracing::warn!(%error, "it is ignored");
+        self.sources.metrics.ignored();
     }
 
     fn report_missing(&mut self) {
@@ -270,12 +282,31 @@ async fn answer(sources: &Sources, source: &Source, mut update: Update<'_>, firs
 }
 
 /// Counts a stream as open until it is dropped, whatever ends it.
-struct Connected<'s>(&'s Sources);
+struct Connected<'s> {
+    sources: &'s Sources,
+    server: usize,
+}
+
+impl<'s> Connected<'s> {
+    fn new(sources: &'s Sources, server: usize) -> Self {
+        sources.metrics.connected(server);
+        Self { sources, server }
+    }
+}
 
 impl Drop for Connected<'_> {
     fn drop(&mut self) {
-        self.0.metrics.disconnected();
+        self.sources.metrics.disconnected(self.server);
     }
+}
+
+fn client(sources: &Sources, grpc: &GrpcSource) -> Client {
+    Client::new(ClientConfig {
+        variant: if grpc.delta { Variant::Delta } else { Variant::Sotw },
+        node: node_of(sources),
+        node_on_first_message_only: grpc.set_node_on_first_message_only,
+        resource_timeout: RESOURCE_TIME,
+    })
 }
 
 fn sotw(request: Request) -> Option<DiscoveryRequest> {
@@ -315,42 +346,6 @@ fn node_of(sources: &Sources) -> Node {
     node
 }
 
-fn put_metadata(metadata: &mut MetadataMap, grpc: &GrpcSource) {
-    for (name, value) in &grpc.metadata {
-        match (MetadataKey::from_bytes(name.as_bytes()), value.parse()) {
-            (Ok(name), Ok(value)) => drop(metadata.insert(name, value)),
-            _ => tracing::warn!(%name, "initial_metadata is left out: not text that gRPC carries"),
-        }
-    }
-}
-
-/// The gRPC method of a source.
-fn method(source: &Source, delta: bool) -> &'static str {
-    let kind = match source {
-        Source::Grpc(kind, _) => Some(*kind),
-        Source::Ads(_) | Source::File { .. } => None,
-    };
-    match (kind, delta) {
-        (Some(Kind::Cluster), false) => "/envoy.service.cluster.v3.ClusterDiscoveryService/StreamClusters",
-        (Some(Kind::Cluster), true) => "/envoy.service.cluster.v3.ClusterDiscoveryService/DeltaClusters",
-        (Some(Kind::Endpoints), false) => "/envoy.service.endpoint.v3.EndpointDiscoveryService/StreamEndpoints",
-        (Some(Kind::Endpoints), true) => "/envoy.service.endpoint.v3.EndpointDiscoveryService/DeltaEndpoints",
-        (Some(Kind::Listener), false) => "/envoy.service.listener.v3.ListenerDiscoveryService/StreamListeners",
-        (Some(Kind::Listener), true) => "/envoy.service.listener.v3.ListenerDiscoveryService/DeltaListeners",
-        (Some(Kind::Routes), false) => "/envoy.service.route.v3.RouteDiscoveryService/StreamRoutes",
-        (Some(Kind::Routes), true) => "/envoy.service.route.v3.RouteDiscoveryService/DeltaRoutes",
-        (Some(Kind::Secret), false) => "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets",
-        (Some(Kind::Secret), true) => "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets",
-        // Tunnel agents have no service of their own: an aggregated stream that asks for nothing else.
-        (Some(Kind::Agent) | None, false) => {
-            "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
-        }
-        (Some(Kind::Agent) | None, true) => {
-            "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
-        }
-    }
-}
-
 const KINDS: [Kind; 6] = [Kind::Secret, Kind::Cluster, Kind::Endpoints, Kind::Routes, Kind::Listener, Kind::Agent];
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 const GREATEST_DELAY: Duration = Duration::from_secs(30);
@@ -359,5 +354,3 @@ const RESOURCE_TIME: Duration = Duration::from_secs(15);
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// Requests that tonic may hold: the first ones of all types fit.
 const IN_FLIGHT: usize = 16;
-/// One response may carry all of a large deployment.
-const MAX_RESPONSE: usize = 256 * 1024 * 1024;

@@ -1,5 +1,8 @@
 //! The driver against a control plane on loopback that is nothing but the protocol's server half.
 
+mod servers;
+
+use std::fmt::Write as _;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -81,12 +84,17 @@ impl ControlPlane {
     }
 
     async fn serve(&self) -> u16 {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        self.serve_at(0).await.0
+    }
+
+    /// The port, and what serves until it is aborted.
+    async fn serve_at(&self, port: u16) -> (u16, JoinHandle<()>) {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
         let service = AggregatedDiscoveryServiceServer::new(self.clone());
-        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
-        port
+        let served = tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming);
+        (port, tokio::spawn(async move { served.await.unwrap() }))
     }
 
     fn run<Q: Send + 'static, R: Send + 'static>(
@@ -185,20 +193,32 @@ struct DataPlane {
 
 impl DataPlane {
     async fn start(port: u16, delta: bool, state_dir: Option<std::path::PathBuf>) -> Self {
+        Self::under(&[port], delta, state_dir).await
+    }
+
+    /// Under the servers on these ports, in their order.
+    async fn under(ports: &[u16], delta: bool, state_dir: Option<std::path::PathBuf>) -> Self {
         let api = if delta { "DELTA_GRPC" } else { "GRPC" };
-        let text = format!(
+        let services = ports.iter().map(|port| format!("{{envoy_grpc: {{cluster_name: xds-{port}}}}}"));
+        let mut text = format!(
             "node: {{id: n, cluster: c}}\n\
              dynamic_resources:\n\
-             \x20 ads_config: {{api_type: {api}, transport_api_version: V3, grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]}}\n\
+             \x20 ads_config: {{api_type: {api}, transport_api_version: V3, grpc_services: [{}]}}\n\
              \x20 cds_config: {{ads: {{}}, resource_api_version: V3}}\n\
              static_resources:\n\
-             \x20 clusters:\n\
-             \x20 - name: xds\n\
-             \x20   connect_timeout: 1s\n\
-             \x20   type: STATIC\n\
-             \x20   load_assignment: {{cluster_name: xds, endpoints: [{{lb_endpoints: [{{endpoint: {{address: \
-             {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}\n"
+             \x20 clusters:\n",
+            services.collect::<Vec<_>>().join(", ")
         );
+        for port in ports {
+            let _written = write!(
+                text,
+                "\x20 - name: xds-{port}\n\
+                 \x20   connect_timeout: 1s\n\
+                 \x20   type: STATIC\n\
+                 \x20   load_assignment: {{cluster_name: xds-{port}, endpoints: [{{lb_endpoints: [{{endpoint: {{address: \
+                 {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}\n"
+            );
+        }
         let loaded = document::load::<bootstrap_api::Bootstrap>(text.as_bytes(), Syntax::Yaml).unwrap();
         let bootstrap = Arc::new(culvert_model::bootstrap::parse(&loaded.message).value.unwrap());
         let (queue, mut commands) = mpsc::channel(4);
@@ -271,6 +291,20 @@ fn eventually<T: PartialEq + std::fmt::Debug>(expected: T, seen: impl Fn() -> T)
     }
 }
 
+fn kept_in(dir: &std::path::Path) -> bool {
+    std::fs::read_dir(dir).unwrap().any(|entry| {
+        let name = entry.unwrap().file_name().to_string_lossy().into_owned();
+        name.starts_with("dynamic-") && !name.ends_with(".new")
+    })
+}
+
+fn copy_all(from: &std::path::Path, to: &std::path::Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
 fn state(name: &str, state: ResourceState) -> (String, ResourceState, Option<String>) {
     (name.to_owned(), state, None)
 }
@@ -331,19 +365,10 @@ async fn what_was_accepted_serves_the_next_start_without_a_control_plane() {
     let port = control.serve().await;
     let data = DataPlane::start(port, true, Some(dir.path().to_owned())).await;
     eventually("+a".to_owned(), || data.applied()).await;
-    let saved = || {
-        std::fs::read_dir(dir.path()).unwrap().any(|entry| {
-            let name = entry.unwrap().file_name().to_string_lossy().into_owned();
-            name.starts_with("dynamic-") && !name.ends_with(".new")
-        })
-    };
-    eventually(true, saved).await;
+    eventually(true, || kept_in(dir.path())).await;
     // The first process still holds the directory: what it saved is copied, as if it had ended.
     let copy = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(dir.path()).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
-    }
+    copy_all(dir.path(), copy.path());
     // Nobody listens on port 1.
     let cold = DataPlane::start(1, true, Some(copy.path().to_owned())).await;
     assert_eq!(cold.applied(), "+a", "in force before anybody was asked");

@@ -9,6 +9,7 @@ mod publish;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::iter::repeat;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -194,9 +195,23 @@ impl Stage {
         }
     }
 
-    /// A control plane was asked for a name for too long.
+    /// A control plane says that there is no such thing.
     pub(crate) fn not_found(&mut self, key: Key) {
         self.missing.insert(key);
+    }
+
+    /// A control plane was asked for a name for long. Whoever waits for it may have more patience (`initial_fetch_timeout`).
+    pub(crate) fn unanswered(&mut self, key: Key, now: Duration) {
+        let candidates = self.slots.values().flat_map(|slot| slot.wanted.iter().chain(&slot.active));
+        let mut references =
+            candidates.flat_map(|one| references::of(&one.resource).into_iter().zip(repeat(one.since)));
+        let is_awaited = references.any(|(reference, since)| {
+            let timeout = reference.source.initial_fetch_timeout;
+            (reference.kind, &reference.name) == (key.0, &key.1) && (timeout.is_zero() || now < since + timeout)
+        });
+        if !is_awaited {
+            self.missing.insert(key);
+        }
     }
 
     /// A resource's TTL is over. What is referred to by name keeps serving until another one comes, as in Envoy.

@@ -28,6 +28,10 @@ pub(super) struct Subscription {
     pub(super) held: BTreeMap<Name, String>,
     /// Names for which a cache stands in.
     pub(super) cached: BTreeSet<Name>,
+    /// Names that do not exist, as far as is known.
+    pub(super) absent: BTreeSet<Name>,
+    /// There was a response.
+    pub(super) answered: bool,
     /// When a named resource that was asked for counts as missing.
     pub(super) timers: BTreeMap<Name, Duration>,
     /// How long what is held of a name lives, and until when: `None` until the clock is looked at next. Goes on without
@@ -53,6 +57,8 @@ impl Subscription {
             unconfirmed: BTreeSet::new(),
             held: BTreeMap::new(),
             cached: BTreeSet::new(),
+            absent: BTreeSet::new(),
+            answered: false,
             timers: BTreeMap::new(),
             lives: BTreeMap::new(),
             accepted_version: String::new(),
@@ -75,6 +81,7 @@ impl Subscription {
         for name in self.wanted.names.difference(&interest.names) {
             self.timers.remove(name);
             self.cached.remove(name);
+            self.absent.remove(name);
             if announced.is_some_and(|announced| announced.names.contains(name)) {
                 self.dropped.insert(Name::clone(name));
             }
@@ -88,6 +95,12 @@ impl Subscription {
         self.wanted = interest;
         self.held.retain(|name, _| self.wanted.covers(name));
         self.lives.retain(|name, _| self.held.contains_key(name));
+    }
+
+    pub(super) fn lacks_anything(&self) -> bool {
+        let is_known =
+            |name: &Name| self.held.contains_key(name) || self.cached.contains(name) || self.absent.contains(name);
+        (self.wanted.wildcard && !self.answered && self.cached.is_empty()) || !self.wanted.names.iter().all(is_known)
     }
 
     /// Starts the clocks of what arrived since.

@@ -426,3 +426,49 @@ fn what_the_control_plane_cannot_give_is_neither_absent_nor_waited_for() {
     let missing: Vec<Name> = std::iter::from_fn(|| client.poll_timeout(late)).map(|missing| missing.name).collect();
     assert_eq!(missing, ["y".into()], "nothing is waited for that was answered");
 }
+
+#[test]
+fn something_is_lacking_until_it_was_received_or_said_not_to_exist() {
+    for variant in [Variant::Sotw, Variant::Delta] {
+        let mut client = client(variant);
+        client.watch(CLUSTER, Interest::everything());
+        client.watch(EDS, names(&["x", "y"]));
+        client.expect_cached(EDS, ["x".into()]);
+        while client.poll_request(NOW).is_some() {}
+        assert!(client.lacks_anything(), "{variant:?}: nothing came");
+        let nothing = match variant {
+            Variant::Sotw => client.on_response(sotw(CLUSTER, "1", "1", vec![])),
+            Variant::Delta => client.on_delta_response(delta(CLUSTER, "1", &[], &[])),
+        };
+        let _ack = nothing.unwrap().ack();
+        assert!(client.lacks_anything(), "{variant:?}: y is missing, a cache stands in for x");
+        client.poll_timeout(NOW + Duration::from_secs(15)).expect("y counts as missing");
+        assert!(!client.lacks_anything(), "{variant:?}: that nothing exists is known");
+        client.watch(EDS, names(&["x", "y", "z"]));
+        assert!(client.lacks_anything(), "{variant:?}: z is new");
+    }
+}
+
+#[test]
+fn another_server_is_told_what_is_held_and_not_in_which_version() {
+    let mut client = client(Variant::Delta);
+    client.watch(CLUSTER, Interest::everything());
+    next_delta(&mut client);
+    let _ack = client.on_delta_response(delta(CLUSTER, "1", &[("a", "v1")], &[])).unwrap().ack();
+    client.on_disconnected();
+    client.forget_versions();
+    client.on_connected();
+    let held = next_delta(&mut client).initial_resource_versions;
+    assert_eq!(held.into_iter().collect::<Vec<_>>(), [("a".to_owned(), String::new())]);
+    let mut client = self::client(Variant::Sotw);
+    client.watch(CLUSTER, Interest::everything());
+    next_sotw(&mut client);
+    let _ack = client.on_response(sotw(CLUSTER, "v1", "1", vec![any(CLUSTER, "a")])).unwrap().ack();
+    client.on_disconnected();
+    client.forget_versions();
+    client.on_connected();
+    assert_eq!(next_sotw(&mut client).version_info, "");
+    let update = client.on_response(sotw(CLUSTER, "other", "1", vec![])).unwrap();
+    assert_eq!(listed(update.removed()), ["a"], "what the other server does not have goes");
+    let _ack = update.ack();
+}

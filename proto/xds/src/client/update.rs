@@ -77,11 +77,16 @@ impl<'c> Update<'c> {
         let Some(subscription) = update.client.subscriptions.get_mut(index) else { return update };
         update.type_url = subscription.type_url.clone();
         subscription.nonce = nonce;
+        subscription.answered = true;
         subscription.confirm(&content.present);
         for name in content.present.iter().chain(&update.removed) {
             subscription.timers.remove(name);
             subscription.cached.remove(name);
+            subscription.absent.remove(name);
         }
+        let missing = update.failures.iter().filter(|failure| failure.code == Failure::NOT_FOUND);
+        let absent = update.removed.iter().chain(missing.map(|failure| &failure.name));
+        subscription.absent.extend(absent.filter(|name| subscription.wanted.names.contains(*name)).cloned());
         for name in content.heartbeats {
             // Of what is not held there is nothing to keep alive.
             if let Some(ttl) = update.ttls.get(&name).filter(|_| subscription.held.contains_key(&name)) {

@@ -197,6 +197,31 @@ fn waiting_ends_with_the_initial_fetch_timeout() {
 }
 
 #[test]
+fn whoever_waits_for_what_is_not_delivered_waits_as_long_as_its_source_says() {
+    let with_timeout =
+        |timeout: &str| eds("c").replace("ads: {}", &format!("initial_fetch_timeout: {timeout}, ads: {{}}"));
+    for (timeout, ends) in [("1s", Some(1)), ("60s", Some(60)), ("0s", None)] {
+        let mut world = World::new();
+        world.receive(Kind::Cluster, &[&with_timeout(timeout)]);
+        assert_eq!(world.publish(), "", "{timeout}");
+        assert_eq!(
+            world.stage.next_look(world.now),
+            ends.map(|ends| world.now + Duration::from_secs(ends)),
+            "{timeout}"
+        );
+        for passed in 1..=100 {
+            world.pass(1);
+            if passed == 15 {
+                // The stream's own timer (gRFC A53).
+                world.stage.unanswered((Kind::Endpoints, "c".into()), world.now);
+            }
+            let expected = if ends == Some(passed) { "+Cluster c" } else { "" };
+            assert_eq!(world.publish(), expected, "{timeout}: after {passed} s");
+        }
+    }
+}
+
+#[test]
 fn what_does_not_exist_is_not_waited_for() {
     let mut world = World::new();
     world.receive(Kind::Cluster, &[&eds("c")]);
