@@ -87,8 +87,13 @@ impl Site {
 
     /// Starts the control plane on the site's directory.
     pub fn start_control(&self) -> Result<Daemon> {
+        self.start_control_with(&[])
+    }
+
+    /// The same with further flags.
+    pub fn start_control_with(&self, flags: &[&str]) -> Result<Daemon> {
         let (listen, admin) = (self.address(Port::Control).to_string(), self.address(Port::ControlAdmin).to_string());
-        let args = ["--config", "control", "--listen", &listen, "--admin", &admin];
+        let args = [&["--config", "control", "--listen", &listen, "--admin", &admin], flags].concat();
         Daemon::start("control", &ours("culvert-control")?, &args, self.folder())
     }
 

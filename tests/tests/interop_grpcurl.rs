@@ -98,3 +98,36 @@ async fn client_status_tells_what_every_node_has() -> Result {
     contains(&text, &["cloud-1", "edge-1", "gateway", "from-cloud", "SYNCED"])?;
     running.stop().await
 }
+
+#[tokio::test]
+async fn an_operator_asks_for_contents_pushes_and_the_past() -> Result {
+    let Some(grpcurl) = Peer::Grpcurl.find()? else { return Ok(()) };
+    let running = Running::start().await?;
+    let address = running.site.address(Port::Control).to_string();
+    let call = async |method: &str, request: &str| {
+        let method = format!("culvert.control.v1.ControlService/{method}");
+        let args = ["-plaintext", "-max-time", "30", "-d", request, &address, &method];
+        run(&grpcurl, &args, "", Duration::from_secs(40)).await
+    };
+    let described = run(
+        &grpcurl,
+        &["-plaintext", &address, "describe", "culvert.control.v1.ControlService"],
+        "",
+        Duration::from_secs(30),
+    )
+    .await?;
+    contains(
+        &described,
+        &["GetResources", "Validate", "Diff", "GetHistory", "RollBack", "WatchPush", "ExportSnapshot"],
+    )?;
+    contains(&call("WatchPush", "{}").await?, &["cloud-1", "edge-1", "SETTLED", "\"generation\": \"1\""])?;
+    let resources = call("GetResources", r#"{"filter": {"types": ["Cluster"]}}"#).await?;
+    contains(&resources, &["backend-1", "connect_timeout", "\"nodes\""])?;
+    let bad = r#"{"files": [{"path": "a.yaml", "content": "bm9uc2Vuc2UK"}]}"#;
+    contains(&call("Validate", bad).await?, &["errors", "a.yaml", "\"line\": 1"])?;
+    contains(&call("Diff", r#"{"nodes": [{"id": "edge-1"}]}"#).await?, &["edge-1", "\"connected\": true"])?;
+    contains(&call("GetHistory", "{}").await?, &["\"generation\": \"1\""])?;
+    let refused = call("RollBack", r#"{"to": 99}"#).await;
+    ensure!(format!("{refused:?}").contains("NotFound"), "expected NotFound, saw {refused:?}");
+    running.stop().await
+}

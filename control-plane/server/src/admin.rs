@@ -2,11 +2,10 @@
 //! by having its name resolve to loopback; so are POSTs that a web page made.
 
 mod push;
-mod rest;
 mod tunnels;
 
 use std::convert::Infallible;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -25,14 +24,17 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use crate::control::Control;
+use crate::identity::Peer;
+use crate::loads::Requests;
 use crate::nodes::NodeStatus;
+use crate::rest;
 
 /// Connections at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 128;
 /// For the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-const PAGES: &str = "/ready /metrics /config /config_dump /nodes /tunnels /push /history; POST /rollback?to=GENERATION, /v3/discovery:TYPE\n";
+const PAGES: &str = "/ready /metrics /config /config_dump /nodes /tunnels /push /history /loads; POST /rollback?to=GENERATION, /v3/discovery:TYPE\n";
 
 /// Serves the pages until the process ends.
 pub(crate) async fn serve(listener: TcpListener, control: Arc<Control>) {
@@ -87,9 +89,21 @@ async fn answer(control: &Control, request: http::Request<Incoming>) -> http::Re
             text(StatusCode::FORBIDDEN, "a web page made this request\n".to_owned())
         }
         Method::POST if path == "/rollback" => push::rollback(control, request.uri().query()),
-        Method::POST if path.starts_with(rest::PREFIX) => rest::discovery(control, request).await,
+        Method::POST if path.starts_with(rest::PREFIX) => polled(control, request).await,
         Method::POST => text(StatusCode::NOT_FOUND, format!("there is no such page; there are {PAGES}")),
         _ => text(StatusCode::METHOD_NOT_ALLOWED, "only GET, HEAD and POST\n".to_owned()),
+    }
+}
+
+/// Discovery by polling, for whoever is on this machine: without a certificate or token it is nobody.
+async fn polled(control: &Control, request: http::Request<Incoming>) -> http::Response<Full<Bytes>> {
+    if control.secured && request.uri().path().ends_with(":secrets") {
+        return text(StatusCode::FORBIDDEN, "secrets are served over TLS alone here; see --rest\n".to_owned());
+    }
+    let peer = Peer::new(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), None);
+    match control.access.authenticate(&peer, request.headers()) {
+        Ok(peer) => rest::discovery(control, &peer, request).await,
+        Err(status) => text(StatusCode::UNAUTHORIZED, format!("{}\n", status.message())),
     }
 }
 
@@ -101,6 +115,7 @@ fn shown(control: &Control, path: &str) -> http::Response<Full<Bytes>> {
         "/config" => page(&config(control)),
         "/config_dump" => page(&config_dump(control)),
         "/nodes" => page(&Value::Array(control.nodes.status().iter().map(node).collect())),
+        "/loads" => page(&loads(control)),
         "/history" => page(&push::history(control)),
         "/" => text(StatusCode::OK, PAGES.to_owned()),
         _ => text(StatusCode::NOT_FOUND, format!("there is no such page; there are {PAGES}")),
@@ -117,7 +132,7 @@ fn is_this_machine(authority: &str) -> bool {
     host.is_empty() || host.parse::<IpAddr>().is_ok() || name == "localhost" || name.ends_with(".localhost")
 }
 
-fn text(status: StatusCode, body: String) -> http::Response<Full<Bytes>> {
+pub(crate) fn text(status: StatusCode, body: String) -> http::Response<Full<Bytes>> {
     response(status, "text/plain; charset=utf-8", body)
 }
 
@@ -125,7 +140,7 @@ fn page(value: &Value) -> http::Response<Full<Bytes>> {
     response(StatusCode::OK, "application/json", format!("{value:#}\n"))
 }
 
-fn response(status: StatusCode, content_type: &'static str, body: String) -> http::Response<Full<Bytes>> {
+pub(crate) fn response(status: StatusCode, content_type: &'static str, body: String) -> http::Response<Full<Bytes>> {
     let mut response = http::Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -139,7 +154,7 @@ fn metrics(control: &Control) -> String {
     let (connected, known) = control.nodes.count();
     let (reporting, tunnels) = control.inventory.count();
     let latest = control.latest();
-    control.metrics.prometheus(&[
+    let mut text = control.metrics.prometheus(&[
         ("tunnel_servers", "Tunnel servers that report.", reporting as u64),
         ("tunnels", "Tunnels that they have reported.", tunnels as u64),
         ("nodes_connected", "Nodes with at least one stream.", connected as u64),
@@ -149,7 +164,11 @@ fn metrics(control: &Control) -> String {
         ("config_in_force_timestamp_seconds", "When what is in force was read.", seconds(latest.in_force_since)),
         ("config_read_timestamp_seconds", "When the directory was read last.", seconds(latest.at)),
         ("panics_total", "Panics of the process.", culvert_runtime::process::panics()),
-    ])
+        ("load_reporters", "Streams of load reports.", control.loads.reporters()),
+        ("load_reports_dropped", "Load reports on clusters beyond the limits.", control.loads.dropped()),
+    ]);
+    control.loads.prometheus(&mut text);
+    text
 }
 
 /// The latest reading of the directory, and since when what is in force is.
@@ -184,6 +203,33 @@ fn finding(finding: &Finding) -> Value {
     })
 }
 
+/// What nodes reported of their load.
+fn loads(control: &Control) -> Value {
+    let requests = |of: &Requests| json!({ "successes": of.successes, "errors": of.errors, "issued": of.issued, "in_progress": of.in_progress });
+    let clusters = control.loads.clusters();
+    let clusters = clusters.iter().map(|(key, load)| {
+        let localities = load.localities.iter().map(|(place, of)| {
+            json!({
+                "region": place.region,
+                "zone": place.zone,
+                "sub_zone": place.sub_zone,
+                "priority": place.priority,
+                "requests": requests(of),
+            })
+        });
+        json!({
+            "cluster": key.cluster,
+            "service": key.service,
+            "requests": requests(&load.requests),
+            "dropped": load.dropped,
+            "dropped_by_category": load.dropped_by_category,
+            "localities": localities.collect::<Vec<_>>(),
+            "last_report": load.last_report.map(seconds),
+        })
+    });
+    json!({ "nodes": control.loads.reporters(), "clusters": clusters.collect::<Vec<_>>() })
+}
+
 /// Everything in force, secrets redacted.
 fn config_dump(control: &Control) -> Value {
     let directory = control.directory();
@@ -212,7 +258,7 @@ fn node(node: &NodeStatus) -> Value {
         "progress": push::progress(&node.progress),
         "snapshot": node.version.to_string(),
         "conflicts": node.conflicts.iter().map(conflict).collect::<Vec<_>>(),
-        "types": node.types.iter().map(of_type).collect::<Vec<_>>(),
+        "types": node.types.iter().map(|of| of_type(of, node.begun)).collect::<Vec<_>>(),
     })
 }
 
@@ -225,7 +271,7 @@ fn conflict(conflict: &Conflict) -> Value {
     })
 }
 
-fn of_type(status: &TypeStatus) -> Value {
+fn of_type(status: &TypeStatus, begun: SystemTime) -> Value {
     let resources = status.resources.iter().map(|one| {
         json!({
             "name": &*one.name,
@@ -233,6 +279,7 @@ fn of_type(status: &TypeStatus) -> Value {
             "version": one.version.map(|version| version.to_string()),
             "accepted": one.accepted.map(|version| version.to_string()),
             "error": one.error.as_deref(),
+            "at": one.at.map(|at| seconds(begun + at)),
         })
     });
     json!({

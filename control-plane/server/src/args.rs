@@ -23,6 +23,15 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:18001")]
     pub admin: SocketAddr,
 
+    /// Where discovery is served to clients that poll (REST, proto3 JSON); TLS and tokens are those of --listen. Without it
+    /// only --admin does.
+    #[arg(long, value_name = "ADDRESS")]
+    pub rest: Option<SocketAddr>,
+
+    /// Writes the address that --rest got to a file (for port 0).
+    #[arg(long, value_name = "FILE", requires = "rest")]
+    pub rest_address_path: Option<PathBuf>,
+
     /// Follow changes of the directory. SIGHUP reads it in any case.
     #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub watch: bool,
@@ -31,9 +40,21 @@ pub struct Args {
     #[arg(long)]
     pub strict: bool,
 
-    /// Serve, or only say what is wrong with the directory (exit code 2 if anything is).
+    /// Serve, or only say what is wrong with the directory (exit code 2 if anything is), or write a node's files.
     #[arg(long, value_enum, default_value_t = Mode::Serve)]
     pub mode: Mode,
+
+    /// The node to export: YAML or JSON with id, cluster, metadata and identities.
+    #[arg(long, value_name = "NODE")]
+    pub export_node: Option<String>,
+
+    /// The folder to export to; files refer to each other by its absolute path.
+    #[arg(long, value_name = "DIR")]
+    pub export_to: Option<PathBuf>,
+
+    /// Export secrets too, in clear.
+    #[arg(long)]
+    pub export_secrets: bool,
 
     /// Certificate chain for --listen, PEM.
     #[arg(long, value_name = "FILE", requires = "tls_key")]
@@ -50,12 +71,25 @@ pub struct Args {
     /// Whom a client's certificate lets it be: a URI or DNS name of the certificate, in which {id} stands for the node's id,
     /// {cluster} for its cluster and * for anything without / or dot. May be given more than once; who matches none is
     /// refused. Without it a certificate lets its holder be any node.
-    #[arg(long, value_name = "NAME", requires = "tls_client_ca")]
+    #[arg(long, value_name = "NAME")]
     pub client_identity: Vec<String>,
+
+    /// Whose bearer token is which: lines of a name and the token's SHA-256 in hexadecimal. A client then needs a token or a
+    /// certificate; the name is one of its certificate's names wherever those count. Read again when it changes.
+    #[arg(long, value_name = "FILE")]
+    pub tokens: Option<PathBuf>,
+
+    /// Serve plaintext beyond this machine, without TLS: anybody on the way reads and changes what is sent.
+    #[arg(long)]
+    pub allow_plaintext: bool,
+
+    /// Discovery and load streams that one certificate or token may have open.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000)]
+    pub max_streams_per_identity: usize,
 
     /// Who may call the operators' service: a URI or DNS name of the certificate, with * for anything without / or dot. May be
     /// given more than once. Without it, and without --tls-client-ca, everybody on this machine may.
-    #[arg(long, value_name = "NAME", requires = "tls_client_ca")]
+    #[arg(long, value_name = "NAME")]
     pub operator_identity: Vec<String>,
 
     /// A changed directory goes to so many connected nodes first, and to all once they have accepted it; if one refuses it,
@@ -70,6 +104,10 @@ pub struct Args {
     /// Seconds within which they must have answered.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub canary_timeout: u64,
+
+    /// Seconds between the load reports that nodes are asked for (LRS).
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub load_report_interval: u64,
 
     /// Seconds (more or less a tenth) after which a connection is told to come back, maybe to another replica. 0: never.
     #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
@@ -92,20 +130,50 @@ pub struct Args {
 pub enum Mode {
     Serve,
     Validate,
+    /// Writes what the node of --export-node would be sent to the files of --export-to.
+    Export,
 }
 
 impl Args {
     /// What the directory is checked for.
     #[must_use]
     pub fn options(&self) -> Options {
-        Options { strict: self.strict, may_serve_secrets: self.tls_cert.is_some() || self.listen.ip().is_loopback() }
+        let local = self.addresses().all(|(_, address)| address.ip().is_loopback());
+        Options { strict: self.strict, may_serve_secrets: self.tls_cert.is_some() || local }
+    }
+
+    /// Where nodes are served.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = (&'static str, SocketAddr)> {
+        std::iter::once(("--listen", self.listen)).chain(self.rest.map(|rest| ("--rest", rest)))
     }
 
     /// Mistakes that single arguments do not show.
     pub(crate) fn check(&self) -> Result<(), String> {
-        if self.admin.ip().is_loopback() {
-            return Ok(());
+        if !self.admin.ip().is_loopback() {
+            return Err(format!(
+                "--admin {}: the admin pages have no access control; use a loopback address",
+                self.admin
+            ));
         }
-        Err(format!("--admin {}: the admin pages have no access control; use a loopback address", self.admin))
+        let proves = self.tls_client_ca.is_some() || self.tokens.is_some();
+        for (flag, rules) in
+            [("--client-identity", &self.client_identity), ("--operator-identity", &self.operator_identity)]
+        {
+            if !rules.is_empty() && !proves {
+                return Err(format!("{flag}: clients prove nothing; use --tls-client-ca or --tokens"));
+            }
+        }
+        let exports = (self.mode == Mode::Export, self.export_node.is_some() && self.export_to.is_some());
+        if exports == (true, false) {
+            return Err("--mode export: say what with --export-node and where with --export-to".to_owned());
+        }
+        let mut beyond = self.addresses().filter(|(_, address)| !address.ip().is_loopback());
+        match beyond.next().filter(|_| self.mode == Mode::Serve && self.tls_cert.is_none() && !self.allow_plaintext) {
+            Some((flag, address)) => Err(format!(
+                "{flag} {address}: plaintext beyond this machine; use --tls-cert and --tls-key, a loopback address, or \
+                 --allow-plaintext"
+            )),
+            None => Ok(()),
+        }
     }
 }

@@ -1,25 +1,30 @@
-//! gRPC connections: who may open one, how long it lives, how it ends.
+//! Connections of gRPC and of polling: who may open one, how long it lives, how it ends.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_runtime::drain::Watch;
+use culvert_runtime::drain::{Trigger, Watch};
 use culvert_runtime::sockets::set_nodelay;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tonic::Status;
 use tonic::service::Routes;
 use tower::ServiceExt;
 
 use crate::control::Control;
 use crate::identity::Peer;
+use crate::rest;
 use crate::tls::Tls;
 
 /// As istiod's: a client that is gone without a word is noticed within 40 s.
@@ -32,6 +37,8 @@ const MAX_CONNECTIONS: usize = 50_000;
 /// TLS handshakes at once: thousands of clients that come together wait here, and those that are served do not.
 const MAX_HANDSHAKES: usize = 64;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the head of a polling request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// For streams to end after their connection was told to.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -40,18 +47,20 @@ const GRACE: Duration = Duration::from_secs(10);
 pub(crate) struct Settings {
     pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) max_age: Option<Duration>,
+    pub(crate) what: What,
+}
+
+/// What is served on a socket.
+#[derive(Debug)]
+pub(crate) enum What {
+    Grpc(Routes),
+    Rest,
 }
 
 /// Accepts until the process drains, then waits for the connections to end.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    settings: Settings,
-    routes: Routes,
-    control: Arc<Control>,
-    drain: Watch,
-) {
+pub(crate) async fn serve(listener: TcpListener, settings: Settings, control: Arc<Control>, drain: Watch) {
     let follower = settings.tls.clone().map(|tls| tokio::spawn(tls.follow(Arc::clone(&control))));
-    let shared = Arc::new(Shared { settings, routes, control, handshakes: Semaphore::new(MAX_HANDSHAKES) });
+    let shared = Arc::new(Shared { settings, control, handshakes: Semaphore::new(MAX_HANDSHAKES) });
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
@@ -85,7 +94,6 @@ pub(crate) async fn serve(
 
 struct Shared {
     settings: Settings,
-    routes: Routes,
     control: Arc<Control>,
     handshakes: Semaphore,
 }
@@ -123,19 +131,57 @@ impl Shared {
     async fn serve(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer, drain: Watch) {
         // Its streams end when the process drains, and when the connection has lived long enough.
         let (retire, ending) = drain.child();
-        let address = Arc::clone(&peer.address);
-        let service = service_fn(|mut request: Request<Incoming>| {
-            request.extensions_mut().insert(peer.clone());
-            request.extensions_mut().insert(ending.clone());
-            self.routes.clone().oneshot(request)
-        });
-        let connection = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(Some(KEEPALIVE_INTERVAL))
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
-            .serve_connection(TokioIo::new(io), service);
-        let mut connection = std::pin::pin!(connection);
+        match &self.settings.what {
+            What::Grpc(routes) => {
+                let address = Arc::clone(&peer.address);
+                let (routes, control) = (routes.clone(), Arc::clone(&self.control));
+                let service = service_fn(move |request| {
+                    let routes = routes.clone();
+                    let admitted = admitted(&control, &peer, &ending, request);
+                    async move {
+                        match admitted {
+                            Ok(request) => routes.oneshot(request).await,
+                            Err(refusal) => Ok(refusal.into_http()),
+                        }
+                    }
+                });
+                let connection = http2::Builder::new(TokioExecutor::new())
+                    .timer(TokioTimer::new())
+                    .keep_alive_interval(Some(KEEPALIVE_INTERVAL))
+                    .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+                    .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+                    .serve_connection(TokioIo::new(io), service);
+                let stop = http2::Connection::graceful_shutdown;
+                self.until_ended(std::pin::pin!(connection), stop, &address, &retire, &drain).await;
+            }
+            What::Rest => {
+                let address = Arc::clone(&peer.address);
+                let control = Arc::clone(&self.control);
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let (control, peer) = (Arc::clone(&control), peer.clone());
+                    async move { Ok::<_, Infallible>(rest::answer(&control, &peer, request).await) }
+                });
+                let mut builder = auto::Builder::new(TokioExecutor::new());
+                builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+                builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS_PER_CONNECTION);
+                let connection = builder.serve_connection(TokioIo::new(io), service);
+                let stop = auto::Connection::graceful_shutdown;
+                self.until_ended(std::pin::pin!(connection), stop, &address, &retire, &drain).await;
+            }
+        }
+    }
+
+    /// Lets a connection live until it breaks, has lived long enough, or the process drains.
+    async fn until_ended<C, E: std::fmt::Display>(
+        &self,
+        mut connection: Pin<&mut C>,
+        stop: impl Fn(Pin<&mut C>),
+        address: &str,
+        retire: &Trigger,
+        drain: &Watch,
+    ) where
+        C: Future<Output = Result<(), E>>,
+    {
         let age = async {
             match self.settings.max_age {
                 Some(age) => tokio::time::sleep(age.mul_f64(0.9 + fastrand::f64() * 0.2)).await,
@@ -146,18 +192,41 @@ impl Shared {
             served = connection.as_mut() => served,
             _ = drain.draining() => {
                 // GOAWAY; the streams end by themselves.
-                connection.as_mut().graceful_shutdown();
+                stop(connection.as_mut());
                 connection.await
             }
             () = age => {
                 self.control.metrics.connections_retired.add();
-                connection.as_mut().graceful_shutdown();
+                stop(connection.as_mut());
                 retire.start(GRACE);
                 tokio::time::timeout(GRACE, connection).await.unwrap_or(Ok(()))
             }
         };
         if let Err(error) = served {
-            tracing::debug!(%error, peer = &*address, "a connection broke");
+            tracing::debug!(%error, peer = address, "a connection broke");
         }
     }
+}
+
+/// The request with what its service has to know, if whoever makes it may.
+fn admitted(
+    control: &Control,
+    peer: &Peer,
+    ending: &Watch,
+    mut request: Request<Incoming>,
+) -> Result<Request<Incoming>, Status> {
+    // Load balancers ask it, and know nobody.
+    let is_health = request.uri().path().starts_with("/grpc.health.v1.Health/");
+    let peer = match control.access.authenticate(peer, request.headers()) {
+        Ok(peer) => peer,
+        Err(_) if is_health => peer.clone(),
+        Err(status) => {
+            control.metrics.unauthenticated.add();
+            tracing::warn!(peer = &*peer.address, "a request is refused: {}", status.message());
+            return Err(status);
+        }
+    };
+    request.extensions_mut().insert(peer);
+    request.extensions_mut().insert(ending.clone());
+    Ok(request)
 }

@@ -8,12 +8,13 @@ use std::time::SystemTime;
 use culvert_store::{Catalog, Directory, Finding, Load, Options, Placement, load};
 use culvert_xds::{NodeIdentity, Snapshot};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::access::Access;
 use crate::args::Args;
 use crate::identity::Identities;
 use crate::inventory::Inventory;
+use crate::loads::Loads;
 use crate::metrics::Metrics;
 use crate::nodes::{Nodes, Standing};
 
@@ -38,11 +39,14 @@ pub(crate) struct Control {
     pub(crate) metrics: Metrics,
     /// The tunnels that servers report.
     pub(crate) inventory: Arc<Inventory>,
+    pub(crate) loads: Loads,
     /// Whether clients prove who they are: then secrets leave only through TLS.
     pub(crate) secured: bool,
     /// Which certificate may be which node.
     pub(crate) identities: Identities,
     pub(crate) access: Access,
+    /// Nodes that are sent their first response at once.
+    pub(crate) first_pushes: Arc<Semaphore>,
     /// Whether the process takes work: from the start until it drains.
     ready: watch::Sender<bool>,
 }
@@ -86,7 +90,7 @@ struct Canary {
 
 impl Control {
     /// Starts with a directory that was read and is good.
-    pub(crate) fn new(args: &Args, first: Load) -> Self {
+    pub(crate) fn new(args: &Args, access: Access, first: Load) -> Self {
         let now = SystemTime::now();
         let none = Latest {
             at: now,
@@ -109,9 +113,11 @@ impl Control {
             nodes: Nodes::default(),
             metrics: Metrics::default(),
             inventory: Arc::default(),
+            loads: Loads::default(),
             secured: args.tls_cert.is_some(),
             identities: Identities::new(&args.client_identity),
-            access: Access::new(args),
+            access,
+            first_pushes: Arc::new(Semaphore::new(first_pushes())),
             ready: watch::Sender::new(true),
         };
         control.apply(first);
@@ -301,4 +307,10 @@ impl Control {
     pub(crate) fn stop(&self) {
         self.ready.send_replace(false);
     }
+}
+
+/// As many as istiod fills up at a time.
+fn first_pushes() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (15 + 5 * cores).min(100)
 }

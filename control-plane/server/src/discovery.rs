@@ -185,7 +185,7 @@ impl Discovery {
             let kind = StreamKind { variant, type_url: service.only.map(|(_, type_url)| type_url.into()) };
             let control = Arc::clone(&control);
             let responses = peer_of(&request)
-                .map(|(peer, drain)| stream::responses(control, drain, peer, kind, request.into_inner()))
+                .and_then(|(peer, drain)| stream::responses(control, drain, peer, kind, request.into_inner()))
                 .map(tonic::Response::new);
             std::future::ready(responses)
         })

@@ -16,9 +16,9 @@ pub(crate) struct Peer {
     pub(crate) address: Arc<str>,
     /// It is on this machine.
     pub(crate) local: bool,
-    /// The first name of the client's certificate, else its subject.
+    /// The name of the client's token, else the first one of its certificate, else the certificate's subject.
     pub(crate) certificate: Option<Arc<str>>,
-    /// URI and DNS names of the certificate.
+    /// The token's name, and URI and DNS names of the certificate.
     pub(crate) names: Arc<[String]>,
 }
 
@@ -38,6 +38,12 @@ impl Peer {
         Self { address, local, certificate, names }
     }
 
+    /// The same, with the name that its token proves; it comes first.
+    pub(crate) fn with_name(&self, name: &Arc<str>) -> Self {
+        let names = std::iter::once(name.to_string()).chain(self.names.iter().cloned()).collect();
+        Self { certificate: Some(Arc::clone(name)), names, ..self.clone() }
+    }
+
     /// The node that a first request claims to be, if the peer may be that.
     pub(crate) fn identify(&self, control: &Control, node: Option<Node>) -> Result<NodeIdentity, Status> {
         let identity = NodeIdentity::new(node).map_err(|refused| Status::invalid_argument(refused.to_string()))?;
@@ -45,7 +51,7 @@ impl Peer {
             control.metrics.identities_refused.add();
             let NodeIdentity { id, cluster, .. } = &identity;
             let reason = format!(
-                "the client's certificate, of {}, does not let it be node {id:?} of cluster {cluster:?}; see --client-identity",
+                "the client's certificate or token, of {}, does not let it be node {id:?} of cluster {cluster:?}; see --client-identity",
                 self.names.join(" and ")
             );
             return Err(Status::permission_denied(reason));

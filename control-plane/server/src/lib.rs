@@ -16,16 +16,21 @@ mod connections;
 mod control;
 mod csds;
 mod discovery;
+mod export;
 mod history;
 mod identity;
 mod inventory;
 mod listen;
+mod loads;
+mod lrs;
 mod metrics;
 mod nodes;
 mod operator;
 mod reload;
+mod rest;
 mod stream;
 mod tls;
+mod tokens;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -33,15 +38,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use culvert_api::culvert::control::v1::NodeSelector;
+use culvert_api::document::{self, Syntax};
 use culvert_runtime::files::Changes;
 use culvert_runtime::log::LogControl;
 use culvert_runtime::process::Signals;
 use culvert_runtime::{drain, log, process};
-use culvert_store::{Directory, Load, load};
+use culvert_store::{Catalog, Directory, Load, load};
+use culvert_xds::Snapshot;
 
+use access::Access;
 use args::{Args, Mode};
 use control::Control;
+use export::Export;
 use tls::Tls;
+use tokens::Tokens;
 
 /// What a drain may take before the process ends regardless.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -53,8 +64,8 @@ pub fn run(args: &Args) -> ExitCode {
         say(&format!("error: {mistake}\n"));
         return ExitCode::from(2);
     }
-    let tls = match Tls::new(args) {
-        Ok(tls) => tls.map(Arc::new),
+    let credentials = match Credentials::read(args) {
+        Ok(credentials) => credentials,
         Err(mistake) => {
             say(&format!("error: {mistake:#}\n"));
             return ExitCode::from(2);
@@ -67,6 +78,11 @@ pub fn run(args: &Args) -> ExitCode {
         say(&report(args, &first));
         return if first.directory.is_some() { ExitCode::SUCCESS } else { ExitCode::from(2) };
     }
+    if args.mode == Mode::Export {
+        let exported = export(args, first);
+        say(&exported.as_ref().map_or_else(|error| format!("error: {error:#}\n"), Clone::clone));
+        return if exported.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let log = match log::init(args.log_level) {
         Ok(log) => log,
         Err(error) => {
@@ -76,7 +92,7 @@ pub fn run(args: &Args) -> ExitCode {
     };
     process::install_panic_hook();
     process::raise_open_files();
-    let result = serve(args, tls, first, changes);
+    let result = serve(args, credentials, first, changes);
     if let Err(error) = &result {
         tracing::error!("{error:#}");
     }
@@ -85,14 +101,15 @@ pub fn run(args: &Args) -> ExitCode {
 }
 
 /// Serves until SIGTERM or SIGINT.
-fn serve(args: &Args, tls: Option<Arc<Tls>>, first: Load, changes: Option<Changes>) -> anyhow::Result<()> {
+fn serve(args: &Args, credentials: Credentials, first: Load, changes: Option<Changes>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     let result = runtime.block_on(async {
         // Before anybody can find us: a signal must never meet the default action.
         let signals = Signals::new().context("cannot handle signals")?;
         let (trigger, watch) = drain::channel();
-        let control = Arc::new(Control::new(args, first));
-        let running = listen::start(args, tls, &control, &watch).await?;
+        let Credentials { grpc, rest, tokens } = credentials;
+        let control = Arc::new(Control::new(args, Access::new(args, tokens), first));
+        let running = listen::start(args, (grpc, rest), &control, &watch).await?;
         let canaries = tokio::spawn(canary::watch(Arc::clone(&control), canary::Limits::new(args)));
         reload::until_terminated(&control, signals, changes).await;
         canaries.abort();
@@ -104,6 +121,44 @@ fn serve(args: &Args, tls: Option<Arc<Tls>>, first: Load, changes: Option<Change
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
+}
+
+/// What the command line's files prove, and to whom.
+struct Credentials {
+    grpc: Option<Arc<Tls>>,
+    rest: Option<Arc<Tls>>,
+    tokens: Option<Arc<Tokens>>,
+}
+
+impl Credentials {
+    fn read(args: &Args) -> anyhow::Result<Self> {
+        Ok(Self {
+            grpc: Tls::new(args, tls::GRPC)?.map(Arc::new),
+            rest: Tls::new(args, tls::REST)?.map(Arc::new),
+            tokens: args.tokens.as_deref().map(Tokens::new).transpose()?.map(Arc::new),
+        })
+    }
+}
+
+/// Writes a node's files; what there is to say of it.
+fn export(args: &Args, load: Load) -> anyhow::Result<String> {
+    let (described, to) =
+        args.export_node.as_ref().zip(args.export_to.as_ref()).context("--export-node, --export-to")?;
+    let node = document::load::<NodeSelector>(described.as_bytes(), Syntax::Yaml).map_err(|problems| {
+        let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!("--export-node: {}", problems.join("; "))
+    })?;
+    let identity =
+        operator::identity(&node.message).map_err(|status| anyhow::anyhow!("--export-node: {}", status.message()))?;
+    let mut catalog = Catalog::new(load.directory.unwrap_or_default());
+    let placement = catalog.place(&identity, &Snapshot::default());
+    std::fs::create_dir_all(to).with_context(|| format!("--export-to: cannot make {}", to.display()))?;
+    let folder = to.canonicalize().with_context(|| format!("--export-to {}", to.display()))?;
+    let shown = folder.to_str().context("--export-to: its path is not UTF-8")?;
+    let export = Export::new(&identity, &placement.snapshot, shown, args.export_secrets);
+    export.write(&folder)?;
+    let warnings: String = export.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+    Ok(format!("{warnings}{shown}: {} files, version {}\n", export.files.len(), export.version))
 }
 
 /// Everything that was found in the directory, for people.

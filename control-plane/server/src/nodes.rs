@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use culvert_store::Conflict;
 use culvert_xds::server::{Progress, ResourceState, TypeStatus};
@@ -66,6 +66,7 @@ pub(crate) struct NodeSession {
     steps: watch::Sender<u64>,
     /// What the session's clock counts from.
     begun: Instant,
+    begun_at: SystemTime,
     /// Counts what may have changed its status.
     moved: AtomicU64,
 }
@@ -95,6 +96,8 @@ pub(crate) struct NodeStatus {
     pub(crate) version: Version,
     pub(crate) conflicts: Vec<Conflict>,
     pub(crate) types: Vec<TypeStatus>,
+    /// The moment from which the times of `types` count.
+    pub(crate) begun: SystemTime,
 }
 
 /// How a node stands to what it should have.
@@ -245,6 +248,7 @@ impl NodeSession {
             state: Mutex::new(state),
             steps: watch::Sender::new(0),
             begun: Instant::now(),
+            begun_at: SystemTime::now(),
             moved: AtomicU64::new(0),
         }
     }
@@ -285,6 +289,7 @@ impl NodeSession {
             version: state.session.snapshot().version(),
             conflicts: state.conflicts.clone(),
             types: state.session.status(),
+            begun: self.begun_at,
         }
     }
 }
@@ -314,6 +319,11 @@ impl Attached {
         response
     }
 
+    /// Whether a response is unanswered on the stream.
+    pub(crate) fn is_outstanding(&self) -> bool {
+        self.node.state.lock().session.awaits_answer(self.stream)
+    }
+
     /// Changes when the node's streams have to look again.
     pub(crate) fn steps(&self) -> watch::Receiver<u64> {
         self.node.steps.subscribe()
@@ -330,7 +340,10 @@ impl Attached {
         &self,
         on_request: impl FnOnce(&mut Session, StreamId) -> Result<Heard, RequestError>,
     ) -> Result<Heard, RequestError> {
-        let heard = on_request(&mut self.node.state.lock().session, self.stream);
+        let mut state = self.node.state.lock();
+        state.session.tell_time(self.node.begun.elapsed());
+        let heard = on_request(&mut state.session, self.stream);
+        drop(state);
         self.control.nodes.moved(&self.node);
         heard
     }

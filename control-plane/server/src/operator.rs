@@ -17,6 +17,7 @@ use futures_util::Stream;
 use tonic::{Request, Response, Status};
 
 use crate::control::Control;
+use crate::export::Export;
 use crate::history;
 use crate::identity::Peer;
 
@@ -162,13 +163,38 @@ impl ControlService for Operator {
         &self,
         request: Request<api::ExportSnapshotRequest>,
     ) -> Result<Response<api::ExportSnapshotResponse>, Status> {
-        self.admit(&request)?;
-        Err(Status::unimplemented("no export yet"))
+        let who = self.admit(&request)?;
+        let api::ExportSnapshotRequest { node, folder, with_secrets } = request.into_inner();
+        let node = node.unwrap_or_default();
+        if with_secrets && !self.control.options.may_serve_secrets {
+            return Err(Status::failed_precondition("secrets leave only through TLS, or for this machine"));
+        }
+        if !folder.starts_with('/') {
+            return Err(Status::invalid_argument(format!("folder {folder:?} is no absolute path")));
+        }
+        let identity = match diff::known(&self.control, &node) {
+            Some(known) => NodeIdentity::clone(&known.status().identity),
+            None => identity(&node)?,
+        };
+        tracing::info!(operator = &*who, node = identity.id, with_secrets, "a node's content is exported");
+        let export = Export::new(&identity, &*self.wanted(&node)?, &folder, with_secrets);
+        let file = |(path, text): (String, String)| api::File { path, content: text.into() };
+        Ok(Response::new(api::ExportSnapshotResponse {
+            files: export.files.into_iter().map(file).collect(),
+            version: export.version,
+            warnings: export.warnings,
+        }))
     }
 
     async fn get_load(&self, request: Request<api::GetLoadRequest>) -> Result<Response<api::GetLoadResponse>, Status> {
         self.admit(&request)?;
-        Err(Status::unimplemented("no load yet"))
+        let wanted = request.into_inner().clusters;
+        let clusters = self.control.loads.clusters().into_iter();
+        let clusters = clusters.filter(|(key, _)| wanted.is_empty() || wanted.contains(&key.cluster));
+        Ok(Response::new(api::GetLoadResponse {
+            clusters: clusters.map(view::load).collect(),
+            nodes: view::count(self.control.loads.reporters()),
+        }))
     }
 }
 
@@ -213,7 +239,7 @@ impl Operator {
 }
 
 /// A node that is not connected, as somebody describes it.
-fn identity(node: &api::NodeSelector) -> Result<NodeIdentity, Status> {
+pub(crate) fn identity(node: &api::NodeSelector) -> Result<NodeIdentity, Status> {
     let described = culvert_api::envoy::config::core::v3::Node {
         id: node.id.clone(),
         cluster: node.cluster.clone(),

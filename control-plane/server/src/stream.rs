@@ -8,9 +8,10 @@ use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Discover
 use culvert_runtime::drain::{Blocker, Watch};
 use culvert_xds::{Heard, RequestError, Response, Session, StreamId, StreamKind};
 use futures_util::Stream;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tonic::{Code, Status, Streaming};
 
+use crate::access::StreamPlace;
 use crate::control::Control;
 use crate::identity::Peer;
 use crate::nodes::{Attached, Nodes};
@@ -53,12 +54,18 @@ pub(crate) fn responses<R: Request>(
     peer: Peer,
     kind: StreamKind,
     requests: Streaming<R>,
-) -> impl Stream<Item = Result<Response, Status>> + Send + 'static {
+) -> Result<impl Stream<Item = Result<Response, Status>> + Send + 'static, Status> {
+    let place = control.access.begin_stream(&peer).inspect_err(|status| {
+        control.metrics.streams_refused.add();
+        tracing::warn!(peer = &*peer.address, "discovery stream refused: {}", status.message());
+    })?;
     control.metrics.streams_opened.add();
     control.metrics.streams_active.add();
     let generations = control.generations();
     let driver = Driver {
         _blocker: drain.block(),
+        _place: place,
+        turn: Turn::Awaited,
         control,
         drain,
         peer,
@@ -68,7 +75,7 @@ pub(crate) fn responses<R: Request>(
         attached: None,
         steps: None,
     };
-    futures_util::stream::unfold(Some(driver), |driver| async move {
+    Ok(futures_util::stream::unfold(Some(driver), |driver| async move {
         let mut driver = driver?;
         match driver.next().await {
             Some(Ok(response)) => Some((Ok(response), Some(driver))),
@@ -76,7 +83,18 @@ pub(crate) fn responses<R: Request>(
             Some(Err(status)) => Some((Err(status), None)),
             None => None,
         }
-    })
+    }))
+}
+
+/// For the answer to a first response; then others take their turn, also if this one's transport is stuck.
+const FIRST_ANSWER: Duration = Duration::from_secs(5);
+
+/// Whether a stream may be sent its first response.
+enum Turn {
+    Awaited,
+    /// Until this is dropped.
+    Taken(#[expect(dead_code, reason = "what is dropped ends the turn")] oneshot::Sender<()>),
+    Over,
 }
 
 struct Driver<R> {
@@ -90,7 +108,9 @@ struct Driver<R> {
     attached: Option<Attached>,
     /// Of the node: what is served to it moved on.
     steps: Option<watch::Receiver<u64>>,
+    turn: Turn,
     _blocker: Blocker,
+    _place: Option<StreamPlace>,
 }
 
 enum Event<R> {
@@ -104,10 +124,15 @@ enum Event<R> {
 impl<R: Request> Driver<R> {
     async fn next(&mut self) -> Option<Result<Response, Status>> {
         loop {
+            self.take_turn().await;
             if let Some(response) = self.attached.as_ref().and_then(Attached::poll) {
                 self.control.metrics.responses.add();
                 self.control.metrics.response_bytes.add_many(response.encoded_len());
                 return Some(Ok(response));
+            }
+            if self.attached.as_ref().is_some_and(|attached| !attached.is_outstanding()) {
+                // Nothing that it could answer.
+                self.end_turn();
             }
             match self.event().await {
                 Event::Request(Ok(Some(request))) => {
@@ -132,6 +157,32 @@ impl<R: Request> Driver<R> {
                 // The client comes back to whoever serves then.
                 Event::Drain => return None,
             }
+        }
+    }
+
+    /// Waits for its turn before the first response: of the nodes that come together, so many are filled up at a time.
+    async fn take_turn(&mut self) {
+        if self.attached.is_none() || !matches!(self.turn, Turn::Awaited) {
+            return;
+        }
+        let turn = Arc::clone(&self.control.first_pushes).acquire_owned();
+        let permit = tokio::select! {
+            biased;
+            _ = self.drain.draining() => return,
+            permit = turn => permit,
+        };
+        let (over, ended) = oneshot::channel::<()>();
+        tokio::spawn(async move {
+            // Answered, gone, or late: all the same.
+            drop(tokio::time::timeout(FIRST_ANSWER, ended).await);
+            drop(permit);
+        });
+        self.turn = Turn::Taken(over);
+    }
+
+    fn end_turn(&mut self) {
+        if matches!(self.turn, Turn::Taken(_)) {
+            self.turn = Turn::Over;
         }
     }
 
@@ -184,6 +235,9 @@ impl<R: Request> Driver<R> {
         let heard = attached
             .hear(|session, stream| request.hand_to(session, stream))
             .map_err(|error| Status::new(Code::from_i32(error.code()), error.to_string()))?;
+        if matches!(heard, Heard::Ack | Heard::Nack) {
+            self.end_turn();
+        }
         match heard {
             Heard::Ack => self.control.metrics.acks.add(),
             Heard::Nack => self.control.metrics.nacks.add(),

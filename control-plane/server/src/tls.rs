@@ -22,19 +22,30 @@ pub(crate) struct Tls {
     cert: PathBuf,
     key: PathBuf,
     authority: Option<PathBuf>,
+    /// Clients need a certificate; where there are tokens, those do as well.
+    required: bool,
+    /// What is spoken inside (ALPN).
+    protocols: &'static [&'static [u8]],
     config: ArcSwap<ServerConfig>,
 }
+
+/// Inside of TLS on --listen.
+pub(crate) const GRPC: &[&[u8]] = &[b"h2"];
+/// Inside of TLS on --rest.
+pub(crate) const REST: &[&[u8]] = &[b"h2", b"http/1.1"];
 
 impl Tls {
     /// What the command line says; `None`: plaintext.
     ///
     /// # Errors
     /// A file cannot be read or makes no sense.
-    pub(crate) fn new(args: &Args) -> anyhow::Result<Option<Self>> {
+    pub(crate) fn new(args: &Args, protocols: &'static [&'static [u8]]) -> anyhow::Result<Option<Self>> {
         let (Some(cert), Some(key)) = (&args.tls_cert, &args.tls_key) else { return Ok(None) };
         let authority = args.tls_client_ca.clone();
-        let config = ArcSwap::new(read(cert, key, authority.as_deref())?);
-        Ok(Some(Self { cert: cert.clone(), key: key.clone(), authority, config }))
+        let required = args.tokens.is_none();
+        let (cert, key) = (cert.clone(), key.clone());
+        let config = ArcSwap::new(read(&cert, &key, authority.as_deref(), required, protocols)?);
+        Ok(Some(Self { cert, key, authority, required, protocols, config }))
     }
 
     /// For the next connection.
@@ -48,7 +59,7 @@ impl Tls {
         let mut changes = FileWatcher::new().watch(paths.into_iter().flatten().cloned().collect(), QUIET);
         loop {
             changes.changed().await;
-            match read(&self.cert, &self.key, self.authority.as_deref()) {
+            match read(&self.cert, &self.key, self.authority.as_deref(), self.required, self.protocols) {
                 Ok(config) => {
                     self.config.store(config);
                     control.metrics.tls_loads_accepted.add();
@@ -63,19 +74,25 @@ impl Tls {
     }
 }
 
-fn read(cert: &Path, key: &Path, authority: Option<&Path>) -> anyhow::Result<Arc<ServerConfig>> {
+fn read(
+    cert: &Path,
+    key: &Path,
+    authority: Option<&Path>,
+    required: bool,
+    protocols: &[&[u8]],
+) -> anyhow::Result<Arc<ServerConfig>> {
     let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let identity = Identity::from_pem(&read(cert)?, &read(key)?).context("--tls-cert, --tls-key")?;
     let trust = match authority {
         Some(path) => Some(Trust { roots: Roots::Pem(read(path)?.into()), crl: None, sans: Vec::new() }),
         None => None,
     };
-    let require_client_certificate = trust.is_some();
+    let require_client_certificate = required && trust.is_some();
     server_config(ServerTls {
         identities: vec![identity],
         trust,
         require_client_certificate,
-        alpn: vec![b"h2".to_vec()],
+        alpn: protocols.iter().map(|protocol| protocol.to_vec()).collect(),
         min: Version::V1_2,
         max: Version::V1_3,
     })

@@ -1,6 +1,7 @@
 // A control plane built on go-control-plane, the library that most control planes are built on. Reads a snapshot from
-// stdin, a JSON object on each line: {"version": "1", "resources": {"cluster": [Any, ...], ...}}; serves it over ADS (state
-// of the world and delta) to every node, and prints what nodes refuse.
+// stdin, a JSON object on each line: {"version": "1", "resources": {"cluster": [Any, ...], ...}}, or {"version": "3", "again":
+// "1"}: what was version 1, without reading it anew; serves it over ADS (state of the world and delta) to every node, and
+// prints what nodes refuse.
 package main
 
 import (
@@ -75,19 +76,25 @@ func main() {
 	for lines.Scan() {
 		snapshot, err := parse(lines.Bytes())
 		check(err)
-		check(snapshot.Consistent())
 		check(snapshots.SetSnapshot(context.Background(), "all", snapshot))
 		fmt.Println("SET", snapshot.GetVersion(resource.ClusterType))
 	}
 }
 
+// known holds what was read, by version.
+var known = map[string]map[resource.Type][]types.Resource{}
+
 func parse(line []byte) (*cache.Snapshot, error) {
 	var content struct {
 		Version   string                       `json:"version"`
+		Again     string                       `json:"again"`
 		Resources map[string][]json.RawMessage `json:"resources"`
 	}
 	if err := json.Unmarshal(line, &content); err != nil {
 		return nil, err
+	}
+	if content.Again != "" {
+		return cache.NewSnapshot(content.Version, known[content.Again])
 	}
 	resources := map[resource.Type][]types.Resource{}
 	for name, list := range content.Resources {
@@ -100,7 +107,12 @@ func parse(line []byte) (*cache.Snapshot, error) {
 			resources[kind.url] = append(resources[kind.url], message.(types.Resource))
 		}
 	}
-	return cache.NewSnapshot(content.Version, resources)
+	known[content.Version] = resources
+	snapshot, err := cache.NewSnapshot(content.Version, resources)
+	if err != nil {
+		return nil, err
+	}
+	return snapshot, snapshot.Consistent()
 }
 
 func check(err error) {

@@ -12,6 +12,7 @@ use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Timestamp, Value};
 
 use crate::history::Entry;
+use crate::loads::{ClusterLoad, Key};
 
 /// Which resources somebody wants to see.
 #[derive(Debug, Default)]
@@ -123,7 +124,32 @@ pub(super) fn past(entry: Entry) -> api::Past {
     }
 }
 
-pub(crate) fn timestamp(at: SystemTime) -> Timestamp {
+pub(super) fn load((key, load): (Key, ClusterLoad)) -> api::ClusterLoad {
+    let localities = load.localities.into_iter().map(|(place, requests)| api::LocalityLoad {
+        region: place.region,
+        zone: place.zone,
+        sub_zone: place.sub_zone,
+        priority: place.priority,
+        successes: requests.successes,
+        errors: requests.errors,
+        issued: requests.issued,
+        in_progress: requests.in_progress,
+    });
+    api::ClusterLoad {
+        cluster: key.cluster,
+        service: key.service,
+        successes: load.requests.successes,
+        errors: load.requests.errors,
+        issued: load.requests.issued,
+        dropped: load.dropped,
+        dropped_by_category: load.dropped_by_category,
+        in_progress: load.requests.in_progress,
+        localities: localities.collect(),
+        last_report: load.last_report.map(timestamp),
+    }
+}
+
+fn timestamp(at: SystemTime) -> Timestamp {
     Timestamp::from(at)
 }
 

@@ -48,6 +48,13 @@ impl Folder {
         std::fs::write(self.config().join(name), text).unwrap();
     }
 
+    /// Writes a file beside the directory; its path.
+    pub(crate) fn beside(&self, name: &str, text: &str) -> String {
+        let path = self.root.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_string_lossy().into_owned()
+    }
+
     pub(crate) fn remove(&self, name: &str) {
         std::fs::remove_file(self.config().join(name)).unwrap();
     }
@@ -207,7 +214,12 @@ impl Daemon {
 
     /// Status and body of the answer to a POST.
     pub(crate) async fn post(&self, page: &str, headers: &str, body: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(&self.admin).await.unwrap();
+        Self::post_to(&self.admin, page, headers, body).await
+    }
+
+    /// The same on another socket.
+    pub(crate) async fn post_to(address: &str, page: &str, headers: &str, body: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(address).await.unwrap();
         let length = body.len();
         let head = format!("POST {page} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}");
         stream.write_all(format!("{head}\r\n{headers}\r\n{body}").as_bytes()).await.unwrap();

@@ -1,11 +1,15 @@
 //! The binary, and a client that speaks the protocol to it message by message.
 
 #[cfg(test)]
+mod access;
+#[cfg(test)]
 mod connections;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod inventory;
+#[cfg(test)]
+mod loads;
 #[cfg(test)]
 mod operations;
 #[cfg(test)]

@@ -227,3 +227,44 @@ async fn nodes_are_no_operators() {
         daemon.terminate().await;
     }
 }
+
+#[tokio::test]
+async fn a_node_is_exported_with_secrets_only_if_they_are_asked_for() {
+    let tls = "{\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, common_tls_context: \
+               {validation_context_sds_secret_config: {name: ca, sds_config: {ads: {}, resource_api_version: V3}}}}";
+    let resources = format!(
+        "selector: {{node_id: n}}\nresources:\n\
+         - {{\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: a/b, type: EDS, \
+            eds_cluster_config: {{eds_config: {{ads: {{}}, resource_api_version: V3}}}}, \
+            transport_socket: {{name: tls, typed_config: {tls}}}}}\n\
+         - {{\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret, name: ca, \
+            validation_context: {{trusted_ca: {{inline_string: hunter2}}}}}}\n\
+         - {{\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret, name: key, \
+            generic_secret: {{secret: {{inline_string: hunter3}}}}}}\n"
+    );
+    let folder = Folder::new(&[("n.yaml", &resources)]);
+    let daemon = Daemon::start(&folder, &[]).await;
+    let mut client = ControlServiceClient::new(daemon.channel().await);
+    let request =
+        |with_secrets| api::ExportSnapshotRequest { node: selected("n"), folder: "/etc/x".into(), with_secrets };
+    let without = client.export_snapshot(request(false)).await.unwrap().into_inner();
+    let paths =
+        |export: &api::ExportSnapshotResponse| export.files.iter().map(|file| file.path.clone()).collect::<Vec<_>>();
+    assert_eq!(paths(&without), ["endpoints/a%2Fb.json", "clusters.json", "listeners.json", "bootstrap.json"]);
+    assert!(!format!("{without:?}").contains("hunter"), "{without:?}");
+    assert_eq!(without.warnings.len(), 2, "secrets are left out, and something refers to them: {:?}", without.warnings);
+
+    let with = client.export_snapshot(request(true)).await.unwrap().into_inner();
+    let text = |name: &str| {
+        let file = with.files.iter().find(|file| file.path == name).unwrap_or_else(|| panic!("no {name} in {with:?}"));
+        String::from_utf8(file.content.to_vec()).unwrap()
+    };
+    assert!(with.warnings.is_empty(), "{:?}", with.warnings);
+    assert!(text("secrets/ca.json").contains("hunter2") && text("secrets/key.json").contains("hunter3"));
+    assert!(text("clusters.json").contains("\"/etc/x/secrets/ca.json\""), "{}", text("clusters.json"));
+    assert!(text("clusters.json").contains("\"/etc/x/endpoints/a%2Fb.json\""), "{}", text("clusters.json"));
+    assert!(text("bootstrap.json").contains("\"/etc/x/clusters.json\""));
+    let nowhere = api::ExportSnapshotRequest { node: selected("n"), folder: "x".into(), with_secrets: false };
+    assert_eq!(client.export_snapshot(nowhere).await.unwrap_err().code(), Code::InvalidArgument);
+    daemon.terminate().await;
+}

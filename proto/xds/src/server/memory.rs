@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use culvert_api::type_url;
 
@@ -13,6 +14,10 @@ use crate::snapshot::TypeSet;
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     accepted: BTreeMap<Name, Arc<Resource>>,
+    /// When that was.
+    accepted_at: BTreeMap<Name, Duration>,
+    /// The time of what is being heard.
+    pub(crate) now: Duration,
     /// What it accepted before it came back without saying so: it may still refer to it.
     doubtful: BTreeMap<Name, Arc<Resource>>,
     refused: BTreeMap<Name, Refusal>,
@@ -29,6 +34,8 @@ pub(crate) struct Memory {
 pub(crate) struct Refusal {
     pub(crate) version: Version,
     pub(crate) reason: Arc<str>,
+    /// When.
+    pub(crate) at: Duration,
     /// The refusal was one of a whole response: once one of its resources is another, the others may be sent again.
     together: Option<Group>,
 }
@@ -57,6 +64,10 @@ impl Memory {
         self.accepted.get(name).or_else(|| self.doubtful.get(name))
     }
 
+    pub(crate) fn accepted_at(&self, name: &str) -> Option<Duration> {
+        self.accepted_at.get(name).copied()
+    }
+
     /// The refusal of exactly this content.
     pub(crate) fn refusal(&self, resource: &Resource) -> Option<&Refusal> {
         self.refused.get(resource.name()).filter(|refusal| refusal.version == resource.version())
@@ -70,10 +81,13 @@ impl Memory {
         let (name, resource) = item;
         self.refused.remove(&name);
         self.doubtful.remove(&name);
-        match resource {
-            Some(resource) => self.accepted.insert(name, resource),
-            None => self.accepted.remove(&name),
-        };
+        if let Some(resource) = resource {
+            self.accepted_at.insert(Arc::clone(&name), self.now);
+            self.accepted.insert(name, resource);
+        } else {
+            self.accepted_at.remove(&name);
+            self.accepted.remove(&name);
+        }
     }
 
     /// The node refused all of a response. A content that was accepted before is not refused because something else in its
@@ -94,13 +108,15 @@ impl Memory {
         }
         let together = Some(Group { number: self.together, size: new.len() });
         for (name, version) in new {
-            self.refused.insert(name, Refusal { version, reason: Arc::clone(reason), together });
+            let refusal = Refusal { version, reason: Arc::clone(reason), at: self.now, together };
+            self.refused.insert(name, refusal);
         }
     }
 
     /// Remembers that the node named this resource as refused.
     pub(crate) fn blame(&mut self, name: Name, version: Version, reason: &Arc<str>) {
-        self.refused.insert(name, Refusal { version, reason: Arc::clone(reason), together: None });
+        let refusal = Refusal { version, reason: Arc::clone(reason), at: self.now, together: None };
+        self.refused.insert(name, refusal);
     }
 
     /// The node should have something else from now on.
@@ -136,6 +152,7 @@ impl Memory {
 
     pub(crate) fn forget(&mut self, name: &str) {
         self.accepted.remove(name);
+        self.accepted_at.remove(name);
         self.doubtful.remove(name);
         self.refused.remove(name);
     }
@@ -147,6 +164,7 @@ impl Memory {
             .into_iter()
             .partition(|(name, resource)| holds(name, resource.version()));
         self.accepted = confirmed;
+        self.accepted_at.retain(|name, _| self.accepted.contains_key(name));
         self.doubtful.extend(doubtful);
     }
 
@@ -163,6 +181,7 @@ impl Memory {
 
     pub(crate) fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         self.accepted.retain(|name, _| keep(name));
+        self.accepted_at.retain(|name, _| keep(name));
         self.doubtful.retain(|name, _| keep(name));
         self.refused.retain(|name, _| keep(name));
     }

@@ -49,6 +49,8 @@ pub struct Session {
     staging: Staging,
     /// Counts changes of what is served that nobody told the session: other streams have to look again.
     steps: u64,
+    /// The time that the caller said last.
+    now: Duration,
     /// What ended a change is forgotten: the node starts anew, and gets it once more.
     retry: bool,
     streams: BTreeMap<StreamId, Stream>,
@@ -85,6 +87,7 @@ impl Session {
             node,
             staging: Staging::new(snapshot),
             steps: 0,
+            now: Duration::ZERO,
             retry: false,
             streams: BTreeMap::new(),
             parked: BTreeMap::new(),
@@ -150,6 +153,11 @@ impl Session {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.streams.is_empty()
+    }
+
+    /// Tells the time, as for [`Session::poll_stream`]: what is heard from now on is heard then.
+    pub fn tell_time(&mut self, now: Duration) {
+        self.now = now;
     }
 
     /// Takes a request of a state-of-the-world stream.
@@ -219,6 +227,7 @@ impl Session {
 
     /// As [`Session::poll_response`], for one stream whose transport has room.
     pub fn poll_stream(&mut self, stream: StreamId, now: Duration) -> Option<Response> {
+        self.now = now;
         if std::mem::take(&mut self.retry) {
             self.staging.restart(now);
             self.steps += 1;
@@ -239,6 +248,7 @@ impl Session {
                 *responses += 1;
                 responses.to_string()
             };
+            subscription.memory.now = self.now;
             subscription.next(set, nonce, &self.config.control_plane)
         })
     }
@@ -303,6 +313,12 @@ impl Session {
     pub fn is_outstanding(&self, type_url: &str) -> bool {
         self.subscriptions()
             .any(|subscription| &*subscription.type_url == type_url && subscription.outstanding.is_some())
+    }
+
+    /// Whether a response is unanswered on this stream.
+    #[must_use]
+    pub fn awaits_answer(&self, stream: StreamId) -> bool {
+        self.streams.get(&stream).is_some_and(|open| open.subscriptions.iter().any(|one| one.outstanding.is_some()))
     }
 
     /// What the node holds, by subscription; then what is served and not asked for.
@@ -386,6 +402,7 @@ impl Session {
             }
         };
         let subscription = subscriptions.get_mut(index).ok_or(RequestError::NoSuchStream)?;
+        subscription.memory.now = self.now;
         Ok((subscription, set))
     }
 

@@ -1,6 +1,7 @@
 //! What a node holds, for CSDS and for the admin page.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::memory::{Memory, Refusal};
 use super::subscription::Subscription;
@@ -32,6 +33,8 @@ pub struct ResourceStatus {
     pub accepted: Option<Version>,
     /// What the node said when it refused.
     pub error: Option<Arc<str>>,
+    /// When it was accepted or refused, or sent and not answered, as the session was told the time. `None`: none of these.
+    pub at: Option<Duration>,
 }
 
 /// All resources of one type, as one subscription sees them.
@@ -72,6 +75,7 @@ pub(crate) fn of_subscription(subscription: &Subscription, set: &TypeSet) -> Typ
             version: None,
             accepted,
             error: None,
+            at: subscription.outstanding.as_ref().map(|outstanding| outstanding.at),
         });
     }
     TypeStatus {
@@ -95,7 +99,8 @@ pub(crate) fn of_parked(type_url: &TypeUrl, set: &TypeSet, memory: Option<&Memor
         let accepted = memory.and_then(|memory| memory.accepted(resource.name()));
         let refusal = memory.and_then(|memory| memory.refusal(resource));
         let state = if refusal.is_some() { ResourceState::Error } else { ResourceState::NotSent };
-        status(resource, state, accepted, refusal)
+        let at = refusal.map(|refusal| refusal.at);
+        status(resource, state, accepted, refusal, at)
     });
     TypeStatus {
         type_url: Arc::clone(type_url),
@@ -130,7 +135,13 @@ fn of_resource(subscription: &Subscription, resource: &Arc<Resource>) -> Resourc
     } else {
         ResourceState::Stale
     };
-    status(resource, state, accepted, refusal)
+    let at = match state {
+        ResourceState::Synced => subscription.memory.accepted_at(name),
+        ResourceState::Error => refusal.map(|refusal| refusal.at),
+        ResourceState::Stale if waits => subscription.outstanding.as_ref().map(|outstanding| outstanding.at),
+        ResourceState::Stale | ResourceState::NotSent => None,
+    };
+    status(resource, state, accepted, refusal, at)
 }
 
 fn status(
@@ -138,6 +149,7 @@ fn status(
     state: ResourceState,
     accepted: Option<&Arc<Resource>>,
     refusal: Option<&Refusal>,
+    at: Option<Duration>,
 ) -> ResourceStatus {
     ResourceStatus {
         name: Arc::clone(resource.name()),
@@ -145,5 +157,6 @@ fn status(
         version: Some(resource.version()),
         accepted: accepted.map(|accepted| accepted.version()),
         error: refusal.map(|refusal| Arc::clone(&refusal.reason)),
+        at,
     }
 }

@@ -4,6 +4,7 @@ mod build;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use culvert_api::google::rpc;
@@ -48,6 +49,7 @@ pub(crate) struct Subscription {
 pub(crate) struct Outstanding {
     nonce: String,
     version: String,
+    pub(crate) at: Duration,
     /// What differs from what the node had accepted, sorted by name.
     pub(crate) items: Vec<Item>,
 }

@@ -47,7 +47,8 @@ impl Subscription {
         self.counts.sent += 1;
         let version = version.to_string();
         self.nonce = nonce();
-        self.outstanding = Some(Outstanding { nonce: self.nonce.clone(), version: version.clone(), items });
+        self.outstanding =
+            Some(Outstanding { nonce: self.nonce.clone(), version: version.clone(), at: self.memory.now, items });
         Some(Response {
             variant: self.variant,
             type_url: Arc::clone(&self.type_url),

@@ -1,7 +1,5 @@
 //! Discovery by polling: `POST /v3/discovery:TYPE`, proto3 JSON both ways.
 
-use std::net::{Ipv4Addr, SocketAddr};
-
 use bytes::Bytes;
 use culvert_api::document::{self, Syntax};
 use culvert_api::envoy::service::discovery::v3::DiscoveryRequest;
@@ -10,14 +8,14 @@ use culvert_api::type_url;
 use http::StatusCode;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use tonic::Code;
+use tonic::{Code, Status};
 
-use super::{response, text};
+use crate::admin::{response, text};
 use crate::control::Control;
 use crate::discovery::fetched;
 use crate::identity::Peer;
 
-pub(super) const PREFIX: &str = "/v3/discovery:";
+pub(crate) const PREFIX: &str = "/v3/discovery:";
 
 /// Largest request.
 const MAX_REQUEST: usize = 16 << 20;
@@ -37,14 +35,35 @@ fn type_of(path: &str) -> Option<&'static str> {
     })
 }
 
+/// Answers on a socket of its own.
+pub(crate) async fn answer(
+    control: &Control,
+    peer: &Peer,
+    request: http::Request<Incoming>,
+) -> http::Response<Full<Bytes>> {
+    control.metrics.rest_requests.add();
+    let path = request.uri().path();
+    if !path.starts_with(PREFIX) {
+        return text(StatusCode::NOT_FOUND, format!("there is no {path}; there is POST {PREFIX}TYPE\n"));
+    }
+    if request.method() != http::Method::POST {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only POST\n".to_owned());
+    }
+    match control.access.authenticate(peer, request.headers()) {
+        Ok(peer) => discovery(control, &peer, request).await,
+        Err(status) => refused(&status),
+    }
+}
+
 /// Answers as a fetch does; 304 to who has that version already.
-pub(super) async fn discovery(control: &Control, request: http::Request<Incoming>) -> http::Response<Full<Bytes>> {
+pub(crate) async fn discovery(
+    control: &Control,
+    peer: &Peer,
+    request: http::Request<Incoming>,
+) -> http::Response<Full<Bytes>> {
     let Some(of) = type_of(request.uri().path()) else {
         return text(StatusCode::NOT_FOUND, format!("there is no {}\n", request.uri().path()));
     };
-    if of == type_url::SECRET && control.secured {
-        return text(StatusCode::FORBIDDEN, "secrets are served over TLS alone here\n".to_owned());
-    }
     let Ok(body) = Limited::new(request.into_body(), MAX_REQUEST).collect().await else {
         return text(StatusCode::PAYLOAD_TOO_LARGE, format!("a request has at most {MAX_REQUEST} bytes\n"));
     };
@@ -56,22 +75,24 @@ pub(super) async fn discovery(control: &Control, request: http::Request<Incoming
         }
     };
     let had = message.version_info.clone();
-    let peer = Peer::new(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), None);
-    match fetched(control, &peer, of, message) {
+    match fetched(control, peer, of, message) {
         // Envoy: 304 keeps what it has.
         Ok(answer) if !had.is_empty() && answer.version_info == had => text(StatusCode::NOT_MODIFIED, String::new()),
         Ok(answer) => {
             let body = to_json(&answer, Secrets::Show).to_string();
             response(StatusCode::OK, "application/json", body)
         }
-        Err(status) => {
-            let code = match status.code() {
-                Code::InvalidArgument => StatusCode::BAD_REQUEST,
-                Code::PermissionDenied => StatusCode::FORBIDDEN,
-                Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
-                _ => StatusCode::INTERNAL_SERVER_ERROR,
-            };
-            text(code, format!("{}\n", status.message()))
-        }
+        Err(status) => refused(&status),
     }
+}
+
+fn refused(status: &Status) -> http::Response<Full<Bytes>> {
+    let code = match status.code() {
+        Code::InvalidArgument => StatusCode::BAD_REQUEST,
+        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Code::PermissionDenied => StatusCode::FORBIDDEN,
+        Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    text(code, format!("{}\n", status.message()))
 }

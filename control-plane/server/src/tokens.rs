@@ -1,0 +1,119 @@
+//! Bearer tokens: a file that says whose a token is, read again when it changes.
+//!
+//! Each line is `NAME SHA256`: a name like those in certificates, and the SHA-256 of the token in hexadecimal. The file
+//! holds no token, so that reading it lets nobody in.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use arc_swap::ArcSwap;
+use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
+use culvert_runtime::files::FileWatcher;
+
+/// How long the file must be left alone before it counts as written.
+const QUIET: Duration = Duration::from_millis(200);
+/// Tokens in one file.
+const MAX_TOKENS: usize = 100_000;
+
+/// By hash: how long a look-up takes says nothing about a token.
+type ByHash = HashMap<[u8; SHA256_OUTPUT_LEN], Arc<str>>;
+
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    path: PathBuf,
+    names: ArcSwap<ByHash>,
+}
+
+impl Tokens {
+    /// # Errors
+    /// The file cannot be read, or a line of it makes no sense.
+    pub(crate) fn new(path: &Path) -> anyhow::Result<Self> {
+        let names = ArcSwap::from_pointee(read(path)?);
+        Ok(Self { path: path.to_owned(), names })
+    }
+
+    /// Whose token it is.
+    pub(crate) fn name_of(&self, token: &str) -> Option<Arc<str>> {
+        let hash = <[u8; SHA256_OUTPUT_LEN]>::try_from(digest(&SHA256, token.as_bytes()).as_ref()).ok()?;
+        self.names.load_full().get(&hash).cloned()
+    }
+
+    /// Reads the file as it changes, for ever. What is wrong with it is said, and what was good stays. Streams that are open
+    /// keep what they began with.
+    pub(crate) async fn follow(self: Arc<Self>) {
+        let mut changes = FileWatcher::new().watch(vec![self.path.clone()], QUIET);
+        loop {
+            changes.changed().await;
+            match read(&self.path) {
+                Ok(names) => {
+                    tracing::info!(tokens = names.len(), "the tokens changed; new streams need the new ones");
+                    self.names.store(Arc::new(names));
+                }
+                Err(error) => tracing::error!("the tokens changed and are refused, the former stay: {error:#}"),
+            }
+        }
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<ByHash> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("--tokens: cannot read {}", path.display()))?;
+    parse(&text).with_context(|| format!("--tokens {}", path.display()))
+}
+
+fn parse(text: &str) -> anyhow::Result<ByHash> {
+    let mut names = ByHash::new();
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let number = index + 1;
+        let Some((name, hash)) = line.split_once(char::is_whitespace) else {
+            bail!("line {number}: expected NAME and the token's SHA-256 in hexadecimal");
+        };
+        // Never the line itself: somebody may have written the token.
+        let hash = unhex(hash.trim()).with_context(|| format!("line {number}: no SHA-256 of 64 hexadecimal digits"))?;
+        ensure!(names.insert(hash, name.into()).is_none(), "line {number}: this token stands in the file already");
+        ensure!(names.len() <= MAX_TOKENS, "more than {MAX_TOKENS} tokens");
+    }
+    Ok(names)
+}
+
+fn unhex(text: &str) -> Option<[u8; SHA256_OUTPUT_LEN]> {
+    let digits: Option<Vec<u8>> = text.chars().map(|digit| u8::try_from(digit.to_digit(16)?).ok()).collect();
+    let bytes: Vec<u8> = digits?.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect();
+    if text.len() == 2 * SHA256_OUTPUT_LEN { bytes.try_into().ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_known_by_its_hash_alone() {
+        // printf %s secret | sha256sum
+        let text = "# nodes\n\nspiffe://t/n1 2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b\n";
+        let tokens = Tokens { path: PathBuf::new(), names: ArcSwap::from_pointee(parse(text).unwrap()) };
+        assert_eq!(tokens.name_of("secret").as_deref(), Some("spiffe://t/n1"));
+        for wrong in ["", "Secret", "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"] {
+            assert_eq!(tokens.name_of(wrong), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn lines_that_make_no_sense_are_refused_without_being_shown() {
+        let hash = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
+        for (text, wanted) in [
+            ("name".to_owned(), "line 1: expected NAME"),
+            ("\nname secret".to_owned(), "line 2: no SHA-256"),
+            (format!("name {hash}0"), "line 1: no SHA-256"),
+            (format!("a {hash}\nb {hash}"), "line 2: this token stands"),
+        ] {
+            let error = format!("{:#}", parse(&text).unwrap_err());
+            assert!(error.contains(wanted) && !error.contains("secret"), "{text:?}: {error}");
+        }
+    }
+}

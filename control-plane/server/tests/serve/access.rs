@@ -1,0 +1,169 @@
+//! Tokens, identities, limits, plaintext; discovery by polling on a socket of its own.
+
+use culvert_api::culvert::control::v1 as api;
+use culvert_api::culvert::control::v1::control_service_client::ControlServiceClient;
+use culvert_api::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use culvert_api::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use culvert_api::type_url::CLUSTER;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::harness::{Daemon, Folder, Stream, cluster, cluster_names, node};
+
+#[derive(Clone)]
+struct Bearer(Option<&'static str>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = self.0 {
+            request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        }
+        Ok(request)
+    }
+}
+
+async fn with(daemon: &Daemon, token: Option<&'static str>) -> InterceptedService<Channel, Bearer> {
+    InterceptedService::new(daemon.channel().await, Bearer(token))
+}
+
+/// Opens a stream as a node and asks for clusters.
+async fn open(
+    daemon: &Daemon,
+    token: Option<&'static str>,
+    id: &str,
+) -> Result<Stream<DiscoveryRequest, DiscoveryResponse>, Status> {
+    let (mut stream, queue) = Stream::queue();
+    let request = DiscoveryRequest { node: node(id), type_url: CLUSTER.into(), ..Default::default() };
+    stream.send(request).await;
+    let mut client = AggregatedDiscoveryServiceClient::new(with(daemon, token).await);
+    stream.responses = Some(client.stream_aggregated_resources(queue).await?.into_inner());
+    Ok(stream)
+}
+
+fn tokens(folder: &Folder) -> String {
+    let line = |name: &str, token: &str| format!("spiffe://culvert.test/{name} {}\n", sha256(token));
+    let text = line("node/n", "secret-n") + &line("node/m", "secret-m") + &line("operator/o", "secret-o");
+    folder.beside("tokens", &text)
+}
+
+fn sha256(text: &str) -> String {
+    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
+    hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[tokio::test]
+async fn who_has_a_token_is_who_the_token_says() {
+    let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
+    let file = tokens(&folder);
+    let rules = ["--client-identity", "spiffe://culvert.test/node/{id}"];
+    let operators = ["--operator-identity", "spiffe://culvert.test/operator/*"];
+    let args = [&["--tokens", file.as_str()][..], &rules, &operators].concat();
+    let daemon = Daemon::start(&folder, &args).await;
+    for (token, id, expected) in [
+        (None, "n", Err(Code::Unauthenticated)),
+        (Some("nonsense"), "n", Err(Code::Unauthenticated)),
+        (Some("secret-n"), "n", Ok(())),
+        (Some("secret-n"), "m", Err(Code::PermissionDenied)),
+        (Some("secret-m"), "m", Ok(())),
+    ] {
+        let seen = match open(&daemon, token, id).await {
+            Err(status) => Err(status.code()),
+            Ok(mut stream) if expected.is_err() => Err(stream.failure().await.code()),
+            Ok(mut stream) => {
+                assert_eq!(cluster_names(&stream.next().await.resources), ["a"]);
+                Ok(())
+            }
+        };
+        assert_eq!(seen, expected, "{token:?} as {id}");
+    }
+    for (token, expected) in [
+        (None, Err(Code::Unauthenticated)),
+        (Some("secret-n"), Err(Code::PermissionDenied)),
+        (Some("secret-o"), Ok(())),
+    ] {
+        let mut client = ControlServiceClient::new(with(&daemon, token).await);
+        let answer = client.get_history(api::GetHistoryRequest::default()).await;
+        assert_eq!(answer.map(drop).map_err(|status| status.code()), expected, "{token:?} as an operator");
+    }
+    let mut health = HealthClient::new(daemon.channel().await);
+    health.check(HealthCheckRequest::default()).await.expect("health is nobody's secret");
+
+    // A token that is taken back opens nothing more.
+    folder.beside("tokens", &format!("spiffe://culvert.test/node/m {}\n", sha256("secret-m")));
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    while open(&daemon, Some("secret-n"), "n").await.is_ok() {
+        assert!(tokio::time::Instant::now() < deadline, "the token is still good");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    daemon.terminate().await;
+}
+
+#[tokio::test]
+async fn streams_of_one_identity_are_limited() {
+    let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
+    let file = tokens(&folder);
+    let args = ["--tokens", &file, "--max-streams-per-identity", "2"];
+    let daemon = Daemon::start(&folder, &args).await;
+    let mut first = open(&daemon, Some("secret-n"), "n1").await.unwrap();
+    first.next().await;
+    let mut second = open(&daemon, Some("secret-n"), "n2").await.unwrap();
+    second.next().await;
+    let refused = open(&daemon, Some("secret-n"), "n3").await.err().map(|status| status.code());
+    assert_eq!(refused, Some(Code::ResourceExhausted));
+    open(&daemon, Some("secret-m"), "n3").await.expect("others have their own").next().await;
+    drop(second);
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    while open(&daemon, Some("secret-n"), "n3").await.is_err() {
+        assert!(tokio::time::Instant::now() < deadline, "the place of an ended stream is not free");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    daemon.terminate().await;
+}
+
+#[tokio::test]
+async fn plaintext_beyond_this_machine_has_to_be_asked_for() {
+    let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
+    for (args, expected) in [
+        (&["--listen", "0.0.0.0:0"][..], "--allow-plaintext"),
+        (&["--rest", "0.0.0.0:0"], "--allow-plaintext"),
+        (&["--client-identity", "{id}"], "clients prove nothing"),
+        (&["--operator-identity", "*"], "clients prove nothing"),
+        (&["--tokens", "/no/such/file"], "cannot read /no/such/file"),
+        (&["--mode", "export"], "--export-node"),
+    ] {
+        let (code, text) = folder.run(args).await;
+        assert_eq!(code, Some(2), "{args:?}: {text}");
+        assert!(text.contains(expected), "{args:?}: {text}");
+    }
+    let daemon = Daemon::start(&folder, &["--rest", "0.0.0.0:0", "--allow-plaintext"]).await;
+    daemon.terminate().await;
+}
+
+#[tokio::test]
+async fn clients_that_poll_have_a_socket_with_the_same_authentication() {
+    let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
+    let (file, rest) = (tokens(&folder), folder.beside("rest", ""));
+    let rule = ["--client-identity", "spiffe://culvert.test/node/{id}"];
+    let args = [&["--tokens", &file, "--rest", "127.0.0.1:0", "--rest-address-path", &rest][..], &rule].concat();
+    let daemon = Daemon::start(&folder, &args).await;
+    let address = std::fs::read_to_string(&rest).unwrap();
+    let request = "{\"node\": {\"id\": \"n\"}}";
+    for (path, headers, expected) in [
+        ("/v3/discovery:clusters", "", 401),
+        ("/v3/discovery:clusters", "authorization: Bearer nonsense\r\n", 401),
+        ("/v3/discovery:clusters", "authorization: Bearer secret-m\r\n", 403),
+        ("/v3/discovery:clusters", "authorization: Bearer secret-n\r\n", 200),
+        ("/v3/discovery:nothing", "authorization: Bearer secret-n\r\n", 404),
+        ("/rollback?to=1", "authorization: Bearer secret-n\r\n", 404),
+        ("/config_dump", "authorization: Bearer secret-n\r\n", 404),
+    ] {
+        let (status, body) = Daemon::post_to(&address, path, headers, request).await;
+        assert_eq!(status, expected, "{path} {headers:?}: {body}");
+        assert_eq!(body.contains("\"name\":\"a\""), expected == 200, "{body}");
+    }
+    daemon.terminate().await;
+}
