@@ -24,6 +24,7 @@ const ROOTS: &[&str] = &[
     "culvert/tunnel/v1/tunnel_agent.proto",
     "culvert/tunnel/v1/tunnel_control.proto",
     "culvert/tunnel/v1/tunnel_inventory.proto",
+    "culvert/tunnel/v1/tunnel_policy.proto",
     "envoy/config/bootstrap/v3/bootstrap.proto",
     "envoy/config/cluster/v3/cluster.proto",
     "envoy/config/endpoint/v3/endpoint.proto",

@@ -150,13 +150,14 @@ impl Checker {
 
     /// What culvert-proxy's own parser says.
     fn model(&mut self, draft: &Draft) {
-        const TYPES: [&str; 6] = [
+        const TYPES: [&str; 7] = [
             type_url::LISTENER,
             type_url::ROUTE_CONFIGURATION,
             type_url::CLUSTER,
             type_url::CLUSTER_LOAD_ASSIGNMENT,
             type_url::SECRET,
             type_url::TUNNEL_AGENT,
+            type_url::TUNNEL_POLICY,
         ];
         if !TYPES.contains(&draft.type_url.as_str()) {
             return;
@@ -175,7 +176,8 @@ impl Checker {
     /// An error where the nodes are culvert-proxies; other nodes may know more.
     fn for_culvert_proxy(&mut self, draft: &Draft, path: &str, reason: String) {
         // Our own types are for nobody else.
-        let severe = draft.for_culvert_proxy || draft.type_url == type_url::TUNNEL_AGENT;
+        let severe = draft.for_culvert_proxy
+            || [type_url::TUNNEL_AGENT, type_url::TUNNEL_POLICY].contains(&draft.type_url.as_str());
         let findings = if severe { &mut self.errors } else { &mut self.warnings };
         findings.push(draft.finding(path, reason));
     }

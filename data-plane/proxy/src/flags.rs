@@ -31,11 +31,13 @@ pub enum ResponseFlag {
     TunnelAgentOffline,
     /// It names one that its route does not allow.
     TunnelAgentDenied,
+    /// What came through a tunnel may not go to that host.
+    TunnelDestinationDenied,
 }
 
 impl ResponseFlag {
     /// All flags, in Envoy's order.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::NoHealthyUpstream,
         Self::UpstreamRequestTimeout,
         Self::LocalReset,
@@ -60,6 +62,7 @@ impl ResponseFlag {
         Self::TunnelAgentUnknown,
         Self::TunnelAgentOffline,
         Self::TunnelAgentDenied,
+        Self::TunnelDestinationDenied,
     ];
 
     /// As `%RESPONSE_FLAGS%` prints it.
@@ -90,6 +93,7 @@ impl ResponseFlag {
             Self::TunnelAgentUnknown => "TAU",
             Self::TunnelAgentOffline => "TAO",
             Self::TunnelAgentDenied => "TAD",
+            Self::TunnelDestinationDenied => "TDD",
         }
     }
 
@@ -121,6 +125,7 @@ impl ResponseFlag {
             Self::TunnelAgentUnknown => "TunnelAgentUnknown",
             Self::TunnelAgentOffline => "TunnelAgentOffline",
             Self::TunnelAgentDenied => "TunnelAgentDenied",
+            Self::TunnelDestinationDenied => "TunnelDestinationDenied",
         }
     }
 }

@@ -162,6 +162,7 @@ async fn connect(
         downstream: DownstreamProtocol::Http1,
         tried: &[],
         fresh_picks: 0,
+        destinations: record.connection.destinations.as_deref(),
     };
     for attempt in 1..=tcp.proxy.config.max_connect_attempts.max(1) {
         record.attempts = attempt;
@@ -223,6 +224,7 @@ const fn flag_of(failure: &UpstreamFailure) -> ResponseFlag {
         UpstreamFailure::NoHealthyHost => ResponseFlag::NoHealthyUpstream,
         UpstreamFailure::AgentUnknown => ResponseFlag::TunnelAgentUnknown,
         UpstreamFailure::AgentOffline { .. } => ResponseFlag::TunnelAgentOffline,
+        UpstreamFailure::DestinationDenied { .. } => ResponseFlag::TunnelDestinationDenied,
         UpstreamFailure::ConnectFailure { .. }
         | UpstreamFailure::ConnectTimeout { .. }
         | UpstreamFailure::TlsFailure { .. }

@@ -42,6 +42,7 @@ pub(crate) fn downstream() -> Downstream {
         server_name: None,
         chain: "chain".into(),
         hosted: None,
+        destinations: None,
     }
 }
 
@@ -278,8 +279,8 @@ impl Gateway {
         let (worker, slot) = (Rc::clone(&self.worker), Arc::clone(&self.slot));
         tokio::task::spawn_local(async move {
             let Downstream { remote, local, .. } = downstream();
-            let (io, interval) = (Io::memory(server), Some(Duration::from_secs(2)));
-            serve_hosted(&worker, &slot, io, (remote, local), interval, std::future::pending(), || false).await;
+            let (io, of_tunnel) = (Io::memory(server), (Some(Duration::from_secs(2)), Arc::default()));
+            serve_hosted(&worker, &slot, io, (remote, local), of_tunnel, std::future::pending(), || false).await;
         });
         client
     }

@@ -46,7 +46,11 @@ impl WorkerTunnel {
 pub(crate) async fn serve(tunnel: &WorkerTunnel, worker: &Worker, io: Io, downstream: &Downstream, watch: &Watch) {
     let certificate = downstream.tls.as_ref().and_then(|tls| tls.peer.as_deref());
     let name = certificate.and_then(|peer| peer.uri_sans.first().or(peer.dns_sans.first()));
-    let names = certificate.map(|peer| PeerNames { uri: peer.uri_sans.join(","), dns: peer.dns_sans.join(",") });
+    let names = certificate.map(|peer| PeerNames {
+        uris: peer.uri_sans.clone(),
+        dns: peer.dns_sans.clone(),
+        expires: Some(peer.not_after),
+    });
     let peer = Peer {
         address: Some(downstream.remote),
         identity: name.map(|name| name.as_str().into()),
@@ -149,13 +153,14 @@ impl Hosting for TunnelHosting {
             hosted.outdated.notify_one();
             true
         };
-        let (ends, interval) = ((hosted.peer, hosted.local), Some(hosted.ping_interval));
-        serve_hosted(&self.worker, &slot, io, ends, interval, hosted.drain.draining(), outdated).await;
+        let ends = (hosted.peer, hosted.local);
+        let of_tunnel = (Some(hosted.ping_interval), hosted.destinations);
+        serve_hosted(&self.worker, &slot, io, ends, of_tunnel, hosted.drain.draining(), outdated).await;
     }
 
     type Requests = Requests;
 
     fn requests(&self, hosted: &Hosted) -> Requests {
-        Requests::new(&self.worker, &hosted.listener, hosted.peer, hosted.local)
+        Requests::new(&self.worker, hosted)
     }
 }

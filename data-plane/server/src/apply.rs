@@ -9,6 +9,7 @@ mod agents;
 mod applier;
 mod clusters;
 mod listeners;
+mod policies;
 mod rehearse;
 mod reverse;
 #[cfg(test)]
@@ -44,6 +45,7 @@ pub(crate) enum Kind {
     Routes,
     Listener,
     Agent,
+    Policy,
 }
 
 /// What became of a change that did not fail.
@@ -67,6 +69,9 @@ pub(crate) enum ApplyError {
     Routes(#[from] culvert_proxy::routes::CompileError),
     #[error("{0}")]
     Tls(#[from] crate::tls::MaterialError),
+    /// Of a policy.
+    #[error("{0}")]
+    Source(#[from] culvert_proxy::SourceError),
     #[error("the process is ending")]
     Ending,
 }
@@ -186,6 +191,7 @@ impl Change {
             Self::Set(Resource::Routes(routes)) => (Kind::Routes, Arc::clone(&routes.name)),
             Self::Set(Resource::Listener(listener)) => (Kind::Listener, Arc::clone(&listener.name)),
             Self::Set(Resource::Agent(agent)) => (Kind::Agent, Arc::clone(&agent.name)),
+            Self::Set(Resource::Policy(policy)) => (Kind::Policy, Arc::clone(&policy.name)),
             Self::Remove { kind, name } => (*kind, Arc::clone(name)),
         }
     }

@@ -13,12 +13,13 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use culvert_http::{Exchange, Io};
 use culvert_model::Name;
 use culvert_model::agent::TunnelAgent;
 use culvert_model::endpoint::Endpoints;
+use culvert_model::tunnel::destinations::Destinations;
 use culvert_runtime::drain::Watch;
 use culvert_runtime::telemetry::Block;
 use tokio::sync::{Notify, watch};
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::AgentMetric;
 use crate::status::AgentStatus;
+use crate::wire::Instance;
 
 mod connection;
 mod control;
@@ -84,6 +86,8 @@ pub struct Hosted {
     pub outdated: Arc<Notify>,
     /// How often the server is pinged where the protocol can.
     pub ping_interval: Duration,
+    /// Where what it brings may go.
+    pub destinations: Arc<Destinations>,
 }
 
 /// What an agent needs besides its configuration.
@@ -119,6 +123,8 @@ pub struct Agent {
     /// What servers have said of themselves and others.
     steering: watch::Sender<Steering>,
     stop: CancellationToken,
+    /// By which a server tells it from others with its identity.
+    instance: Instance,
 }
 
 impl Agent {
@@ -128,7 +134,9 @@ impl Agent {
         let weight = watch::Sender::new(config.weight);
         let (sources, stop) = (SourceStates::default(), CancellationToken::new());
         let steering = watch::Sender::new(Steering::default());
-        Arc::new(Self { config, inputs, peers, sources, weight, steering, stop })
+        let epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+        let instance = Instance { epoch: u64::try_from(epoch).unwrap_or(u64::MAX), nonce: fastrand::u64(..) };
+        Arc::new(Self { config, inputs, peers, sources, weight, steering, stop, instance })
     }
 
     #[must_use]

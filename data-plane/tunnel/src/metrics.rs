@@ -41,6 +41,12 @@ pub enum ServerMetric {
     AsideClosed,
     /// Envoy's audit mode: let in although the token is missing or wrong.
     JwtWouldDeny,
+    /// Tunnels that the identity policy allows no more.
+    Withdrawn,
+    /// Tunnels drained because a later agent with their identity came.
+    Superseded,
+    /// Refused: another agent with its identity serves.
+    RefusedDuplicate,
     /// Registered connections at the moment.
     Active,
     /// Aside connections at the moment.
@@ -72,6 +78,9 @@ impl Metrics for ServerMetric {
         counter("graceful_close_ignored"),
         counter("aside_closed"),
         counter("jwt_would_deny"),
+        counter("withdrawn"),
+        counter("superseded"),
+        counter("refused_duplicate"),
         gauge("active"),
         gauge("asides"),
         gauge("pending"),

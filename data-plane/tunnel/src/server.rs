@@ -11,29 +11,34 @@ use std::fmt;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use culvert_http::{ClientExchange, Http2ClientOptions, Io};
 use culvert_model::tunnel::TunnelProtocol;
 
 use crate::dialect::Dialect;
-use crate::wire::Status;
+use crate::wire::{Instance, Status};
 
 mod acceptor;
 mod acknowledged;
 mod control;
+mod duplicates;
 mod envoy;
 mod gauge;
 mod handshake;
+mod identity;
 mod log_limit;
 mod negotiation;
 mod pending;
 mod policy;
 mod registered;
+mod standing;
 mod tunnels;
 
 pub use acceptor::{Acceptor, Ended};
+pub use identity::{Grant, Identity, Policy, PolicyMaterial};
 pub use policy::Tokens;
+pub use standing::Policies;
 pub use tunnels::{ReverseLimits, Tunnels};
 
 /// Where admitted agents become hosts. Implemented by the proxy over its clusters; one per worker.
@@ -102,6 +107,26 @@ pub struct Claim {
     pub max_queued_requests: usize,
     /// Connections that one agent may have; checked here over all clusters too.
     pub max_connections_per_agent: usize,
+    /// What the listener's identity policy allows, if it has one.
+    pub grant: Option<Arc<Grant>>,
+    /// The process that the agent is, as it says.
+    pub instance: Option<Instance>,
+}
+
+impl Claim {
+    /// The grant counts, and not what was claimed.
+    fn take_grant(&mut self, grant: &Arc<Grant>) {
+        self.host_name = Arc::clone(&grant.host_name);
+        self.weight = grant.weight;
+        self.policy = Some(Arc::clone(&grant.rule)).filter(|rule| !rule.is_empty());
+        self.grant = Some(Arc::clone(grant));
+        if self.instance.is_none() {
+            // A stranger's connections cannot be told apart by what they say: each is an agent.
+            let epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+            let nonce = (self.id.0 & u128::from(u64::MAX)).try_into().unwrap_or(0);
+            self.instance = Some(Instance { epoch: u64::try_from(epoch).unwrap_or(u64::MAX), nonce });
+        }
+    }
 }
 
 /// What only Envoy's agents say. Their cluster id is [`Claim::cluster`], their node id [`Claim::host_name`].
@@ -121,15 +146,17 @@ pub struct Peer {
     pub address: Option<SocketAddr>,
     /// First URI (else DNS) name of the verified client certificate.
     pub identity: Option<Arc<str>>,
-    /// All names of the certificate.
+    /// What the certificate says.
     pub names: Option<Arc<PeerNames>>,
 }
 
-/// The names of a certificate as Envoy's formats write them: several with commas.
+/// What a verified certificate says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PeerNames {
-    pub uri: String,
-    pub dns: String,
+    pub uris: Vec<String>,
+    pub dns: Vec<String>,
+    /// `None`: it says nothing.
+    pub expires: Option<SystemTime>,
 }
 
 impl Peer {
@@ -194,6 +221,10 @@ pub enum Refusal {
     ClusterUnknown,
     #[error("the agent has as many connections as it may have")]
     TooManyConnections,
+    #[error("its source has as many connections as it may have")]
+    SourceFull,
+    #[error("another agent with its identity serves")]
+    Duplicate,
     /// The cluster takes no hosts now, for instance because it is being removed.
     #[error("the cluster takes no further hosts now")]
     Unavailable,
@@ -204,7 +235,7 @@ impl Refusal {
     pub(crate) fn status(self) -> Status {
         match self {
             Self::ClusterUnknown => Status::ClusterNotFound,
-            Self::TooManyConnections | Self::Unavailable => Status::Unknown,
+            Self::TooManyConnections | Self::SourceFull | Self::Duplicate | Self::Unavailable => Status::Unknown,
         }
     }
 }

@@ -236,6 +236,7 @@ fn server() -> TunnelServer {
         max_pending_handshakes_per_source: 1024,
         max_handshakes_per_second_per_source: None,
         ping_interval: Duration::from_secs(2),
+        policy: None,
     }
 }
 
@@ -262,6 +263,7 @@ fn agent(address: SocketAddr, connection_num: u32) -> TunnelAgent {
         zone: "".into(),
         max_connection_age: None,
         ping_interval: Duration::from_secs(2),
+        destinations: Arc::default(),
     }
 }
 

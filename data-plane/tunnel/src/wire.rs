@@ -16,7 +16,7 @@ use bytes::{Buf, Bytes, BytesMut};
 mod message;
 
 pub use message::{
-    CAPABILITY, CAPABILITY_HTTP2, Carried, GracefulClose, GracefulCloseAck, Init, Response, Secret, Status,
+    CAPABILITY, CAPABILITY_HTTP2, Carried, GracefulClose, GracefulCloseAck, Init, Instance, Response, Secret, Status,
 };
 
 /// First two bytes of every frame.

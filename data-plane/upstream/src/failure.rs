@@ -42,6 +42,9 @@ pub enum UpstreamFailure {
     /// `UO`: no connection became free in time.
     #[error("no connection became free in time")]
     QueueTimeout,
+    /// `TDD`: what came through a tunnel may not go there.
+    #[error("the tunnel agent allows nobody to go to {address}")]
+    DestinationDenied { address: SocketAddr },
     /// `UF`: the tunnel closed before the request was sent.
     #[error("the tunnel closed")]
     TunnelClosed,

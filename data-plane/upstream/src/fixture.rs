@@ -115,6 +115,7 @@ pub(crate) fn any() -> PickContext<'static> {
         downstream: DownstreamProtocol::Http1,
         tried: &[],
         fresh_picks: 0,
+        destinations: None,
     }
 }
 

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use culvert_http::RequestHead;
 use culvert_model::Name;
 use culvert_model::route::Priority;
+use culvert_model::tunnel::destinations::Destinations;
 use tokio::time::Instant;
 
 use crate::breaker::RetryPermit;
@@ -48,6 +49,19 @@ pub struct PickContext<'a> {
     /// Hosts that were tried already, and how often another is asked for when the balancer names one of them.
     pub tried: &'a [SocketAddr],
     pub fresh_picks: u32,
+    /// Where it may go, if it came through a tunnel: a host elsewhere is not dialled.
+    pub destinations: Option<&'a Destinations>,
+}
+
+impl PickContext<'_> {
+    fn check(&self, host: Option<SocketAddr>) -> Result<(), UpstreamFailure> {
+        match (self.destinations, host) {
+            (Some(destinations), Some(address)) if !destinations.allow(address.ip()) => {
+                Err(UpstreamFailure::DestinationDenied { address })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What the client speaks.

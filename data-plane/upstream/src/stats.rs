@@ -64,6 +64,7 @@ pub enum ClusterMetric {
     TunnelAgentUnknown,
     TunnelAgentOffline,
     TunnelAgentDenied,
+    TunnelDestinationDenied,
     SslHandshake,
     SslConnectionError,
     /// TCP and TLS, in milliseconds.
@@ -181,6 +182,7 @@ impl Metrics for ClusterMetric {
         counter("tunnel.agent_unknown"),
         counter("tunnel.agent_offline"),
         counter("tunnel.agent_denied"),
+        counter("tunnel.destination_denied"),
         counter("ssl.handshake"),
         counter("ssl.connection_error"),
         histogram("upstream_cx_connect_ms"),

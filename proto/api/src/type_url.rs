@@ -17,6 +17,8 @@ pub const EXTENSION_CONFIG: &str = "type.googleapis.com/envoy.config.core.v3.Typ
 pub const RESOURCE: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
 /// Ours: an agent that dials out to tunnel servers.
 pub const TUNNEL_AGENT: &str = "type.googleapis.com/culvert.tunnel.v1.TunnelAgent";
+/// Ours: who may open tunnels, and as what.
+pub const TUNNEL_POLICY: &str = "type.googleapis.com/culvert.tunnel.v1.TunnelPolicy";
 
 /// The type URL of the message with this full name.
 #[must_use]

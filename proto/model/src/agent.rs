@@ -16,6 +16,7 @@ use crate::report::{Parsed, Report, clip};
 use crate::scalar;
 use crate::source::{self, ConfigSource, DataSource};
 use crate::tls::{self, UpstreamTls};
+use crate::tunnel::destinations::{self, Destinations};
 use crate::tunnel::{self, ProtocolChoice};
 pub use initiator::EnvoyInitiator;
 
@@ -49,6 +50,8 @@ pub struct TunnelAgent {
     pub max_connection_age: Option<Duration>,
     /// At least a second.
     pub ping_interval: Duration,
+    /// Where what comes through its tunnels may go.
+    pub destinations: Arc<Destinations>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -128,6 +131,10 @@ pub(crate) fn agent(report: &mut Report, message: &api::TunnelAgent) -> Option<T
         zone: locality.zone.as_str().into(),
         max_connection_age,
         ping_interval: tunnel::ping_interval(report, message.ping_interval.as_ref()),
+        destinations: match &message.destinations {
+            Some(message) => report.field("destinations", |report| destinations::destinations(report, message)).into(),
+            None => Arc::default(),
+        },
     })
 }
 

@@ -19,6 +19,7 @@ use crate::listener::Listener;
 use crate::report::{Finding, Parsed, Report};
 use crate::secret::Secret;
 use crate::source::{ConfigSource, GrpcSource};
+use crate::tunnel::policy::TunnelPolicy;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bootstrap {
@@ -31,6 +32,9 @@ pub struct Bootstrap {
     /// Agents of the extension `culvert.tunnel_agents`.
     pub agents: Vec<Arc<TunnelAgent>>,
     pub agents_config: Option<ConfigSource>,
+    /// Policies of the extension `culvert.tunnel_policies`.
+    pub policies: Vec<Arc<TunnelPolicy>>,
+    pub policies_config: Option<ConfigSource>,
     /// Envoy's extensions of reverse tunnels.
     pub reverse: ReverseTunnels,
     /// Header prefix for internal headers. Default `x-envoy`.

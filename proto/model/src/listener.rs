@@ -19,7 +19,7 @@ use crate::report::{Parsed, Report};
 use crate::tls::DownstreamTls;
 use crate::tunnel::TunnelServer;
 
-pub(crate) use parse::{listener, socket};
+pub(crate) use parse::{cidr, listener, socket};
 pub use reverse::ReverseAddress;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -90,6 +90,26 @@ pub enum SourceType {
 pub struct Cidr {
     pub address: std::net::IpAddr,
     pub length: u8,
+}
+
+impl Cidr {
+    /// Whether the address lies in it; an IPv4 address that is mapped into IPv6 counts as IPv4.
+    #[must_use]
+    pub fn contains(&self, address: std::net::IpAddr) -> bool {
+        self.holds(address.to_canonical(), u8::MAX)
+    }
+
+    /// Whether all of the other range lies in it.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        self.holds(other.address, other.length)
+    }
+
+    fn holds(&self, address: std::net::IpAddr, length: u8) -> bool {
+        self.address.is_ipv4() == address.is_ipv4()
+            && self.length <= length
+            && parse::masked(address, self.length) == self.address
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -16,6 +16,7 @@ use crate::listener::{self, Listener};
 use crate::report::{Parsed, Report, clip};
 use crate::route::{self, RouteConfiguration};
 use crate::secret::{self, Secret};
+use crate::tunnel::policy::{self, TunnelPolicy};
 
 /// A parsed resource of one of the types that culvert-proxy subscribes to.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +27,7 @@ pub enum Resource {
     Endpoints(Arc<Endpoints>),
     Secret(Arc<Secret>),
     Agent(Arc<TunnelAgent>),
+    Policy(Arc<TunnelPolicy>),
 }
 
 /// Parses the resource that stands in `bytes`. Bytes that do not decode, and types that are not served by
@@ -46,6 +48,10 @@ pub fn parse_any(type_url: &str, bytes: &[u8]) -> Parsed<Resource> {
         }
         type_url::SECRET => parse(bytes, secret::secret).map(|value| Resource::Secret(Arc::new(value))),
         type_url::TUNNEL_AGENT => parse(bytes, agent::agent).map(|value| Resource::Agent(Arc::new(value))),
+        type_url::TUNNEL_POLICY => {
+            let policy = |report: &mut Report, message: &_| policy::policy(report, message, policy::Place::Xds);
+            parse(bytes, policy).map(|value| Resource::Policy(Arc::new(value)))
+        }
         other => {
             let mut report = Report::default();
             report.error(format!("resources of type {:?} are not served by culvert-proxy", clip(other)));

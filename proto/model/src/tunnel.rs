@@ -1,6 +1,8 @@
 //! `culvert.tunnel.v1.TunnelServer`: what a tunnel listener demands of agents.
 
+pub mod destinations;
 pub mod id_format;
+pub mod policy;
 pub mod reverse;
 
 use std::num::NonZeroU32;
@@ -41,6 +43,8 @@ pub struct TunnelServer {
     pub max_handshakes_per_second_per_source: Option<NonZeroU32>,
     /// At least a second.
     pub ping_interval: Duration,
+    /// Says who agents are, in the place of `policies`.
+    pub policy: Option<Name>,
 }
 
 /// How often a tunnel's other end is asked whether it is there.
@@ -65,6 +69,8 @@ pub enum NamePattern {
     Exact(Arc<str>),
     /// `edge-*`.
     Prefix(Arc<str>),
+    /// `*.example`; in policies only.
+    Suffix(Arc<str>),
 }
 
 impl NamePattern {
@@ -73,6 +79,7 @@ impl NamePattern {
         match self {
             Self::Exact(exact) => &**exact == name,
             Self::Prefix(prefix) => name.starts_with(&**prefix),
+            Self::Suffix(suffix) => name.ends_with(&**suffix),
         }
     }
 }
@@ -120,6 +127,10 @@ pub(crate) fn server(report: &mut Report, message: &api::TunnelServer) -> Option
     let max_pending_per_source =
         scalar::at_least(report, "max_pending_handshakes_per_source", per_source, 1, PENDING_PER_SOURCE);
     let reconnect_window = scalar::duration(report, "reconnect_window", message.reconnect_window.as_ref());
+    let policy = Some(message.policy.as_str()).filter(|name| !name.is_empty()).map(Name::from);
+    if policy.is_some() {
+        one_policy(report, message);
+    }
     let protocol = protocol(report, message.protocol)?;
     let reverse = match &message.reverse_tunnel {
         Some(message) => report.field("reverse_tunnel", |report| own_reverse(report, message))?,
@@ -144,7 +155,21 @@ pub(crate) fn server(report: &mut Report, message: &api::TunnelServer) -> Option
             message.max_handshakes_per_second_per_source.unwrap_or(HANDSHAKES_PER_SECOND),
         ),
         ping_interval: ping_interval(report, message.ping_interval.as_ref()),
+        policy,
     })
+}
+
+/// Two answers to the question who may join would have to be read together.
+fn one_policy(report: &mut Report, message: &api::TunnelServer) {
+    if !message.credential_policies.is_empty() {
+        report.error_at("credential_policies", "stands beside policy; make them rules of that policy");
+    }
+    if !message.allowed_clusters.is_empty() {
+        report.error_at("allowed_clusters", "stands beside policy, whose rules say it");
+    }
+    if message.reverse_tunnel.as_ref().is_some_and(|reverse| reverse.jwt_validator.is_some()) {
+        report.error_at("reverse_tunnel", "has a jwt_validator beside policy; make it a jwt_provider of that policy");
+    }
 }
 
 /// The field `protocol`.

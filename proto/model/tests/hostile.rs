@@ -31,7 +31,7 @@ const TEXTS: [&str; 16] = [
     "\u{1f600}\u{fffd}",
 ];
 /// Messages that an `Any` gets, by name.
-const PACKED: [&str; 14] = [
+const PACKED: [&str; 15] = [
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
     "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
     "envoy.extensions.filters.http.router.v3.Router",
@@ -45,15 +45,17 @@ const PACKED: [&str; 14] = [
     "envoy.config.route.v3.FilterConfig",
     "culvert.tunnel.v1.TunnelServer",
     "culvert.tunnel.v1.TunnelAgents",
+    "culvert.tunnel.v1.TunnelPolicies",
     "envoy.config.core.v3.Node",
 ];
-const RESOURCES: [&str; 6] = [
+const RESOURCES: [&str; 7] = [
     type_url::LISTENER,
     type_url::ROUTE_CONFIGURATION,
     type_url::CLUSTER,
     type_url::CLUSTER_LOAD_ASSIGNMENT,
     type_url::SECRET,
     type_url::TUNNEL_AGENT,
+    type_url::TUNNEL_POLICY,
 ];
 
 /// Fills messages from a seed, to a depth.

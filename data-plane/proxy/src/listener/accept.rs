@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_http::Io;
+use culvert_model::tunnel::destinations::Destinations;
 use culvert_runtime::drain::Watch;
 use culvert_runtime::sockets;
 use tokio::net::{TcpListener, TcpStream};
@@ -80,7 +81,7 @@ pub(crate) async fn serve_hosted(
     slot: &Arc<ListenerSlot>,
     io: Io,
     (remote, local): (SocketAddr, SocketAddr),
-    ping_interval: Option<Duration>,
+    (ping_interval, destinations): (Option<Duration>, Arc<Destinations>),
     drain: impl Future<Output = ()>,
     outdated: impl FnOnce() -> bool,
 ) {
@@ -89,7 +90,14 @@ pub(crate) async fn serve_hosted(
         tracing::debug!(listener = %slot.name, "a tunnel's connection found no filter chains");
         return;
     };
-    let arrived = Box::new(Arrived { io, remote, local, start: Instant::now(), hosted: ping_interval });
+    let arrived = Box::new(Arrived {
+        io,
+        remote,
+        local,
+        start: Instant::now(),
+        hosted: ping_interval,
+        destinations: Some(destinations),
+    });
     // Boxed: a tunnel's task is long-lived and already large.
     let drain = |chain: Watch| async move {
         let replaced = async {
@@ -121,6 +129,8 @@ pub(super) struct Arrived {
     pub(super) start: Instant,
     /// See [`Downstream::hosted`].
     pub(super) hosted: Option<Duration>,
+    /// See [`Downstream::destinations`].
+    pub(super) destinations: Option<Arc<Destinations>>,
 }
 
 /// Who is at the other end of a connection, for headers and logs.
@@ -136,6 +146,8 @@ pub(crate) struct Downstream {
     pub(crate) chain: Arc<str>,
     /// A tunnel that this process hosts: how often its server is pinged.
     pub(crate) hosted: Option<Duration>,
+    /// Where what a tunnel brought may go.
+    pub(crate) destinations: Option<Arc<Destinations>>,
 }
 
 impl WorkerListener {
@@ -180,7 +192,14 @@ impl WorkerListener {
             }
         };
         let listener = Rc::clone(self);
-        let arrived = Box::new(Arrived { io: Io::tcp(stream), remote, local, start: Instant::now(), hosted: None });
+        let arrived = Box::new(Arrived {
+            io: Io::tcp(stream),
+            remote,
+            local,
+            start: Instant::now(),
+            hosted: None,
+            destinations: None,
+        });
         // Boxed: a future of this size would be moved about on its way into the runtime.
         tokio::task::spawn_local(Box::pin(async move {
             listener.serve(generation, arrived, |chain: Watch| chain.draining()).await;
@@ -192,7 +211,14 @@ impl WorkerListener {
     #[cfg(test)]
     pub(super) fn serving(self: Rc<Self>, io: Io) -> impl Future<Output = ()> {
         let address = SocketAddr::from(([192, 0, 2, 1], 1));
-        let arrived = Box::new(Arrived { io, remote: address, local: address, start: Instant::now(), hosted: None });
+        let arrived = Box::new(Arrived {
+            io,
+            remote: address,
+            local: address,
+            start: Instant::now(),
+            hosted: None,
+            destinations: None,
+        });
         async move {
             if let Some(generation) = self.generation() {
                 self.serve(generation, arrived, |chain: Watch| chain.draining()).await;

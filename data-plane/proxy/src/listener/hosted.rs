@@ -14,7 +14,8 @@ use culvert_http::client::Http1Client;
 use culvert_http::{BodyKind, Exchange, Handler, Io, ResponseHead, StreamError, relay_request, relay_response};
 use culvert_model::Name;
 use culvert_model::listener::TransportProtocol;
-use culvert_tunnel::agent::HostedRequests;
+use culvert_model::tunnel::destinations::Destinations;
+use culvert_tunnel::agent::{Hosted, HostedRequests};
 use tokio::time::Instant;
 use tokio::time::timeout;
 
@@ -32,6 +33,7 @@ pub struct Requests {
     name: Name,
     remote: SocketAddr,
     local: SocketAddr,
+    destinations: Arc<Destinations>,
     current: RefCell<Option<Rc<Current>>>,
 }
 
@@ -46,9 +48,15 @@ struct Current {
 }
 
 impl Requests {
-    pub(crate) fn new(worker: &Rc<Worker>, listener: &Name, remote: SocketAddr, local: SocketAddr) -> Self {
-        let current = RefCell::default();
-        Self { worker: Rc::clone(worker), name: Arc::clone(listener), remote, local, current }
+    pub(crate) fn new(worker: &Rc<Worker>, hosted: &Hosted) -> Self {
+        Self {
+            worker: Rc::clone(worker),
+            name: Arc::clone(&hosted.listener),
+            remote: hosted.peer,
+            local: hosted.local,
+            destinations: Arc::clone(&hosted.destinations),
+            current: RefCell::default(),
+        }
     }
 
     /// The chain of the moment; `None`: there is no listener of the name, or none of its chains fits.
@@ -98,6 +106,7 @@ impl Requests {
                     server_name: None,
                     chain: Arc::clone(&chain.chain.config.name),
                     hosted: None,
+                    destinations: Some(Arc::clone(&self.destinations)),
                 });
                 // The tunnel's bytes are counted as the tunnel's.
                 Some(HttpConnection::open(manager, &self.worker, &downstream, Arc::default()))
@@ -112,8 +121,10 @@ impl Requests {
         let (near, far) = tokio::io::duplex(BRIDGE);
         let addresses = (self.remote, self.local);
         let slot = &current.listener.slot;
+        let of_tunnel = (None, Arc::clone(&self.destinations));
+        let far = Io::memory(far);
         let mut served =
-            pin!(serve_hosted(&self.worker, slot, Io::memory(far), addresses, None, std::future::pending(), || false));
+            pin!(serve_hosted(&self.worker, slot, far, addresses, of_tunnel, std::future::pending(), || false));
         let mut forwarded = pin!(forward(exchange, Http1Client::new(Io::memory(near))));
         let outcome = tokio::select! {
             biased;

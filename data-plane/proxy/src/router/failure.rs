@@ -138,6 +138,10 @@ fn unavailable(failure: &UpstreamFailure, retried: u32, cluster_not_found: u16) 
         }
         UpstreamFailure::AgentUnknown => LocalReply::new(404, "unknown tunnel agent", "tunnel_agent_unknown")
             .flagged(ResponseFlag::TunnelAgentUnknown),
+        UpstreamFailure::DestinationDenied { .. } => {
+            LocalReply::new(403, "tunnel destination denied", "tunnel_destination_denied")
+                .flagged(ResponseFlag::TunnelDestinationDenied)
+        }
         UpstreamFailure::AgentOffline { seconds } => {
             let reply = LocalReply::new(503, failure.to_string(), "").flagged(ResponseFlag::TunnelAgentOffline);
             let details = format!("tunnel_agent_offline{{{seconds}_s}}");

@@ -275,11 +275,12 @@ fn error_state(given: &Given, reason: &str) -> Value {
 const TYPES: &str = "type.googleapis.com/envoy.admin.v3.";
 
 /// What may come over xDS, in push order.
-const TYPE_URLS: [&str; 6] = [
+const TYPE_URLS: [&str; 7] = [
     type_url::SECRET,
     type_url::CLUSTER,
     type_url::CLUSTER_LOAD_ASSIGNMENT,
     type_url::ROUTE_CONFIGURATION,
     type_url::LISTENER,
     type_url::TUNNEL_AGENT,
+    type_url::TUNNEL_POLICY,
 ];

@@ -145,4 +145,12 @@ impl Subscription {
 }
 
 /// In the order of [`Kind`]. Secrets, assignments and routes are counted one by one, as Envoy does, and here together.
-const KINDS: [&str; 6] = ["sds", "cluster_manager.cds", "eds", "rds", "listener_manager.lds", "culvert.tunnel_agents"];
+const KINDS: [&str; 7] = [
+    "sds",
+    "cluster_manager.cds",
+    "eds",
+    "rds",
+    "listener_manager.lds",
+    "culvert.tunnel_agents",
+    "culvert.tunnel_policies",
+];

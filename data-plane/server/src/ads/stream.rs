@@ -346,7 +346,8 @@ fn node_of(sources: &Sources) -> Node {
     node
 }
 
-const KINDS: [Kind; 6] = [Kind::Secret, Kind::Cluster, Kind::Endpoints, Kind::Routes, Kind::Listener, Kind::Agent];
+const KINDS: [Kind; 7] =
+    [Kind::Secret, Kind::Cluster, Kind::Endpoints, Kind::Routes, Kind::Listener, Kind::Agent, Kind::Policy];
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 const GREATEST_DELAY: Duration = Duration::from_secs(30);
 /// gRFC A53, Envoy's `initial_fetch_timeout`.

@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use super::agents::Agents;
 use super::clusters::ClusterEntry;
 use super::listeners::Listeners;
+use super::policies::InForce;
 use super::reverse::ReverseListeners;
 use super::{Applied, ApplyError, Change, Command, Kind, leaving};
 use crate::overview::Overview;
@@ -44,6 +45,7 @@ pub(crate) struct Applier {
     pub(super) clusters: HashMap<Name, ClusterEntry>,
     pub(super) listeners: Listeners,
     pub(super) agents: Agents,
+    pub(super) policies: InForce,
     pub(super) reverse: ReverseListeners,
     /// Assignments by service name, for clusters and agents that come later.
     pub(super) endpoints: HashMap<Name, Arc<Endpoints>>,
@@ -81,6 +83,7 @@ impl Applier {
             clusters: HashMap::new(),
             listeners: Listeners::default(),
             agents: Agents::default(),
+            policies: InForce::new(),
             reverse: ReverseListeners::new(parts.reverse),
             endpoints: HashMap::new(),
             assignments: HashMap::new(),
@@ -206,6 +209,7 @@ impl Applier {
                 applied
             }
             Resource::Agent(agent) => self.set_agent(agent).await,
+            Resource::Policy(policy) => self.set_policy(policy),
         }
     }
 
@@ -228,6 +232,7 @@ impl Applier {
                 self.remove_listener(name);
             }
             Kind::Agent => self.remove_agent(name),
+            Kind::Policy => self.remove_policy(name),
         }
     }
 
@@ -246,6 +251,7 @@ impl Applier {
         self.refresh_clusters();
         self.reconcile_reverse().await;
         self.refresh_agents();
+        self.refresh_policies();
         self.refresh_listeners().await;
     }
 
@@ -254,6 +260,7 @@ impl Applier {
         let mut paths = BTreeSet::new();
         self.cluster_files(&mut paths);
         self.agent_files(&mut paths);
+        self.policy_files(&mut paths);
         self.listener_files(&mut paths);
         paths
     }

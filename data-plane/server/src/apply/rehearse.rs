@@ -15,6 +15,7 @@ use culvert_runtime::sockets;
 
 use super::applier::Applier;
 use super::listeners::compile_for_check;
+use super::policies::material;
 use super::{ApplyError, Change, leaving};
 use crate::overview::Overview;
 use crate::tls::{Gathered, MaterialError, check_secret, gather};
@@ -29,6 +30,7 @@ impl Applier {
             Change::Set(Resource::Secret(secret)) => Ok(check_secret(secret)?),
             Change::Set(Resource::Cluster(cluster)) => Ok(self.rehearse_client(cluster.tls.as_deref())?),
             Change::Set(Resource::Agent(agent)) => Ok(self.rehearse_client(agent.tls.as_deref())?),
+            Change::Set(Resource::Policy(policy)) => material(policy).map(drop).map_err(Into::into),
             Change::Set(Resource::Routes(routes)) => self.rehearse_routes(routes),
             Change::Set(Resource::Listener(listener)) => self.rehearse_listener(listener, &leaving, &mut taken),
         });

@@ -62,6 +62,7 @@ impl ReverseListeners {
             zone: Name::from(""),
             max_connection_age: None,
             ping_interval: PING_INTERVAL,
+            destinations: Arc::default(),
             envoy: Some(EnvoyInitiator {
                 tenant: Arc::clone(&address.tenant),
                 upstream_cluster: Arc::clone(&address.remote_cluster),

@@ -91,6 +91,7 @@ fn listener(name: &str, address: &str, stat_prefix: &str) -> Listener {
         max_pending_handshakes_per_source: 256,
         max_handshakes_per_second_per_source: None,
         ping_interval: Duration::from_secs(2),
+        policy: None,
     };
     let chain = FilterChain {
         name: "all".into(),

@@ -56,7 +56,7 @@ pub(crate) fn of(resource: &Resource) -> Vec<Reference> {
                 secrets(&tls.common, &mut references);
             }
         }
-        Resource::Routes(_) | Resource::Endpoints(_) | Resource::Secret(_) => {}
+        Resource::Routes(_) | Resource::Endpoints(_) | Resource::Secret(_) | Resource::Policy(_) => {}
     }
     references
 }
@@ -100,7 +100,7 @@ pub(crate) fn scopes(resource: &Resource) -> Vec<(Kind, Name, ScopePath)> {
                 .with_inner("eds", "culvert_service_name", Arc::clone(&name)),
             (Kind::Secret, _) => ScopePath::named("sds", "envoy_secret_name", Arc::clone(&name)),
             (Kind::Routes, Resource::Listener(listener)) => return of_routes_in(listener, &name),
-            (Kind::Cluster | Kind::Routes | Kind::Listener | Kind::Agent, _) => return Vec::new(),
+            (Kind::Cluster | Kind::Routes | Kind::Listener | Kind::Agent | Kind::Policy, _) => return Vec::new(),
         };
         vec![(kind, name, path)]
     };
@@ -142,7 +142,11 @@ pub(crate) fn clusters(resource: &Resource) -> BTreeSet<Name> {
                 }
             }
         }
-        Resource::Cluster(_) | Resource::Endpoints(_) | Resource::Secret(_) | Resource::Agent(_) => {}
+        Resource::Cluster(_)
+        | Resource::Endpoints(_)
+        | Resource::Secret(_)
+        | Resource::Agent(_)
+        | Resource::Policy(_) => {}
     }
     names
 }
@@ -177,6 +181,7 @@ pub(crate) fn kind_of(type_url: &str) -> Option<Kind> {
         type_url::ROUTE_CONFIGURATION => Kind::Routes,
         type_url::LISTENER => Kind::Listener,
         type_url::TUNNEL_AGENT => Kind::Agent,
+        type_url::TUNNEL_POLICY => Kind::Policy,
         _ => return None,
     })
 }
@@ -190,6 +195,7 @@ pub(crate) fn type_url_of(kind: Kind) -> &'static str {
         Kind::Routes => type_url::ROUTE_CONFIGURATION,
         Kind::Listener => type_url::LISTENER,
         Kind::Agent => type_url::TUNNEL_AGENT,
+        Kind::Policy => type_url::TUNNEL_POLICY,
     }
 }
 
@@ -202,5 +208,6 @@ pub(crate) fn key_of(resource: &Resource) -> (Kind, Name) {
         Resource::Routes(routes) => (Kind::Routes, Arc::clone(&routes.name)),
         Resource::Listener(listener) => (Kind::Listener, Arc::clone(&listener.name)),
         Resource::Agent(agent) => (Kind::Agent, Arc::clone(&agent.name)),
+        Resource::Policy(policy) => (Kind::Policy, Arc::clone(&policy.name)),
     }
 }

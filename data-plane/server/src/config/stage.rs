@@ -114,6 +114,7 @@ impl Stage {
         let fixed = bootstrap.clusters.iter().cloned().map(Resource::Cluster);
         let fixed = fixed.chain(bootstrap.listeners.iter().cloned().map(Resource::Listener));
         let fixed = fixed.chain(bootstrap.agents.iter().cloned().map(Resource::Agent));
+        let fixed = fixed.chain(bootstrap.policies.iter().cloned().map(Resource::Policy));
         let fixed = fixed.chain(bootstrap.secrets.iter().cloned().map(Resource::Secret));
         let mut slots = BTreeMap::new();
         for resource in fixed {
@@ -127,6 +128,7 @@ impl Stage {
             (Kind::Cluster, &bootstrap.dynamic.cds),
             (Kind::Listener, &bootstrap.dynamic.lds),
             (Kind::Agent, &bootstrap.agents_config),
+            (Kind::Policy, &bootstrap.policies_config),
         ];
         let roots = roots.into_iter().filter_map(|(kind, source)| Some((kind, source.clone()?))).collect();
         Self {

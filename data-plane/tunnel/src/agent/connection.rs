@@ -242,6 +242,7 @@ impl<H: Hosting> Connection<H> {
             cluster_name: config.cluster.to_string(),
             weight: i64::from(*self.agent.weight.borrow()),
             host_name: self.agent.host_name().to_owned(),
+            instance: Some(self.agent.instance),
             ..Init::default()
         };
         offer(&mut init, config.protocol, self.index);
@@ -273,6 +274,7 @@ impl<H: Hosting> Connection<H> {
             local: tunnel.local,
             drain: tenure.watch(),
             ping_interval: self.agent.config.ping_interval,
+            destinations: Arc::clone(&self.agent.config.destinations),
             outdated: Arc::clone(&tenure.outdated),
         };
         let mut lost = pin!(keepalive::lost(keepalive::ends(&tunnel.io), self.agent.config.ping_interval));

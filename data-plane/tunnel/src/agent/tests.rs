@@ -142,6 +142,7 @@ fn config(servers: Vec<ServerSource>) -> TunnelAgent {
         zone: "".into(),
         max_connection_age: None,
         ping_interval: Duration::from_secs(2),
+        destinations: Arc::default(),
     }
 }
 

@@ -11,7 +11,7 @@ use aws_lc_rs::signature::{
 };
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use culvert_model::tunnel::reverse::JwtValidator;
+use culvert_model::tunnel::policy::TokenRules;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -122,7 +122,7 @@ impl KeySet {
     ///
     /// # Errors
     /// Why it is not.
-    pub fn verify(&self, token: &str, validator: &JwtValidator, now: SystemTime) -> Result<Claims, JwtError> {
+    pub fn verify(&self, token: &str, expected: &TokenRules, now: SystemTime) -> Result<Claims, JwtError> {
         let (signed, signature) =
             token.rsplit_once('.').filter(|_| token.len() <= MAX_TOKEN).ok_or(JwtError::Malformed)?;
         let (header, payload) = signed.split_once('.').ok_or(JwtError::Malformed)?;
@@ -144,7 +144,7 @@ impl KeySet {
             return Err(JwtError::Signature);
         }
         let claims = Claims(decode(payload)?);
-        claims.check(validator, now)?;
+        claims.check(expected, now)?;
         Ok(claims)
     }
 }
@@ -166,22 +166,29 @@ impl Claims {
         }
     }
 
-    fn check(&self, validator: &JwtValidator, now: SystemTime) -> Result<(), JwtError> {
+    /// When it expires, without any allowance for clocks. A time that cannot be written down is far enough.
+    #[must_use]
+    pub fn expires(&self) -> Option<SystemTime> {
+        let seconds = self.0.get("exp").and_then(Value::as_f64)?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(seconds).ok()?)
+    }
+
+    fn check(&self, expected: &TokenRules, now: SystemTime) -> Result<(), JwtError> {
         let text = |name: &str| self.0.get(name).and_then(Value::as_str);
-        if text("iss") != Some(&*validator.issuer) {
+        if text("iss") != Some(&*expected.issuer) {
             return Err(JwtError::Issuer);
         }
-        let accepted = |audience: &str| validator.audiences.iter().any(|known| **known == *audience);
+        let accepted = |audience: &str| expected.audiences.iter().any(|known| **known == *audience);
         let audience = match self.0.get("aud") {
             Some(Value::String(one)) => accepted(one),
             Some(Value::Array(several)) => several.iter().filter_map(Value::as_str).any(accepted),
             _ => false,
         };
-        if !validator.audiences.is_empty() && !audience {
+        if !expected.audiences.is_empty() && !audience {
             return Err(JwtError::Audience);
         }
         let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64();
-        let skew = validator.clock_skew.as_secs_f64();
+        let skew = expected.clock_skew.as_secs_f64();
         // RFC 7519 §2: NumericDate may have a fraction.
         let expires = self.0.get("exp").and_then(Value::as_f64).ok_or(JwtError::NoExpiry)?;
         if now >= expires + skew {
@@ -247,4 +254,4 @@ const ALGORITHMS: &[&str] = &["RS256", "ES256", "EdDSA"];
 const MAX_TOKEN: usize = 16 * 1024;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

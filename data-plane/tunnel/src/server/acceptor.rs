@@ -10,16 +10,19 @@ use culvert_http::{Io, RoundTrip};
 use culvert_model::tunnel::TunnelServer;
 use culvert_runtime::drain::{self, Watch};
 use culvert_runtime::telemetry::Block;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::envoy::EnvoyJoining;
 use super::gauge::Gauge;
 use super::handshake::{Accepting, Claimed, Opening, OpeningError};
+use super::identity::{Credential, Denial, Policy, Proof, Wish};
 use super::log_limit::LogLimit;
 use super::negotiation::{Agreed, agree};
 use super::pending::{Excess, Handshakes, Pending};
 use super::policy::{self, PolicyError, Tokens};
 use super::registered::Registered;
+use super::standing::Standing;
 use super::tunnels::{AsidePlace, Place, Tunnels};
 use super::{Claim, ConnectionId, HostLease, HostRegistry, Peer, Refusal, acknowledged, control};
 use crate::dialect::Dialect;
@@ -37,6 +40,8 @@ pub struct Acceptor {
     pub(super) tokens: ArcSwap<Tokens>,
     /// Of the `jwt_validator`. `None`: every token is refused.
     pub(super) keys: ArcSwapOption<KeySet>,
+    /// Of the listener's identity policy, if it has one.
+    identities: Option<watch::Receiver<Option<Arc<Policy>>>>,
     pub(super) tunnels: Arc<Tunnels>,
     handshakes: Handshakes,
     /// Log lines that anybody can cause.
@@ -60,7 +65,8 @@ impl Acceptor {
     pub fn new(config: Arc<TunnelServer>, tokens: Tokens, tunnels: Arc<Tunnels>) -> Arc<Self> {
         let (tokens, handshakes) = (ArcSwap::from_pointee(tokens), Handshakes::new(&config));
         let keys = ArcSwapOption::empty();
-        Arc::new(Self { config, tokens, keys, tunnels, handshakes, refusals: LogLimit::default() })
+        let identities = config.policy.as_ref().map(|name| tunnels.policies().follow(name));
+        Arc::new(Self { config, tokens, keys, identities, tunnels, handshakes, refusals: LogLimit::default() })
     }
 
     /// Takes rotated credentials; they count from the next handshake.
@@ -71,6 +77,11 @@ impl Acceptor {
     /// Takes the keys of the `jwt_validator`; they count from the next handshake.
     pub fn replace_keys(&self, keys: KeySet) {
         self.keys.store(Some(Arc::new(keys)));
+    }
+
+    /// What the tunnel stands on that shows the proof and wants that; `None`: the listener has no identity policy.
+    pub(super) fn standing(&self, proof: Proof, wish: Wish<'_>) -> Result<Option<Standing>, Denial> {
+        self.identities.clone().map(|policy| Standing::new(policy, proof, wish)).transpose()
     }
 
     #[must_use]
@@ -115,6 +126,8 @@ pub(super) enum Failure {
     #[error("refused: {0}")]
     Policy(#[from] PolicyError),
     #[error("refused: {0}")]
+    Identity(#[from] Denial),
+    #[error("refused: {0}")]
     Registry(#[from] Refusal),
     #[error("refused: {0}")]
     Envoy(#[from] Answer),
@@ -144,11 +157,16 @@ impl Failure {
             Self::Draining | Self::Registry(Refusal::Unavailable) => ServerMetric::RefusedDraining,
             Self::Policy(PolicyError::HostNameInvalid) => ServerMetric::Malformed,
             Self::Policy(PolicyError::PolicyUnknown) => ServerMetric::RefusedPolicy,
+            Self::Identity(Denial::Cluster) => ServerMetric::RefusedCluster,
+            Self::Identity(Denial::WayUnknown) => ServerMetric::RefusedPolicy,
+            Self::Identity(Denial::PolicyAbsent) => ServerMetric::RefusedDraining,
+            Self::Identity(_) => ServerMetric::RefusedAuth,
+            Self::Registry(Refusal::Duplicate) => ServerMetric::RefusedDuplicate,
             Self::Policy(PolicyError::CredentialMissing | PolicyError::CredentialWrong) => ServerMetric::RefusedAuth,
             Self::Policy(PolicyError::ClusterNotAllowed) | Self::Registry(Refusal::ClusterUnknown) => {
                 ServerMetric::RefusedCluster
             }
-            Self::Registry(Refusal::TooManyConnections) => ServerMetric::RefusedLimit,
+            Self::Registry(Refusal::TooManyConnections | Refusal::SourceFull) => ServerMetric::RefusedLimit,
             Self::Envoy(Answer::Unauthenticated | Answer::ValidationFailed | Answer::TlsLeft) => {
                 ServerMetric::RefusedAuth
             }
@@ -280,7 +298,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
         let agreed = agree(self.acceptor.config.protocol, claimed.dialect, &claimed.init);
         let knows_id = agreed.dialect == Dialect::Culvert;
         let registered = timeout_at(deadline, self.register(&claimed, agreed)).await;
-        let (claim, lease, place, closed) = match registered.map_err(|_| OpeningError::Timeout)? {
+        let (claim, lease, place, closed, standing) = match registered.map_err(|_| OpeningError::Timeout)? {
             Ok(registered) => registered,
             Err(failure) => {
                 self.metrics.inc(failure.metric());
@@ -305,7 +323,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
         if !knows_id {
             acknowledged::reply_read(&io).await;
         }
-        self.attend(&claim, &lease, &place, &closed, io).await;
+        self.attend(&claim, &lease, &place, &closed, standing, io).await;
         let host_name = shown(&claim.host_name);
         tracing::info!(id = %claim.id, cluster = shown(&claim.cluster), host_name, "tunnel ended");
         drop(place);
@@ -313,29 +331,54 @@ impl<R: HostRegistry> Accepted<'_, R> {
     }
 
     /// Policy, limits, then the registry. What it yields goes back when dropped.
-    async fn register(&self, claimed: &Claimed, agreed: Agreed) -> Result<(Claim, R::Lease, Place, Watch), Failure> {
+    async fn register(&self, claimed: &Claimed, agreed: Agreed) -> Result<Joined<R::Lease>, Failure> {
         let acceptor = self.acceptor;
-        let policy = policy::check(&acceptor.config, &acceptor.tokens.load_full(), &claimed.init)?;
-        let claim = self.claim(claimed, policy, agreed)?;
+        let standing = self.stand(claimed)?;
+        let policy = match &standing {
+            Some(_) => None,
+            None => policy::check(&acceptor.config, &acceptor.tokens.load_full(), &claimed.init)?,
+        };
+        let mut claim = self.claim(claimed, policy, agreed)?;
+        if let Some(standing) = &standing {
+            claim.take_grant(standing.grant());
+        }
         let knows_id = agreed.dialect == Dialect::Culvert;
         let (trigger, closed) = drain::channel();
-        let place = acceptor.tunnels.place(&claim, knows_id, Arc::new(trigger)).ok_or(Refusal::TooManyConnections)?;
+        let place = acceptor.tunnels.place(&claim, knows_id, Arc::new(trigger))?;
+        self.metrics.add(ServerMetric::Superseded, place.superseded());
         let lease = self.registry.register(claim.clone()).await?;
-        Ok((claim, lease, place, closed))
+        Ok((claim, lease, place, closed, standing))
+    }
+
+    /// What the listener's identity policy, if it has one, says of the agent.
+    fn stand(&self, claimed: &Claimed) -> Result<Option<Standing>, Denial> {
+        let init = &claimed.init;
+        let credential = (!init.credential.0.is_empty() || !init.credential_policy.is_empty())
+            .then(|| Credential { way: Some(init.credential_policy.as_str().into()), secret: init.credential.clone() });
+        let wish = Wish { cluster: &init.cluster_name, host_name: &init.host_name, weight: init.clamped_weight() };
+        self.acceptor.standing(Proof::new(&claimed.peer, claimed.is_tls(), credential), wish)
     }
 
     /// Runs a registered connection to its end, and with one that carries HTTP/2 the control service.
-    async fn attend(&self, claim: &Claim, lease: &R::Lease, place: &Place, closed: &Watch, io: Io) {
-        let tunnels = &self.acceptor.tunnels;
-        let registered = |notices| Registered { lease, claim, tunnels, closed, drain: self.drain, notices };
+    async fn attend(
+        &self,
+        claim: &Claim,
+        lease: &R::Lease,
+        place: &Place,
+        closed: &Watch,
+        standing: Option<Standing>,
+        io: Io,
+    ) {
+        let (tunnels, metrics) = (&self.acceptor.tunnels, self.metrics);
+        let registered = |notices| Registered { lease, claim, tunnels, metrics, closed, drain: self.drain, notices };
         let Some(round_trip) = claim.http2.as_ref().and_then(|options| options.round_trip.as_ref()) else {
-            return registered(None).run(io, place.weight()).await;
+            return registered(None).run(io, place.weight(), standing).await;
         };
         let _counted = Gauge::enter(self.metrics, ServerMetric::ActiveHttp2);
         let (notices, told) = control::channel();
         let registered = registered(Some(notices));
         let control = control::run(lease, claim, tunnels, self.metrics, told);
-        let running = control::beside(control, registered.run(io, place.weight()));
+        let running = control::beside(control, registered.run(io, place.weight(), standing));
         Box::pin(recorded(round_trip, self.metrics, || ServerMetric::RoundTripMs, running)).await;
     }
 
@@ -361,6 +404,8 @@ impl<R: HostRegistry> Accepted<'_, R> {
             ping_interval: config.ping_interval,
             max_queued_requests: config.max_queued_requests,
             max_connections_per_agent: config.max_connections_per_agent,
+            grant: None,
+            instance: claimed.init.instance,
         })
     }
 
@@ -369,6 +414,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
     async fn refuse(&self, claimed: Claimed, failure: &Failure, deadline: Instant) {
         let status = match failure {
             Failure::Policy(error) => error.status(),
+            Failure::Identity(denial) => denial.status(),
             Failure::Registry(refusal) => refusal.status(),
             _ => Status::Unknown,
         };
@@ -413,6 +459,9 @@ pub(super) async fn run<L: HostLease>(lease: &L, io: Io, drain: &Watch, ping_int
         }
     }
 }
+
+/// A registered connection, and what it stands on.
+type Joined<L> = (Claim, L, Place, Watch, Option<Standing>);
 
 enum Opened {
     Claimed(Claimed),

@@ -14,15 +14,18 @@ use culvert_http::{Http2ClientOptions, Io, RoundTrip};
 use culvert_model::tunnel::TunnelProtocol;
 use culvert_model::tunnel::id_format::{IdFormat, IdSource};
 use culvert_model::tunnel::reverse::{HandshakeMode, JwtValidator, ReverseTunnel};
-use culvert_runtime::drain::Watch;
+use culvert_runtime::drain::{Trigger, Watch};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
 use super::acceptor::{Accepted, Ended, Failure, run, shown};
 use super::gauge::Gauge;
 use super::handshake::{OpeningError, linger};
+use super::identity::{Credential, Denial, Proof, Wish};
 use super::pending::Pending;
 use super::policy::{self, PolicyError};
+use super::registered::FORBIDDEN;
+use super::standing::{Standing, Turn};
 use super::tunnels::Place;
 use super::{Claim, ConnectionId, HostLease, HostRegistry, Peer, Refusal, ReverseClaim, acknowledged};
 use crate::dialect::Dialect;
@@ -32,6 +35,7 @@ use crate::envoy::wire::{Answer, Identity, Request, RequestReader};
 use crate::http2::client_options;
 use crate::keepalive;
 use crate::metrics::ServerMetric;
+use crate::wire::Secret;
 
 /// A connection whose first bytes are those of an HTTP request.
 pub(super) struct EnvoyJoining {
@@ -46,7 +50,11 @@ struct Admitted {
     policy: Option<Arc<str>>,
     upgrade: bool,
     keeps_tls: bool,
+    standing: Option<Standing>,
 }
+
+/// A registered connection, and what drains it.
+type Joined<L> = (Claim, L, Place, Watch, Arc<Trigger>);
 
 impl<R: HostRegistry> Accepted<'_, R> {
     /// From the first bytes of the request to the end of the tunnel.
@@ -62,10 +70,11 @@ impl<R: HostRegistry> Accepted<'_, R> {
                 Err(answer) => Err(Failure::Envoy(answer)),
             }
         });
-        let (admitted, (claim, lease, place, watch)) = match opening.await.map_err(|_| OpeningError::Timeout)? {
-            Ok(registered) => registered,
-            Err(failure) => return self.refuse_envoy(joining, failure, deadline).await,
-        };
+        let (mut admitted, (claim, lease, place, watch, trigger)) =
+            match opening.await.map_err(|_| OpeningError::Timeout)? {
+                Ok(registered) => registered,
+                Err(failure) => return self.refuse_envoy(joining, failure, deadline).await,
+            };
         let tls_kept = joining.io.is_tls() && admitted.keeps_tls;
         let answer = Answer::Accepted { upgrade: admitted.upgrade, tls_kept };
         let io = timeout_at(deadline, joining.accept(answer)).await.map_err(|_| OpeningError::Timeout)??;
@@ -81,10 +90,39 @@ impl<R: HostRegistry> Accepted<'_, R> {
             interval: self.acceptor.config.reverse.ping_interval,
             threshold: self.acceptor.tunnels.reverse().ping_failure_threshold,
         };
-        host(&lease, io, &watch, pings, self.acceptor.config.ping_interval).await;
+        let hosted = host(&lease, io, &watch, pings, self.acceptor.config.ping_interval);
+        let standing = (&mut admitted.standing, &claim);
+        tokio::select! {
+            biased;
+            () = hosted => {}
+            () = self.follow_envoy(standing, &lease, &trigger) => {}
+        }
         tracing::info!(id = %claim.id, cluster, node, "Envoy tunnel ended");
         drop(place);
         Ok(Ended::Tunnel)
+    }
+
+    /// Drains the tunnel when the identity policy allows it no more. Never returns.
+    async fn follow_envoy(
+        &self,
+        (standing, claim): (&mut Option<Standing>, &Claim),
+        lease: &R::Lease,
+        trigger: &Trigger,
+    ) {
+        while let Some(standing) = standing.as_mut() {
+            match standing.turn().await {
+                // Its dialect has no word for it.
+                Turn::Expiring => {}
+                Turn::Weight(weight) => lease.set_weight(weight),
+                Turn::Withdrawn(denial) => {
+                    self.metrics.inc(ServerMetric::Withdrawn);
+                    tracing::info!(id = %claim.id, reason = %denial, "an Envoy tunnel is allowed no more");
+                    trigger.start(FORBIDDEN);
+                    break;
+                }
+            }
+        }
+        std::future::pending().await
     }
 
     /// Checks, limits, then the registry. What it yields goes back when dropped.
@@ -92,7 +130,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
         &self,
         joining: &EnvoyJoining,
         request: &Request,
-    ) -> Result<(Admitted, (Claim, R::Lease, Place, Watch)), Failure> {
+    ) -> Result<(Admitted, Joined<R::Lease>), Failure> {
         let acceptor = self.acceptor;
         let admitted = self.admit(joining, request)?;
         let config = &acceptor.config;
@@ -101,7 +139,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
             limit if config.reverse.limited => limit,
             _ => config.max_connections_per_agent,
         };
-        let claim = Claim {
+        let mut claim = Claim {
             id: ConnectionId::random().ok_or(Failure::Random)?,
             dialect: Dialect::Envoy,
             cluster: admitted.identity.cluster.as_str().into(),
@@ -124,11 +162,18 @@ impl<R: HostRegistry> Accepted<'_, R> {
             ping_interval: config.ping_interval,
             max_queued_requests: config.max_queued_requests,
             max_connections_per_agent: most,
+            grant: None,
+            instance: None,
         };
+        if let Some(standing) = &admitted.standing {
+            claim.take_grant(standing.grant());
+        }
         let (trigger, watch) = self.drain.child();
-        let place = acceptor.tunnels.place(&claim, false, Arc::new(trigger)).ok_or(Refusal::TooManyConnections)?;
+        let trigger = Arc::new(trigger);
+        let place = acceptor.tunnels.place(&claim, false, Arc::clone(&trigger))?;
+        self.metrics.add(ServerMetric::Superseded, place.superseded());
         let lease = self.registry.register(claim.clone()).await?;
-        Ok((admitted, (claim, lease, place, watch)))
+        Ok((admitted, (claim, lease, place, watch, trigger)))
     }
 
     /// Everything that is checked of a request before anybody hears of it.
@@ -151,7 +196,9 @@ impl<R: HostRegistry> Accepted<'_, R> {
         };
         validate(reverse, &identity, &joining.peer, claims.as_ref())?;
         let tokens = acceptor.tokens.load_full();
+        let standing = self.stand_envoy(joining, request, &identity)?;
         let policy = match claims {
+            _ if standing.is_some() => None,
             // The token has been checked, by its issuer's key.
             Some(_) => policy::allowed(&acceptor.config.allowed_clusters, &identity.cluster).map(|()| None)?,
             None => {
@@ -163,14 +210,27 @@ impl<R: HostRegistry> Accepted<'_, R> {
         if joining.io.is_tls() && !keeps_tls && !reverse.leaves_tls {
             return Err(Answer::TlsLeft.into());
         }
-        Ok(Admitted { identity, policy, upgrade, keeps_tls })
+        Ok(Admitted { identity, policy, upgrade, keeps_tls, standing })
+    }
+
+    /// What the listener's identity policy, if it has one, says of the initiator.
+    fn stand_envoy(
+        &self,
+        joining: &EnvoyJoining,
+        request: &Request,
+        identity: &Identity,
+    ) -> Result<Option<Standing>, Failure> {
+        let token = bearer(request, "authorization")?.filter(|token| !token.is_empty());
+        let credential = token.map(|token| Credential { way: None, secret: Secret(token.to_owned()) });
+        let wish = Wish { cluster: &identity.cluster, host_name: &identity.node, weight: 1 };
+        Ok(self.acceptor.standing(Proof::new(&joining.peer, joining.io.is_tls(), credential), wish)?)
     }
 
     /// What the initiator's token says; `None`: it has no good one, and only an audit asks for it.
     fn authenticate(&self, validator: &JwtValidator, request: &Request) -> Result<Option<Claims>, Failure> {
         let verified = match (bearer(request, &validator.token_header)?, &*self.acceptor.keys.load()) {
             (None | Some(""), _) => Err(JwtError::Missing),
-            (Some(token), Some(keys)) => keys.verify(token, validator, SystemTime::now()),
+            (Some(token), Some(keys)) => keys.verify(token, &validator.expected, SystemTime::now()),
             (Some(_), None) => Err(JwtError::Signature),
         };
         match verified {
@@ -199,9 +259,15 @@ impl<R: HostRegistry> Accepted<'_, R> {
         let answer = match &failure {
             Failure::Envoy(answer) => *answer,
             Failure::Policy(PolicyError::CredentialMissing | PolicyError::CredentialWrong) => Answer::Unauthenticated,
-            Failure::Policy(_) => Answer::ValidationFailed,
+            Failure::Identity(Denial::PolicyAbsent) => Answer::Unavailable,
+            Failure::Identity(
+                Denial::Token(_) | Denial::StaticToken | Denial::Nobody | Denial::WayUnknown | Denial::TokenWithoutTls,
+            ) => Answer::Unauthenticated,
+            Failure::Identity(_) | Failure::Policy(_) => Answer::ValidationFailed,
             Failure::Registry(Refusal::ClusterUnknown) => Answer::ClusterUnknown,
-            Failure::Registry(Refusal::TooManyConnections) => Answer::TooMany,
+            Failure::Registry(Refusal::TooManyConnections | Refusal::SourceFull | Refusal::Duplicate) => {
+                Answer::TooMany
+            }
             Failure::Registry(Refusal::Unavailable) | Failure::Draining | Failure::Random => Answer::Unavailable,
             // Nobody is there to be told.
             _ => return Err(failure),
@@ -276,8 +342,8 @@ fn bearer<'r>(request: &'r Request, name: &str) -> Result<Option<&'r str>, Answe
 fn validate(reverse: &ReverseTunnel, identity: &Identity, peer: &Peer, claims: Option<&Claims>) -> Result<(), Answer> {
     let claims = claims.zip(reverse.jwt.as_ref());
     let value = |source: &IdSource| match source {
-        IdSource::PeerUriSan => peer.names.as_ref().map(|names| Cow::Borrowed(names.uri.as_str())),
-        IdSource::PeerDnsSan => peer.names.as_ref().map(|names| Cow::Borrowed(names.dns.as_str())),
+        IdSource::PeerUriSan => peer.names.as_ref().map(|names| Cow::Owned(names.uris.join(","))),
+        IdSource::PeerDnsSan => peer.names.as_ref().map(|names| Cow::Owned(names.dns.join(","))),
         IdSource::Metadata { namespace, path } => claims
             .filter(|(_, validator)| validator.claims_namespace == *namespace)
             .and_then(|(claims, _)| claims.text(path))

@@ -114,6 +114,10 @@ pub(super) struct Claimed {
 }
 
 impl Claimed {
+    pub(super) fn is_tls(&self) -> bool {
+        self.io.is_tls()
+    }
+
     /// Answers, flushes, closes; takes back what the peer still sends for a moment, for a reset would overtake the
     /// answer.
     pub(super) async fn refuse(mut self, response: Response) -> Result<(), OpeningError> {

@@ -152,7 +152,8 @@ fn interval(rate: NonZeroU32) -> Duration {
     BURST / rate.get()
 }
 
-fn network(address: IpAddr) -> IpAddr {
+/// What connections of one source have in common: an IPv4 address, an IPv6 /64.
+pub(super) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
         address => address,

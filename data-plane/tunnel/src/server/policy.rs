@@ -91,7 +91,7 @@ pub(super) fn allowed(clusters: &[NamePattern], cluster: &str) -> Result<(), Pol
 }
 
 /// Looks at every token whatever the others said, so that time tells neither which one matched nor how much of it.
-fn any_matches(accepted: &[Arc<[u8]>], offered: &[u8]) -> bool {
+pub(super) fn any_matches(accepted: &[Arc<[u8]>], offered: &[u8]) -> bool {
     let matched = accepted.iter().fold(Choice::from(0), |matched, token| {
         let token = without_line_break(token);
         matched | (token.ct_eq(offered) & Choice::from(u8::from(!token.is_empty())))
@@ -105,4 +105,4 @@ fn without_line_break(token: &[u8]) -> &[u8] {
 }
 
 /// As long as a DNS name.
-const MAX_HOST_NAME: usize = 253;
+pub(super) const MAX_HOST_NAME: usize = 253;

@@ -9,13 +9,16 @@ use std::time::Duration;
 use culvert_http::Io;
 use culvert_model::control::ServerNotice;
 use culvert_runtime::drain::Watch;
+use culvert_runtime::telemetry::Block;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::control::Notices;
+use super::standing::{Standing, Turn};
 use super::tunnels::Tunnels;
 use super::{Claim, HostLease};
 use crate::keepalive;
+use crate::metrics::ServerMetric;
 
 /// What decides over a connection's life.
 pub(super) struct Registered<'a, L> {
@@ -28,10 +31,12 @@ pub(super) struct Registered<'a, L> {
     pub(super) drain: &'a Watch,
     /// How its agent is told, if this is the connection for that.
     pub(super) notices: Option<Notices>,
+    pub(super) metrics: &'a Block<ServerMetric>,
 }
 
 impl<L: HostLease> Registered<'_, L> {
-    pub(super) async fn run(&self, io: Io, weight: watch::Receiver<u32>) {
+    /// `standing`: on what it stands, where the listener has an identity policy.
+    pub(super) async fn run(&self, io: Io, weight: watch::Receiver<u32>, mut standing: Option<Standing>) {
         let mut lost = pin!(keepalive::lost(keepalive::ends(&io), self.claim.ping_interval));
         // A connection that an exchange has borrowed whole is not closed by dropping what follows.
         let cord = keepalive::Cord::of(&io);
@@ -42,11 +47,14 @@ impl<L: HostLease> Registered<'_, L> {
             () = &mut lost => return cord.pull(),
             () = self.last() => self.lease.drain(),
             () = self.weighed(weight) => {}
+            () = self.withdrawn(&mut standing) => self.lease.drain(),
         }
         tokio::select! {
             biased;
             () = attached => {}
             () = lost => cord.pull(),
+            () = self.forbidden(&mut standing) => cord.pull(),
+            () = self.closed.expired() => cord.pull(),
             () = self.drain.expired() => {
                 tracing::info!(id = %self.claim.id, "a tunnel was cut off at the drain's deadline");
                 cord.pull();
@@ -85,6 +93,31 @@ impl<L: HostLease> Registered<'_, L> {
         sleep(delay + HANDOVER).await;
     }
 
+    /// Returns when its identity policy allows it no more.
+    async fn withdrawn(&self, standing: &mut Option<Standing>) {
+        let Some(standing) = standing.as_mut() else { return std::future::pending().await };
+        loop {
+            match standing.turn().await {
+                Turn::Expiring => self.tell(ServerNotice::Reconnect { delay: Duration::ZERO, target: None }),
+                Turn::Weight(weight) => self.lease.set_weight(weight),
+                Turn::Withdrawn(denial) => {
+                    self.metrics.inc(ServerMetric::Withdrawn);
+                    let identity = self.claim.grant.as_ref().map(|grant| grant.identity.to_string());
+                    tracing::info!(id = %self.claim.id, identity, reason = %denial, "a tunnel is allowed no more");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// A tunnel that drains and is allowed no more is cut off after a moment.
+    async fn forbidden(&self, standing: &mut Option<Standing>) {
+        if !standing.as_ref().is_some_and(Standing::is_withdrawn) {
+            self.withdrawn(standing).await;
+        }
+        sleep(FORBIDDEN).await;
+    }
+
     fn tell(&self, notice: ServerNotice) {
         if let Some(notices) = &self.notices {
             notices.send(notice);
@@ -101,5 +134,7 @@ impl<L: HostLease> Registered<'_, L> {
     }
 }
 
+/// For what is in flight on a tunnel that is allowed no more.
+pub(super) const FORBIDDEN: Duration = Duration::from_secs(5);
 /// For an agent that was told to have dialled anew and closed the old connection.
 const HANDOVER: Duration = Duration::from_secs(5);

@@ -19,6 +19,7 @@ use crate::wire::{Frame, GracefulClose, Init, Response, Secret};
 mod admission;
 mod asides;
 mod envoy;
+mod identities;
 mod life;
 
 /// What happened at the registry, in order.
@@ -133,6 +134,7 @@ fn config() -> TunnelServer {
         max_pending_handshakes_per_source: 256,
         max_handshakes_per_second_per_source: None,
         ping_interval: Duration::from_secs(2),
+        policy: None,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,9 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Claim, ConnectionId, Origin};
+use super::duplicates::{self, Holder, Verdict};
+use super::pending::network;
+use super::{Claim, ConnectionId, Identity, Origin, Policies, Refusal};
 use crate::status::TunnelStatus;
 use crate::wire::GracefulClose;
 
@@ -23,6 +25,7 @@ use crate::wire::GracefulClose;
 pub struct Tunnels {
     inner: Mutex<Inner>,
     reverse: ReverseLimits,
+    policies: Policies,
     stage: watch::Sender<Stage>,
 }
 
@@ -69,6 +72,10 @@ struct Inner {
     /// Registered connections from each origin: who has one may keep aside connections.
     origins: HashMap<Origin, usize>,
     asides: HashMap<Origin, usize>,
+    /// The agent that has an identity of which there may be one.
+    holders: HashMap<Identity, Holder>,
+    /// Connections from each source that have a grant.
+    sources: HashMap<IpAddr, usize>,
 }
 
 #[derive(Debug)]
@@ -88,10 +95,14 @@ struct Live {
 enum AgentKey {
     Named { policy: Option<Arc<str>>, cluster: Arc<str>, tenant: Option<Arc<str>>, host_name: Arc<str> },
     Unnamed(Origin),
+    Identity(Identity),
 }
 
 impl AgentKey {
     fn of(claim: &Claim) -> Self {
+        if let Some(grant) = &claim.grant {
+            return Self::Identity(grant.identity.clone());
+        }
         match claim.peer.origin() {
             Origin::Certificate(name) => Self::Unnamed(Origin::Certificate(name)),
             origin if claim.host_name.is_empty() => Self::Unnamed(origin),
@@ -112,9 +123,15 @@ pub(super) struct Place {
     tunnels: Arc<Tunnels>,
     id: ConnectionId,
     weight: watch::Receiver<u32>,
+    superseded: u64,
 }
 
 impl Place {
+    /// Connections of earlier agents with its identity that are drained for it.
+    pub(super) fn superseded(&self) -> u64 {
+        self.superseded
+    }
+
     /// Changes with [`Tunnels::reweigh`].
     pub(super) fn weight(&self) -> watch::Receiver<u32> {
         self.weight.clone()
@@ -139,7 +156,18 @@ pub(super) struct Closed {
 impl Tunnels {
     #[must_use]
     pub fn new(reverse: ReverseLimits) -> Self {
-        Self { inner: Mutex::default(), reverse, stage: watch::Sender::new(Stage::Serving) }
+        Self {
+            inner: Mutex::default(),
+            reverse,
+            policies: Policies::default(),
+            stage: watch::Sender::new(Stage::Serving),
+        }
+    }
+
+    /// The identity policies of the process's tunnel listeners.
+    #[must_use]
+    pub fn policies(&self) -> &Policies {
+        &self.policies
     }
 
     pub(super) fn reverse(&self) -> &ReverseLimits {
@@ -158,13 +186,16 @@ impl Tunnels {
         all.into_iter().map(|(_, status)| status).collect()
     }
 
-    /// A place for the claim's connection; `None`: the agent has as many as it may. Starting `drain` drains it.
-    pub(super) fn place(self: &Arc<Self>, claim: &Claim, knows_id: bool, drain: Arc<Trigger>) -> Option<Place> {
+    /// A place for the claim's connection. Starting `drain` drains it.
+    pub(super) fn place(
+        self: &Arc<Self>,
+        claim: &Claim,
+        knows_id: bool,
+        drain: Arc<Trigger>,
+    ) -> Result<Place, Refusal> {
         let mut inner = self.inner.lock();
         let key = AgentKey::of(claim);
-        if inner.agents.get(&key).is_some_and(|count| *count >= claim.max_connections_per_agent) {
-            return None;
-        }
+        let superseded = inner.admit(claim, &key)?;
         if claim.http2.is_some() {
             *inner.told.entry(key.clone()).or_default() += 1;
         }
@@ -176,7 +207,16 @@ impl Tunnels {
         let (weight, weighed) = watch::channel(claim.weight);
         let live = Live { claim: claim.clone(), since: Instant::now(), knows_id, drain, weight };
         inner.live.insert(claim.id, live);
-        Some(Place { tunnels: Arc::clone(self), id: claim.id, weight: weighed })
+        if let Some(grant) = &claim.grant {
+            if let Some(source) = source(claim) {
+                *inner.sources.entry(source).or_default() += 1;
+            }
+            if let Some(instance) = duplicates::instance(claim) {
+                inner.holders.entry(grant.identity.clone()).or_insert_with(|| Holder::new(instance)).enter(instance);
+            }
+        }
+        drop(inner);
+        Ok(Place { tunnels: Arc::clone(self), id: claim.id, weight: weighed, superseded })
     }
 
     /// A place for an aside connection: for an origin that has a registered connection, at most [`MAX_ASIDES`].
@@ -229,6 +269,10 @@ impl Tunnels {
         };
         let mut changed = 0;
         for live in inner.live.values().filter(same) {
+            let weight = match &live.claim.grant {
+                Some(grant) => weight.clamp(grant.weights.0, grant.weights.1),
+                None => weight,
+            };
             live.weight.send_replace(weight);
             changed += 1;
         }
@@ -280,7 +324,58 @@ impl Tunnels {
             && inner.told.is_empty()
             && inner.origins.is_empty()
             && inner.asides.is_empty()
+            && inner.holders.is_empty()
+            && inner.sources.is_empty()
     }
+}
+
+impl Inner {
+    /// Limits and duplicates; how many connections of earlier agents are drained for this one.
+    fn admit(&self, claim: &Claim, key: &AgentKey) -> Result<u64, Refusal> {
+        let grant = claim.grant.as_deref();
+        let most = grant.map_or(claim.max_connections_per_agent, |grant| grant.max_connections);
+        let most = most.min(claim.max_connections_per_agent);
+        let Some(grant) = grant else {
+            return if self.agents.get(key).is_some_and(|count| *count >= most) {
+                Err(Refusal::TooManyConnections)
+            } else {
+                Ok(0)
+            };
+        };
+        let here = source(claim).and_then(|source| self.sources.get(&source)).copied().unwrap_or(0);
+        if grant.max_connections_per_source.is_some_and(|most| here >= most) {
+            return Err(Refusal::SourceFull);
+        }
+        let verdict = match (self.holders.get(&grant.identity), duplicates::instance(claim)) {
+            (Some(holder), Some(instance)) => holder.judge(instance, grant.duplicates),
+            _ => Verdict::Joins,
+        };
+        match verdict {
+            Verdict::Refused => Err(Refusal::Duplicate),
+            // They leave: the limit is the newcomer's.
+            Verdict::Supersedes => Ok(self.supersede(&grant.identity)),
+            Verdict::Joins => {
+                let holder = self.holders.get(&grant.identity).map(Holder::connections);
+                let count = holder.or_else(|| self.agents.get(key).copied()).unwrap_or(0);
+                if count >= most { Err(Refusal::TooManyConnections) } else { Ok(0) }
+            }
+        }
+    }
+
+    fn supersede(&self, identity: &Identity) -> u64 {
+        let same = |live: &&Live| live.claim.grant.as_ref().is_some_and(|grant| grant.identity == *identity);
+        let mut superseded = 0;
+        for live in self.live.values().filter(same) {
+            live.drain.start(SUPERSEDED);
+            superseded += 1;
+        }
+        superseded
+    }
+}
+
+/// What the connections of one source are counted by.
+fn source(claim: &Claim) -> Option<IpAddr> {
+    claim.peer.address.map(|address| network(address.ip()))
 }
 
 impl Live {
@@ -301,7 +396,10 @@ impl Live {
             host_name: self.claim.host_name.to_string(),
             weight: *self.weight.borrow(),
             peer: self.claim.peer.address,
-            identity: self.claim.peer.identity.as_deref().map(str::to_owned),
+            identity: match &self.claim.grant {
+                Some(grant) => Some(grant.identity.to_string()),
+                None => self.claim.peer.identity.as_deref().map(str::to_owned),
+            },
             policy: self.claim.policy.as_deref().map(str::to_owned),
             draining: self.drain.watch().is_draining(),
             age_seconds: now.duration_since(self.since).as_secs(),
@@ -318,6 +416,17 @@ impl Drop for Place {
         }
         take_one(&mut inner.agents, AgentKey::of(&live.claim));
         take_one(&mut inner.origins, live.claim.peer.origin());
+        if let Some(grant) = &live.claim.grant {
+            if let Some(source) = source(&live.claim) {
+                take_one(&mut inner.sources, source);
+            }
+            if let Some(instance) = duplicates::instance(&live.claim)
+                && let Entry::Occupied(mut holder) = inner.holders.entry(grant.identity.clone())
+                && holder.get_mut().leave(instance)
+            {
+                holder.remove();
+            }
+        }
         if let Some(address) = live.claim.peer.address.map(canonical)
             // A later connection may have come from the same address already.
             && inner.by_address.get(&address) == Some(&self.id)
@@ -350,6 +459,8 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
+/// For what is in flight on connections of an agent that was replaced.
+const SUPERSEDED: Duration = Duration::from_secs(15);
 /// Aside connections of one agent.
 const MAX_ASIDES: usize = 2;
 /// A graceful close sets none: the agent ends what takes too long. (Far, and no overflow of the clock.)

@@ -55,6 +55,33 @@ pub struct Init {
     pub caps: Vec<String>,
     /// `extra.protocol`: what the sender would like the connection to carry. Sent only beside `caps`.
     pub protocol: Option<Carried>,
+    /// `extra.instance`: which process the agent is. Sent only beside `caps`.
+    pub instance: Option<Instance>,
+}
+
+/// One run of an agent, among all with its identity: when it began, and a number that tells two of one moment apart.
+/// **The later one is greater.**
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Instance {
+    /// Milliseconds since 1970.
+    pub epoch: u64,
+    pub nonce: u64,
+}
+
+impl Instance {
+    /// 32 hexadecimal digits; anything else is as good as nothing.
+    fn parse(text: &str) -> Option<Self> {
+        let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let (epoch, nonce) = text.split_at_checked(16).filter(|_| digits)?;
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        Some(Self { epoch: number(epoch)?, nonce: number(nonce)? })
+    }
+}
+
+impl fmt::Display for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}{:016x}", self.epoch, self.nonce)
+    }
 }
 
 /// A string that `Debug` does not show.
@@ -190,6 +217,9 @@ impl Serialize for Extra<'_> {
         if let Some(protocol) = self.0.protocol {
             map.serialize_entry("protocol", protocol.name())?;
         }
+        if let Some(instance) = self.0.instance {
+            map.serialize_entry("instance", &instance.to_string())?;
+        }
         map.end()
     }
 }
@@ -248,7 +278,7 @@ impl Fields for Init {
             "extra" => {
                 // Go's type is a map: an object or null. What we do not know in it is of any type.
                 let extra = map.next_value::<Option<ObjectOf<Known>>>()?.map(|extra| extra.0).unwrap_or_default();
-                (self.caps, self.protocol) = (extra.caps, extra.protocol);
+                (self.caps, self.protocol, self.instance) = (extra.caps, extra.protocol, extra.instance);
                 Ok(())
             }
             _ => skip(map),
@@ -315,6 +345,7 @@ impl Fields for GracefulCloseAck {
 struct Known {
     caps: Vec<String>,
     protocol: Option<Carried>,
+    instance: Option<Instance>,
 }
 
 impl Fields for Known {
@@ -322,6 +353,7 @@ impl Fields for Known {
         match key {
             "caps" => self.caps = map.next_value::<Strings>()?.0,
             "protocol" => self.protocol = map.next_value::<Lenient>()?.carried(),
+            "instance" => self.instance = map.next_value::<Lenient>()?.0.as_deref().and_then(Instance::parse),
             _ => return skip(map),
         }
         Ok(())

@@ -135,6 +135,13 @@ fn accepted_payloads() {
         (r#"{"extra":{}}"#, Init::default()),
         (r#"{"extra":{"caps":["culvert/1","x"]}}"#, capable(&["culvert/1", "x"])),
         (r#"{"extra":{"CAPS":["culvert/1",7,null]}}"#, capable(&["culvert/1"])),
+        (
+            r#"{"extra":{"caps":[],"instance":"0000019acb12f0000000000000000007"}}"#,
+            Init { instance: Some(Instance { epoch: 0x019a_cb12_f000, nonce: 7 }), ..Init::default() },
+        ),
+        (r#"{"extra":{"instance":"+000019acb12f0000000000000000007"}}"#, Init::default()),
+        (r#"{"extra":{"instance":"0000019acb12f000000000000000000700"}}"#, Init::default()),
+        (r#"{"extra":{"instance":7}}"#, Init::default()),
         (r#"{"extra":{"caps":{"culvert/1":true}}}"#, Init::default()),
         (r#"{"extra":{"caps":"culvert/1"}}"#, Init::default()),
         (r#"{"extra":{"caps":["a"]},"extra":null}"#, Init::default()),
@@ -415,7 +422,8 @@ fn any_frame() -> impl Strategy<Value = Frame> {
                 credential_policy,
                 credential: Secret(credential),
                 caps,
-                protocol: None
+                protocol: None,
+                instance: None
             })
         ),
         (any::<i64>(), strings(), proptest::option::of(".{0,32}")).prop_map(|(code, caps, connection_id)| {

@@ -110,6 +110,7 @@ impl SlotPool {
                 return Ok(Step::Wait(Wait::new(context, Rc::clone(self), line, least_request)));
             }
         };
+        context.check(host.host().address()).map_err(|failure| self.counted(failure))?;
         let offer = host.offer(context.downstream);
         if let Some(held) = host.reuse(offer) {
             return Checkout::begin(host, held, context.priority, least_request).map(Step::Ready);
@@ -121,6 +122,7 @@ impl SlotPool {
     pub(super) fn start_tcp(self: &Rc<Self>, context: &PickContext<'_>) -> Result<TcpStep, UpstreamFailure> {
         match self.pick(context, Lane::Stream)? {
             Picked::Host { host, least_request } => {
+                context.check(host.host().address()).map_err(|failure| self.counted(failure))?;
                 Ok(TcpStep::Open(self.open(host, least_request, Offer::Raw, context)))
             }
             Picked::Lent { host, lent, least_request } => {
@@ -241,6 +243,7 @@ impl SlotPool {
     fn counted(&self, failure: UpstreamFailure) -> UpstreamFailure {
         self.count(match failure {
             UpstreamFailure::AgentUnknown => ClusterMetric::TunnelAgentUnknown,
+            UpstreamFailure::DestinationDenied { .. } => ClusterMetric::TunnelDestinationDenied,
             _ => ClusterMetric::TunnelAgentOffline,
         });
         failure

@@ -1,10 +1,11 @@
 //! The bootstrap out of its message.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use culvert_api::culvert::tunnel::v1::TunnelAgents;
+use culvert_api::culvert::tunnel::v1::{TunnelAgents, TunnelPolicies};
 use culvert_api::envoy::config::bootstrap::v3 as api;
+use culvert_api::envoy::config::core::v3::ConfigSource as ConfigSourceMessage;
 use culvert_api::envoy::config::core::v3::address::Address;
 use culvert_api::envoy::config::core::v3::socket_address::PortSpecifier;
 use culvert_api::envoy::config::listener::v3::Listener as ListenerMessage;
@@ -23,6 +24,7 @@ use crate::report::{Report, clip};
 use crate::scalar;
 use crate::secret;
 use crate::source::{self, ConfigSource};
+use crate::tunnel::policy::{self, TunnelPolicy};
 
 /// Parses the `Bootstrap` at hand.
 pub(super) fn bootstrap(report: &mut Report, message: &api::Bootstrap) -> Bootstrap {
@@ -52,7 +54,7 @@ pub(super) fn bootstrap(report: &mut Report, message: &api::Bootstrap) -> Bootst
         report.field("dynamic_resources", |report| dynamic_resources(report, message))
     });
     let mut reverse = ReverseTunnels::default();
-    let (agents, agents_config) = extensions(report, message, &mut reverse);
+    let extensions = extensions(report, message, &mut reverse);
     let header_prefix = if message.header_prefix.is_empty() { HEADER_PREFIX } else { &message.header_prefix };
     let header_prefix = scalar::header_name(report, "header_prefix", header_prefix);
     let bootstrap = Bootstrap {
@@ -62,8 +64,10 @@ pub(super) fn bootstrap(report: &mut Report, message: &api::Bootstrap) -> Bootst
         clusters,
         secrets,
         dynamic,
-        agents,
-        agents_config,
+        agents: extensions.agents,
+        agents_config: extensions.agents_config,
+        policies: extensions.policies,
+        policies_config: extensions.policies_config,
         reverse,
         header_prefix: header_prefix.unwrap_or_else(|| HEADER_PREFIX.into()),
     };
@@ -109,14 +113,39 @@ fn dynamic_resources(report: &mut Report, message: &api::bootstrap::DynamicResou
     Dynamic { ads, cds, lds }
 }
 
-fn extensions(
-    report: &mut Report,
-    message: &api::Bootstrap,
-    reverse: &mut ReverseTunnels,
-) -> (Vec<Arc<TunnelAgent>>, Option<ConfigSource>) {
-    let mut agents: Vec<Arc<TunnelAgent>> = Vec::new();
-    let mut agents_config = None;
-    let mut seen = false;
+/// What our own extensions say.
+#[derive(Default)]
+struct Extensions {
+    agents: Vec<Arc<TunnelAgent>>,
+    agents_config: Option<ConfigSource>,
+    policies: Vec<Arc<TunnelPolicy>>,
+    policies_config: Option<ConfigSource>,
+    seen: HashSet<String>,
+}
+
+impl Extensions {
+    fn agents(&mut self, report: &mut Report, message: &TunnelAgents) {
+        let agents = |report: &mut Report, message: &_| agent::agent(report, message).map(Arc::new);
+        self.agents.extend(report.items("agents", &message.agents, agents));
+        distinct(report, "agents", self.agents.iter().map(|agent| &agent.name));
+        self.agents_config = config(report, "agents_config", message.agents_config.as_ref());
+    }
+
+    fn policies(&mut self, report: &mut Report, message: &TunnelPolicies) {
+        let policies =
+            |report: &mut Report, message: &_| policy::policy(report, message, policy::Place::Bootstrap).map(Arc::new);
+        self.policies.extend(report.items("policies", &message.policies, policies));
+        distinct(report, "policies", self.policies.iter().map(|policy| &policy.name));
+        self.policies_config = config(report, "policies_config", message.policies_config.as_ref());
+    }
+}
+
+fn config(report: &mut Report, field: &'static str, message: Option<&ConfigSourceMessage>) -> Option<ConfigSource> {
+    report.field(field, |report| source::config_source(report, message?))
+}
+
+fn extensions(report: &mut Report, message: &api::Bootstrap, reverse: &mut ReverseTunnels) -> Extensions {
+    let mut found = Extensions::default();
     report.items("bootstrap_extensions", &message.bootstrap_extensions, |report, extension| -> Option<()> {
         let Some(config) = &extension.typed_config else {
             report.error_at("typed_config", format!("is missing for {:?}", clip(&extension.name)));
@@ -134,28 +163,26 @@ fn extensions(
                 reverse.upstream(report, &message);
                 return None;
             }
-            if name != TunnelAgents::full_name() {
-                let known = TunnelAgents::full_name();
+            let (agents, policies) = (TunnelAgents::full_name(), TunnelPolicies::full_name());
+            if name != agents && name != policies {
                 let reason = "is not there: it may decide where traffic goes; Envoy's two of reverse tunnels are, and";
-                report.error(format!("{name} {reason} {known}"));
+                report.error(format!("{name} {reason} {agents} and {policies}"));
                 return None;
             }
-            let message: TunnelAgents = report.unpack(config)?;
-            if seen {
-                report.error("stands there twice; put all agents into one");
+            if !found.seen.insert(name.to_owned()) {
+                report.error("stands there twice; put everything into one");
             }
-            seen = true;
-            agents.extend(
-                report.items("agents", &message.agents, |report, message| agent::agent(report, message).map(Arc::new)),
-            );
-            distinct(report, "agents", agents.iter().map(|agent| &agent.name));
-            let config = message.agents_config.as_ref();
-            agents_config =
-                config.and_then(|config| report.field("agents_config", |report| source::config_source(report, config)));
+            if name == agents {
+                let message = report.unpack(config)?;
+                found.agents(report, &message);
+            } else {
+                let message = report.unpack(config)?;
+                found.policies(report, &message);
+            }
             None
         })
     });
-    (agents, agents_config)
+    found
 }
 
 /// Names are what everything else refers to.

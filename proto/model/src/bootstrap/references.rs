@@ -27,10 +27,14 @@ pub(super) fn check(report: &mut Report, message: &api::Bootstrap, bootstrap: &B
             }
         }
     });
-    if let Some(config) = &bootstrap.agents_config {
-        report.field("bootstrap_extensions", |report| {
-            report.field("agents_config", |report| source_of(report, config, &clusters, bootstrap, ads_given));
-        });
+    for (field, source) in
+        [("agents_config", &bootstrap.agents_config), ("policies_config", &bootstrap.policies_config)]
+    {
+        if let Some(config) = source {
+            report.field("bootstrap_extensions", |report| {
+                report.field(field, |report| source_of(report, config, &clusters, bootstrap, ads_given));
+            });
+        }
     }
     static_secrets(report, message, bootstrap);
 }

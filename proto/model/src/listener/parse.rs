@@ -245,7 +245,7 @@ fn server_name(report: &mut Report, name: &str) -> Option<Arc<str>> {
     Some(name.to_ascii_lowercase().into())
 }
 
-fn cidr(report: &mut Report, message: &core::CidrRange) -> Option<Cidr> {
+pub(crate) fn cidr(report: &mut Report, message: &core::CidrRange) -> Option<Cidr> {
     let Ok(address) = message.address_prefix.parse::<IpAddr>() else {
         report.error_at("address_prefix", format!("{:?} is not an IP address", clip(&message.address_prefix)));
         return None;
@@ -260,7 +260,7 @@ fn cidr(report: &mut Report, message: &core::CidrRange) -> Option<Cidr> {
 }
 
 /// The address with the bits behind the prefix cleared, so that equal ranges compare equal.
-fn masked(address: IpAddr, length: u8) -> IpAddr {
+pub(super) fn masked(address: IpAddr, length: u8) -> IpAddr {
     let length = u32::from(length);
     match address {
         IpAddr::V4(v4) => {

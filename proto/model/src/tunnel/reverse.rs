@@ -10,6 +10,7 @@ use culvert_api::envoy::extensions::filters::common::jwks::v3::jwt_handshake_val
 use culvert_api::envoy::extensions::filters::network::reverse_tunnel::v3 as api;
 
 use super::id_format::{IdFormat, Place};
+use super::policy::TokenRules;
 use super::{
     HANDSHAKES_PER_SECOND, PENDING_PER_SOURCE, ProtocolChoice, RECONNECT_WINDOW, TunnelProtocol, TunnelServer,
 };
@@ -51,9 +52,7 @@ pub enum HandshakeMode {
 /// `JwtHandshakeValidator`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JwtValidator {
-    pub issuer: Arc<str>,
-    /// Empty: any.
-    pub audiences: Vec<Arc<str>>,
+    pub expected: TokenRules,
     pub jwks: DataSource,
     /// In lower case.
     pub token_header: Arc<str>,
@@ -61,7 +60,6 @@ pub struct JwtValidator {
     pub claims_namespace: Arc<str>,
     /// Audit: what would be denied is counted and let in.
     pub allow_missing_or_failed: bool,
-    pub clock_skew: Duration,
 }
 
 impl Default for ReverseTunnel {
@@ -107,6 +105,7 @@ pub(crate) fn filter(report: &mut Report, message: &api::ReverseTunnel) -> Optio
         max_pending_handshakes_per_source: super::size(PENDING_PER_SOURCE),
         max_handshakes_per_second_per_source: NonZeroU32::new(HANDSHAKES_PER_SECOND),
         ping_interval: super::PING_INTERVAL,
+        policy: None,
         mosn: false,
         reverse: Box::new(reverse),
     })
@@ -172,13 +171,15 @@ fn jwt(report: &mut Report, message: &JwtHandshakeValidator) -> Option<JwtValida
     };
     let skew = if message.clock_skew_seconds == 0 { CLOCK_SKEW } else { message.clock_skew_seconds };
     Some(JwtValidator {
-        issuer: issuer?,
-        audiences: message.audiences.iter().map(|audience| audience.as_str().into()).collect(),
+        expected: TokenRules {
+            issuer: issuer?,
+            audiences: message.audiences.iter().map(|audience| audience.as_str().into()).collect(),
+            clock_skew: Duration::from_secs(skew.into()),
+        },
         jwks: jwks?,
         token_header: token_header?,
         claims_namespace: namespace.into(),
         allow_missing_or_failed: message.allow_missing_or_failed,
-        clock_skew: Duration::from_secs(skew.into()),
     })
 }
 

@@ -59,11 +59,11 @@ fn method(source: &Source, delta: bool) -> &'static str {
         (Some(Kind::Routes), true) => "/envoy.service.route.v3.RouteDiscoveryService/DeltaRoutes",
         (Some(Kind::Secret), false) => "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets",
         (Some(Kind::Secret), true) => "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets",
-        // Tunnel agents have no service of their own: an aggregated stream that asks for nothing else.
-        (Some(Kind::Agent) | None, false) => {
+        // Ours have no service of their own: an aggregated stream that asks for nothing else.
+        (Some(Kind::Agent | Kind::Policy) | None, false) => {
             "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
         }
-        (Some(Kind::Agent) | None, true) => {
+        (Some(Kind::Agent | Kind::Policy) | None, true) => {
             "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
         }
     }

@@ -334,7 +334,8 @@ fn describe((kind, name): &Key) -> String {
 }
 
 /// What is referred to stands before what refers to it.
-const ORDER: [Kind; 6] = [Kind::Secret, Kind::Cluster, Kind::Endpoints, Kind::Routes, Kind::Listener, Kind::Agent];
+const ORDER: [Kind; 7] =
+    [Kind::Secret, Kind::Cluster, Kind::Endpoints, Kind::Routes, Kind::Policy, Kind::Listener, Kind::Agent];
 
 /// How long routes wait for a cluster that is announced and still warming. Envoy: `initial_fetch_timeout`.
 const CLUSTER_TIME: Duration = Duration::from_secs(15);

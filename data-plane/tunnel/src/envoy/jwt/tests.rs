@@ -3,14 +3,13 @@ use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RsaKeyPair,
 };
-use culvert_model::source::DataSource;
 use serde_json::json;
 
 use super::*;
 
 const NOW: u64 = 1_800_000_000;
 
-struct Issuer {
+pub(crate) struct Issuer {
     rsa: RsaKeyPair,
     ec: EcdsaKeyPair,
     ed: Ed25519KeyPair,
@@ -21,7 +20,7 @@ fn base64(bytes: impl AsRef<[u8]>) -> String {
 }
 
 impl Issuer {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             rsa: RsaKeyPair::generate(KeySize::Rsa2048).unwrap(),
             ec: EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap(),
@@ -29,7 +28,7 @@ impl Issuer {
         }
     }
 
-    fn jwks(&self) -> Value {
+    pub(crate) fn jwks(&self) -> Value {
         let (point, rsa) = (self.ec.public_key().as_ref(), self.rsa.public_key().as_ref());
         // DER of 2048 bits: a sequence of the modulus, with a zero in front, and 65537.
         assert_eq!((rsa.len(), &rsa[4..9], &rsa[265..267]), (270, &b"\x02\x82\x01\x01\0"[..], &b"\x02\x03"[..]));
@@ -42,12 +41,12 @@ impl Issuer {
         ]})
     }
 
-    fn keys(&self) -> KeySet {
+    pub(crate) fn keys(&self) -> KeySet {
         KeySet::parse(self.jwks().to_string().as_bytes()).unwrap()
     }
 
     /// Signed by the key that `with` names, whatever the header says.
-    fn token(&self, with: &str, header: &Value, claims: &Value) -> String {
+    pub(crate) fn token(&self, with: &str, header: &Value, claims: &Value) -> String {
         let signed = format!("{}.{}", base64(header.to_string()), base64(claims.to_string()));
         let (message, random) = (signed.as_bytes(), SystemRandom::new());
         let signature = match with {
@@ -63,14 +62,10 @@ impl Issuer {
     }
 }
 
-fn validator() -> JwtValidator {
-    JwtValidator {
+pub(crate) fn validator() -> TokenRules {
+    TokenRules {
         issuer: "https://issuer".into(),
         audiences: vec!["cloud".into(), "other".into()],
-        jwks: DataSource::Inline(b"unused: keys are resolved outside"[..].into()),
-        token_header: "authorization".into(),
-        claims_namespace: "ns".into(),
-        allow_missing_or_failed: false,
         clock_skew: Duration::from_secs(60),
     }
 }
@@ -159,7 +154,7 @@ fn claims_are_checked() {
         let token = issuer.token("EdDSA", &json!({"alg": "EdDSA"}), &with(&changes));
         assert_eq!(keys.verify(&token, &validator(), now()).map(drop), expected, "{changes}");
     }
-    let anybody = JwtValidator { audiences: Vec::new(), ..validator() };
+    let anybody = TokenRules { audiences: Vec::new(), ..validator() };
     let token = issuer.token("EdDSA", &json!({"alg": "EdDSA"}), &with(&json!({"aud": null})));
     assert!(keys.verify(&token, &anybody, now()).is_ok(), "no audience is demanded");
 }

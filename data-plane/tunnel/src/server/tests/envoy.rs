@@ -216,7 +216,7 @@ async fn validation_binds_the_ids_to_the_certificate() {
         .run_until(async {
             let fixture = Fixture::new(listener(reverse), Vec::new());
             let named = |dns: &str| {
-                let names = PeerNames { uri: String::new(), dns: dns.to_owned() };
+                let names = PeerNames { dns: dns.split(',').map(str::to_owned).collect(), ..PeerNames::default() };
                 Peer { names: Some(Arc::new(names)), ..peer() }
             };
             for who in [peer(), named(""), named("edge-2"), named("edge-1,edge-2")] {

@@ -58,7 +58,7 @@ fn what_the_filter_says_is_kept() {
     assert_eq!(reverse.required_cluster.as_deref(), Some("cloud"));
     assert_eq!(reverse.node_format, IdFormat::of_handshake("%DOWNSTREAM_PEER_URI_SAN%").ok());
     let jwt = reverse.jwt.as_ref().expect("the validator");
-    assert_eq!((&*jwt.token_header, jwt.clock_skew), ("authorization", Duration::from_secs(60)));
+    assert_eq!((&*jwt.token_header, jwt.expected.clock_skew), ("authorization", Duration::from_secs(60)));
     assert_eq!(&*jwt.claims_namespace, "envoy.filters.network.reverse_tunnel.jwt");
     assert!(reverse.limited && !jwt.allow_missing_or_failed);
     assert_eq!(warnings, 2, "auto_close_connections and emit_dynamic_metadata");

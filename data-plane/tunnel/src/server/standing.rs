@@ -1,0 +1,177 @@
+//! What tunnels stand on: the identity policies in force, and for each tunnel the judgement that let it in, which is
+//! made again whenever the policy changes or something expires.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use culvert_model::Name;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::identity::{Denial, Grant, Policy, Proof, Wish};
+
+/// The identity policies of the process, by name. **A name without a policy admits nobody.**
+#[derive(Debug, Default)]
+pub struct Policies {
+    slots: Mutex<HashMap<Name, watch::Sender<Option<Arc<Policy>>>>>,
+}
+
+impl Policies {
+    /// Puts a policy in force, or (`None`) takes it away. Tunnels that it let in are judged again.
+    pub fn publish(&self, name: &Name, policy: Option<Arc<Policy>>) {
+        let mut slots = self.slots.lock();
+        if policy.is_none() && slots.get(name).is_some_and(|slot| slot.receiver_count() == 0) {
+            slots.remove(name);
+            return;
+        }
+        slots.entry(Arc::clone(name)).or_insert_with(|| watch::Sender::new(None)).send_replace(policy);
+    }
+
+    /// The policy of that name, now and later.
+    pub(super) fn follow(&self, name: &Name) -> watch::Receiver<Option<Arc<Policy>>> {
+        let mut slots = self.slots.lock();
+        slots.entry(Arc::clone(name)).or_insert_with(|| watch::Sender::new(None)).subscribe()
+    }
+}
+
+/// What one tunnel stands on.
+#[derive(Debug)]
+pub(super) struct Standing {
+    policy: watch::Receiver<Option<Arc<Policy>>>,
+    proof: Proof,
+    cluster: Arc<str>,
+    /// As claimed.
+    host_name: Arc<str>,
+    weight: u32,
+    grant: Arc<Grant>,
+    /// When the agent is to be told that it ends, if it is.
+    notice: Option<SystemTime>,
+    withdrawn: bool,
+}
+
+/// What becomes of a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// It expires soon: an agent that dials now can show something better.
+    Expiring,
+    /// It has another weight.
+    Weight(u32),
+    /// It is allowed no more.
+    Withdrawn(Denial),
+}
+
+impl Standing {
+    /// The first judgement.
+    pub(super) fn new(
+        mut policy: watch::Receiver<Option<Arc<Policy>>>,
+        proof: Proof,
+        wish: Wish<'_>,
+    ) -> Result<Self, Denial> {
+        let grant = judge(policy.borrow_and_update().as_deref(), &proof, wish)?;
+        let Wish { cluster, host_name, weight } = wish;
+        let notice = notice(&grant, SystemTime::now());
+        Ok(Self {
+            policy,
+            proof,
+            cluster: cluster.into(),
+            host_name: host_name.into(),
+            weight,
+            grant: Arc::new(grant),
+            notice,
+            withdrawn: false,
+        })
+    }
+
+    /// Whether the last judgement was that it is allowed no more.
+    pub(super) fn is_withdrawn(&self) -> bool {
+        self.withdrawn
+    }
+
+    pub(super) fn grant(&self) -> &Arc<Grant> {
+        &self.grant
+    }
+
+    /// Waits for what happens next.
+    pub(super) async fn turn(&mut self) -> Turn {
+        loop {
+            let (event, wait) = self.next_event(SystemTime::now());
+            tokio::select! {
+                biased;
+                Ok(()) = self.policy.changed() => {}
+                () = sleep(wait) => match event {
+                    Event::None => continue,
+                    Event::Expiring => {
+                        self.notice = None;
+                        return Turn::Expiring;
+                    }
+                    Event::Expired => {}
+                },
+            }
+            if let Some(turn) = self.judge_again() {
+                self.withdrawn = matches!(turn, Turn::Withdrawn(_));
+                return turn;
+            }
+        }
+    }
+
+    fn judge_again(&mut self) -> Option<Turn> {
+        let wish = Wish { cluster: &self.cluster, host_name: &self.host_name, weight: self.weight };
+        let judged = judge(self.policy.borrow_and_update().as_deref(), &self.proof, wish);
+        let grant = match judged {
+            Ok(grant) => grant,
+            Err(denial) => return Some(Turn::Withdrawn(denial)),
+        };
+        // By these it is known already; a new connection gets what it is now.
+        if grant.identity != self.grant.identity {
+            return Some(Turn::Withdrawn(Denial::NoRule));
+        }
+        if grant.host_name != self.grant.host_name {
+            return Some(Turn::Withdrawn(Denial::HostName));
+        }
+        let weight = (grant.weight != self.grant.weight).then_some(Turn::Weight(grant.weight));
+        if grant.until != self.grant.until {
+            self.notice = notice(&grant, SystemTime::now());
+        }
+        self.grant = Arc::new(grant);
+        weight
+    }
+
+    /// What is due when nothing else happens, and how long until then.
+    fn next_event(&self, now: SystemTime) -> (Event, Duration) {
+        let Some(until) = self.grant.until else { return (Event::None, LOOK) };
+        let left = |until: SystemTime| until.duration_since(now).unwrap_or(Duration::ZERO);
+        let (event, wait) = match self.notice {
+            Some(notice) => (Event::Expiring, left(notice)),
+            None => (Event::Expired, left(until)),
+        };
+        // The clock on the wall may be set meanwhile.
+        if wait > LOOK { (Event::None, LOOK) } else { (event, wait) }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Event {
+    None,
+    Expiring,
+    Expired,
+}
+
+fn judge(policy: Option<&Policy>, proof: &Proof, wish: Wish<'_>) -> Result<Grant, Denial> {
+    policy.ok_or(Denial::PolicyAbsent)?.judge(proof, wish, SystemTime::now())
+}
+
+/// When an agent is to be told that the grant ends: early enough for another tunnel, and not over and over again by
+/// tunnels of an agent that has nothing newer to show.
+fn notice(grant: &Grant, now: SystemTime) -> Option<SystemTime> {
+    let until = grant.until?;
+    let early = (until.duration_since(now).ok()? / 5).min(NOTICE);
+    (early >= LEAST_NOTICE).then(|| until.checked_sub(early)).flatten()
+}
+
+/// How long before something expires agents are asked to dial anew, at most and at least.
+const NOTICE: Duration = Duration::from_secs(20);
+const LEAST_NOTICE: Duration = Duration::from_millis(200);
+/// How often the clock on the wall is looked at.
+const LOOK: Duration = Duration::from_secs(600);
