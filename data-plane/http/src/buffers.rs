@@ -158,6 +158,10 @@ impl Buffer {
     /// One read behind what is there; how many bytes came (0: the peer sends no more). `large` prefers a large block for
     /// a fresh one. While it waits with nothing in hand it holds no block.
     pub(crate) fn poll_fill(&mut self, io: &mut Io, cx: &mut Context<'_>, large: bool) -> Poll<io::Result<usize>> {
+        if self.is_empty() && io.poll_quiet(cx) {
+            self.release();
+            return Poll::Pending;
+        }
         self.make_room(large);
         let Some(block) = self.block.as_deref_mut() else {
             return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));

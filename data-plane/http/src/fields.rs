@@ -38,6 +38,38 @@ impl Field {
     }
 }
 
+/// A name that the program itself gives to fields: checked when it is compiled, so that no request pays for it.
+#[derive(Debug, Clone, Copy)]
+pub struct FieldName {
+    /// As it stands on the wire: `name: `.
+    wire: &'static [u8],
+}
+
+impl FieldName {
+    /// `wire` is the name with what follows it on the wire: `b"server: "`. Meant for constants.
+    ///
+    /// # Panics
+    /// It is no lower-case token with a colon and a space behind it.
+    #[must_use]
+    pub const fn of(wire: &'static [u8]) -> Self {
+        assert!(wire.len() > 2, "no name");
+        let (name, separator) = wire.split_at(wire.len() - 2);
+        assert!(matches!(separator, b": "), "no separator");
+        let mut at = 0;
+        while at < name.len() {
+            assert!(LOWER_TOKEN[name[at] as usize], "no lower-case token");
+            at += 1;
+        }
+        Self { wire }
+    }
+
+    /// The name alone.
+    #[must_use]
+    pub const fn bytes(self) -> &'static [u8] {
+        self.wire.split_at(self.wire.len() - 2).0
+    }
+}
+
 impl Fields {
     /// None yet; allocates nothing.
     #[must_use]
@@ -51,35 +83,69 @@ impl Fields {
         let is_name = name.iter().fold(!name.is_empty(), |valid, &byte| valid & LOWER_TOKEN[byte as usize]);
         let valid = is_name && is_value(value);
         if valid {
-            self.append(name, value);
+            self.append_parts(name, value);
         } else {
             tracing::warn!(name = %name.escape_ascii(), "a header field that is not valid was not added");
         }
         valid
     }
 
+    /// As [`Self::push`], for a name that is known to be one.
+    pub fn push_known(&mut self, name: FieldName, value: &[u8]) -> bool {
+        let valid = is_value(value);
+        if valid {
+            self.append(name.wire, value);
+        } else {
+            tracing::warn!(name = %name.bytes().escape_ascii(), "a header field that is not valid was not added");
+        }
+        valid
+    }
+
+    /// As [`Self::set`], for a name that is known to be one.
+    pub fn set_known(&mut self, name: FieldName, value: &[u8]) -> bool {
+        let before = self.list.len();
+        let added = self.push_known(name, value);
+        if added {
+            self.remove_first(before, name.bytes());
+        }
+        added
+    }
+
     /// Appends a field that a parser has checked already; only the case of the name is changed.
     pub(crate) fn push_valid(&mut self, name: &[u8], value: &[u8]) {
         let at = self.bytes.len();
-        self.append(name, value);
+        self.append_parts(name, value);
         if let Some(copy) = self.bytes.get_mut(at..at + name.len()) {
             copy.make_ascii_lowercase();
         }
     }
 
+    fn append_parts(&mut self, name: &[u8], value: &[u8]) {
+        self.bytes.reserve(name.len() + value.len() + Field::SEPARATORS);
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(name);
+        self.bytes.extend_from_slice(b": ");
+        self.append_value(start, name.len(), value);
+    }
+
+    /// `name`: with its separator.
     fn append(&mut self, name: &[u8], value: &[u8]) {
-        let (Ok(start), Ok(name_len), Ok(value_len)) =
-            (u32::try_from(self.bytes.len()), u32::try_from(name.len()), u32::try_from(value.len()))
+        self.bytes.reserve(name.len() + value.len() + 2);
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(name);
+        self.append_value(start, name.len() - 2, value);
+    }
+
+    /// Completes the field whose name begins at `start`.
+    fn append_value(&mut self, start: usize, name: usize, value: &[u8]) {
+        self.bytes.extend_from_slice(value);
+        self.bytes.extend_from_slice(b"\r\n");
+        let (Ok(start), Ok(name), Ok(value)) = (u32::try_from(start), u32::try_from(name), u32::try_from(value.len()))
         else {
             tracing::warn!("a header field beyond 4 GiB was not added");
             return;
         };
-        self.bytes.reserve(name.len() + value.len() + Field::SEPARATORS);
-        self.bytes.extend_from_slice(name);
-        self.bytes.extend_from_slice(b": ");
-        self.bytes.extend_from_slice(value);
-        self.bytes.extend_from_slice(b"\r\n");
-        self.list.push(Field { start, name: name_len, value: value_len });
+        self.list.push(Field { start, name, value });
     }
 
     /// Takes over a head that a parser has checked, in one copy; which of its fields are kept is said one by one.
@@ -112,17 +178,21 @@ impl Fields {
     /// Replaces all fields of that name by one at the end; refuses what [`Self::push`] refuses, and then changes nothing.
     pub fn set(&mut self, name: &[u8], value: &[u8]) -> bool {
         let before = self.list.len();
-        let had_some = self.contains(name);
         let added = self.push(name, value);
-        if added && had_some {
-            let mut at = 0;
-            let bytes = &self.bytes;
-            self.list.retain(|field| {
-                at += 1;
-                at > before || &bytes[field.name()] != name
-            });
+        if added {
+            self.remove_first(before, name);
         }
         added
+    }
+
+    /// Removes the fields of that name among the first `count`: nearly always none, or one.
+    fn remove_first(&mut self, mut count: usize, name: &[u8]) {
+        let bytes = &self.bytes;
+        let named = |field: &Field| field.name as usize == name.len() && &bytes[field.name()] == name;
+        while let Some(at) = self.list.iter().take(count).position(named) {
+            self.list.remove(at);
+            count -= 1;
+        }
     }
 
     /// Removes all fields of that name (lower-case); whether there were any.
@@ -213,26 +283,54 @@ pub(crate) struct CopiedHead<'a> {
     base: usize,
 }
 
+/// A field of a [`CopiedHead`] that may be kept.
+#[derive(Clone, Copy)]
+pub(crate) struct Candidate<'a> {
+    value: &'a [u8],
+    /// Where it stands in the head.
+    from: usize,
+    name: usize,
+}
+
 impl CopiedHead<'_> {
-    /// Keeps a field of the head. One that is not written as we write fields (`name: value`) is copied once more.
-    pub(crate) fn keep(&mut self, name: &[u8], value: &[u8]) {
+    /// Looks at a field of the head: its name is lower-case from here on.
+    pub(crate) fn candidate<'v>(&mut self, name: &[u8], value: &'v [u8]) -> Candidate<'v> {
         let from = name.as_ptr().addr().wrapping_sub(self.head.as_ptr().addr());
-        let wire = self.head.get(from..from.saturating_add(name.len() + value.len() + Field::SEPARATORS));
-        let as_we_write = wire.is_some_and(|wire| {
-            let (before, end) = wire.split_at(name.len() + 2 + value.len());
-            // The parser's value is looked for where it must stand, not compared: it is the same memory.
-            before.get(name.len()..name.len() + 2) == Some(b": ")
-                && before.get(name.len() + 2..).is_some_and(|found| found.as_ptr() == value.as_ptr())
-                && end == b"\r\n"
-        });
-        match (u32::try_from(self.base + from), u32::try_from(name.len()), u32::try_from(value.len())) {
-            (Ok(start), Ok(name), Ok(value)) if as_we_write => {
-                let field = Field { start, name, value };
-                self.fields.bytes[field.name()].make_ascii_lowercase();
-                self.fields.list.push(field);
-            }
-            _ => self.fields.push_valid(name, value),
+        let candidate = Candidate { value, from, name: name.len() };
+        if let Some(name) = self.fields.bytes.get_mut(self.base..).and_then(|copy| copy.get_mut(candidate.name())) {
+            name.make_ascii_lowercase();
         }
+        candidate
+    }
+
+    /// The name, in lower case.
+    pub(crate) fn name(&self, candidate: Candidate<'_>) -> &[u8] {
+        self.fields.bytes.get(self.base..).and_then(|copy| copy.get(candidate.name())).unwrap_or_default()
+    }
+
+    /// Keeps a field of the head. One that is not written as we write fields (`name: value`) is copied once more.
+    pub(crate) fn keep(&mut self, candidate: Candidate<'_>) {
+        let Candidate { value, from, name } = candidate;
+        let after_name = self.head.get(from + name..).unwrap_or_default();
+        let as_we_write = after_name.split_at_checked(2).is_some_and(|(separator, rest)| {
+            // The parser's value is looked for where it must stand, not compared: it is the same memory.
+            separator == b": "
+                && rest.as_ptr() == value.as_ptr()
+                && rest.get(value.len()..value.len() + 2) == Some(b"\r\n")
+        });
+        match (u32::try_from(self.base + from), u32::try_from(name), u32::try_from(value.len())) {
+            (Ok(start), Ok(name), Ok(value)) if as_we_write => self.fields.list.push(Field { start, name, value }),
+            _ => {
+                let name = self.head.get(candidate.name()).unwrap_or_default();
+                self.fields.push_valid(name, value);
+            }
+        }
+    }
+}
+
+impl Candidate<'_> {
+    fn name(self) -> std::ops::Range<usize> {
+        self.from..self.from + self.name
     }
 }
 

@@ -147,6 +147,19 @@ impl Io {
         }
     }
 
+    /// Whether a read would have to wait, as far as the reactor knows; then the task is woken when it would not. Needs no
+    /// buffer, and costs less than the read. `false` where only the read itself can tell.
+    pub(crate) fn poll_quiet(&self, cx: &mut Context<'_>) -> bool {
+        match &self.kind {
+            _ if !self.prefix.is_empty() => false,
+            IoKind::Tcp(stream) => stream.poll_read_ready(cx).is_pending(),
+            // While it wants to be read for, it has no plaintext left.
+            IoKind::TlsServer(stream) => stream.get_ref().1.wants_read() && stream.get_ref().0.poll_quiet(cx),
+            IoKind::TlsClient(stream) => stream.get_ref().1.wants_read() && stream.get_ref().0.poll_quiet(cx),
+            IoKind::Memory(_) | IoKind::Stream(_) => false,
+        }
+    }
+
     /// Waits until a read would make progress, holding no buffer. May wake spuriously.
     ///
     /// # Errors

@@ -22,7 +22,7 @@ mod stream;
 pub use buffers::{give_response, take_response};
 pub use client::{Client, ClientExchange, Http1Client, Http2Client, Http2ClientOptions, RequestSink, ResponseSource};
 pub use error::{Blame, StreamError, StreamErrorKind};
-pub use fields::Fields;
+pub use fields::{FieldName, Fields};
 pub use head::{BodyKind, Method, RequestHead, ResponseHead, Version};
 pub use http2::path::RoundTrip;
 pub use io::{Io, Meter, TlsInfo};

@@ -8,12 +8,15 @@ mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 
-use culvert_http::{Fields, RequestHead};
+use culvert_http::{FieldName, Fields, RequestHead};
 use culvert_model::http::{HttpConnectionManager, StripPort, UnderscoreAction};
 use smallvec::SmallVec;
 
 use crate::listener::Downstream;
 use crate::routes::without_port;
+
+const REQUEST_ID: FieldName = FieldName::of(b"x-request-id: ");
+const FORWARDED_PROTO: FieldName = FieldName::of(b"x-forwarded-proto: ");
 
 /// Who asks.
 #[derive(Debug, Clone, Copy)]
@@ -137,7 +140,10 @@ fn client_address(
     let secure = connection.tls.is_some();
     let own = if secure { "https" } else { "http" };
     if (config.use_remote_address && hops == 0) || !seen.forwarded_proto {
-        head.fields.set(b"x-forwarded-proto", own.as_bytes());
+        if seen.forwarded_proto {
+            head.fields.remove(FORWARDED_PROTO.bytes());
+        }
+        head.fields.push_known(FORWARDED_PROTO, own.as_bytes());
     } else if let Some(proto) = head.fields.get(b"x-forwarded-proto") {
         // Whoever is trusted with the client's address is trusted with its scheme.
         head.scheme = match proto {
@@ -217,7 +223,7 @@ fn request_id(head: &mut RequestHead, config: &HttpConnectionManager, seen: Seen
             if seen.request_id {
                 head.fields.remove(b"x-request-id");
             }
-            head.fields.push(b"x-request-id", &uuid4());
+            head.fields.push_known(REQUEST_ID, &uuid4());
         }
     } else if is_edge && !config.preserve_external_request_id && seen.request_id {
         head.fields.remove(b"x-request-id");

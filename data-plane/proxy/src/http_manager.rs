@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_http::server::{Protocol, ServerOptions};
-use culvert_http::{Exchange, Handler, Io, Meter, RequestHead, ResponseHead, Version};
+use culvert_http::{Exchange, FieldName, Handler, Io, Meter, RequestHead, ResponseHead, Version};
 use culvert_model::http::{Codec, HttpConnectionManager, RouteSource, ServerHeader};
 use culvert_runtime::telemetry::{Scope, ScopePath};
 use tokio::time::Instant;
@@ -103,6 +103,9 @@ fn hosted(options: &ServerOptions, ping_interval: Duration) -> ServerOptions {
     }
     hosted
 }
+
+const DATE: FieldName = FieldName::of(b"date: ");
+const SERVER: FieldName = FieldName::of(b"server: ");
 
 /// How long a request head may take where no timeout is configured: Envoy's default for idle streams.
 const SLOWEST_HEAD: Duration = Duration::from_secs(300);
@@ -323,17 +326,17 @@ impl HttpConnection {
         }
         // An upstream's date is kept (RFC 9110 §6.6.1); a response without one gets it here.
         if !has_date {
-            self.worker.date.with(now, |date| fields.push(b"date", date));
+            self.worker.date.with(now, |date| fields.push_known(DATE, date));
         }
         let name = config.server_name.as_bytes();
         match config.server_header {
             ServerHeader::PassThrough if origin == Origin::Upstream => {}
             ServerHeader::AppendIfAbsent if has_server => {}
             _ if has_server => {
-                fields.set(b"server", name);
+                fields.set_known(SERVER, name);
             }
             _ => {
-                fields.push(b"server", name);
+                fields.push_known(SERVER, name);
             }
         }
         if !config.via.is_empty() {

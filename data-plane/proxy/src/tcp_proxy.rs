@@ -8,6 +8,7 @@ mod copy;
 mod tests;
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -116,7 +117,7 @@ async fn carry<'a>(tcp: &'a WorkerTcp, worker: &Rc<Worker>, mut io: Io, record: 
     let passed = Passed::default();
     let mut upstream = upstream;
     let both = copy_both(&mut io, &mut upstream, &worker.buffers, &limits, &passed);
-    let outcome = limits.run(&mut timer, both).await;
+    let outcome = limits.run(&mut timer, pin!(both)).await;
     record.bytes_received = passed.up.get();
     record.bytes_sent = passed.down.get();
     match outcome {

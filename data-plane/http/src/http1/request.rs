@@ -165,42 +165,42 @@ fn read_field<'a>(
     special: &mut Special<'a>,
     copied: &mut CopiedHead<'_>,
 ) -> Result<(), Refusal> {
-    let name = field.name.as_bytes();
     let once = |slot: &mut Option<&'a [u8]>, detail| match slot.replace(field.value) {
         None => Ok(()),
         Some(_) => refuse(400, detail),
     };
-    let is = |other: &str| field.name.eq_ignore_ascii_case(other);
+    let candidate = copied.candidate(field.name.as_bytes(), field.value);
+    let name = copied.name(candidate);
+    // By length first: most names are told apart by it.
     match name.len() {
-        4 if is("host") => return once(&mut special.host, "more than one host"),
-        2 if is("te") => {
+        4 if name == b"host" => return once(&mut special.host, "more than one host"),
+        2 if name == b"te" => {
             // RFC 9110, 10.1.4: all that crosses a proxy is whether trailers are wanted.
             if list(field.value).any(|token| token.eq_ignore_ascii_case(b"trailers")) {
                 copied.fields.push_valid(b"te", b"trailers");
             }
             return Ok(());
         }
-        6 if is("expect") => once(&mut special.expect, "more than one expectation")?,
-        7 if is("upgrade") => {
+        6 if name == b"expect" => once(&mut special.expect, "more than one expectation")?,
+        7 if name == b"upgrade" => {
             special.upgrade.get_or_insert(field.value);
             return Ok(());
         }
-        10 if is("connection") => {
+        10 if name == b"connection" => {
             return special.connection.read(field.value).or_else(|detail| refuse(400, detail));
         }
-        10 if is("keep-alive") => return Ok(()),
-        14 if is("content-length") => once(&mut special.length, "more than one content-length")?,
-        14 if is("http2-settings") => return Ok(()),
-        16 if is("proxy-connection") => {
+        10 if name == b"keep-alive" => return Ok(()),
+        14 if name == b"content-length" => once(&mut special.length, "more than one content-length")?,
+        14 if name == b"http2-settings" => return Ok(()),
+        16 if name == b"proxy-connection" => {
             // Older clients mean their connection by it, and Envoy takes them at their word.
             special.connection.close |= list(field.value).any(|token| token.eq_ignore_ascii_case(b"close"));
             return Ok(());
         }
-        17 if is("transfer-encoding") => return once(&mut special.coding, "more than one transfer-encoding"),
-        _ => {}
+        17 if name == b"transfer-encoding" => return once(&mut special.coding, "more than one transfer-encoding"),
+        length => debug_assert!(!is_hop_field(name) || length == 14, "a hop-by-hop field is kept"),
     }
-    copied.keep(name, field.value);
-    debug_assert!(!is_hop_field(name) || name.len() == 14, "a hop-by-hop field was kept");
+    copied.keep(candidate);
     Ok(())
 }
 

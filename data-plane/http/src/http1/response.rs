@@ -72,27 +72,28 @@ fn read_fields(
     let mut copied = head.fields.copy_head(bytes);
     let (mut length, mut coding, mut upgrade) = (None, None, false);
     for field in parsed {
-        let is = |other: &str| field.name.eq_ignore_ascii_case(other);
-        match field.name.len() {
-            7 if is("upgrade") => {
+        let candidate = copied.candidate(field.name.as_bytes(), field.value);
+        let name = copied.name(candidate);
+        match name.len() {
+            7 if name == b"upgrade" => {
                 upgrade = true;
                 if status != 101 {
                     continue;
                 }
             }
-            10 if is("connection") => {
+            10 if name == b"connection" => {
                 connection.read(field.value)?;
                 continue;
             }
-            10 if is("keep-alive") => continue,
-            14 if is("content-length") => {
+            10 if name == b"keep-alive" => continue,
+            14 if name == b"content-length" => {
                 let value = content_length(field.value).ok_or("malformed content-length in the response")?;
                 if length.replace(value).is_some() {
                     return Err("more than one content-length in the response");
                 }
             }
-            16 if is("proxy-connection") => continue,
-            17 if is("transfer-encoding") => {
+            16 if name == b"proxy-connection" => continue,
+            17 if name == b"transfer-encoding" => {
                 is_chunked(field.value).map_err(|_| "unknown transfer-encoding in the response")?;
                 if coding.replace(()).is_some() {
                     return Err("more than one transfer-encoding in the response");
@@ -101,7 +102,7 @@ fn read_fields(
             }
             _ => {}
         }
-        copied.keep(field.name.as_bytes(), field.value);
+        copied.keep(candidate);
     }
     connection.apply(&mut head.fields);
     let (close, keep_alive) = (connection.close, connection.keep_alive);

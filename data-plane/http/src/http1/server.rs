@@ -123,7 +123,8 @@ impl Connection<'_> {
         drain: &mut Drain<'_, impl Future<Output = ()>>,
     ) -> Poll<Next> {
         loop {
-            match self.parse(head) {
+            let parsed = if self.read.buffer.is_empty() { Ok(None) } else { self.parse(head) };
+            match parsed {
                 Ok(Some(parsed)) => return Poll::Ready(Next::Request(parsed)),
                 Ok(None) => {}
                 Err(refusal) => return Poll::Ready(Next::Refused(refusal)),

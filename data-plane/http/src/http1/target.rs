@@ -34,21 +34,34 @@ fn is_host(host: &[u8]) -> bool {
     if let [b'[', inside @ .., b']'] = host {
         return std::str::from_utf8(inside).is_ok_and(|text| text.parse::<std::net::Ipv6Addr>().is_ok());
     }
+    // Nearly always the end of it.
+    if host.iter().fold(true, |plain, &byte| plain & PLAIN_HOST[byte as usize]) {
+        return !host.is_empty();
+    }
     let mut bytes = host.iter();
     while let Some(&byte) = bytes.next() {
         let valid = match byte {
             b'%' => bytes.next().is_some_and(u8::is_ascii_hexdigit) && bytes.next().is_some_and(u8::is_ascii_hexdigit),
-            _ => {
-                byte.is_ascii_alphanumeric()
-                    || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&'..=b',' | b';' | b'=')
-            }
+            byte => PLAIN_HOST[byte as usize],
         };
         if !valid {
             return false;
         }
     }
-    !host.is_empty()
+    true
 }
+
+/// Bytes of a registered name that need no escape: unreserved ones and sub-delimiters.
+static PLAIN_HOST: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0_u8;
+    while byte < 128 {
+        table[byte as usize] = byte.is_ascii_alphanumeric()
+            || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&'..=b',' | b';' | b'=');
+        byte += 1;
+    }
+    table
+};
 
 /// Path and query as they may stand in a request line or `:path`: visible ASCII without a fragment.
 pub(crate) fn is_path(path: &[u8]) -> bool {

@@ -107,7 +107,11 @@ pub(crate) async fn serve_hosted(
                 tokio::time::sleep(HANDOVER).await;
             }
         };
-        tokio::select! { () = drain => {} () = replaced => {} }
+        tokio::select! {
+            biased;
+            () = drain => {}
+            () = replaced => {}
+        }
     };
     Box::pin(listener.serve(generation, arrived, drain)).await;
 }

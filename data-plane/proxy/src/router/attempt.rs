@@ -8,8 +8,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use culvert_http::{
-    Blame, BodyKind, Method, RequestBody, RequestSink, ResponseHead, ResponseSink, ResponseSource, StreamError,
-    StreamErrorKind, Version,
+    Blame, BodyKind, FieldName, Method, RequestBody, RequestSink, ResponseHead, ResponseSink, ResponseSource,
+    StreamError, StreamErrorKind, Version,
 };
 use culvert_model::route::HostRewrite;
 use culvert_upstream::{Checkout, ClusterMetric, ClusterSlot, DownstreamProtocol, PickContext};
@@ -24,6 +24,8 @@ use crate::flags::ResponseFlag;
 use crate::record::{CLIENT_GONE, UpstreamSide};
 use crate::routes::{Forward, Matched};
 use crate::timer::Timer;
+
+const SERVICE_TIME: FieldName = FieldName::of(b"x-envoy-upstream-service-time: ");
 
 /// What an attempt works with.
 #[derive(Debug)]
@@ -138,7 +140,7 @@ impl<'a> Attempt<'_, 'a> {
         };
         let pools = &stream.connection.worker.pools;
         // Dropped when a limit passes: the checkout gives up cleanly.
-        self.limits.run(self.timer, pools.checkout(self.slot, &context)).await?.map_err(Failure::Unavailable)
+        self.limits.run(self.timer, pin!(pools.checkout(self.slot, &context))).await?.map_err(Failure::Unavailable)
     }
 
     /// What is known now that there is a connection.
@@ -212,7 +214,7 @@ impl<'a> Attempt<'_, 'a> {
                 Poll::Pending => closed.as_mut().poll(cx).map(|()| Err(gone())),
                 ready => ready,
             });
-            self.limits.run(self.timer, either).await
+            self.limits.run(self.timer, pin!(either)).await
         };
         let kind = match head {
             Ok(Ok(kind)) => kind,
@@ -228,8 +230,10 @@ impl<'a> Attempt<'_, 'a> {
             return Box::pin(self.tunnel(stream, (sink, source), body, response)).await;
         }
         let mut down = Counts::default();
-        let sent = send_response(&stream.head, kind, source, response, self.limits, &mut down);
-        let outcome = self.limits.run(self.timer, sent).await;
+        let outcome = {
+            let sent = pin!(send_response(&stream.head, kind, source, response, self.limits, &mut down));
+            self.limits.run(self.timer, sent).await
+        };
         self.ended(stream, outcome, down, source)
     }
 
@@ -256,7 +260,7 @@ impl<'a> Attempt<'_, 'a> {
                     Poll::Ready(error) => Poll::Ready(Err(error)),
                     Poll::Pending => heading.as_mut().poll(cx),
                 });
-                limits.run(self.timer, both).await
+                limits.run(self.timer, pin!(both)).await
             };
             let begun = Instant::now();
             stream.record.request_done = received.whole.get();
@@ -272,7 +276,7 @@ impl<'a> Attempt<'_, 'a> {
                             Poll::Pending if received.whole.get().is_none() => uploading.as_mut().poll(cx).map(Err),
                             sent => sent,
                         });
-                        Ok(limits.run(self.timer, both).await)
+                        Ok(limits.run(self.timer, pin!(both)).await)
                     }
                 },
                 Ok(Err(error)) => Err(error.into()),
@@ -318,7 +322,7 @@ impl<'a> Attempt<'_, 'a> {
                 })
                 .await
             };
-            limits.run(self.timer, both).await
+            limits.run(self.timer, pin!(both)).await
         };
         let attempted = self.ended(stream, outcome, down, source);
         if hung_up.get() && stream.record.flags.is_empty() {
@@ -356,7 +360,7 @@ impl<'a> Attempt<'_, 'a> {
         if !config.suppress_envoy_headers {
             let taken = begun.saturating_duration_since(stream.record.request_done.unwrap_or(stream.record.start));
             let taken = digits.format(taken.as_millis());
-            stream.head.fields.set(b"x-envoy-upstream-service-time", taken.as_bytes());
+            stream.head.fields.set_known(SERVICE_TIME, taken.as_bytes());
         }
         if self.matched.host.include_attempt_count_in_response {
             let count = digits.format(stream.record.attempts);

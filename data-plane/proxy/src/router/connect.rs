@@ -49,7 +49,7 @@ pub(super) async fn terminate<'a>(
     };
     let worker = &stream.connection.worker;
     let connecting = attempt_connect(worker, chosen.slot(), &context, stream.connection.downstream.local);
-    let connected = limits.run(timer, connecting).await;
+    let connected = limits.run(timer, pin!(connecting)).await;
     let connected = connected.map_err(Failure::from).and_then(|checkout| checkout.map_err(Failure::Unavailable));
     let (checkout, host) = connected.map_err(|failure| stream.failed(&failure, 0, action))?;
     let address = checkout.host().address();
@@ -63,7 +63,7 @@ pub(super) async fn terminate<'a>(
     let (mut counts, mut hung_up) = ((0, 0), false);
     let sides = (&mut *body, &mut *response);
     let carried = carry(&stream.head, host, worker, limits, sides, &mut counts, &mut hung_up);
-    let outcome = limits.run(timer, carried).await;
+    let outcome = limits.run(timer, pin!(carried)).await;
     (stream.record.bytes_received, stream.record.bytes_sent) = counts;
     stream.prompt = false;
     if hung_up {

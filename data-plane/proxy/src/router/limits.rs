@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -120,10 +120,14 @@ impl Limits {
         }
     }
 
-    /// Runs `future` within the limits. The timer is looked at only when the future has to wait.
-    pub(crate) async fn run<F: Future>(&self, timer: &mut Timer<'_>, future: F) -> Result<F::Output, Expired> {
-        let mut future = pin!(future);
-        poll_fn(|cx| {
+    /// Runs `future` within the limits. The timer is looked at only when the future has to wait. Pinned by the caller: one
+    /// that was handed over would be moved twice.
+    pub(crate) fn run<F: Future>(
+        &self,
+        timer: &mut Timer<'_>,
+        mut future: Pin<&mut F>,
+    ) -> impl Future<Output = Result<F::Output, Expired>> {
+        poll_fn(move |cx| {
             if let Poll::Ready(value) = future.as_mut().poll(cx) {
                 return Poll::Ready(Ok(value));
             }
@@ -137,6 +141,5 @@ impl Limits {
             }
             Poll::Pending
         })
-        .await
     }
 }

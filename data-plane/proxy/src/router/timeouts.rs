@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
+use culvert_http::FieldName;
+
 use super::Stream;
 use super::retry::Retries;
 use crate::routes::{Forward, is_grpc};
+
+const EXPECTED_TIMEOUT: FieldName = FieldName::of(b"x-envoy-expected-rq-timeout-ms: ");
 
 impl Stream<'_> {
     /// The route's timeout, or the one that a gRPC client asks for where the route lets it.
@@ -33,7 +37,7 @@ impl Stream<'_> {
         };
         let Some(expected) = expected.filter(|_| !config.suppress_envoy_headers) else { return };
         let mut digits = itoa::Buffer::new();
-        self.request.fields.set(b"x-envoy-expected-rq-timeout-ms", digits.format(expected.as_millis()).as_bytes());
+        self.request.fields.set_known(EXPECTED_TIMEOUT, digits.format(expected.as_millis()).as_bytes());
     }
 }
 

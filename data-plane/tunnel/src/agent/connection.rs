@@ -12,8 +12,9 @@ use culvert_model::tunnel::{ProtocolChoice, TunnelProtocol};
 use culvert_runtime::backoff::Backoff;
 use culvert_runtime::telemetry::Block;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_local};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::dial::{self, DialError, Established, Retry, Target};
 use super::envoy::Initiator;
@@ -278,10 +279,14 @@ impl<H: Hosting> Connection<H> {
             outdated: Arc::clone(&tenure.outdated),
         };
         let mut lost = pin!(keepalive::lost(keepalive::ends(&tunnel.io), self.agent.config.ping_interval));
-        let mut served = pin!(self.serve(tunnel, hosted, &tenure));
+        // A task of its own: each of its requests would wake everything that is waited for here. A panic is logged by its
+        // hook, and the tunnel is dialled anew.
+        let (serving, used) = (Rc::clone(&self), Rc::clone(&tenure));
+        let mut served =
+            AbortOnDropHandle::new(spawn_local(Box::pin(async move { serving.serve(tunnel, hosted, &used).await })));
         let phase = tokio::select! {
             biased;
-            () = &mut served => return,
+            _ = &mut served => return,
             () = &mut lost => return,
             phase = self.peer.reached(|phase| phase > Phase::Leaving) => phase,
         };
@@ -299,7 +304,7 @@ impl<H: Hosting> Connection<H> {
         let (agent, server) = (&self.agent.config.name, self.peer.address);
         tokio::select! {
             biased;
-            () = served => {}
+            _ = served => {}
             () = lost => {}
             _ = cut => tracing::info!(
                 %agent, %server, connection = self.index, "tunnel cut off: graceful_close_max_wait is over"
