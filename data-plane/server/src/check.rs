@@ -3,7 +3,7 @@
 
 mod tls;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use culvert_api::culvert::tunnel::v1::TunnelAgents;
@@ -29,24 +29,21 @@ pub(crate) fn statics(started: &Started, process: &Process, secrets: &Secrets) -
     let (bootstrap, message) = (&started.bootstrap, &started.message);
     let default = Default::default();
     let given = message.static_resources.as_ref().unwrap_or(&default);
-    // What was refused is missing in the bootstrap, so places are those in the message.
-    let place = |list: &str, mut names: Vec<String>, name: &str| {
-        let index = names.iter_mut().position(|known| known == name).unwrap_or_default();
-        format!("static_resources.{list}[{index}]")
-    };
+    let secrets_at = Places::new("secrets", given.secrets.iter().map(|secret| secret.name.clone()));
+    let clusters_at = Places::new("clusters", given.clusters.iter().map(|cluster| cluster.name.clone()));
+    let listeners_at = Places::new("listeners", given.listeners.iter().map(listener_name));
     let tls = Statics { secrets, given: given.secrets.iter().map(|secret| secret.name.as_str()).collect() };
     let mut findings = Vec::new();
     for secret in &bootstrap.secrets {
         if let Err(error) = check_secret(secret) {
-            let names = given.secrets.iter().map(|secret| secret.name.clone()).collect();
-            let path = place("secrets", names, &secret.name);
-            findings.push(Finding { path, reason: error.to_string() });
+            findings.push(Finding { path: secrets_at.path(&secret.name), reason: error.to_string() });
         }
     }
     for cluster in &bootstrap.clusters {
-        let names = given.clusters.iter().map(|cluster| cluster.name.clone()).collect();
-        let path = place("clusters", names, &cluster.name) + ".transport_socket";
-        findings.extend(cluster.tls.iter().flat_map(|context| tls.upstream(&path, context)));
+        if let Some(context) = &cluster.tls {
+            let path = clusters_at.path(&cluster.name) + ".transport_socket";
+            findings.extend(tls.upstream(&path, context));
+        }
     }
     let agents = agent_names(started);
     for agent in &bootstrap.agents {
@@ -58,11 +55,27 @@ pub(crate) fn statics(started: &Started, process: &Process, secrets: &Secrets) -
     let clusters: HashSet<&str> = given.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
     let known = (!clusters.contains("")).then_some(&clusters);
     for listener in &bootstrap.listeners {
-        let names = given.listeners.iter().map(listener_name).collect();
-        let path = place("listeners", names, &listener.name);
+        let path = listeners_at.path(&listener.name);
         findings.extend(listener_findings(&path, listener, process, &tls, known));
     }
     findings
+}
+
+/// Where the resources of a list stand. What was refused is missing in the bootstrap, so places are those in the message.
+struct Places {
+    list: &'static str,
+    first: HashMap<String, usize>,
+}
+
+impl Places {
+    fn new(list: &'static str, names: impl DoubleEndedIterator<Item = String> + ExactSizeIterator) -> Self {
+        // Of a name that occurs twice, the first place counts.
+        Self { list, first: names.enumerate().rev().map(|(index, name)| (name, index)).collect() }
+    }
+
+    fn path(&self, name: &str) -> String {
+        format!("static_resources.{}[{}]", self.list, self.first.get(name).copied().unwrap_or_default())
+    }
 }
 
 /// A static listener without a name goes by its address.

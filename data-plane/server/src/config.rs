@@ -118,7 +118,7 @@ struct Shared {
     started: Instant,
     /// Something was staged.
     work: Notify,
-    /// Counts changes of what is subscribed to.
+    /// [`Stage::referred`] as it was told last.
     wanted: watch::Sender<u64>,
     apply: ApplyHandle,
     inventory: Inventory,
@@ -267,8 +267,14 @@ impl Shared {
     }
 
     fn changed(&self) {
-        self.wanted.send_modify(|count| *count += 1);
+        self.tell_what_is_wanted();
         self.work.notify_one();
+    }
+
+    /// Wakes who subscribes, if it may have to.
+    fn tell_what_is_wanted(&self) {
+        let referred = self.stage.lock().referred();
+        self.wanted.send_if_modified(|told| std::mem::replace(told, referred) != referred);
     }
 }
 

@@ -196,7 +196,8 @@ impl<'s> Driver<'s> {
                         match take(&mut self.client, response) {
                             Ok(update) => {
                                 let first = kind_of_update(&update).is_some_and(|kind| heard.insert(kind));
-                                let request = answer(self.sources, self.source, update, first).await;
+                                let of = (self.sources, self.source);
+                                let request = answer(of, update, first, &self.interests).await;
                                 // Requests for what the response refers to go before its answer.
                                 self.fill(&mut outbox, pack);
                                 outbox.extend(request.and_then(pack));
@@ -266,15 +267,20 @@ impl<'s> Driver<'s> {
 }
 
 /// Stages a response, asks for what it refers to, and answers it.
-async fn answer(sources: &Sources, source: &Source, mut update: Update<'_>, first: bool) -> Option<Request> {
+async fn answer(
+    (sources, source): (&Sources, &Source),
+    mut update: Update<'_>,
+    first: bool,
+    interests: &watch::Receiver<u64>,
+) -> Option<Request> {
     let Some(kind) = kind_of_update(&update) else {
         // Only types that have a kind are ever asked for.
         return Some(update.ack());
     };
     let whole = matches!(source, Source::Ads(grpc) | Source::Grpc(_, grpc) if !grpc.delta);
     let rejections = sources.take(kind, &update, whole, first).await;
-    for (other, interest) in sources.interests_of(source) {
-        if other != kind {
+    if interests.has_changed().unwrap_or(true) {
+        for (other, interest) in sources.interests_of(source).into_iter().filter(|(other, _)| *other != kind) {
             update.watch(type_url_of(other), interest);
         }
     }

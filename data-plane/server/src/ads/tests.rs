@@ -338,6 +338,26 @@ async fn a_push_is_applied_and_accepted_and_survives_a_new_stream() {
 }
 
 #[tokio::test]
+async fn a_control_plane_that_restarts_with_the_same_content_changes_nothing() {
+    for delta in [false, true] {
+        let control = ControlPlane::new();
+        control.publish(&[("a", 1), ("b", 1)]);
+        let (port, serving) = control.serve_at(0).await;
+        let data = DataPlane::start(port, delta, None).await;
+        eventually("+a +b".to_owned(), || data.applied()).await;
+        serving.abort();
+        control.hang_up.notify_one();
+        eventually("0".to_owned(), || data.metric("control_plane.connected_state")).await;
+        let next = ControlPlane::new();
+        next.publish(&[("a", 1), ("b", 1)]);
+        let (_, _serving) = next.serve_at(port).await;
+        eventually("1".to_owned(), || data.metric("control_plane.connected_state")).await;
+        eventually(vec![state("a", ResourceState::Synced), state("b", ResourceState::Synced)], || next.states()).await;
+        assert_eq!(data.applied(), "+a +b", "nothing was applied again");
+    }
+}
+
+#[tokio::test]
 async fn a_bad_resource_is_refused_by_name_and_the_good_one_applies() {
     for delta in [false, true] {
         let control = ControlPlane::new();

@@ -43,6 +43,8 @@ pub(crate) struct Applier {
     pub(super) overview: Arc<Overview>,
     pub(super) secrets: Secrets,
     pub(super) clusters: HashMap<Name, ClusterEntry>,
+    /// The clusters that go by an assignment, by its name.
+    pub(super) assigned: HashMap<Name, BTreeSet<Name>>,
     pub(super) listeners: Listeners,
     pub(super) agents: Agents,
     pub(super) policies: InForce,
@@ -81,6 +83,7 @@ impl Applier {
             overview: parts.overview,
             secrets: parts.secrets,
             clusters: HashMap::new(),
+            assigned: HashMap::new(),
             listeners: Listeners::default(),
             agents: Agents::default(),
             policies: InForce::new(),

@@ -70,7 +70,13 @@ impl Applier {
         let entry = self.clusters.entry(Arc::clone(&cluster.name)).or_default();
         let metric = if entry.active.is_some() { ManagerMetric::ClusterModified } else { ManagerMetric::ClusterAdded };
         entry.warming = None;
-        entry.active = Some(InForce { cluster: Arc::clone(cluster), digest: material.map(Material::digest) });
+        let in_force = InForce { cluster: Arc::clone(cluster), digest: material.map(Material::digest) };
+        if let Some(before) = entry.active.replace(in_force) {
+            self.unassign(&before.cluster);
+        }
+        if let Some(service) = service_name(cluster) {
+            self.assigned.entry(Arc::clone(service)).or_default().insert(Arc::clone(&cluster.name));
+        }
         self.process.clusters.apply(Arc::clone(cluster), config);
         let slot = self.process.clusters.slot(&cluster.name);
         self.process.registry.add(ScopePath::cluster(Arc::clone(&cluster.stat_name)), slot.stats());
@@ -86,8 +92,21 @@ impl Applier {
         self.clusters.get(name)?.active.as_ref().map(|active| &active.cluster)
     }
 
+    fn unassign(&mut self, cluster: &Cluster) {
+        let Some(service) = service_name(cluster) else { return };
+        if let Some(clusters) = self.assigned.get_mut(service) {
+            clusters.remove(&cluster.name);
+            if clusters.is_empty() {
+                self.assigned.remove(service);
+            }
+        }
+    }
+
     pub(super) fn remove_cluster(&mut self, name: &Name) {
-        if self.clusters.remove(name).is_some() {
+        if let Some(entry) = self.clusters.remove(name) {
+            if let Some(active) = &entry.active {
+                self.unassign(&active.cluster);
+            }
             self.process.clusters.remove(name);
             self.overview.warming_clusters.lock().remove(name);
             self.overview.hide_certificates(&format!("cluster {name}"));
@@ -99,12 +118,8 @@ impl Applier {
     pub(super) fn set_endpoints(&mut self, endpoints: &Arc<Endpoints>) {
         let name = &endpoints.cluster;
         self.endpoints.insert(Arc::clone(name), Arc::clone(endpoints));
-        for entry in self.clusters.values() {
-            if let Some(active) = &entry.active
-                && service_name(&active.cluster) == Some(name)
-            {
-                self.process.clusters.update_endpoints(&active.cluster.name, Arc::clone(endpoints));
-            }
+        for cluster in self.assigned.get(name).into_iter().flatten() {
+            self.process.clusters.update_endpoints(cluster, Arc::clone(endpoints));
         }
         if let Some(assignment) = self.assignments.get(name) {
             assignment.send_replace(Some(Arc::clone(endpoints)));

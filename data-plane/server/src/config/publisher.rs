@@ -60,7 +60,7 @@ impl Publisher {
                 self.note(step, result);
             }
             // What is in force decides what is referred to.
-            self.shared.wanted.send_modify(|count| *count += 1);
+            self.shared.tell_what_is_wanted();
             if ending {
                 return;
             }

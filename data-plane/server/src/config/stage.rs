@@ -36,6 +36,12 @@ pub(crate) type Key = (Kind, Name);
 #[derive(Debug)]
 pub(crate) struct Stage {
     slots: BTreeMap<Key, Slot>,
+    /// All slots that are not idle, and maybe some that are: what a push costs is what it changes, not what there is.
+    busy: BTreeSet<Key>,
+    /// Counts changes of what is referred to.
+    referred: u64,
+    /// What is referred to, as of a count of `referred`.
+    known: (u64, BTreeSet<Key>),
     /// What is subscribed to as a whole, and from where.
     roots: BTreeMap<Kind, ConfigSource>,
     /// Roots of which a control plane has said what there is.
@@ -92,6 +98,15 @@ struct Candidate {
     resource: Resource,
     given: Option<Given>,
     since: Duration,
+    /// Of `resource`; kept, since all of them are looked at together.
+    references: Arc<[Reference]>,
+}
+
+impl Candidate {
+    fn new(resource: Resource, given: Option<Given>, since: Duration) -> Self {
+        let references = references::of(&resource).into();
+        Self { resource, given, since, references }
+    }
 }
 
 /// What arrived of one kind at once.
@@ -119,7 +134,7 @@ impl Stage {
         let mut slots = BTreeMap::new();
         for resource in fixed {
             let key = references::key_of(&resource);
-            let candidate = Candidate { resource, given: None, since: Duration::ZERO };
+            let candidate = Candidate::new(resource, None, Duration::ZERO);
             let slot =
                 Slot { fixed: true, wanted: Some(candidate.clone()), active: Some(candidate), ..Slot::default() };
             slots.insert(key, slot);
@@ -133,6 +148,9 @@ impl Stage {
         let roots = roots.into_iter().filter_map(|(kind, source)| Some((kind, source.clone()?))).collect();
         Self {
             slots,
+            busy: BTreeSet::new(),
+            referred: 1,
+            known: (0, BTreeSet::new()),
             roots,
             answered: BTreeSet::new(),
             missing: BTreeSet::new(),
@@ -188,11 +206,12 @@ impl Stage {
             // A delta server may spread its first answer over several responses.
             let grace = if whole || !leftovers.contains(&name) { Duration::ZERO } else { LEFTOVER_TIME };
             let hold = if held { self.guard.hold.max(grace) } else { grace };
-            let Some(slot) = self.slots.get_mut(&(kind, name.clone())) else { continue };
-            if held || leftovers.contains(&name) {
+            let is_left = held || leftovers.contains(&name);
+            let key = (kind, name);
+            if !is_left {
+                self.give_up(&key, now);
+            } else if let Some(slot) = self.touch(&key) {
                 (slot.leftover, slot.guarded) = (Some(now + hold), held);
-            } else {
-                (slot.wanted, slot.gone, slot.leftover) = (None, now, None);
             }
         }
     }
@@ -220,8 +239,8 @@ impl Stage {
     pub(crate) fn expire(&mut self, key: Key, now: Duration) {
         if !self.roots.contains_key(&key.0) {
             self.missing.insert(key);
-        } else if let Some(slot) = self.slots.get_mut(&key).filter(|slot| !slot.fixed) {
-            (slot.wanted, slot.gone, slot.leftover, slot.guarded) = (None, now, None, false);
+        } else {
+            self.give_up(&key, now);
         }
     }
 
@@ -230,13 +249,18 @@ impl Stage {
         let mut interests: Vec<(Kind, ConfigSourceKind, Interest)> =
             self.roots.iter().map(|(kind, source)| (*kind, source.kind.clone(), Interest::everything())).collect();
         for Reference { kind, name, source } in self.references() {
-            let feed = interests.iter_mut().find(|(k, s, _)| *k == kind && *s == source.kind);
+            let feed = interests.iter_mut().find(|(k, s, _)| k == kind && *s == source.kind);
             match feed {
-                Some((_, _, interest)) => _ = interest.names.insert(name),
-                None => interests.push((kind, source.kind, Interest::named([name]))),
+                Some((_, _, interest)) => _ = interest.names.insert(Arc::clone(name)),
+                None => interests.push((*kind, source.kind.clone(), Interest::named([Arc::clone(name)]))),
             }
         }
         interests
+    }
+
+    /// Changes whenever [`Stage::interests`] may have.
+    pub(crate) fn referred(&self) -> u64 {
+        self.referred
     }
 
     /// Whether nothing would come of accepting `resource`: it is what was accepted last, and nothing was wrong with it.
@@ -251,11 +275,14 @@ impl Stage {
     /// and what is on its way out.
     pub(crate) fn leaving(&self, batch: &Batch) -> Vec<Name> {
         let first = batch.whole && self.roots.contains_key(&batch.kind) && !self.answered.contains(&batch.kind);
-        let present = |name: &Name| batch.resources.iter().any(|judged| judged.name == *name);
-        let slots = self.slots.iter().filter(|((kind, _), slot)| *kind == batch.kind && slot.active.is_some());
-        let going = slots.filter(|((_, name), slot)| slot.wanted.is_none() || (first && slot.cached && !present(name)));
-        let going = going.map(|((_, name), _)| Arc::clone(name));
-        batch.removed.iter().cloned().chain(going).collect()
+        let mut names = batch.removed.clone();
+        let busy = self.busy().filter(|((kind, _), slot)| *kind == batch.kind && slot.is_leaving());
+        names.extend(busy.map(|((_, name), _)| Arc::clone(name)));
+        if first {
+            let present = batch.resources.iter().map(|judged| Arc::clone(&judged.name)).collect();
+            names.extend(self.leftovers(batch.kind, &present));
+        }
+        names
     }
 
     /// Names for which a cached resource stands in.
@@ -288,7 +315,7 @@ impl Stage {
 
     fn accept(&mut self, key: Key, resource: Resource, given: Given, now: Duration, cached: bool) {
         let (kind, name) = (key.0, Arc::clone(&key.1));
-        let slot = self.slots.entry(key).or_default();
+        let slot = self.slots.entry(key.clone()).or_default();
         if slot.fixed {
             let short = culvert_api::type_url::short_name(type_url_of(kind));
             tracing::warn!("{short}/{name}: ignored, a static resource has that name");
@@ -302,7 +329,10 @@ impl Stage {
         slot.told &= same;
         slot.pending = slot.active.as_ref().is_none_or(|active| active.resource != resource);
         slot.confirmed = !slot.pending;
-        slot.wanted = Some(Candidate { resource, given: Some(given), since });
+        let candidate = Candidate::new(resource, Some(given), since);
+        self.referred += u64::from(*references_of(slot.wanted.as_ref()) != *candidate.references);
+        slot.wanted = Some(candidate);
+        self.busy.insert(key);
         slot.cached = cached;
         (slot.leftover, slot.guarded) = (None, false);
         if kind == Kind::Cluster {
@@ -344,12 +374,34 @@ impl Stage {
         all.filter(|(_, _, path)| seen.insert(path.clone())).collect()
     }
 
-    fn references(&self) -> impl Iterator<Item = Reference> {
-        self.slots
-            .values()
-            .flat_map(|slot| slot.wanted.iter().chain(&slot.active))
-            .flat_map(|candidate| references::of(&candidate.resource))
+    fn references(&self) -> impl Iterator<Item = &Reference> {
+        let candidates = self.slots.values().flat_map(|slot| slot.wanted.iter().chain(&slot.active));
+        candidates.flat_map(|candidate| candidate.references.iter())
     }
+
+    /// A slot that is about to change.
+    fn touch(&mut self, key: &Key) -> Option<&mut Slot> {
+        let slot = self.slots.get_mut(key)?;
+        self.busy.insert(key.clone());
+        Some(slot)
+    }
+
+    /// A slot that is no longer to exist.
+    fn give_up(&mut self, key: &Key, now: Duration) {
+        let Some(slot) = self.touch(key).filter(|slot| !slot.fixed) else { return };
+        // What it has in force is referred from until it is removed.
+        let changes = references_of(slot.wanted.as_ref()) != references_of(slot.active.as_ref());
+        (slot.wanted, slot.gone, slot.leftover, slot.guarded) = (None, now, None, false);
+        self.referred += u64::from(changes);
+    }
+
+    fn busy(&self) -> impl Iterator<Item = (&Key, &Slot)> {
+        self.busy.iter().filter_map(|key| Some((key, self.slots.get(key)?)))
+    }
+}
+
+fn references_of(candidate: Option<&Candidate>) -> &[Reference] {
+    candidate.map_or(&[], |candidate| &candidate.references)
 }
 
 /// How long a cached resource that a delta server did not send at once is kept.

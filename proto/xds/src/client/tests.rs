@@ -1,5 +1,7 @@
 //! The client half, one test per rule.
 
+mod versions;
+
 use culvert_api::Any;
 use culvert_api::envoy::service::discovery::v3::{Resource as Wrapper, ResourceError, ResourceName};
 use culvert_api::type_url::{CLUSTER, CLUSTER_LOAD_ASSIGNMENT as EDS, LISTENER, RESOURCE, ROUTE_CONFIGURATION as RDS};
@@ -447,28 +449,4 @@ fn something_is_lacking_until_it_was_received_or_said_not_to_exist() {
         client.watch(EDS, names(&["x", "y", "z"]));
         assert!(client.lacks_anything(), "{variant:?}: z is new");
     }
-}
-
-#[test]
-fn another_server_is_told_what_is_held_and_not_in_which_version() {
-    let mut client = client(Variant::Delta);
-    client.watch(CLUSTER, Interest::everything());
-    next_delta(&mut client);
-    let _ack = client.on_delta_response(delta(CLUSTER, "1", &[("a", "v1")], &[])).unwrap().ack();
-    client.on_disconnected();
-    client.forget_versions();
-    client.on_connected();
-    let held = next_delta(&mut client).initial_resource_versions;
-    assert_eq!(held.into_iter().collect::<Vec<_>>(), [("a".to_owned(), String::new())]);
-    let mut client = self::client(Variant::Sotw);
-    client.watch(CLUSTER, Interest::everything());
-    next_sotw(&mut client);
-    let _ack = client.on_response(sotw(CLUSTER, "v1", "1", vec![any(CLUSTER, "a")])).unwrap().ack();
-    client.on_disconnected();
-    client.forget_versions();
-    client.on_connected();
-    assert_eq!(next_sotw(&mut client).version_info, "");
-    let update = client.on_response(sotw(CLUSTER, "other", "1", vec![])).unwrap();
-    assert_eq!(listed(update.removed()), ["a"], "what the other server does not have goes");
-    let _ack = update.ack();
 }

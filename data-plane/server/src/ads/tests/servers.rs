@@ -25,7 +25,7 @@ async fn another_server_is_asked_while_something_is_lacking_and_the_first_one_wh
         eventually("1".to_owned(), || data.metric("control_plane.connected_state")).await;
 
         serving.abort();
-        first.hang_up.notify_waiters();
+        first.hang_up.notify_one();
         eventually("0".to_owned(), || data.metric("control_plane.connected_state")).await;
         let failures = || data.metric("cluster_manager.cds.update_failure").parse::<u64>().unwrap();
         let before = failures();

@@ -40,7 +40,7 @@ pub(super) struct Watched {
 impl Stage {
     /// How many resources are kept although the control plane no longer has them.
     pub(crate) fn held_deletions(&self) -> usize {
-        self.slots.values().filter(|slot| slot.guarded).count()
+        self.busy().filter(|(_, slot)| slot.guarded).count()
     }
 
     /// How many dynamic resources of a kind are accepted.

@@ -11,7 +11,7 @@ use culvert_model::Name;
 use culvert_model::resource::{Resource, parse_any};
 use prost::Message;
 
-use super::{Candidate, Key, Retry, Stage};
+use super::{Candidate, Key, Retry, Stage, references_of};
 use crate::apply::{Change, Kind};
 use crate::config::references::{self, type_url_of};
 use crate::inventory::Given;
@@ -64,25 +64,29 @@ impl Stage {
         }
         let used = self.note_use(&coming, now);
         for kind in ORDER.into_iter().rev() {
-            for (key, slot) in self.of_kind(kind).filter(|(_, slot)| slot.is_leaving()) {
+            for (key, slot) in self.busy_of(kind).filter(|(_, slot)| slot.is_leaving()) {
                 if kind != Kind::Cluster || !slot.is_needed(used.contains(&key.1), now) {
                     let change = Change::Remove { kind, name: Arc::clone(&key.1) };
                     publication.steps.push(Step { key: key.clone(), change, given: None, since: now });
                 }
             }
         }
+        let slots = &self.slots;
+        self.busy.retain(|key| slots.get(key).is_some_and(|slot| !slot.is_idle()));
         publication
     }
 
     /// Notes to which clusters that are on their way out traffic still goes; returns those to which it will once `coming`
     /// is in force.
     fn note_use(&mut self, coming: &BTreeSet<Key>, now: Duration) -> BTreeSet<Name> {
-        if !self.of_kind(Kind::Cluster).any(|(_, slot)| slot.is_leaving()) {
+        let leaving = self.busy_of(Kind::Cluster).filter(|(_, slot)| slot.is_leaving());
+        let leaving: Vec<Key> = leaving.map(|(key, _)| key.clone()).collect();
+        if leaving.is_empty() {
             return BTreeSet::new();
         }
         let before = self.clusters_in_use(&BTreeSet::new());
-        for ((_, name), slot) in self.slots.iter_mut().filter(|((kind, _), _)| *kind == Kind::Cluster) {
-            if slot.is_leaving() && before.contains(name) {
+        for key in leaving.iter().filter(|key| before.contains(&key.1)) {
+            if let Some(slot) = self.slots.get_mut(key) {
                 slot.used = Some(now);
             }
         }
@@ -91,15 +95,17 @@ impl Stage {
 
     /// How a step went. A failure keeps what was in force.
     pub(crate) fn applied(&mut self, step: &Step, went: Went, now: Duration) {
-        let Some(slot) = self.slots.get_mut(&step.key) else { return };
+        let Some(slot) = self.touch(&step.key) else { return };
+        let mut changes = false;
         match (&step.change, went) {
             (Change::Set(resource), Went::Well) => {
                 // Another one may have been accepted meanwhile.
                 slot.pending = slot.wanted.as_ref().is_some_and(|wanted| wanted.resource != *resource);
                 slot.confirmed = false;
                 slot.retry = None;
-                slot.active =
-                    Some(Candidate { resource: resource.clone(), given: step.given.clone(), since: step.since });
+                let applied = Candidate::new(resource.clone(), step.given.clone(), step.since);
+                changes = references_of(slot.active.as_ref()) != references_of(Some(&applied));
+                slot.active = Some(applied);
             }
             (Change::Set(resource), Went::Wrong) => slot.failed = slot.holds(resource),
             (Change::Set(resource), Went::ForNow) if slot.holds(resource) => {
@@ -110,6 +116,7 @@ impl Stage {
             (Change::Set(_), Went::ForNow) => {}
             // Whatever went wrong with a removal, it is not asked for twice. What came back meanwhile is not in force.
             (Change::Remove { .. }, _) => {
+                changes = !references_of(slot.active.as_ref()).is_empty();
                 (slot.active, slot.used, slot.confirmed) = (None, None, false);
                 slot.pending = slot.wanted.is_some();
             }
@@ -117,34 +124,36 @@ impl Stage {
         if slot.active.is_none() && slot.wanted.is_none() {
             self.slots.remove(&step.key);
         }
+        self.referred += u64::from(changes);
     }
 
     /// When [`Stage::publish`] has to look again although nothing arrived.
     pub(crate) fn next_look(&self, now: Duration) -> Option<Duration> {
         let nothing = BTreeSet::new();
-        let pending = self.slots.values().filter(|slot| slot.is_pending()).filter_map(|slot| slot.wanted.as_ref());
+        let busy = || self.busy().map(|(_, slot)| slot);
+        let pending = busy().filter(|slot| slot.is_pending()).filter_map(|slot| slot.wanted.as_ref());
         let timeouts = pending.flat_map(|candidate| {
             let waits = self.waits(candidate, now, &nothing);
             waits.into_iter().filter_map(|(_, until)| until)
         });
-        let leftovers = self.slots.values().filter_map(|slot| slot.leftover);
-        let leaving = self.slots.values().filter(|slot| slot.is_leaving());
+        let leftovers = busy().filter_map(|slot| slot.leftover);
+        let leaving = busy().filter(|slot| slot.is_leaving());
         let removals = leaving
             .flat_map(|slot| [slot.gone + IN_USE_TIME, slot.gone + LINGER, slot.used.unwrap_or_default() + LINGER]);
-        let sweeps = self.slots.values().filter_map(|slot| slot.unreferenced).map(|since| since + LINGER);
-        let retries = self.slots.values().filter_map(|slot| slot.retry).map(|retry| retry.at);
+        let sweeps = busy().filter_map(|slot| slot.unreferenced).map(|since| since + LINGER);
+        let retries = busy().filter_map(|slot| slot.retry).map(|retry| retry.at);
         timeouts.chain(leftovers).chain(removals).chain(sweeps).chain(retries).filter(|at| *at > now).min()
     }
 
     /// Whether everything accepted is in force, or failed to be.
     pub(crate) fn is_settled(&self) -> bool {
-        !self.slots.values().any(super::Slot::is_pending)
+        !self.busy().any(|(_, slot)| slot.is_pending())
     }
 
     /// Everything that waits now, and for what.
     pub(crate) fn warming(&self, now: Duration) -> Vec<(Key, Vec<String>)> {
         let nothing = BTreeSet::new();
-        let pending = self.slots.iter().filter(|(_, slot)| slot.is_pending());
+        let pending = self.busy().filter(|(_, slot)| slot.is_pending());
         pending
             .filter_map(|(key, slot)| {
                 let waits = self.waits(slot.wanted.as_ref()?, now, &nothing);
@@ -155,7 +164,7 @@ impl Stage {
     }
 
     fn publish_kind(&mut self, kind: Kind, now: Duration, coming: &mut BTreeSet<Key>, publication: &mut Publication) {
-        let news = self.of_kind(kind).filter(|(_, slot)| slot.confirmed || slot.is_pending());
+        let news = self.busy_of(kind).filter(|(_, slot)| slot.confirmed || slot.is_pending());
         let keys: Vec<Key> = news.map(|(key, _)| key.clone()).collect();
         for key in keys {
             let Some(slot) = self.slots.get_mut(&key) else { continue };
@@ -168,8 +177,8 @@ impl Stage {
             }
             let waits = self.waits(&wanted, now, coming);
             if waits.is_empty() {
-                for reference in references::of(&wanted.resource).into_iter().filter(|r| r.kind == Kind::Routes) {
-                    self.stand_in(&(Kind::Routes, reference.name), now, coming, publication);
+                for reference in wanted.references.iter().filter(|reference| reference.kind == Kind::Routes) {
+                    self.stand_in(&(Kind::Routes, Arc::clone(&reference.name)), now, coming, publication);
                 }
                 let change = Change::Set(wanted.resource);
                 publication.steps.push(Step { key: key.clone(), change, given: Some(given), since: wanted.since });
@@ -190,7 +199,8 @@ impl Stage {
         }
         let empty = RouteConfiguration { name: key.1.to_string(), ..RouteConfiguration::default() };
         let Ok(resource) = parse_any(type_url_of(Kind::Routes), &empty.encode_to_vec()).value else { return };
-        let candidate = Candidate { resource: resource.clone(), given: None, since: now };
+        let candidate = Candidate::new(resource.clone(), None, now);
+        self.busy.insert(key.clone());
         let slot = self.slots.entry(key.clone()).or_default();
         slot.wanted = Some(candidate);
         slot.pending = true;
@@ -201,8 +211,8 @@ impl Stage {
     /// What a candidate waits for, each with the time at which it no longer does.
     fn waits(&self, candidate: &Candidate, now: Duration, coming: &BTreeSet<Key>) -> Vec<(String, Option<Duration>)> {
         let mut waits = Vec::new();
-        for reference in references::of(&candidate.resource) {
-            let key = (reference.kind, reference.name);
+        for reference in candidate.references.iter() {
+            let key = (reference.kind, Arc::clone(&reference.name));
             let timeout = reference.source.initial_fetch_timeout;
             let until = (!timeout.is_zero()).then(|| candidate.since + timeout);
             let is_there = self.slots.get(&key).is_some_and(|slot| match key.0 {
@@ -234,8 +244,9 @@ impl Stage {
 
     /// What failed for a while is due.
     fn try_again(&mut self, now: Duration) {
-        for retry in self.slots.values_mut().filter_map(|slot| slot.retry.as_mut()) {
-            if retry.at <= now {
+        for key in &self.busy {
+            let retry = self.slots.get_mut(key).and_then(|slot| slot.retry.as_mut());
+            if let Some(retry) = retry.filter(|retry| retry.at <= now) {
                 retry.at = Duration::ZERO;
             }
         }
@@ -244,17 +255,24 @@ impl Stage {
     /// Removes what nobody refers to any more. Not at once: what is referred to again before the control plane was told
     /// that it is no longer wanted would not be sent again.
     fn sweep(&mut self, now: Duration) {
-        let referred: BTreeSet<Key> = self.references().map(|reference| (reference.kind, reference.name)).collect();
+        let referred = self.take_referred();
         self.missing.retain(|key| referred.contains(key));
-        for (key, slot) in &mut self.slots {
-            let by_reference = matches!(key.0, Kind::Endpoints | Kind::Routes | Kind::Secret);
-            if !by_reference || slot.fixed || slot.wanted.is_none() || referred.contains(key) {
+        let Self { slots, busy, .. } = self;
+        let gone = |key: &Key| slots.get(key).is_none_or(|slot| slot.wanted.is_none() && slot.active.is_none());
+        let empty: Vec<Key> = busy.iter().filter(|key| gone(key)).cloned().collect();
+        for key in &empty {
+            slots.remove(key);
+            busy.remove(key);
+        }
+        for key in busy.iter().filter(|key| is_by_reference(key.0)) {
+            let Some(slot) = slots.get_mut(key) else { continue };
+            if slot.fixed || slot.wanted.is_none() || referred.contains(key) {
                 slot.unreferenced = None;
             } else if now >= *slot.unreferenced.get_or_insert(now) + LINGER {
                 (slot.wanted, slot.gone, slot.unreferenced) = (None, now, None);
             }
         }
-        self.slots.retain(|_, slot| slot.wanted.is_some() || slot.active.is_some());
+        self.known.1 = referred;
         if !self.unannounced.is_empty() {
             let candidates = self.slots.values().filter_map(|slot| slot.wanted.as_ref());
             let named: BTreeSet<Name> = candidates.flat_map(|one| references::clusters(&one.resource)).collect();
@@ -262,26 +280,38 @@ impl Stage {
         }
     }
 
+    /// What is referred to now. Whoever takes it puts it back.
+    fn take_referred(&mut self) -> BTreeSet<Key> {
+        if self.known.0 == self.referred {
+            return std::mem::take(&mut self.known.1);
+        }
+        self.known.0 = self.referred;
+        let referred: BTreeSet<Key> =
+            self.references().map(|reference| (reference.kind, Arc::clone(&reference.name))).collect();
+        // Whatever is no longer referred to is looked at.
+        self.busy.extend(self.slots.keys().filter(|key| is_by_reference(key.0) && !referred.contains(*key)).cloned());
+        referred
+    }
+
     /// Cached resources that the control plane does not have go: clusters only when live listeners and routes have
     /// taken the place of cached ones.
     fn settle_leftovers(&mut self, now: Duration) {
-        if self.slots.values().all(|slot| slot.leftover.is_none()) {
+        let left = self.busy().filter(|(_, slot)| slot.leftover.is_some_and(|due| due <= now));
+        let left: Vec<Key> = left.map(|(key, _)| key.clone()).collect();
+        if left.is_empty() {
             return;
         }
-        let referred: BTreeSet<Key> = self.references().map(|reference| (reference.kind, reference.name)).collect();
+        let referred = self.take_referred();
         let cached_routes = self.slots.iter().any(|(key, slot)| {
             key.0 == Kind::Routes && slot.cached && referred.contains(key) && !self.missing.contains(key)
         });
+        self.known.1 = referred;
         let live = self.is_answered(Kind::Listener) && !cached_routes;
-        for (key, slot) in &mut self.slots {
-            if slot.leftover.is_some_and(|due| due <= now) && (key.0 != Kind::Cluster || live) {
-                if std::mem::take(&mut slot.guarded) {
-                    tracing::warn!("{}: its deletion was held back long enough; it goes", describe(key));
-                }
-                slot.leftover = None;
-                slot.wanted = None;
-                slot.gone = now;
+        for key in left.iter().filter(|key| key.0 != Kind::Cluster || live) {
+            if self.slots.get(key).is_some_and(|slot| slot.guarded) {
+                tracing::warn!("{}: its deletion was held back long enough; it goes", describe(key));
             }
+            self.give_up(key, now);
         }
     }
 
@@ -296,19 +326,29 @@ impl Stage {
         routes.flat_map(|candidate| references::clusters(&candidate.resource)).collect()
     }
 
-    fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&Key, &super::Slot)> {
-        self.slots.iter().filter(move |((k, _), _)| *k == kind)
+    fn busy_of(&self, kind: Kind) -> impl Iterator<Item = (&Key, &super::Slot)> {
+        self.busy().filter(move |((k, _), _)| *k == kind)
     }
 }
 
+fn is_by_reference(kind: Kind) -> bool {
+    matches!(kind, Kind::Endpoints | Kind::Routes | Kind::Secret)
+}
+
 impl super::Slot {
+    /// In force as it is wanted, or of no use until it is sent again: nothing is to be done about it.
+    pub(super) fn is_idle(&self) -> bool {
+        let waits = self.leftover.is_some() || self.retry.is_some() || self.unreferenced.is_some();
+        self.fixed || (self.wanted.is_some() && !waits && !self.confirmed && !self.is_pending())
+    }
+
     /// Accepted, not in force, and worth a try now.
     fn is_pending(&self) -> bool {
         self.pending && self.wanted.is_some() && !self.fixed && !self.failed && !self.waits_for_retry()
     }
 
     /// In force, and no longer to be.
-    fn is_leaving(&self) -> bool {
+    pub(super) fn is_leaving(&self) -> bool {
         self.wanted.is_none() && self.active.is_some() && !self.fixed
     }
 

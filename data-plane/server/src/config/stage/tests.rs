@@ -1,6 +1,7 @@
 //! Stage, warm and publish on values: what comes into force, when, and in which order.
 
 mod deletions;
+mod floods;
 mod swaps;
 
 use culvert_api::document::{self, Syntax};
@@ -58,6 +59,7 @@ impl World {
         loop {
             let publication = self.stage.publish(self.now);
             if publication.steps.is_empty() {
+                self.check();
                 return seen.join(" ");
             }
             for step in &publication.steps {
@@ -70,6 +72,16 @@ impl World {
                 self.stage.applied(step, Went::Well, self.now);
             }
         }
+    }
+
+    /// What is kept beside the slots is as it would be found among them.
+    fn check(&self) {
+        let stage = &self.stage;
+        let forgotten = stage.slots.iter().filter(|(key, slot)| !slot.is_idle() && !stage.busy.contains(*key));
+        assert_eq!(forgotten.map(|(key, _)| key).collect::<Vec<_>>(), [] as [&Key; 0], "not idle, and not looked at");
+        let referred: BTreeSet<Key> = stage.references().map(|one| (one.kind, Arc::clone(&one.name))).collect();
+        assert!(stage.known.0 == stage.referred, "a change of what is referred to was not looked at");
+        assert_eq!(stage.known.1, referred, "what is referred to");
     }
 
     /// As [`World::publish`], again and again a second later until nothing is left to do; what came at once stands between
