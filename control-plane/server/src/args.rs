@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, ValueEnum};
 use culvert_runtime::log::Level;
-use culvert_store::Options;
+use culvert_store::{Options, Selector};
 
 /// Serves a directory of xDS resources to proxies and gRPC clients.
 #[derive(Debug, Clone, Parser)]
@@ -96,6 +96,11 @@ pub struct Args {
     /// or does not answer, they get back what they had. 0: to all at once.
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     pub canary_nodes: usize,
+
+    /// A changed directory goes first to the connected nodes that this selects (as `selector` in a file), or to --canary-nodes
+    /// of them.
+    #[arg(long, value_name = "SELECTOR", value_parser = Selector::from_text)]
+    pub canary_selector: Option<Selector>,
 
     /// Seconds for which those nodes must have accepted everything before it goes to all.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]

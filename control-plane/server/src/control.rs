@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use culvert_store::{Catalog, Directory, Finding, Load, Options, Placement, load};
+use culvert_store::{Catalog, Directory, Finding, Load, Options, Placement, Selector, load};
 use culvert_xds::{NodeIdentity, Snapshot};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
@@ -30,6 +30,7 @@ pub(crate) struct Control {
     canary: Mutex<Option<Canary>>,
     /// Nodes that get a change before all others.
     canary_limit: usize,
+    canary_selector: Option<Selector>,
     /// Counts what was put in force; streams look again when it changes.
     generation: watch::Sender<u64>,
     latest: Mutex<Arc<Latest>>,
@@ -107,6 +108,7 @@ impl Control {
             catalog: Mutex::default(),
             canary: Mutex::default(),
             canary_limit: args.canary_nodes,
+            canary_selector: args.canary_selector.clone(),
             generation: watch::Sender::new(0),
             latest: Mutex::new(Arc::new(none)),
             history: Mutex::default(),
@@ -184,14 +186,17 @@ impl Control {
     /// Gives a directory to some nodes that have all of what is in force. False: there are none, or none are wanted.
     fn try_on_canary(&self, directory: &Arc<Directory>) -> bool {
         let now = self.generation();
-        if self.canary_limit == 0 || now == 0 {
+        if (self.canary_limit == 0 && self.canary_selector.is_none()) || now == 0 {
             return false;
         }
         let mut nodes = self.canary_nodes();
         if nodes.is_empty() {
             let settled = self.nodes.status().into_iter();
             let settled = settled.filter(|node| node.connected && node.standing(now) == Standing::Settled);
-            nodes = settled.map(|node| node.key.id).take(self.canary_limit).collect();
+            let selected = settled
+                .filter(|node| self.canary_selector.as_ref().is_none_or(|selector| selector.matches(&node.identity)));
+            let limit = if self.canary_limit == 0 { usize::MAX } else { self.canary_limit };
+            nodes = selected.map(|node| node.key.id).take(limit).collect();
         }
         if nodes.is_empty() {
             tracing::warn!("no connected node has all of what is in force: the change goes to all at once");

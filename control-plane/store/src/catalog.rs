@@ -1,11 +1,12 @@
 //! What each node gets, shared between nodes that get the same.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use culvert_xds::{NodeIdentity, Snapshot};
+use culvert_xds::resource::TypeUrl;
+use culvert_xds::{Name, NodeIdentity, Snapshot};
 
-use crate::directory::{Conflict, Directory, Resolved};
+use crate::directory::{Conflict, Directory, Matches, Resolved};
 
 /// What one node gets.
 #[derive(Debug, Default)]
@@ -15,14 +16,17 @@ pub struct Placement {
     pub conflicts: Vec<Conflict>,
 }
 
+/// Addresses of resources, and what is denied.
+type Content = (Vec<usize>, BTreeSet<(TypeUrl, Name)>);
+
 /// Says what a node gets of a directory. **Nodes that get equal sets get one snapshot.**
 #[derive(Debug, Default)]
 pub struct Catalog {
     directory: Arc<Directory>,
     /// By matching selectors: the common way, without looking at resources.
-    by_matches: HashMap<Vec<usize>, Arc<Placement>>,
-    /// By the addresses of the resources, which the snapshots keep alive.
-    by_content: HashMap<Vec<usize>, Arc<Snapshot>>,
+    by_matches: HashMap<Matches, Arc<Placement>>,
+    /// By the addresses of the resources, which the snapshots keep alive, and by what is denied.
+    by_content: HashMap<Content, Arc<Snapshot>>,
 }
 
 impl Catalog {
@@ -63,11 +67,14 @@ impl Catalog {
 
     fn snapshot_of(&mut self, resolved: Resolved, before: &Snapshot) -> Placement {
         // A resource that did not change is the same allocation, here and in every later directory.
-        let key = resolved.resources.iter().map(|one| Arc::as_ptr(one).addr()).collect();
+        let key = (resolved.resources.iter().map(|one| Arc::as_ptr(one).addr()).collect(), resolved.denied.clone());
         let snapshot = self.by_content.entry(key).or_insert_with(|| {
             let mut builder = before.successor();
             for resource in resolved.resources {
                 builder.insert(resource);
+            }
+            for (type_url, name) in resolved.denied {
+                builder.deny(type_url, name);
             }
             Arc::new(builder.build())
         });

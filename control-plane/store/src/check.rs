@@ -10,7 +10,7 @@ use culvert_xds::resource::TypeUrl;
 use culvert_xds::{Name, Resource, Version};
 
 use crate::directory::{Directory, Placed};
-use crate::file::{self, Draft};
+use crate::file::{self, Content, Draft};
 use crate::read::Text;
 use crate::report::Finding;
 use crate::selector::Selector;
@@ -65,11 +65,11 @@ fn refused(errors: Vec<Finding>) -> Load {
 
 fn check(texts: &[Text], root: &Path, options: Options, before: &Directory) -> Load {
     let mut checker = Checker { options, errors: Vec::new(), warnings: Vec::new() };
-    let mut drafts = Vec::new();
+    let mut content = Content::default();
     for text in texts {
-        drafts.extend(file::parse(text, &mut checker.errors));
+        file::parse(text, &mut content, &mut checker.errors);
     }
-    checker.check(&drafts);
+    checker.check(&content.drafts);
     if texts.is_empty() {
         checker
             .warnings
@@ -85,7 +85,7 @@ fn check(texts: &[Text], root: &Path, options: Options, before: &Directory) -> L
             findings.push(Finding::whole(&root.into(), format!("and {more} more")));
         }
     }
-    let directory = errors.is_empty().then(|| Arc::new(place(drafts, before)));
+    let directory = errors.is_empty().then(|| Arc::new(place(content, before)));
     Load { directory, errors, warnings, files: texts.len() }
 }
 
@@ -198,7 +198,8 @@ impl Checker {
 }
 
 /// Packs the resources, sharing those that did not change.
-fn place(drafts: Vec<Draft>, before: &Directory) -> Directory {
+fn place(content: Content, before: &Directory) -> Directory {
+    let Content { drafts, grants } = content;
     let known: HashMap<(&str, &str, Version), &Arc<Resource>> = before
         .resources()
         .map(|(resource, ..)| ((&**resource.type_url(), &**resource.name(), resource.version()), resource))
@@ -223,7 +224,7 @@ fn place(drafts: Vec<Draft>, before: &Directory) -> Directory {
     let mut ordered: Vec<(usize, Selector)> =
         selectors.into_iter().map(|(selector, index)| (index, selector)).collect();
     ordered.sort_by_key(|(index, _)| *index);
-    Directory::new(ordered.into_iter().map(|(_, selector)| selector).collect(), placed)
+    Directory::new(ordered.into_iter().map(|(_, selector)| selector).collect(), placed, grants)
 }
 
 #[cfg(test)]

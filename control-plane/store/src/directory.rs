@@ -1,11 +1,12 @@
 //! A directory that is good as a whole: resources and the nodes they are for. Immutable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use culvert_xds::resource::TypeUrl;
 use culvert_xds::{Name, NodeIdentity, Resource};
 
+use crate::access::Grant;
 use crate::selector::{Rank, Selector};
 
 /// A resource and the nodes that it is for.
@@ -25,6 +26,17 @@ pub struct Directory {
     placed: Vec<Placed>,
     /// Candidates of each resource, the most specific first.
     candidates: BTreeMap<(TypeUrl, Name), Vec<usize>>,
+    /// Empty: every node may have what is placed on it.
+    grants: Vec<Grant>,
+}
+
+/// What decides what a node gets: nodes with equal matches get equal sets.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Matches {
+    /// Selectors, by index.
+    selectors: Vec<usize>,
+    /// Grants, by index.
+    grants: Vec<usize>,
 }
 
 /// Two files give one node the same resource, and neither is more specific.
@@ -44,16 +56,18 @@ pub(crate) struct Resolved {
     /// In order of type and name. Indices into the directory, or what the node had before.
     pub(crate) resources: Vec<Arc<Resource>>,
     pub(crate) conflicts: Vec<Conflict>,
+    /// What is placed on the node and not granted to it.
+    pub(crate) denied: BTreeSet<(TypeUrl, Name)>,
 }
 
 impl Directory {
-    pub(crate) fn new(selectors: Vec<Selector>, placed: Vec<Placed>) -> Self {
+    pub(crate) fn new(selectors: Vec<Selector>, placed: Vec<Placed>, grants: Vec<Grant>) -> Self {
         let mut candidates: BTreeMap<(TypeUrl, Name), Vec<usize>> = BTreeMap::new();
         for (index, one) in placed.iter().enumerate() {
             let key = (Arc::clone(one.resource.type_url()), Arc::clone(one.resource.name()));
             candidates.entry(key).or_default().push(index);
         }
-        let mut directory = Self { selectors, placed, candidates: BTreeMap::new() };
+        let mut directory = Self { selectors, placed, candidates: BTreeMap::new(), grants };
         for indices in candidates.values_mut() {
             indices.sort_by_key(|index| std::cmp::Reverse(directory.rank(*index)));
         }
@@ -86,21 +100,33 @@ impl Directory {
         Some((&one.resource, self.selectors.get(one.selector)?, one.origin.as_str()))
     }
 
-    /// The selectors that match a node, by index: nodes with equal matches get equal sets.
-    pub(crate) fn matches(&self, node: &NodeIdentity) -> Vec<usize> {
-        let matching = self.selectors.iter().enumerate().filter(|(_, selector)| selector.matches(node));
-        matching.map(|(index, _)| index).collect()
+    pub(crate) fn matches(&self, node: &NodeIdentity) -> Matches {
+        let selectors = self.selectors.iter().enumerate().filter(|(_, selector)| selector.matches(node));
+        let grants = self.grants.iter().enumerate().filter(|(_, grant)| grant.matches(node));
+        Matches {
+            selectors: selectors.map(|(index, _)| index).collect(),
+            grants: grants.map(|(index, _)| index).collect(),
+        }
+    }
+
+    fn grants(&self, matches: &Matches, resource: &Resource) -> bool {
+        let mut matching = matches.grants.iter().filter_map(|index| self.grants.get(*index));
+        self.grants.is_empty() || matching.any(|grant| grant.covers(resource))
     }
 
     /// What a node gets whose matches are these. `before`: what it had.
-    pub(crate) fn resolve(&self, matches: &[usize], before: impl Fn(&str, &str) -> Option<Arc<Resource>>) -> Resolved {
-        let mut resolved = Resolved { resources: Vec::new(), conflicts: Vec::new() };
+    pub(crate) fn resolve(&self, matches: &Matches, before: impl Fn(&str, &str) -> Option<Arc<Resource>>) -> Resolved {
+        let mut resolved = Resolved { resources: Vec::new(), conflicts: Vec::new(), denied: BTreeSet::new() };
         for ((type_url, name), candidates) in &self.candidates {
             let mut matching = candidates
                 .iter()
                 .filter_map(|index| self.placed.get(*index).map(|one| (*index, one)))
-                .filter(|(_, one)| matches.binary_search(&one.selector).is_ok());
+                .filter(|(_, one)| matches.selectors.binary_search(&one.selector).is_ok());
             let Some((best, placed)) = matching.next() else { continue };
+            if !self.grants(matches, &placed.resource) {
+                resolved.denied.insert((Arc::clone(type_url), Arc::clone(name)));
+                continue;
+            }
             let rank = self.rank(best);
             let rivals: Vec<&Placed> =
                 matching.take_while(|(index, _)| self.rank(*index) == rank).map(|(_, rival)| rival).collect();

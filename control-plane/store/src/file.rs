@@ -14,6 +14,7 @@ use culvert_api::envoy::service::discovery::v3::Resource as Wrapper;
 use culvert_api::{Any, pool, type_url};
 use culvert_xds::Name;
 
+use crate::access::Grant;
 use crate::read::Text;
 use crate::report::Finding;
 use crate::selector::Selector;
@@ -51,20 +52,26 @@ impl Draft {
     }
 }
 
-/// The resources of a file; mistakes go to `findings`.
-pub(crate) fn parse(text: &Text, findings: &mut Vec<Finding>) -> Vec<Draft> {
-    let mut file = File { path: &text.path, findings, drafts: Vec::new() };
+/// What stands in a directory.
+#[derive(Debug, Default)]
+pub(crate) struct Content {
+    pub(crate) drafts: Vec<Draft>,
+    pub(crate) grants: Vec<Grant>,
+}
+
+/// Adds what stands in a file to `content`; mistakes go to `findings`.
+pub(crate) fn parse(text: &Text, content: &mut Content, findings: &mut Vec<Finding>) {
+    let mut file = File { path: &text.path, findings, content };
     match document::parse(&text.bytes, text.syntax, &Limits::default()) {
         Ok(documents) => documents.into_iter().for_each(|document| file.document(document)),
         Err(problems) => file.findings.extend(problems.into_iter().map(|problem| Finding::of(&text.path, problem))),
     }
-    file.drafts
 }
 
 struct File<'a> {
     path: &'a Arc<Path>,
     findings: &'a mut Vec<Finding>,
-    drafts: Vec<Draft>,
+    content: &'a mut Content,
 }
 
 /// What a file says about all of its resources.
@@ -80,11 +87,29 @@ impl File<'_> {
             self.resource(document, &Scope::default());
         } else if let Value::Sequence(items) = document.value {
             items.into_iter().for_each(|item| self.resource(item, &Scope::default()));
+        } else if let Some(rules) = document.get("access") {
+            self.access(rules);
+            if document.entries().len() > 1 {
+                self.report(document.at, "\"access\" stands in a document of its own");
+            }
         } else if let Value::Mapping(entries) = document.value {
             self.scoped(document.at, entries);
         } else {
             let reason = "expected a resource with \"@type\", a list of them, or a mapping with \"resources\"";
             self.report(document.at, reason);
+        }
+    }
+
+    /// `access: [{selector: .., types: .., secrets: ..}, ..]`.
+    fn access(&mut self, rules: &Node) {
+        let Value::Sequence(rules) = &rules.value else {
+            return self.report(rules.at, "expected a list of rules with selector, types and secrets");
+        };
+        for rule in rules {
+            match Grant::parse(rule) {
+                Ok(grant) => self.content.grants.push(grant),
+                Err(problems) => problems.into_iter().for_each(|(at, reason)| self.report(at, reason)),
+            }
         }
     }
 
@@ -130,7 +155,7 @@ impl File<'_> {
             Ok(named) => named,
             Err(reason) => return self.report(tree.at, reason),
         };
-        self.drafts.push(Draft {
+        self.content.drafts.push(Draft {
             file: Arc::clone(self.path),
             tree,
             selector: Arc::clone(&scope.selector),

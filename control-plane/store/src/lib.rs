@@ -5,6 +5,7 @@
 //!
 //! **This crate watches nothing and serves nothing**: when to load, and who is told, is the server's business.
 
+mod access;
 mod catalog;
 mod check;
 mod directory;
@@ -14,6 +15,7 @@ mod references;
 pub mod report;
 mod selector;
 
+pub use access::is_like;
 pub use catalog::{Catalog, Placement};
 pub use check::{Load, Options, load, load_files};
 pub use directory::{Conflict, Directory};

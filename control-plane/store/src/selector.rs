@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use culvert_api::document::node::{Entry, Value};
-use culvert_api::document::{Node, Position};
+use culvert_api::document::{self, Limits, Node, Position, Syntax};
 use culvert_xds::NodeIdentity;
 use prost_types::value::Kind;
 
@@ -62,6 +62,17 @@ impl Selector {
             problems.extend(result.err());
         }
         if problems.is_empty() { Ok(selector) } else { Err(problems) }
+    }
+
+    /// Reads the same from a text: YAML or JSON.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn from_text(text: &str) -> Result<Self, String> {
+        let documents = document::parse(text.as_bytes(), Syntax::Yaml, &Limits::default());
+        let documents = documents.map_err(|problems| said(problems.iter()))?;
+        let [node] = documents.as_slice() else { return Err("expected one mapping".to_owned()) };
+        Self::parse(node).map_err(|mistakes| said(mistakes.iter().map(|(at, reason)| format!("{at}: {reason}"))))
     }
 
     /// Whether it is for every node.
@@ -128,6 +139,10 @@ impl fmt::Display for Selector {
         }
         f.write_str(&parts.join(", "))
     }
+}
+
+fn said(mistakes: impl Iterator<Item = impl ToString>) -> String {
+    mistakes.map(|mistake| mistake.to_string()).collect::<Vec<_>>().join("; ")
 }
 
 /// Whether two sets of alternatives have one in common; an empty set stands for any.

@@ -66,6 +66,8 @@ pub struct TypeSet {
     stand_ins: BTreeMap<Name, Arc<Resource>>,
     /// Those of both that the node should no longer have, but may keep while something refers to them.
     pub(crate) retained: BTreeSet<Name>,
+    /// What there is and the node may not have.
+    denied: Arc<BTreeSet<Name>>,
     /// Nothing of it is news: a node is shown what it accepted of it, if it asks.
     pub(crate) frozen: bool,
     version: Option<Version>,
@@ -83,7 +85,7 @@ struct Changes {
 }
 
 /// What a set holds, stand-ins included, and what of it is only kept.
-type Identity = (Option<Version>, Version, BTreeSet<Name>);
+type Identity = (Option<Version>, Version, BTreeSet<Name>, Arc<BTreeSet<Name>>);
 
 impl TypeSet {
     /// How many predecessors' changes a set knows. A stream that is further behind compares whole sets.
@@ -104,6 +106,12 @@ impl TypeSet {
     #[must_use]
     pub fn get_listed(&self, name: &str) -> Option<&Arc<Resource>> {
         self.resources.get(name)
+    }
+
+    /// Whether there is a resource of this name that the node may not have.
+    #[must_use]
+    pub fn is_denied(&self, name: &str) -> bool {
+        self.denied.contains(name)
     }
 
     #[must_use]
@@ -141,7 +149,7 @@ impl TypeSet {
 
     fn identity(&self) -> Identity {
         let stand_ins = Version::of_set(self.stand_ins.values().map(|resource| &**resource));
-        (self.version, stand_ins, self.retained.clone())
+        (self.version, stand_ins, self.retained.clone(), Arc::clone(&self.denied))
     }
 
     /// The same content, but with the changes since `previous` and since its predecessors.
@@ -162,13 +170,13 @@ impl TypeSet {
     }
 
     /// What a wildcard subscription and what a subscription by name sees, and whether for good.
-    fn versions_of(&self, name: &str) -> (Option<Version>, Option<Version>, bool) {
+    fn versions_of(&self, name: &str) -> (Option<Version>, Option<Version>, bool, bool) {
         let listed = self.get_listed(name).map(|resource| resource.version());
-        (listed, self.get(name).map(|resource| resource.version()), self.retained.contains(name))
+        (listed, self.get(name).map(|resource| resource.version()), self.retained.contains(name), self.is_denied(name))
     }
 
     fn names(&self) -> impl Iterator<Item = &Name> {
-        self.resources.keys().chain(self.stand_ins.keys())
+        self.resources.keys().chain(self.stand_ins.keys()).chain(self.denied.iter())
     }
 }
 
@@ -177,6 +185,7 @@ impl TypeSet {
 pub struct SnapshotBuilder {
     previous: Snapshot,
     types: BTreeMap<TypeUrl, BTreeMap<Name, Arc<Resource>>>,
+    denied: BTreeMap<TypeUrl, BTreeSet<Name>>,
 }
 
 impl SnapshotBuilder {
@@ -184,6 +193,12 @@ impl SnapshotBuilder {
     pub fn insert(&mut self, resource: Arc<Resource>) -> Option<Arc<Resource>> {
         let of_type = self.types.entry(Arc::clone(resource.type_url())).or_default();
         of_type.insert(Arc::clone(resource.name()), resource)
+    }
+
+    /// Says that there is a resource which the node may not have.
+    pub fn deny(&mut self, type_url: TypeUrl, name: Name) {
+        self.types.entry(Arc::clone(&type_url)).or_default();
+        self.denied.entry(type_url).or_default().insert(name);
     }
 
     /// The finished snapshot. A type whose content equals the predecessor's is the predecessor's, by pointer.
@@ -197,14 +212,15 @@ impl SnapshotBuilder {
             self.types.entry(type_url::CLUSTER_LOAD_ASSIGNMENT.into()).or_default();
         }
         let mut types = BTreeMap::new();
-        for (type_url, resources) in self.types {
+        for (type_url, resources) in std::mem::take(&mut self.types) {
             let stand_ins = if &*type_url == type_url::CLUSTER_LOAD_ASSIGNMENT {
                 std::mem::take(&mut stand_ins)
             } else {
                 BTreeMap::new()
             };
             let version = Some(Version::of_set(resources.values().map(|resource| &**resource)));
-            let set = TypeSet { resources, stand_ins, version, ..TypeSet::default() };
+            let denied = Arc::new(self.denied.remove(&type_url).unwrap_or_default());
+            let set = TypeSet { resources, stand_ins, version, denied, ..TypeSet::default() };
             let set = match self.previous.types.get(&type_url) {
                 Some(previous) if previous.identity() == set.identity() => Arc::clone(previous),
                 Some(previous) => Arc::new(set.follow(previous)),

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use culvert_api::culvert::control::v1 as api;
 use culvert_api::json::{Secrets, any_to_json};
 use culvert_api::type_url;
-use culvert_store::{Finding, Selector};
+use culvert_store::{Finding, Selector, is_like};
 use culvert_xds::Resource;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Timestamp, Value};
@@ -34,19 +34,6 @@ impl Filter {
         (self.types.is_empty() || self.types.iter().any(is_of))
             && (self.names.is_empty() || self.names.iter().any(|name| is_like(name, resource.name())))
     }
-}
-
-/// Whether a text is as a pattern says, in which `*` stands for anything.
-pub(crate) fn is_like(pattern: &str, text: &str) -> bool {
-    let mut pieces = pattern.split('*');
-    let first = pieces.next().unwrap_or_default();
-    let Some(mut rest) = text.strip_prefix(first) else { return false };
-    let Some(last) = pieces.next_back() else { return rest.is_empty() };
-    for piece in pieces {
-        let Some(at) = rest.find(piece) else { return false };
-        rest = rest.get(at + piece.len()..).unwrap_or_default();
-    }
-    rest.ends_with(last)
 }
 
 /// A resource and the nodes that it is for.
@@ -155,32 +142,4 @@ fn timestamp(at: SystemTime) -> Timestamp {
 
 pub(super) fn count(count: impl TryInto<u32>) -> u32 {
     count.try_into().unwrap_or(u32::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_like;
-
-    #[test]
-    fn a_star_stands_for_anything() {
-        let cases = [
-            ("a", "a", true),
-            ("a", "ab", false),
-            ("", "a", false),
-            ("*", "", true),
-            ("*", "anything", true),
-            ("a*", "abc", true),
-            ("a*", "ba", false),
-            ("*c", "abc", true),
-            ("a*c", "abbc", true),
-            ("a*c", "ac", true),
-            ("a*c", "acd", false),
-            ("aa*aa", "aaa", false),
-            ("*b*b*", "abcb", true),
-            ("*b*b*", "abc", false),
-        ];
-        for (pattern, text, expected) in cases {
-            assert_eq!(is_like(pattern, text), expected, "{text:?} as {pattern:?}");
-        }
-    }
 }

@@ -3,8 +3,10 @@
 use culvert_api::culvert::control::v1 as api;
 use culvert_api::culvert::control::v1::control_service_client::ControlServiceClient;
 use culvert_api::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use culvert_api::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
-use culvert_api::type_url::CLUSTER;
+use culvert_api::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use culvert_api::type_url::{CLUSTER, SECRET};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
@@ -165,5 +167,65 @@ async fn clients_that_poll_have_a_socket_with_the_same_authentication() {
         assert_eq!(status, expected, "{path} {headers:?}: {body}");
         assert_eq!(body.contains("\"name\":\"a\""), expected == 200, "{body}");
     }
+    daemon.terminate().await;
+}
+
+#[tokio::test]
+async fn a_node_gets_only_what_it_is_granted() {
+    let secret = |name: &str| {
+        format!(
+            "- {{\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret, name: {name}, \
+               generic_secret: {{secret: {{inline_string: x}}}}}}\n"
+        )
+    };
+    let secrets =
+        format!("selector: {{node_id: [n, m, o]}}\nresources:\n{}{}", secret("edge-key"), secret("cloud-key"));
+    let access = "access:\n- {selector: {node_id: n}, secrets: [\"edge-*\"]}\n- {selector: {node_id: m}, types: [Cluster], \
+                  secrets: [cloud-key]}\n- {selector: {node_id: m}, types: []}\n";
+    let route = "{\"@type\": type.googleapis.com/envoy.config.route.v3.RouteConfiguration, name: r}\n";
+    let folder =
+        Folder::new(&[("a.yaml", &cluster("a", 1)), ("s.yaml", &secrets), ("r.yaml", route), ("x.yaml", access)]);
+    let daemon = Daemon::start(&folder, &[]).await;
+    let mut client = ControlServiceClient::new(daemon.channel().await);
+    let mut granted = async |id: &str| {
+        let node = Some(api::NodeSelector { id: id.to_owned(), ..Default::default() });
+        let request = api::GetResourcesRequest { node, without_contents: true, ..Default::default() };
+        let mut stream = client.get_resources(request).await.unwrap().into_inner();
+        let mut names = Vec::new();
+        while let Some(resource) = stream.message().await.unwrap() {
+            names.push(resource.name);
+        }
+        names.sort();
+        names
+    };
+    assert_eq!(granted("n").await, ["a", "edge-key", "r"], "all types, and the secrets that it may have");
+    assert_eq!(granted("m").await, ["a", "cloud-key"], "these types alone");
+    assert!(granted("o").await.is_empty(), "whom no rule grants anything gets nothing");
+
+    let (mut stream, queue) = Stream::queue();
+    let names = ["cloud-key", "edge-key", "no-key"].map(str::to_owned).to_vec();
+    let request = DeltaDiscoveryRequest {
+        node: node("n"),
+        type_url: SECRET.into(),
+        resource_names_subscribe: names,
+        ..Default::default()
+    };
+    stream.send(request).await;
+    let mut ads = AggregatedDiscoveryServiceClient::new(daemon.channel().await);
+    stream.responses = Some(ads.delta_aggregated_resources(queue).await.unwrap().into_inner());
+    let response: DeltaDiscoveryResponse = stream.next().await;
+    assert_eq!(crate::harness::names(&response), ["edge-key"]);
+    assert_eq!(response.removed_resources, ["cloud-key", "no-key"], "for clients that know no errors");
+    let errors: Vec<_> = response
+        .resource_errors
+        .iter()
+        .map(|one| (one.resource_name.as_ref().unwrap().name.as_str(), one.error_detail.as_ref().unwrap().code))
+        .collect();
+    assert_eq!(errors, [("cloud-key", 7)], "denied is not the same as absent");
+
+    folder.write("x.yaml", "access: [{selector: {node_id: n}, types: [Secret], secret: [a]}]\n");
+    daemon
+        .eventually("/config", |text| text.contains("secrets are granted by name") && text.contains("unknown key"))
+        .await;
     daemon.terminate().await;
 }

@@ -11,6 +11,8 @@ mod inventory;
 #[cfg(test)]
 mod loads;
 #[cfg(test)]
+mod mosn;
+#[cfg(test)]
 mod operations;
 #[cfg(test)]
 mod operator;

@@ -209,6 +209,36 @@ async fn an_operator_gives_to_all_what_only_some_have() {
 }
 
 #[tokio::test]
+async fn a_change_goes_first_to_the_nodes_that_are_selected() {
+    let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
+    let args = ["--canary-selector", "{node_id: [n, x]}", "--canary-quiet", "600", "--canary-timeout", "600"];
+    let (daemon, mut client, mut first) = settled(&folder, &args).await;
+    let mut other = daemon.sotw().await;
+    other
+        .send(DiscoveryRequest {
+            node: node("a-node-that-comes-first-by-name"),
+            type_url: CLUSTER.into(),
+            ..Default::default()
+        })
+        .await;
+    let response = other.next().await;
+    other.answer(&response, None).await;
+    daemon.eventually("/push", |text| text.contains("\"pending\": 0")).await;
+    folder.write("a.yaml", &cluster("a", 2));
+    let tried = first.next().await;
+    first.answer(&tried, None).await;
+    let canary = client.get_history(api::GetHistoryRequest::default()).await.unwrap().into_inner().canary;
+    assert_eq!(canary.map(|canary| canary.node_ids), Some(vec!["n".to_owned()]));
+    assert!(other.is_quiet().await, "the others wait");
+    let request = api::RollBackRequest { to: 0, reason: "not good".into() };
+    client.roll_back(request).await.unwrap();
+    assert_eq!(seconds(&first.next().await.resources[0]), 1, "it gets back what it had");
+    let history = client.get_history(api::GetHistoryRequest::default()).await.unwrap().into_inner();
+    assert!(history.entries[0].taken_back.contains("not good"), "{history:?}");
+    daemon.terminate().await;
+}
+
+#[tokio::test]
 async fn nodes_are_no_operators() {
     let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
     let files = folder.certificates();

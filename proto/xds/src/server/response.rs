@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::BufMut;
 use culvert_api::envoy::config::core::v3::ControlPlane;
 use culvert_api::envoy::service::discovery::v3 as discovery;
+use culvert_api::google::rpc;
 use prost::Message;
 
 use crate::resource::{Resource, TypeUrl, field_len, put_field};
@@ -21,6 +22,26 @@ pub struct Response {
     pub(crate) nonce: String,
     pub(crate) control_plane: Arc<str>,
     pub(crate) body: Body,
+    /// Why names that were asked for have no resource.
+    pub(crate) errors: Vec<(Name, Absent)>,
+}
+
+/// Why there is no resource of a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Absent {
+    NotFound,
+    /// There is one, and the node may not have it.
+    Denied,
+}
+
+impl Absent {
+    fn status(self) -> rpc::Status {
+        let (code, message) = match self {
+            Self::NotFound => (5, "there is no such resource"),
+            Self::Denied => (7, "the node may not have this resource"),
+        };
+        rpc::Status { code, message: message.to_owned(), ..rpc::Status::default() }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -127,6 +148,7 @@ impl Response {
             nonce: self.nonce.clone(),
             type_url: self.type_url.to_string(),
             resources: self.resources().into_iter().map(|resource| resource.any()).collect(),
+            resource_errors: self.resource_errors(),
             control_plane: Some(self.control_plane()),
             ..discovery::DiscoveryResponse::default()
         }
@@ -145,9 +167,18 @@ impl Response {
             type_url: self.type_url.to_string(),
             resources,
             removed_resources: self.removed().iter().map(ToString::to_string).collect(),
+            resource_errors: self.resource_errors(),
             control_plane: Some(self.control_plane()),
             ..discovery::DeltaDiscoveryResponse::default()
         }
+    }
+
+    fn resource_errors(&self) -> Vec<discovery::ResourceError> {
+        let error = |(name, absent): &(Name, Absent)| discovery::ResourceError {
+            resource_name: Some(discovery::ResourceName { name: name.to_string(), ..Default::default() }),
+            error_detail: Some(absent.status()),
+        };
+        self.errors.iter().map(error).collect()
     }
 
     fn control_plane(&self) -> ControlPlane {
@@ -166,6 +197,7 @@ impl Response {
                 type_url,
                 nonce,
                 control_plane,
+                resource_errors: self.resource_errors(),
                 ..discovery::DiscoveryResponse::default()
             }),
             Variant::Delta => Head::Delta(discovery::DeltaDiscoveryResponse {
@@ -173,6 +205,7 @@ impl Response {
                 type_url,
                 nonce,
                 control_plane,
+                resource_errors: self.resource_errors(),
                 ..discovery::DeltaDiscoveryResponse::default()
             }),
         }

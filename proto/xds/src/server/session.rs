@@ -397,7 +397,9 @@ impl Session {
                 let (url, memory) = parked.unwrap_or_else(|| (type_url.into(), Memory::default()));
                 let order = type_url::push_order(type_url);
                 let at = subscriptions.partition_point(|other| type_url::push_order(&other.type_url) <= order);
-                subscriptions.insert(at, Subscription::new(variant, url, memory));
+                let mut new = Subscription::new(variant, url, memory);
+                new.tells_absence = self.node.hears_of_absence();
+                subscriptions.insert(at, new);
                 at
             }
         };

@@ -12,6 +12,7 @@ use culvert_api::type_url;
 
 use super::interest::{Interest, InterestChange, check_count};
 use super::memory::{Item, Memory, blamed, mentioned};
+use super::response::Absent;
 use super::{Heard, RequestError};
 use crate::resource::{Resource, TypeUrl, Version};
 use crate::snapshot::TypeSet;
@@ -33,6 +34,10 @@ pub(crate) struct Subscription {
     due: BTreeSet<Name>,
     /// Those of `due` that are answered whatever was sent before.
     forced: BTreeSet<Name>,
+    /// Names that the node was told to have no resource, and why.
+    absent: BTreeMap<Name, Absent>,
+    /// In state of the world the node is told what does not exist.
+    pub(crate) tells_absence: bool,
     /// A response is owed even if it is empty.
     owed: bool,
     pub(crate) outstanding: Option<Outstanding>,
@@ -72,6 +77,8 @@ impl Subscription {
             seen: None,
             due: BTreeSet::new(),
             forced: BTreeSet::new(),
+            absent: BTreeMap::new(),
+            tells_absence: false,
             owed: false,
             outstanding: None,
             nonce: String::new(),
@@ -251,11 +258,13 @@ impl Subscription {
                 continue;
             }
             self.sent.remove(&name);
+            self.absent.remove(&name);
             self.memory.forget(&name);
             self.due.remove(&name);
             self.forced.remove(&name);
         }
         for name in change.added {
+            self.absent.remove(&name);
             self.forced.insert(Arc::clone(&name));
             self.due.insert(name);
         }

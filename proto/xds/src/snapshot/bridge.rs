@@ -103,12 +103,14 @@ impl TypeSet {
         if resources.peek().is_none() && stand_ins.peek().is_none() {
             return None;
         }
-        let retained = self.names().filter(|name| only(name)).cloned().collect();
+        let served = self.resources.keys().chain(self.stand_ins.keys());
+        let retained = served.filter(|name| only(name)).cloned().collect();
         let entry = |(name, resource): (&Name, &Arc<_>)| (Arc::clone(name), Arc::clone(resource));
         let resources: BTreeMap<_, _> = new.resources.iter().chain(resources).map(entry).collect();
         let stand_ins = new.stand_ins.iter().chain(stand_ins).map(entry).collect();
         let version = Some(Version::of_set(resources.values().map(|resource| &**resource)));
-        let both = Self { resources, stand_ins, retained, version, ..Self::default() };
+        let denied = Arc::clone(&new.denied);
+        let both = Self { resources, stand_ins, retained, version, denied, ..Self::default() };
         Some(Arc::new(both.follow(self)))
     }
 
@@ -118,6 +120,7 @@ impl TypeSet {
             resources: self.resources.clone(),
             stand_ins: self.stand_ins.clone(),
             version: self.version,
+            denied: Arc::clone(&self.denied),
             ..Self::default()
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use culvert_api::type_url;
 
 use super::super::memory::Item;
-use super::super::response::{Body, Response};
+use super::super::response::{Absent, Body, Response};
 use super::{Outstanding, Subscription};
 use crate::resource::{Resource, Version};
 use crate::snapshot::TypeSet;
@@ -38,6 +38,9 @@ impl Subscription {
             self.due.extend(due.iter().cloned());
         }
         let forced = std::mem::take(&mut self.forced);
+        let errors = self.errors(set, &due);
+        // An answer that holds nothing else.
+        self.owed |= !errors.is_empty() && self.variant == Variant::Sotw;
         let (version, body, items) = match self.variant {
             Variant::Delta => self.build_delta(set, due, &forced),
             Variant::Sotw if self.is_full_state() => self.build_full(set, due, &forced),
@@ -56,7 +59,31 @@ impl Subscription {
             nonce: self.nonce.clone(),
             control_plane: Arc::clone(control_plane),
             body,
+            errors,
         })
+    }
+
+    /// Why names that are asked for have no resource, once for each reason (xDS TP3). In delta what does not exist is said by
+    /// `removed_resources`, and a virtual host by a resource without a body.
+    fn errors(&mut self, set: &TypeSet, due: &BTreeSet<Name>) -> Vec<(Name, Absent)> {
+        let mut errors = Vec::new();
+        if self.variant == Variant::Sotw && !self.tells_absence {
+            return errors;
+        }
+        for name in due.iter().filter(|name| self.interest.names.contains(*name)) {
+            // What is frozen is not what the node will have.
+            let absent = match set.get(name) {
+                Some(_) => None,
+                None if set.is_denied(name) => Some(Absent::Denied),
+                None => (self.variant == Variant::Sotw && !set.frozen).then_some(Absent::NotFound),
+            };
+            let told = match absent {
+                Some(absent) => self.absent.insert(Arc::clone(name), absent),
+                None => self.absent.remove(name),
+            };
+            errors.extend(absent.filter(|absent| told != Some(*absent)).map(|absent| (Arc::clone(name), absent)));
+        }
+        errors
     }
 
     /// Brings `due` up to `set`: costs what changed where the set knows it, else what there is.

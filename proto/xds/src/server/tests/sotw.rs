@@ -2,6 +2,8 @@
 
 use culvert_api::type_url::{CLUSTER, CLUSTER_LOAD_ASSIGNMENT as EDS, LISTENER, ROUTE_CONFIGURATION as RDS, SECRET};
 
+use culvert_api::envoy::service::discovery::v3::{DiscoveryResponse, ResourceError};
+
 use super::*;
 use crate::PARTIAL_ACK;
 
@@ -268,6 +270,52 @@ fn an_unknown_name_is_remembered_and_sent_when_it_comes_to_be() {
 }
 
 #[test]
+fn a_grpc_client_is_told_once_what_does_not_exist_or_is_denied() {
+    let node = NodeIdentity { user_agent: "gRPC C-core linux".into(), ..NodeIdentity::default() };
+    let denied = |entries: &[(&str, &str)]| {
+        let mut builder = Snapshot::builder();
+        for (of, entry) in entries {
+            builder.insert(resource(of, entry));
+        }
+        builder.deny(RDS.into(), "secret".into());
+        Arc::new(builder.build())
+    };
+    let mut session = Session::new(SessionConfig::default(), Arc::new(node), denied(&[(RDS, "a=1")]));
+    let stream = StreamId(1);
+    session.open(stream, StreamKind { variant: Variant::Sotw, type_url: None }).unwrap();
+    let errors = |response: &DiscoveryResponse| {
+        let one = |error: &ResourceError| {
+            (error.resource_name.clone().unwrap().name, error.error_detail.clone().unwrap().code)
+        };
+        (response.resources.len(), response.resource_errors.iter().map(one).collect::<Vec<_>>())
+    };
+    let ask = |session: &mut Session, names: &[&str], nonce: &str| {
+        session.on_request(stream, &sotw(RDS, names, "", nonce)).unwrap();
+        session.poll_stream(stream, Duration::ZERO).map(|response| {
+            let mut bytes = Vec::new();
+            response.encode(&mut bytes);
+            let decoded = DiscoveryResponse::decode(bytes.as_slice()).unwrap();
+            assert_eq!(decoded, response.to_sotw(), "both ways to say it are the same");
+            assert_eq!(bytes.len(), response.encoded_len());
+            decoded
+        })
+    };
+    let names = ["a", "none", "secret"];
+    let first = ask(&mut session, &names, "").unwrap();
+    assert_eq!(errors(&first), (1, vec![("none".into(), 5), ("secret".into(), 7)]));
+    assert!(ask(&mut session, &names, &first.nonce).is_none(), "it is said once");
+    session.on_snapshot(denied(&[(RDS, "a=1"), (RDS, "none=1")]), Duration::ZERO);
+    let second = session.poll_stream(stream, Duration::ZERO).unwrap().to_sotw();
+    assert_eq!(errors(&second), (1, vec![]), "it exists by now");
+    session.on_request(stream, &sotw(RDS, &names, "", &second.nonce)).unwrap();
+    session.on_snapshot(denied(&[(RDS, "a=1")]), Duration::ZERO);
+    let mut times = (0..10).map(|step| Duration::from_secs(6 * step));
+    let third = times.find_map(|now| session.poll_stream(stream, now)).map(|response| response.to_sotw());
+    let third = third.unwrap_or_else(|| panic!("nothing was said; {:?}", session.progress()));
+    assert_eq!(errors(&third), (0, vec![("none".into(), 5)]), "and is gone again");
+}
+
+#[test]
 fn an_assignment_of_a_served_cluster_that_has_none_is_empty() {
     let mut builder = Snapshot::builder();
     builder.insert(eds_cluster("c"));
@@ -354,7 +402,7 @@ fn every_response_says_version_nonce_type_and_who_sent_it() {
     let response = peer.session.poll_stream(peer.stream, Duration::ZERO).unwrap();
     let mut bytes = Vec::new();
     response.encode(&mut bytes);
-    let decoded = culvert_api::envoy::service::discovery::v3::DiscoveryResponse::decode(&*bytes).unwrap();
+    let decoded = DiscoveryResponse::decode(&*bytes).unwrap();
     assert_eq!(decoded, response.to_sotw());
     assert_eq!(decoded.type_url, CLUSTER);
     assert!(!decoded.nonce.is_empty() && !decoded.version_info.is_empty(), "{decoded:?}");
