@@ -8,6 +8,7 @@ use culvert_tests::Result;
 use culvert_tests::peer::Peer;
 use culvert_tests::process::{Daemon, run};
 use culvert_tests::site::{Port, Running, Site};
+use culvert_tests::wait::eventually;
 
 struct Bench {
     grpcurl: PathBuf,
@@ -129,5 +130,37 @@ async fn an_operator_asks_for_contents_pushes_and_the_past() -> Result {
     contains(&call("GetHistory", "{}").await?, &["\"generation\": \"1\""])?;
     let refused = call("RollBack", r#"{"to": 99}"#).await;
     ensure!(format!("{refused:?}").contains("NotFound"), "expected NotFound, saw {refused:?}");
+    running.stop().await
+}
+
+#[tokio::test]
+async fn the_inventory_tells_where_every_agent_is() -> Result {
+    let Some(grpcurl) = Peer::Grpcurl.find()? else { return Ok(()) };
+    let running = Running::start().await?;
+    let address = running.site.address(Port::Control).to_string();
+    let ask = async |request: &str, method: &str| {
+        let method = format!("culvert.tunnel.v1.TunnelInventory/{method}");
+        run(&grpcurl, &["-plaintext", "-d", request, &address, &method], "", Duration::from_secs(30)).await
+    };
+    // The cloud's proxy reports over the connection of its discovery stream, once a second.
+    eventually("the agent is listed", async || {
+        let text = ask("{\"agent\": \"edge-1\"}", "ListTunnels").await?;
+        contains(
+            &text,
+            &[
+                "\"server\": \"cloud-1\"",
+                "\"agent\": \"edge-1\"",
+                "\"kind\": \"established\"",
+                "\"peer\": \"127.0.0.1:",
+            ],
+        )
+    })
+    .await
+    .with_context(|| running.logs())?;
+    let text = ask("{}", "ListEndpoints").await?;
+    contains(
+        &text,
+        &["\"clusterName\"", "\"hostname\": \"edge-1\"", "\"healthStatus\": \"HEALTHY\"", "culvert.tunnel"],
+    )?;
     running.stop().await
 }

@@ -112,6 +112,8 @@ pub struct Http2ClientOptions {
     pub initial_stream_window: u32,
     /// And on all of them together.
     pub initial_connection_window: u32,
+    /// The largest frame that the peer may send, 16,384 to 16,777,215: a large one costs a long body less.
+    pub max_frame_size: u32,
     /// Streams that we open at a time, whatever more the peer allows.
     pub max_concurrent_streams: u32,
     /// Response heads beyond this many bytes fail their stream.
@@ -132,6 +134,7 @@ impl Default for Http2ClientOptions {
         Self {
             initial_stream_window: 256 * 1024,
             initial_connection_window: 1024 * 1024,
+            max_frame_size: 16_384,
             max_concurrent_streams: 1024,
             max_head_bytes: 60 * 1024,
             keepalive_interval: None,

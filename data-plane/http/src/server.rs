@@ -72,6 +72,8 @@ pub struct ServerOptions {
     pub max_concurrent_streams: u32,
     pub initial_stream_window: u32,
     pub initial_connection_window: u32,
+    /// HTTP/2: as [`crate::Http2ClientOptions::max_frame_size`].
+    pub max_frame_size: u32,
     /// HTTP/2: a PING at this interval; unanswered within the timeout the connection is closed.
     pub keepalive_interval: Option<Duration>,
     pub keepalive_timeout: Duration,
@@ -106,6 +108,7 @@ impl Default for ServerOptions {
             max_concurrent_streams: 100,
             initial_stream_window: 64 * 1024,
             initial_connection_window: 1024 * 1024,
+            max_frame_size: 16_384,
             keepalive_interval: None,
             keepalive_timeout: Duration::from_secs(20),
             most_stream_window: 0,

@@ -9,8 +9,8 @@ use culvert_runtime::drain::Watch;
 use culvert_runtime::telemetry::{Scope, ScopePath};
 use culvert_tunnel::agent::{Hosted, Hosting};
 use culvert_tunnel::metrics::ServerMetric;
-use culvert_tunnel::server::{Acceptor, Claim, HostLease, HostRegistry, Peer, PeerNames, Refusal};
-use culvert_upstream::{Clusters, RegisterError, ReverseNames, TunnelClaim, TunnelLease};
+use culvert_tunnel::server::{Acceptor, Claim, CloseReason, Ended, HostLease, HostRegistry, Peer, PeerNames, Refusal};
+use culvert_upstream::{Clusters, RegisterError, ReverseNames, TunnelClaim, TunnelEnd, TunnelLease};
 
 use crate::listener::{Downstream, Requests, serve_hosted};
 use crate::worker::{Counters, Process, Worker};
@@ -43,7 +43,13 @@ impl WorkerTunnel {
 }
 
 /// Runs an accepted connection as a tunnel, from its handshake to its end.
-pub(crate) async fn serve(tunnel: &WorkerTunnel, worker: &Worker, io: Io, downstream: &Downstream, watch: &Watch) {
+pub(crate) fn serve<'a>(
+    tunnel: &'a WorkerTunnel,
+    hosts: &'a ClusterHosts<'a>,
+    io: Io,
+    downstream: &'a Downstream,
+    watch: &'a Watch,
+) -> impl Future<Output = Ended> {
     let certificate = downstream.tls.as_ref().and_then(|tls| tls.peer.as_deref());
     let name = certificate.and_then(|peer| peer.uri_sans.first().or(peer.dns_sans.first()));
     let names = certificate.map(|peer| PeerNames {
@@ -56,10 +62,7 @@ pub(crate) async fn serve(tunnel: &WorkerTunnel, worker: &Worker, io: Io, downst
         identity: name.map(|name| name.as_str().into()),
         names: names.map(Arc::new),
     };
-    let acceptor = &tunnel.filter.acceptor;
-    let hosts = ClusterHosts(&worker.process.clusters);
-    let ended = acceptor.serve(io, peer, &hosts, &tunnel.counters, watch).await;
-    tracing::debug!(connection = downstream.id, ?ended, "a tunnel connection has ended");
+    tunnel.filter.acceptor.serve(io, peer, hosts, &tunnel.counters, watch)
 }
 
 /// Admitted agents become hosts of clusters.
@@ -111,9 +114,17 @@ impl HostLease for Lease {
         self.0.wanted().await;
     }
 
-    async fn attach(&self, io: Io) {
-        let end = self.0.attach(io).await;
-        tracing::debug!(?end, "a tunnel has ended");
+    fn attach(&self, io: Io) -> impl Future<Output = CloseReason> {
+        let attached = self.0.attach(io);
+        async {
+            match attached.await {
+                TunnelEnd::Closed => CloseReason::Closed,
+                TunnelEnd::Taken => CloseReason::Taken,
+                TunnelEnd::Drained => CloseReason::Drained,
+                TunnelEnd::ClusterRemoved => CloseReason::ClusterRemoved,
+                TunnelEnd::ProtocolFailure => CloseReason::ProtocolFailure,
+            }
+        }
     }
 
     fn drain(&self) {

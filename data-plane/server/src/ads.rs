@@ -8,6 +8,7 @@ mod bad_responses;
 mod connect;
 mod files;
 mod metrics;
+mod report;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -20,11 +21,14 @@ use culvert_model::bootstrap::Bootstrap;
 use culvert_model::source::{ConfigSourceKind, GrpcSource};
 use culvert_runtime::files::FileWatcher;
 use culvert_xds::client::{Interest, Rejection, Update};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tonic::transport::Channel;
 
 pub(crate) use self::metrics::{Metrics, Outcome};
 use crate::apply::Kind;
 use crate::config::{Batch, ClientTls, Configuration, judge, kind_of};
+use crate::overview::TunnelView;
 
 /// Where resources come from, as a task sees it.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,12 +48,17 @@ pub(crate) struct Sources {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) watcher: FileWatcher,
     pub(crate) client_tls: ClientTls,
+    /// What the control plane is told of.
+    pub(crate) tunnels: TunnelView,
+    /// The connection of the ADS stream while that is open.
+    pub(crate) connection: watch::Sender<Option<Channel>>,
 }
 
 impl Sources {
     /// Keeps the tasks that the configuration needs, for ever.
     pub(crate) async fn run(self) {
         let shared = Arc::new(self);
+        tokio::spawn(report::run(Arc::clone(&shared), shared.connection.subscribe()));
         let mut interests = shared.configuration.watch_interests();
         let mut running: Vec<(Source, JoinHandle<()>)> = Vec::new();
         loop {

@@ -39,6 +39,7 @@ use self::stage::{Key, Stage};
 use crate::ads::Metrics;
 use crate::apply::{ApplyError, ApplyHandle, Change, Kind};
 use crate::inventory::{Given, Inventory};
+use crate::overview::TunnelView;
 
 /// What dynamic configuration needs of the process.
 pub(crate) struct Settings {
@@ -54,6 +55,8 @@ pub(crate) struct Settings {
     pub(crate) watcher: FileWatcher,
     /// Builds the TLS configuration of a control-plane connection; called anew for each, so that renewed files count.
     pub(crate) client_tls: ClientTls,
+    /// What the control plane is told of.
+    pub(crate) tunnels: TunnelView,
     /// Dropped when the first dynamic configuration is in force, or when there is nothing to wait for.
     pub(crate) ready: ReadinessBlocker,
 }
@@ -105,6 +108,8 @@ pub(crate) async fn begin(settings: Settings) -> Configuration {
             metrics,
             watcher: settings.watcher,
             client_tls: settings.client_tls,
+            tunnels: settings.tunnels,
+            connection: watch::channel(None).0,
         };
         tokio::spawn(sources.run());
     }

@@ -1,15 +1,16 @@
 //! What is in force, for those who look at it: the admin interface and the metrics. Written by the applier.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
 use culvert_model::Name;
 use culvert_model::bootstrap::reverse::ReverseTunnels;
-use culvert_proxy::TlsSlot;
+use culvert_proxy::{Process, TlsSlot};
 use culvert_runtime::tls::CertificateDetails;
 use culvert_tunnel::agent::Agent;
 use culvert_tunnel::server::{ReverseLimits, Tunnels};
+use culvert_tunnel::status::TunnelStatus;
 use parking_lot::Mutex;
 
 /// Values of the moment. Shared.
@@ -22,6 +23,41 @@ pub(crate) struct Overview {
     pub warming_clusters: Mutex<BTreeMap<Name, Vec<String>>>,
     /// Connections of every tunnel listener.
     pub tunnels: Arc<Tunnels>,
+}
+
+/// The registered tunnels, with what their clusters know of them. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct TunnelView {
+    tunnels: Arc<Tunnels>,
+    process: Arc<Process>,
+}
+
+impl TunnelView {
+    pub(crate) fn new(overview: &Overview, process: &Arc<Process>) -> Self {
+        Self { tunnels: Arc::clone(&overview.tunnels), process: Arc::clone(process) }
+    }
+
+    /// See [`Tunnels::version`].
+    pub(crate) fn version(&self) -> u64 {
+        self.tunnels.version()
+    }
+
+    /// Oldest first.
+    pub(crate) fn status(&self) -> Vec<TunnelStatus> {
+        let used: HashMap<SocketAddr, (u64, u64)> = self
+            .process
+            .clusters
+            .tunnels()
+            .into_iter()
+            .filter_map(|tunnel| Some((tunnel.peer?, (tunnel.requests, tunnel.active))))
+            .collect();
+        let mut all = self.tunnels.status();
+        for tunnel in &mut all {
+            let of_peer = tunnel.peer.and_then(|peer| used.get(&peer));
+            (tunnel.requests, tunnel.active) = of_peer.copied().unwrap_or_default();
+        }
+        all
+    }
 }
 
 impl Overview {

@@ -34,7 +34,7 @@ use crate::config;
 use crate::inventory::Inventory;
 use crate::lifecycle::{Ending, State};
 use crate::options::Options;
-use crate::overview::Overview;
+use crate::overview::{Overview, TunnelView};
 use crate::secrets::Secrets;
 use crate::stats::{Looked, ManagerMetric};
 use crate::tls::{self, Gathered};
@@ -154,7 +154,8 @@ pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -
     tokio::spawn(applier.run(commands, watcher.clone()));
     let ready = state.readiness.block("dynamic configuration");
     drop(blocker);
-    let settings = dynamic(&options, &started, inventory, process.registry.clone(), watcher);
+    let tunnel_view = TunnelView::new(&overview, &process);
+    let settings = dynamic(&options, &started, inventory, process.registry.clone(), watcher, tunnel_view);
     let configuration = config::begin(settings(apply.clone(), ready)).await;
     let ending = Ending {
         state,
@@ -226,6 +227,7 @@ fn dynamic(
     inventory: Inventory,
     registry: Registry,
     watcher: FileWatcher,
+    tunnels: TunnelView,
 ) -> impl FnOnce(ApplyHandle, ReadinessBlocker) -> config::Settings {
     let secrets = Secrets::new(&started.bootstrap.secrets);
     let client_tls = move |context: &UpstreamTls| match tls::gather(&context.common, &secrets) {
@@ -250,6 +252,7 @@ fn dynamic(
         registry,
         watcher,
         client_tls: Arc::new(client_tls),
+        tunnels,
         ready,
     }
 }

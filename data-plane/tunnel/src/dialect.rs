@@ -25,6 +25,16 @@ pub enum Sniff {
 }
 
 impl Dialect {
+    /// As it is written in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mosn => "mosn",
+            Self::Culvert => "culvert",
+            Self::Envoy => "envoy",
+        }
+    }
+
     /// Decides as early as the bytes allow: a first byte that no dialect begins with is enough to refuse.
     #[must_use]
     pub fn sniff(first: &[u8]) -> Sniff {

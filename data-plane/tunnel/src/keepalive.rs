@@ -32,8 +32,8 @@ pub(crate) fn ends(io: &Io) -> Option<(SocketAddr, SocketAddr)> {
     io.local_addr().zip(io.peer_addr())
 }
 
-/// Ends a connection from the side, whoever holds it.
-#[derive(Debug)]
+/// Ends a connection from the side, whoever holds it. By default it ends none.
+#[derive(Debug, Default)]
 pub(crate) struct Cord(Option<OwnedFd>);
 
 impl Cord {

@@ -13,6 +13,7 @@ mod control;
 mod diagnosis;
 pub mod dialect;
 pub mod envoy;
+pub mod history;
 mod http2;
 mod keepalive;
 pub mod metrics;

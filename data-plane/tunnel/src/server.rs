@@ -17,6 +17,7 @@ use culvert_http::{ClientExchange, Http2ClientOptions, Io};
 use culvert_model::tunnel::TunnelProtocol;
 
 use crate::dialect::Dialect;
+use crate::envoy::ping::IdleError;
 use crate::wire::{Instance, Status};
 
 mod acceptor;
@@ -27,6 +28,8 @@ mod envoy;
 mod gauge;
 mod handshake;
 mod identity;
+mod joined;
+mod live;
 mod log_limit;
 mod negotiation;
 mod pending;
@@ -66,7 +69,7 @@ pub trait HostLease {
     /// closes, the connection breaks, the cluster goes away, or [`Self::drain`] was called and nothing is in
     /// flight any more. The connection is closed by then. When the future is dropped instead, the peer is gone or the
     /// drain's time over, and the connection is to be cut off.
-    fn attach(&self, io: Io) -> impl Future<Output = ()>;
+    fn attach(&self, io: Io) -> impl Future<Output = CloseReason>;
 
     /// Takes the host out of every later choice; what is in flight goes on.
     fn drain(&self);
@@ -77,6 +80,30 @@ pub trait HostLease {
     /// An exchange of our own with the agent, beside what requests borrow; waits until the connection is attached. `None`:
     /// it does not carry HTTP/2, or is gone.
     fn exchange(&self) -> impl Future<Output = Option<ClientExchange>>;
+}
+
+/// Why a registered connection ended.
+#[derive(Debug, thiserror::Error)]
+pub enum CloseReason {
+    #[error("closed by the agent, or broken")]
+    Closed,
+    #[error("taken whole by a TCP connection, which has ended")]
+    Taken,
+    #[error("drained")]
+    Drained,
+    #[error("its cluster was removed")]
+    ClusterRemoved,
+    #[error("HTTP/2 could not be opened over it")]
+    ProtocolFailure,
+    #[error("the agent is silently gone")]
+    Lost,
+    #[error("cut off at the drain's deadline")]
+    CutOff,
+    #[error("its identity policy allows it no more")]
+    Forbidden,
+    /// Envoy's dialect, before it was used.
+    #[error("ended unused: {0}")]
+    Idle(IdleError),
 }
 
 /// An admitted agent's wish to become a host.
@@ -126,6 +153,13 @@ impl Claim {
             let nonce = (self.id.0 & u128::from(u64::MAX)).try_into().unwrap_or(0);
             self.instance = Some(Instance { epoch: u64::try_from(epoch).unwrap_or(u64::MAX), nonce });
         }
+    }
+}
+
+impl Claim {
+    /// Whether the connection carries HTTP/2 as our two ends speak it.
+    pub(crate) fn carries_ours(&self) -> bool {
+        self.http2.is_some() && self.dialect == Dialect::Culvert
     }
 }
 

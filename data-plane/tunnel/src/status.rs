@@ -1,10 +1,12 @@
 //! What the admin interface shows of tunnels (`/tunnels`): plain values, taken at one moment.
 
 use std::net::SocketAddr;
+use std::time::SystemTime;
 
 use serde::Serialize;
 
 use crate::dialect::Dialect;
+use crate::history::Event;
 
 /// One registered connection, on the server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -23,9 +25,40 @@ pub struct TunnelStatus {
     pub identity: Option<String>,
     /// The credential policy that let it in.
     pub policy: Option<String>,
+    /// Envoy's dialect: the tenant.
+    pub tenant: Option<String>,
+    /// `stat_prefix` of the listener.
+    pub listener: String,
     pub draining: bool,
     /// Seconds since the handshake.
     pub age_seconds: u64,
+    /// When that was.
+    #[serde(serialize_with = "unix_millis")]
+    pub created_at: SystemTime,
+    /// Since the handshake, within TLS.
+    pub received_bytes: u64,
+    pub sent_bytes: u64,
+    /// Requests and connections that it carried, and those that it carries. Filled in by whoever knows: the cluster.
+    pub requests: u64,
+    pub active: u64,
+    /// The latest ones, by milliseconds since the handshake.
+    pub events: Vec<Event>,
+}
+
+fn unix_millis<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    serializer.serialize_u64(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// A registered connection that is no more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EndedTunnel {
+    /// As it was last.
+    #[serde(flatten)]
+    pub tunnel: TunnelStatus,
+    /// Why it ended.
+    pub reason: Option<String>,
+    pub ended_seconds_ago: u64,
 }
 
 /// One agent, with all its peers.
@@ -70,6 +103,11 @@ pub struct ConnectionStatus {
     pub last_error: Option<String>,
     /// Attempts after the first.
     pub reconnects: u64,
+    /// Of the tunnel that stands; zero without one.
+    pub received_bytes: u64,
+    pub sent_bytes: u64,
+    /// The latest ones, by milliseconds since the connection was first tried.
+    pub events: Vec<Event>,
 }
 
 /// Where a connection of an agent stands.

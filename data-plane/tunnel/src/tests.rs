@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::agent::{Agent, AgentInputs, Hosted, HostedRequests, Hosting, Worker};
 use crate::metrics::{AgentMetric, ServerMetric};
-use crate::server::{Acceptor, Claim, HostLease, HostRegistry, Peer, Refusal, Tunnels};
+use crate::server::{Acceptor, Claim, CloseReason, HostLease, HostRegistry, Peer, Refusal, Tunnels};
 use culvert_http::{BodyKind, Exchange, Io, ResponseHead};
 use culvert_model::agent::{ServerSource, TunnelAgent};
 use culvert_model::endpoint::Address;
@@ -55,7 +55,7 @@ impl HostLease for Lease {
         None
     }
 
-    async fn attach(&self, mut io: Io) {
+    async fn attach(&self, mut io: Io) -> CloseReason {
         let mut answer = [0; 7];
         if io.write_all(b"request").await.is_ok() && io.read_exact(&mut answer).await.is_ok() && &answer == b"REQUEST" {
             self.cluster.answered.fetch_add(1, Ordering::Relaxed);
@@ -64,6 +64,7 @@ impl HostLease for Lease {
             _ = io.read(&mut answer) => {}
             () = self.drain.notified() => drop(io.shutdown().await),
         }
+        CloseReason::Closed
     }
 
     fn drain(&self) {

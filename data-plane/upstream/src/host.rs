@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use culvert_model::Name;
 use culvert_runtime::telemetry::{Metric, MetricKind, Metrics, Scope};
@@ -20,7 +20,7 @@ pub struct Host {
     place: HostPlace,
     stats: Scope<HostMetric>,
     /// Requests under way over all workers; kept only for balancers that compare it.
-    load: PaddedCount,
+    load: OnceLock<Box<PaddedCount>>,
     gone: AtomicBool,
 }
 
@@ -51,7 +51,7 @@ impl Host {
             target,
             place,
             stats: Scope::default(),
-            load: PaddedCount::default(),
+            load: OnceLock::new(),
             gone: AtomicBool::new(false),
         })
     }
@@ -121,7 +121,7 @@ impl Host {
     }
 
     pub(crate) fn load(&self) -> &AtomicU32 {
-        &self.load.0
+        &self.load.get_or_init(Box::default).0
     }
 
     pub(crate) fn tunnel(&self) -> Option<&Arc<TunnelConnection>> {

@@ -12,6 +12,7 @@ mod queue;
 mod reverse;
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -20,7 +21,8 @@ use culvert_http::client::{ClientExchange, Http1Client, Http2Client, Http2Client
 use culvert_model::Name;
 use culvert_model::tunnel::TunnelProtocol;
 
-use tokio::sync::watch;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::host::Host;
 use crate::slot::ClusterSlot;
@@ -100,12 +102,13 @@ pub struct TunnelLease {
     host: Arc<Host>,
     connection: Arc<TunnelConnection>,
     /// While HTTP/2 is open on it.
-    open: watch::Sender<Option<Http2Client>>,
+    open: Mutex<Option<Http2Client>>,
+    opened: Notify,
 }
 
 impl TunnelLease {
     pub(crate) fn new(slot: Arc<ClusterSlot>, host: Arc<Host>, connection: Arc<TunnelConnection>) -> Self {
-        Self { slot, host, connection, open: watch::Sender::new(None) }
+        Self { slot, host, connection, open: Mutex::default(), opened: Notify::new() }
     }
 
     pub(crate) fn host(&self) -> &Arc<Host> {
@@ -120,19 +123,26 @@ impl TunnelLease {
     /// Runs the connection on the worker that owns `io`, from the first byte after the handshake to its end. Requests
     /// that chose the host before wait for this. The connection is closed when it returns, or when the future is
     /// dropped (but for what was lent: that is closed by its exchange).
-    pub async fn attach(&self, io: Io) -> TunnelEnd {
+    pub fn attach(&self, io: Io) -> impl Future<Output = TunnelEnd> {
         let gone = GoneOnDrop(&self.connection);
-        let end = match self.connection.claim().protocol {
+        // A plain tunnel's task has room neither for the connection, which the requests hold, nor for HTTP/2's state.
+        let running = match self.connection.claim().protocol {
             TunnelProtocol::Http1 => {
                 self.connection.attach_plain(Http1Client::new(io));
-                self.ended().await
+                None
             }
-            TunnelProtocol::Http2 => self.run_http2(io).await,
+            TunnelProtocol::Http2 => Some(Box::pin(self.run_http2(io))),
         };
-        drop(gone);
-        self.open.send_replace(None);
-        tracing::debug!(cluster = %self.slot.name(), agent = %self.connection.claim().agent, ?end, "tunnel ended");
-        end
+        async move {
+            let end = match running {
+                None => self.ended().await,
+                Some(running) => running.await,
+            };
+            drop(gone);
+            *self.open.lock() = None;
+            tracing::debug!(cluster = %self.slot.name(), agent = %self.connection.claim().agent, ?end, "tunnel ended");
+            end
+        }
     }
 
     async fn run_http2(&self, io: Io) -> TunnelEnd {
@@ -143,13 +153,15 @@ impl TunnelLease {
             options.keepalive_interval = Some(interval);
             options.keepalive_timeout = interval.mul_f64(1.75);
         }
-        let opening = tokio::time::timeout(OPEN_TIMEOUT, Http2Client::connect(io, &options));
-        let (client, driver) = match opening.await {
+        // Boxed by itself: what opening needs is given back before the tunnel's life begins.
+        let opened = Box::pin(tokio::time::timeout(OPEN_TIMEOUT, Http2Client::connect(io, &options))).await;
+        let (client, driver) = match opened {
             Ok(Ok(opened)) => opened,
             Ok(Err(error)) => return self.refused(&error),
             Err(elapsed) => return self.refused(&elapsed),
         };
-        self.open.send_replace(Some(client.clone()));
+        *self.open.lock() = Some(client.clone());
+        self.opened.notify_waiters();
         self.connection.attach_open(client);
         tokio::select! {
             result = driver => {
@@ -192,9 +204,14 @@ impl TunnelLease {
         if self.claim().protocol != TunnelProtocol::Http2 {
             return None;
         }
-        let mut open = self.open.subscribe();
-        let client = open.wait_for(Option::is_some).await.ok()?;
-        client.as_ref().map(Http2Client::exchange)
+        loop {
+            let mut opened = pin!(self.opened.notified());
+            opened.as_mut().enable();
+            if let Some(client) = &*self.open.lock() {
+                return Some(client.exchange());
+            }
+            opened.await;
+        }
     }
 
     /// What was claimed.

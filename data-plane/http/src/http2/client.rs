@@ -131,6 +131,7 @@ pub(crate) async fn connect(
     let (sender, mut connection) = Builder::new()
         .initial_window_size(options.initial_stream_window)
         .initial_connection_window_size(options.initial_connection_window)
+        .max_frame_size(options.max_frame_size)
         .max_header_list_size(options.max_head_bytes)
         .max_local_error_reset_streams(Some(MAX_LOCAL_RESETS))
         .max_send_buffer_size(SEND_BUFFER)
@@ -159,7 +160,8 @@ pub(crate) async fn connect(
         settling: Notify::new(),
     });
     let handle = Handle { sender, shared: Arc::clone(&shared) };
-    Ok((handle, Driver { connection, keepalive, windows, shared }))
+    // Boxed: it is moved about on its way to whoever drives it, and each place would have its size.
+    Ok((handle, Box::pin(Driver { connection, keepalive, windows, shared })))
 }
 
 /// Counts a stream that outlives its exchange.

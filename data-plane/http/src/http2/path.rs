@@ -1,35 +1,39 @@
 //! What PINGs tell of the path to the peer, and how windows follow it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 /// The round trip over a connection as its last PING measured it. Clones share it.
-#[derive(Debug, Clone)]
-pub struct RoundTrip(Arc<watch::Sender<Option<Duration>>>);
+#[derive(Debug, Clone, Default)]
+pub struct RoundTrip(Arc<Measured>);
 
-impl Default for RoundTrip {
-    fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(None)))
-    }
+#[derive(Debug, Default)]
+struct Measured {
+    /// In nanoseconds; 0: no PING has been answered yet.
+    last: AtomicU64,
+    news: Notify,
 }
 
 impl RoundTrip {
     /// `None`: no PING has been answered yet.
     #[must_use]
     pub fn last(&self) -> Option<Duration> {
-        *self.0.borrow()
+        Some(self.0.last.load(Ordering::Relaxed)).filter(|time| *time > 0).map(Duration::from_nanos)
     }
 
-    /// Resolves with every measurement. Ends with the connection that measures.
-    #[must_use]
-    pub fn measured(&self) -> watch::Receiver<Option<Duration>> {
-        self.0.subscribe()
+    /// Resolves to the next measurement, at once if there was one since the last call. For one waiter.
+    pub async fn measured(&self) -> Duration {
+        self.0.news.notified().await;
+        self.last().unwrap_or_default()
     }
 
     pub(super) fn note(&self, time: Duration) {
-        self.0.send_replace(Some(time));
+        let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1);
+        self.0.last.store(time, Ordering::Relaxed);
+        self.0.news.notify_one();
     }
 }
 

@@ -65,6 +65,7 @@ pub(crate) async fn serve<H: Handler, F: Future<Output = ()>>(
     builder
         .initial_window_size(options.initial_stream_window)
         .initial_connection_window_size(options.initial_connection_window)
+        .max_frame_size(options.max_frame_size)
         .max_concurrent_streams(options.max_concurrent_streams)
         .max_header_list_size(u32::try_from(options.max_head_bytes).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)

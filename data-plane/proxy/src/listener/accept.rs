@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use super::inspect::TlsDetails;
 use crate::http_manager;
 use crate::stats::ListenerMetric;
 use crate::tcp_proxy;
-use crate::tunnel;
+use crate::tunnel::{self, ClusterHosts, WorkerTunnel};
 use crate::worker::{Counters, Worker};
 
 /// Accepts connections from `socket` on this worker and serves each as a local task. Returns when the listener has
@@ -113,7 +114,9 @@ pub(crate) async fn serve_hosted(
             () = replaced => {}
         }
     };
-    Box::pin(listener.serve(generation, arrived, drain)).await;
+    if let Some(tunnel) = Box::pin(listener.serve(generation, arrived, drain)).await {
+        Box::pin(tunnel.run()).await;
+    }
 }
 
 /// A listener as one worker sees it.
@@ -206,8 +209,14 @@ impl WorkerListener {
         });
         // Boxed: a future of this size would be moved about on its way into the runtime.
         tokio::task::spawn_local(Box::pin(async move {
-            listener.serve(generation, arrived, |chain: Watch| chain.draining()).await;
-            drop(permit);
+            let tunnel = listener.serve(generation, arrived, |chain: Watch| chain.draining()).await;
+            if let Some(tunnel) = tunnel {
+                // A task of its own, for this one has the size of an HTTP connection.
+                tokio::task::spawn_local(Box::pin(async move {
+                    tunnel.run().await;
+                    drop(permit);
+                }));
+            }
         }));
     }
 
@@ -225,7 +234,7 @@ impl WorkerListener {
         });
         async move {
             if let Some(generation) = self.generation() {
-                self.serve(generation, arrived, |chain: Watch| chain.draining()).await;
+                drop(self.serve(generation, arrived, |chain: Watch| chain.draining()).await);
             }
         }
     }
@@ -244,7 +253,7 @@ impl WorkerListener {
         }
     }
 
-    /// One connection from its first byte to its end.
+    /// One connection from its first byte to its end; or to its filter, if that makes a tunnel of it.
     ///
     /// `drain`: when it is to finish, given the drain of its chain.
     async fn serve<F: Future<Output = ()>>(
@@ -252,11 +261,11 @@ impl WorkerListener {
         generation: Rc<Generation>,
         arrived: Box<Arrived>,
         drain: impl FnOnce(Watch) -> F,
-    ) {
+    ) -> Option<Box<Tunnelled>> {
         let counters = &self.counters;
         counters.inc(ListenerMetric::CxTotal);
-        let _active = Active::new(counters, ListenerMetric::CxActive, Some(ListenerMetric::CxDestroy));
-        let Some(worker) = self.worker.upgrade() else { return };
+        let active = Active::new(counters, ListenerMetric::CxActive, Some(ListenerMetric::CxDestroy));
+        let worker = self.worker.upgrade()?;
         let chosen = {
             // Until its chain is known, the connection holds the listener's drain back.
             let _held = self.slot.watch.block();
@@ -266,32 +275,74 @@ impl WorkerListener {
                 Err(arrived) => Box::pin(self.choose(&worker, &generation, *arrived)).await,
             }
         };
-        let Some(Ready { io, downstream, chain, _held }) = chosen else { return };
+        let Ready { io, downstream, chain, _held } = chosen?;
+        if let WorkerFilter::Tunnel(filter) = &chain.filter {
+            let (filter, listener) = (Rc::clone(filter), Rc::clone(self));
+            let ready = Ready { io, downstream, chain, _held };
+            return Some(Box::new(Tunnelled { filter, listener, worker, generation, ready, _active: active }));
+        }
         let watch = chain.chain.watch.clone();
-        let filter = async {
+        let filter = pin!(async {
             match &chain.filter {
                 WorkerFilter::Http(http) => {
                     http_manager::serve(http, &worker, io, &downstream, drain(watch.clone())).await;
                 }
                 // Boxed, so that connections of one kind do not carry the state of another.
                 WorkerFilter::Tcp(tcp) => Box::pin(tcp_proxy::serve(tcp, &worker, io, &downstream)).await,
-                WorkerFilter::Tunnel(filter) => Box::pin(tunnel::serve(filter, &worker, io, &downstream, &watch)).await,
+                WorkerFilter::Tunnel(_) => debug_assert!(false, "tunnels have left above"),
             }
-        };
-        let mut cut_off = std::pin::pin!(async {
-            watch.draining().await;
-            Box::pin(watch.expired()).await;
         });
-        tokio::select! {
-            biased;
-            () = filter => {}
-            () = &mut cut_off => {
-                tracing::debug!(connection = downstream.id, "cut off: the drain's deadline has passed");
-            }
-        }
+        until_cut_off(filter, &watch, &downstream).await;
+        self.ended(&generation, &downstream, &worker);
+        drop(active);
+        None
+    }
+
+    fn ended(&self, generation: &Generation, downstream: &Downstream, worker: &Worker) {
         let lasted = downstream.start.elapsed();
-        counters.record(ListenerMetric::CxLengthMs, lasted.as_secs_f64() * 1000.0);
-        generation.log(&downstream, &worker);
+        self.counters.record(ListenerMetric::CxLengthMs, lasted.as_secs_f64() * 1000.0);
+        generation.log(downstream, worker);
+    }
+}
+
+/// A connection of which its filter makes a tunnel.
+struct Tunnelled {
+    filter: Rc<WorkerTunnel>,
+    listener: Rc<WorkerListener>,
+    worker: Rc<Worker>,
+    generation: Rc<Generation>,
+    ready: Ready,
+    _active: Active<ListenerMetric>,
+}
+
+impl Tunnelled {
+    /// To its end.
+    async fn run(self: Box<Self>) {
+        let Self { filter, listener, worker, generation, ready, _active } = *self;
+        let Ready { io, downstream, chain, _held } = ready;
+        let watch = &chain.chain.watch;
+        let hosts = ClusterHosts(&worker.process.clusters);
+        let tunnel = pin!(async {
+            let ended = tunnel::serve(&filter, &hosts, io, &downstream, watch).await;
+            tracing::debug!(connection = downstream.id, ?ended, "a tunnel connection has ended");
+        });
+        until_cut_off(tunnel, watch, &downstream).await;
+        listener.ended(&generation, &downstream, &worker);
+    }
+}
+
+/// Runs a filter to its end, or to the drain's deadline.
+async fn until_cut_off(filter: Pin<&mut impl Future<Output = ()>>, watch: &Watch, downstream: &Downstream) {
+    let mut cut_off = pin!(async {
+        watch.draining().await;
+        Box::pin(watch.expired()).await;
+    });
+    tokio::select! {
+        biased;
+        () = filter => {}
+        () = &mut cut_off => {
+            tracing::debug!(connection = downstream.id, "cut off: the drain's deadline has passed");
+        }
     }
 }
 

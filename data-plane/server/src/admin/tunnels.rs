@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::overview::TunnelView;
 use crate::stats::Looked;
 
 pub(super) fn json(looked: &Looked) -> Value {
@@ -25,5 +26,7 @@ pub(super) fn json(looked: &Looked) -> Value {
             })
         })
         .collect();
-    json!({ "connections": looked.overview.tunnels.status(), "hosts": hosts, "agents": agents })
+    let connections = TunnelView::new(&looked.overview, &looked.process).status();
+    let ended = looked.overview.tunnels.ended();
+    json!({ "connections": connections, "ended": ended, "hosts": hosts, "agents": agents })
 }

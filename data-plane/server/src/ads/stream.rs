@@ -21,6 +21,7 @@ use culvert_xds::Variant;
 use culvert_xds::client::{Absence, Client, ClientConfig, Request, ResponseError, Update};
 use prost::Message;
 use tokio::sync::{mpsc, watch};
+use tonic::transport::Channel;
 
 use self::open::open;
 use super::connect::{Cause, ConnectError, connect, with_causes};
@@ -170,12 +171,12 @@ impl<'s> Driver<'s> {
                 break;
             }
         }
-        let mut stream = match open::<Q, R>(self.source, self.grpc, channel, sending).await {
+        let mut stream = match open::<Q, R>(self.source, self.grpc, channel.clone(), sending).await {
             Ok(stream) => stream,
             Err(status) => return Ended::Status { status, cause },
         };
         tracing::info!(control_plane = self.control_plane(), delta = self.grpc.delta, "a stream is open");
-        let _connected = Connected::new(self.sources, self.server);
+        let _connected = Connected::new(self.sources, self.source, self.server, channel);
         let preferred = preferred::answers::<Q, R>(self.sources, self.source, self.grpc, self.server, pack);
         let mut preferred = Box::pin(preferred);
         // The kinds of which there was a response on this stream.
@@ -290,19 +291,26 @@ async fn answer(
 /// Counts a stream as open until it is dropped, whatever ends it.
 struct Connected<'s> {
     sources: &'s Sources,
+    source: &'s Source,
     server: usize,
 }
 
 impl<'s> Connected<'s> {
-    fn new(sources: &'s Sources, server: usize) -> Self {
+    fn new(sources: &'s Sources, source: &'s Source, server: usize, channel: Channel) -> Self {
         sources.metrics.connected(server);
-        Self { sources, server }
+        if matches!(source, Source::Ads(_)) {
+            sources.connection.send_replace(Some(channel));
+        }
+        Self { sources, source, server }
     }
 }
 
 impl Drop for Connected<'_> {
     fn drop(&mut self) {
         self.sources.metrics.disconnected(self.server);
+        if matches!(self.source, Source::Ads(_)) {
+            self.sources.connection.send_replace(None);
+        }
     }
 }
 
@@ -337,7 +345,7 @@ fn kind_of_request(request: &Request) -> Option<Kind> {
 }
 
 /// The bootstrap's node, and who we are: small, unlike Envoy's 61 KB.
-fn node_of(sources: &Sources) -> Node {
+pub(super) fn node_of(sources: &Sources) -> Node {
     let mut node = Node::decode(sources.bootstrap.node.encoded.clone()).unwrap_or_default();
     node.id = sources.bootstrap.node.id.to_string();
     node.cluster = sources.bootstrap.node.cluster.to_string();

@@ -30,6 +30,7 @@ use super::*;
 use crate::apply::{Applied, ApplyHandle, Change, Command};
 use crate::config::{self, Settings};
 use crate::inventory::Inventory;
+use crate::overview::{Overview, TunnelView};
 
 /// One node's session behind a socket.
 #[derive(Clone)]
@@ -255,6 +256,7 @@ impl DataPlane {
             registry: registry.clone(),
             watcher: FileWatcher::new(),
             client_tls: Arc::new(|_| Err("none here".to_owned())),
+            tunnels: TunnelView::new(&Overview::default(), &crate::testing::process().0),
             ready: readiness.block("dynamic configuration"),
         })
         .await;

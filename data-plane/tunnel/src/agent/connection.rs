@@ -23,6 +23,7 @@ use super::tenure::{Reason, Tenure};
 use super::{Agent, Hosted, Hosting, credential, keeper, mux};
 use crate::envoy::ping;
 use crate::envoy::wire::ResponseError;
+use crate::history::EventKind;
 use crate::http2::recorded;
 use crate::keepalive;
 use crate::metrics::AgentMetric;
@@ -76,8 +77,8 @@ impl<H: Hosting> Connection<H> {
             this.metrics.inc(AgentMetric::Lost);
             let delay = after_tunnel(&mut backoff, served);
             let (agent, server) = (&this.agent.config.name, this.peer.address);
-            tracing::info!(%agent, %server, connection = this.index, ?delay, "tunnel ended");
-            this.peer.note_error(this.index, "the connection ended".to_owned());
+            tracing::info!(event = "connection_closed", %agent, %server, connection = this.index, ?delay, "tunnel ended");
+            this.peer.note_error(this.index, EventKind::Ended, "the connection ended".to_owned());
             this.pause(delay).await;
         }
         while retired.join_next().await.is_some() {}
@@ -95,6 +96,7 @@ impl<H: Hosting> Connection<H> {
         loop {
             let (established, meter, http2) = (Instant::now(), tunnel.io.meter(), tunnel.http2);
             let (tenure, mut orders) = (Tenure::new(&tunnel), self.peer.orders());
+            self.peer.note_meter(self.index, Arc::clone(&meter));
             let served = || Served {
                 lived: established.elapsed(),
                 used: if http2 { tenure.is_used() } else { meter.read() >= USED },
@@ -185,10 +187,11 @@ impl<H: Hosting> Connection<H> {
             self.count(&error);
             let delay = self.delay(&error, backoff);
             tracing::warn!(
+                event = "handshake_failure",
                 agent = %config.name, server = %self.peer.address, connection = self.index, %error, ?delay,
                 "no tunnel"
             );
-            self.peer.note_error(self.index, error.to_string());
+            self.peer.note_error(self.index, EventKind::Failed, error.to_string());
             if config.retry_times.is_some_and(|times| failures >= times) {
                 self.metrics.inc(AgentMetric::GivenUp);
                 tracing::error!(
@@ -325,8 +328,9 @@ impl<H: Hosting> Connection<H> {
         self.metrics.inc(AgentMetric::ActiveHttp2);
         let (agent, peer) = (Arc::clone(&self.agent), Arc::clone(&self.peer));
         let link = mux::Link { agent, peer, tenure: Rc::clone(tenure) };
-        let serving = mux::serve(&self.hosting, tunnel.io, hosted, link, round_trip.clone());
-        recorded(&round_trip, &self.metrics, || AgentMetric::RoundTripMs, serving).await;
+        let serving = pin!(mux::serve(&self.hosting, tunnel.io, hosted, link, round_trip.clone()));
+        let measured = |time: Duration| self.peer.note_ping(self.index, time);
+        recorded(&round_trip, &self.metrics, || AgentMetric::RoundTripMs, measured, serving).await;
         self.metrics.dec(AgentMetric::ActiveHttp2);
     }
 
@@ -413,6 +417,7 @@ impl<'a> Live<'a> {
         peer.learn(tunnel.capable);
         peer.count_live(true);
         tracing::info!(
+            event = "handshake_success",
             agent = %connection.agent.config.name, server = %peer.address, connection = connection.index,
             local = %tunnel.local, id = tunnel.id, "tunnel established"
         );

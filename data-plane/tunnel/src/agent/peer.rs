@@ -5,13 +5,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_http::RoundTrip;
+use culvert_http::{Meter, RoundTrip};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::Worker;
 use super::control::Close;
+use crate::history::{EventKind, History};
 use crate::status::{AsideState, ConnectionState, ConnectionStatus, PeerStatus};
 
 /// A server, its connections, and how far its closing has come.
@@ -76,6 +77,11 @@ struct Slot {
     http2: Option<RoundTrip>,
     last_error: Option<String>,
     attempts: u64,
+    /// Of the tunnel that stands.
+    meter: Option<Arc<Meter>>,
+    /// It has answered a PING.
+    pinged: bool,
+    history: History,
 }
 
 /// What a graceful close names.
@@ -247,14 +253,21 @@ impl Peer {
             http2: None,
             last_error: None,
             attempts: 0,
+            meter: None,
+            pinged: false,
+            history: History::new(Instant::now()),
         });
-        if slot.state != state {
+        if slot.state != state || slot.attempts == 0 {
             slot.state = state;
             slot.since = Instant::now();
+            if let Some(kind) = event_of(state) {
+                slot.history.note(slot.since, kind, None);
+            }
         }
         slot.attempts += u64::from(state == ConnectionState::Dialing);
         if !matches!(state, ConnectionState::Established | ConnectionState::Draining) {
-            (slot.local, slot.id, slot.http2) = (None, None, None);
+            (slot.local, slot.id, slot.http2, slot.meter) = (None, None, None, None);
+            slot.pinged = false;
         }
     }
 
@@ -270,9 +283,26 @@ impl Peer {
         }
     }
 
-    pub(super) fn note_error(&self, index: u32, error: String) {
+    /// Why an attempt failed, or a tunnel ended.
+    pub(super) fn note_error(&self, index: u32, kind: EventKind, error: String) {
         if let Some(slot) = self.slots.lock().get_mut(&index) {
+            slot.history.note(Instant::now(), kind, Some(error.clone()));
             slot.last_error = Some(error);
+        }
+    }
+
+    pub(super) fn note_meter(&self, index: u32, meter: Arc<Meter>) {
+        if let Some(slot) = self.slots.lock().get_mut(&index) {
+            slot.meter = Some(meter);
+        }
+    }
+
+    pub(super) fn note_ping(&self, index: u32, time: Duration) {
+        if let Some(slot) = self.slots.lock().get_mut(&index)
+            && !slot.pinged
+        {
+            slot.pinged = true;
+            slot.history.note(Instant::now(), EventKind::FirstPing, Some(format!("{time:?}")));
         }
     }
 
@@ -318,8 +348,24 @@ impl Slot {
                 .and_then(RoundTrip::last)
                 .and_then(|time| u64::try_from(time.as_micros()).ok()),
             last_error: self.last_error.clone(),
+            received_bytes: self.meter.as_ref().map_or(0, |meter| meter.read()),
+            sent_bytes: self.meter.as_ref().map_or(0, |meter| meter.written()),
+            events: self.history.events(),
             reconnects: self.attempts.saturating_sub(1),
         }
+    }
+}
+
+/// What a change of state is in the history. (Failures and ends are noted with their reasons.)
+fn event_of(state: ConnectionState) -> Option<EventKind> {
+    match state {
+        ConnectionState::WaitingForListener => Some(EventKind::Waiting),
+        ConnectionState::Dialing => Some(EventKind::Dialing),
+        ConnectionState::Established => Some(EventKind::Established),
+        ConnectionState::BackingOff => Some(EventKind::BackingOff),
+        ConnectionState::Draining => Some(EventKind::Draining),
+        ConnectionState::GivenUp => Some(EventKind::GivenUp),
+        ConnectionState::WaitingForSecret | ConnectionState::Closed => None,
     }
 }
 

@@ -1,6 +1,5 @@
 //! Takes connections of one tunnel listener from their first byte to their end.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,18 +16,18 @@ use super::envoy::EnvoyJoining;
 use super::gauge::Gauge;
 use super::handshake::{Accepting, Claimed, Opening, OpeningError};
 use super::identity::{Credential, Denial, Policy, Proof, Wish};
+use super::joined::{First, Joined};
 use super::log_limit::LogLimit;
 use super::negotiation::{Agreed, agree};
 use super::pending::{Excess, Handshakes, Pending};
 use super::policy::{self, PolicyError, Tokens};
-use super::registered::Registered;
 use super::standing::Standing;
 use super::tunnels::{AsidePlace, Place, Tunnels};
-use super::{Claim, ConnectionId, HostLease, HostRegistry, Peer, Refusal, acknowledged, control};
+use super::{Claim, ConnectionId, HostRegistry, Peer, Refusal};
 use crate::dialect::Dialect;
 use crate::envoy::jwt::KeySet;
 use crate::envoy::wire::{Answer, RequestReader};
-use crate::http2::{client_options, recorded};
+use crate::http2::client_options;
 use crate::keepalive;
 use crate::metrics::ServerMetric;
 use crate::wire::{CAPABILITY, Frame, GracefulClose, GracefulCloseAck, Response, Status};
@@ -93,22 +92,30 @@ impl Acceptor {
     ///
     /// When `drain` starts, handshakes are broken off and a registered connection is drained: it ends once nothing is
     /// in flight on it, or with the drain's deadline.
-    pub async fn serve<R: HostRegistry>(
-        &self,
+    pub fn serve<'a, R: HostRegistry>(
+        &'a self,
         io: Io,
         peer: Peer,
-        registry: &R,
-        metrics: &Block<ServerMetric>,
-        drain: &Watch,
-    ) -> Ended {
+        registry: &'a R,
+        metrics: &'a Block<ServerMetric>,
+        drain: &'a Watch,
+    ) -> impl Future<Output = Ended> + use<'a, R> {
         let accepted = Accepted { acceptor: self, registry, metrics, drain };
         let address = peer.address;
-        match Box::pin(accepted.run(io, peer)).await {
-            Ok(ended) => ended,
-            Err(failure) => {
-                metrics.inc(failure.metric());
-                tracing::debug!(listener = %self.config.stat_prefix, peer = ?address, reason = %failure, "no tunnel");
-                Ended::Refused
+        // Each phase is boxed by itself: what a handshake needs is given back before the tunnel's life begins, and what is
+        // moved into a phase has no place in the task around it.
+        let opening = Box::pin(async move { accepted.run(io, peer).await });
+        async move {
+            let opened = opening.await;
+            match opened {
+                Ok(Came::Joined(joined)) => accepted.attend(joined).await,
+                Ok(Came::Ended(ended)) => ended,
+                Err(failure) => {
+                    metrics.inc(failure.metric());
+                    let listener = &self.config.stat_prefix;
+                    tracing::debug!(%listener, peer = ?address, reason = %failure, "no tunnel");
+                    Ended::Refused
+                }
             }
         }
     }
@@ -179,7 +186,14 @@ impl Failure {
     }
 }
 
+/// What an accepted connection came to.
+pub(super) enum Came<L> {
+    Joined(Box<Joined<L>>),
+    Ended(Ended),
+}
+
 /// One connection on its way.
+#[derive(Debug)]
 pub(super) struct Accepted<'a, R> {
     pub(super) acceptor: &'a Acceptor,
     pub(super) registry: &'a R,
@@ -187,8 +201,17 @@ pub(super) struct Accepted<'a, R> {
     pub(super) drain: &'a Watch,
 }
 
+impl<R> Clone for Accepted<'_, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<R> Copy for Accepted<'_, R> {}
+
 impl<R: HostRegistry> Accepted<'_, R> {
-    async fn run(&self, io: Io, peer: Peer) -> Result<Ended, Failure> {
+    /// From the first byte to a tunnel, or to the end of what is none.
+    async fn run(&self, io: Io, peer: Peer) -> Result<Came<R::Lease>, Failure> {
         keepalive::enable(&io, self.acceptor.config.ping_interval);
         let pending = self.begin(&peer)?;
         self.metrics.inc(ServerMetric::Handshakes);
@@ -208,7 +231,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
             }
             Opened::Aside(accepting, place) => {
                 drop(pending);
-                self.aside(accepting, place).await
+                Box::pin(self.aside(accepting, place)).await
             }
         }
     }
@@ -239,16 +262,16 @@ impl<R: HostRegistry> Accepted<'_, R> {
 
     /// An aside connection: graceful closes come in on it, until it ends or has been silent for [`ASIDE_IDLE`].
     /// (MOSN's agents open another one then.)
-    async fn aside(&self, mut accepting: Accepting, place: AsidePlace) -> Result<Ended, Failure> {
+    async fn aside(&self, mut accepting: Accepting, place: AsidePlace) -> Result<Came<R::Lease>, Failure> {
         let counted = Gauge::enter(self.metrics, ServerMetric::Asides);
         loop {
             let next = tokio::select! {
                 biased;
-                () = self.drain.draining() => return Ok(Ended::Aside),
+                () = self.drain.draining() => return Ok(Came::Ended(Ended::Aside)),
                 next = accepting.next(Instant::now() + ASIDE_IDLE) => next,
             };
             accepting = match next {
-                Err(OpeningError::Left | OpeningError::Io(_)) => return Ok(Ended::Aside),
+                Err(OpeningError::Left | OpeningError::Io(_)) => return Ok(Came::Ended(Ended::Aside)),
                 Err(error) => return Err(error.into()),
                 Ok(Opening::Silent(_)) => return Err(Failure::Aside),
                 Ok(Opening::Close(mut accepting, request)) => {
@@ -293,8 +316,8 @@ impl<R: HostRegistry> Accepted<'_, R> {
         Ok(())
     }
 
-    /// From the init frame to the end of the tunnel.
-    async fn join(&self, claimed: Claimed, deadline: Instant, pending: Pending<'_>) -> Result<Ended, Failure> {
+    /// From the init frame to the reply.
+    async fn join(&self, claimed: Claimed, deadline: Instant, pending: Pending<'_>) -> Result<Came<R::Lease>, Failure> {
         let agreed = agree(self.acceptor.config.protocol, claimed.dialect, &claimed.init);
         let knows_id = agreed.dialect == Dialect::Culvert;
         let registered = timeout_at(deadline, self.register(&claimed, agreed)).await;
@@ -303,7 +326,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
             Err(failure) => {
                 self.metrics.inc(failure.metric());
                 self.refuse(claimed, &failure, deadline).await;
-                return Ok(Ended::Refused);
+                return Ok(Came::Ended(Ended::Refused));
             }
         };
         let response = Response {
@@ -314,24 +337,13 @@ impl<R: HostRegistry> Accepted<'_, R> {
         };
         let io = timeout_at(deadline, claimed.accept(response)).await.map_err(|_| OpeningError::Timeout)??;
         drop(pending);
-        self.metrics.inc(ServerMetric::Accepted);
-        let _counted = Gauge::enter(self.metrics, ServerMetric::Active);
-        tracing::info!(
-            id = %claim.id, cluster = shown(&claim.cluster), host_name = shown(&claim.host_name),
-            origin = %claim.peer.origin(), weight = claim.weight, "tunnel registered"
-        );
-        if !knows_id {
-            acknowledged::reply_read(&io).await;
-        }
-        self.attend(&claim, &lease, &place, &closed, standing, io).await;
-        let host_name = shown(&claim.host_name);
-        tracing::info!(id = %claim.id, cluster = shown(&claim.cluster), host_name, "tunnel ended");
-        drop(place);
-        Ok(Ended::Tunnel)
+        let first = if knows_id { First::AtOnce } else { First::WhenRead };
+        let standing = standing.map(Box::new);
+        Ok(Came::Joined(Box::new(Joined { claim, lease, place, closed, standing, io, first })))
     }
 
     /// Policy, limits, then the registry. What it yields goes back when dropped.
-    async fn register(&self, claimed: &Claimed, agreed: Agreed) -> Result<Joined<R::Lease>, Failure> {
+    async fn register(&self, claimed: &Claimed, agreed: Agreed) -> Result<Registration<R::Lease>, Failure> {
         let acceptor = self.acceptor;
         let standing = self.stand(claimed)?;
         let policy = match &standing {
@@ -342,11 +354,12 @@ impl<R: HostRegistry> Accepted<'_, R> {
         if let Some(standing) = &standing {
             claim.take_grant(standing.grant());
         }
+        let claim = Arc::new(claim);
         let knows_id = agreed.dialect == Dialect::Culvert;
         let (trigger, closed) = drain::channel();
-        let place = acceptor.tunnels.place(&claim, knows_id, Arc::new(trigger))?;
+        let place = acceptor.tunnels.place(&claim, knows_id, Arc::new(trigger), &acceptor.config.stat_prefix)?;
         self.metrics.add(ServerMetric::Superseded, place.superseded());
-        let lease = self.registry.register(claim.clone()).await?;
+        let lease = self.registry.register(Claim::clone(&claim)).await?;
         Ok((claim, lease, place, closed, standing))
     }
 
@@ -357,29 +370,6 @@ impl<R: HostRegistry> Accepted<'_, R> {
             .then(|| Credential { way: Some(init.credential_policy.as_str().into()), secret: init.credential.clone() });
         let wish = Wish { cluster: &init.cluster_name, host_name: &init.host_name, weight: init.clamped_weight() };
         self.acceptor.standing(Proof::new(&claimed.peer, claimed.is_tls(), credential), wish)
-    }
-
-    /// Runs a registered connection to its end, and with one that carries HTTP/2 the control service.
-    async fn attend(
-        &self,
-        claim: &Claim,
-        lease: &R::Lease,
-        place: &Place,
-        closed: &Watch,
-        standing: Option<Standing>,
-        io: Io,
-    ) {
-        let (tunnels, metrics) = (&self.acceptor.tunnels, self.metrics);
-        let registered = |notices| Registered { lease, claim, tunnels, metrics, closed, drain: self.drain, notices };
-        let Some(round_trip) = claim.http2.as_ref().and_then(|options| options.round_trip.as_ref()) else {
-            return registered(None).run(io, place.weight(), standing).await;
-        };
-        let _counted = Gauge::enter(self.metrics, ServerMetric::ActiveHttp2);
-        let (notices, told) = control::channel();
-        let registered = registered(Some(notices));
-        let control = control::run(lease, claim, tunnels, self.metrics, told);
-        let running = control::beside(control, registered.run(io, place.weight(), standing));
-        Box::pin(recorded(round_trip, self.metrics, || ServerMetric::RoundTripMs, running)).await;
     }
 
     fn claim(&self, claimed: &Claimed, policy: Option<Arc<str>>, agreed: Agreed) -> Result<Claim, Failure> {
@@ -437,31 +427,8 @@ impl<R: HostRegistry> Accepted<'_, R> {
     }
 }
 
-/// Runs a registered connection to its end.
-pub(super) async fn run<L: HostLease>(lease: &L, io: Io, drain: &Watch, ping_interval: Duration) {
-    let mut lost = pin!(keepalive::lost(keepalive::ends(&io), ping_interval));
-    // A connection that an exchange has borrowed whole is not closed by dropping what follows.
-    let cord = keepalive::Cord::of(&io);
-    let mut attached = pin!(lease.attach(io));
-    tokio::select! {
-        biased;
-        () = &mut attached => return,
-        () = &mut lost => return cord.pull(),
-        () = drain.draining() => lease.drain(),
-    }
-    tokio::select! {
-        biased;
-        () = &mut attached => {}
-        () = lost => cord.pull(),
-        () = drain.expired() => {
-            tracing::info!("a tunnel was cut off at the drain's deadline");
-            cord.pull();
-        }
-    }
-}
-
 /// A registered connection, and what it stands on.
-type Joined<L> = (Claim, L, Place, Watch, Option<Standing>);
+type Registration<L> = (Arc<Claim>, L, Place, Watch, Option<Standing>);
 
 enum Opened {
     Claimed(Claimed),

@@ -1,12 +1,15 @@
 //! The server's end of the control service: one stream on each connection that carries HTTP/2, as long as it lasts.
 
-use std::pin::pin;
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use culvert_http::{BodyKind, Chunk, ClientExchange, Method, RequestHead, RequestSink, ResponseHead, StreamError};
 use culvert_model::control::{AgentNotice, NoticeError, PATH, ServerNotice};
 use culvert_runtime::telemetry::Block;
-use tokio::sync::mpsc;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::tunnels::Tunnels;
 use super::{Claim, HostLease};
@@ -14,22 +17,39 @@ use crate::control::{CONTENT_TYPE, MessageError, Messages, framed};
 use crate::metrics::ServerMetric;
 use crate::wire::GracefulClose;
 
-/// A connection's way to tell its agent something. Cheap to clone.
-#[derive(Debug, Clone)]
-pub(super) struct Notices(mpsc::Sender<ServerNotice>);
+/// A connection's way to tell its agent something. Cheap to clone, and small: a channel of tokio's has room for 32 from the
+/// start.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Notices(Arc<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    notices: Mutex<VecDeque<ServerNotice>>,
+    news: Notify,
+}
 
 impl Notices {
     /// Never waits: an agent that takes nothing is told nothing.
     pub(super) fn send(&self, notice: ServerNotice) {
-        if let Err(error) = self.0.try_send(notice) {
-            tracing::debug!(%error, "an agent was not told");
+        let mut notices = self.0.notices.lock();
+        if notices.len() < MAX_WAITING {
+            notices.push_back(notice);
+            self.0.news.notify_one();
+        } else {
+            tracing::debug!("an agent was not told: it takes nothing");
         }
     }
-}
 
-pub(super) fn channel() -> (Notices, mpsc::Receiver<ServerNotice>) {
-    let (sender, receiver) = mpsc::channel(WAITING);
-    (Notices(sender), receiver)
+    /// The next one. For one waiter.
+    async fn next(&self) -> ServerNotice {
+        loop {
+            let next = self.0.notices.lock().pop_front();
+            match next {
+                Some(notice) => return notice,
+                None => self.0.news.notified().await,
+            }
+        }
+    }
 }
 
 /// Why the stream ended.
@@ -51,7 +71,7 @@ pub(super) async fn run<L: HostLease>(
     claim: &Claim,
     tunnels: &Tunnels,
     metrics: &Block<ServerMetric>,
-    notices: mpsc::Receiver<ServerNotice>,
+    notices: &Notices,
 ) {
     if let Some(exchange) = lease.exchange().await {
         match Box::pin(converse(exchange, claim, tunnels, metrics, notices)).await {
@@ -67,7 +87,7 @@ async fn converse(
     claim: &Claim,
     tunnels: &Tunnels,
     metrics: &Block<ServerMetric>,
-    mut notices: mpsc::Receiver<ServerNotice>,
+    notices: &Notices,
 ) -> Result<(), ControlError> {
     exchange.send_head(&request(), BodyKind::Stream).await?;
     let (mut sink, mut source) = exchange.split();
@@ -81,7 +101,7 @@ async fn converse(
     loop {
         tokio::select! {
             biased;
-            Some(notice) = notices.recv() => send(&mut sink, &notice).await?,
+            notice = notices.next() => send(&mut sink, &notice).await?,
             chunk = source.chunk() => match chunk? {
                 Some(chunk) => messages.push(&chunk),
                 None => return Ok(()),
@@ -139,14 +159,16 @@ fn request() -> RequestHead {
 }
 
 /// Runs the control service beside `connection`, until that ends.
-pub(super) async fn beside(control: impl Future<Output = ()>, connection: impl Future<Output = ()>) {
-    let (mut control, mut connection) = (pin!(control), pin!(connection));
+pub(super) async fn beside<T>(
+    mut control: Pin<&mut impl Future<Output = ()>>,
+    mut connection: Pin<&mut impl Future<Output = T>>,
+) -> T {
     tokio::select! {
         biased;
-        () = &mut connection => {}
+        ended = &mut connection => ended,
         () = &mut control => connection.await,
     }
 }
 
 /// Notices on their way to one agent.
-const WAITING: usize = 8;
+const MAX_WAITING: usize = 8;

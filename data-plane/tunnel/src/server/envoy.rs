@@ -18,16 +18,16 @@ use culvert_runtime::drain::{Trigger, Watch};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
-use super::acceptor::{Accepted, Ended, Failure, run, shown};
-use super::gauge::Gauge;
+use super::acceptor::{Accepted, Came, Ended, Failure, shown};
 use super::handshake::{OpeningError, linger};
 use super::identity::{Credential, Denial, Proof, Wish};
+use super::joined::{First, Joined, run};
 use super::pending::Pending;
 use super::policy::{self, PolicyError};
 use super::registered::FORBIDDEN;
 use super::standing::{Standing, Turn};
 use super::tunnels::Place;
-use super::{Claim, ConnectionId, HostLease, HostRegistry, Peer, Refusal, ReverseClaim, acknowledged};
+use super::{Claim, CloseReason, ConnectionId, HostLease, HostRegistry, Peer, Refusal, ReverseClaim};
 use crate::dialect::Dialect;
 use crate::envoy::jwt::{Claims, JwtError};
 use crate::envoy::ping::{self, Pings};
@@ -54,23 +54,23 @@ struct Admitted {
 }
 
 /// A registered connection, and what drains it.
-type Joined<L> = (Claim, L, Place, Watch, Arc<Trigger>);
+type Registration<L> = (Arc<Claim>, L, Place, Watch, Arc<Trigger>);
 
 impl<R: HostRegistry> Accepted<'_, R> {
-    /// From the first bytes of the request to the end of the tunnel.
+    /// From the first bytes of the request to the answer.
     pub(super) async fn join_envoy(
         &self,
         mut joining: EnvoyJoining,
         deadline: Instant,
         pending: Pending<'_>,
-    ) -> Result<Ended, Failure> {
+    ) -> Result<Came<R::Lease>, Failure> {
         let opening = timeout_at(deadline, async {
             match joining.read().await? {
                 Ok(request) => self.register_envoy(&joining, &request).await,
                 Err(answer) => Err(Failure::Envoy(answer)),
             }
         });
-        let (mut admitted, (claim, lease, place, watch, trigger)) =
+        let (admitted, (claim, lease, place, closed, trigger)) =
             match opening.await.map_err(|_| OpeningError::Timeout)? {
                 Ok(registered) => registered,
                 Err(failure) => return self.refuse_envoy(joining, failure, deadline).await,
@@ -79,33 +79,20 @@ impl<R: HostRegistry> Accepted<'_, R> {
         let answer = Answer::Accepted { upgrade: admitted.upgrade, tls_kept };
         let io = timeout_at(deadline, joining.accept(answer)).await.map_err(|_| OpeningError::Timeout)??;
         drop(pending);
-        self.metrics.inc(ServerMetric::Accepted);
-        let _counted = Gauge::enter(self.metrics, ServerMetric::Active);
-        let (cluster, node) = (shown(&claim.cluster), shown(&claim.host_name));
-        tracing::info!(
-            id = %claim.id, cluster, node, tenant = shown(&admitted.identity.tenant), origin = %claim.peer.origin(), tls_kept,
-            "Envoy tunnel registered"
-        );
+        tracing::info!(id = %claim.id, tenant = shown(&admitted.identity.tenant), tls_kept, "an Envoy is answered");
         let pings = Pings {
             interval: self.acceptor.config.reverse.ping_interval,
             threshold: self.acceptor.tunnels.reverse().ping_failure_threshold,
         };
-        let hosted = host(&lease, io, &watch, pings, self.acceptor.config.ping_interval);
-        let standing = (&mut admitted.standing, &claim);
-        tokio::select! {
-            biased;
-            () = hosted => {}
-            () = self.follow_envoy(standing, &lease, &trigger) => {}
-        }
-        tracing::info!(id = %claim.id, cluster, node, "Envoy tunnel ended");
-        drop(place);
-        Ok(Ended::Tunnel)
+        let first = First::WhenWanted(pings, trigger);
+        let standing = admitted.standing.map(Box::new);
+        Ok(Came::Joined(Box::new(Joined { claim, lease, place, closed, standing, io, first })))
     }
 
     /// Drains the tunnel when the identity policy allows it no more. Never returns.
-    async fn follow_envoy(
+    pub(super) async fn follow_envoy(
         &self,
-        (standing, claim): (&mut Option<Standing>, &Claim),
+        (standing, claim): (&mut Option<Box<Standing>>, &Claim),
         lease: &R::Lease,
         trigger: &Trigger,
     ) {
@@ -130,7 +117,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
         &self,
         joining: &EnvoyJoining,
         request: &Request,
-    ) -> Result<(Admitted, Joined<R::Lease>), Failure> {
+    ) -> Result<(Admitted, Registration<R::Lease>), Failure> {
         let acceptor = self.acceptor;
         let admitted = self.admit(joining, request)?;
         let config = &acceptor.config;
@@ -168,11 +155,12 @@ impl<R: HostRegistry> Accepted<'_, R> {
         if let Some(standing) = &admitted.standing {
             claim.take_grant(standing.grant());
         }
+        let claim = Arc::new(claim);
         let (trigger, watch) = self.drain.child();
         let trigger = Arc::new(trigger);
-        let place = acceptor.tunnels.place(&claim, false, Arc::clone(&trigger))?;
+        let place = acceptor.tunnels.place(&claim, false, Arc::clone(&trigger), &config.stat_prefix)?;
         self.metrics.add(ServerMetric::Superseded, place.superseded());
-        let lease = self.registry.register(claim.clone()).await?;
+        let lease = self.registry.register(Claim::clone(&claim)).await?;
         Ok((admitted, (claim, lease, place, watch, trigger)))
     }
 
@@ -255,7 +243,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
         mut joining: EnvoyJoining,
         failure: Failure,
         deadline: Instant,
-    ) -> Result<Ended, Failure> {
+    ) -> Result<Came<R::Lease>, Failure> {
         let answer = match &failure {
             Failure::Envoy(answer) => *answer,
             Failure::Policy(PolicyError::CredentialMissing | PolicyError::CredentialWrong) => Answer::Unauthenticated,
@@ -289,7 +277,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
             Ok(Err(error)) => tracing::debug!(%error, "the refusal was not written"),
             Err(_) => tracing::debug!("the refusal was not taken within the deadline"),
         }
-        Ok(Ended::Refused)
+        Ok(Came::Ended(Ended::Refused))
     }
 }
 
@@ -360,22 +348,30 @@ fn validate(reverse: &ReverseTunnel, identity: &Identity, peer: &Peer, claims: O
 }
 
 /// Runs a registered connection: idle until somebody wants it, then as any tunnel.
-async fn host<L: HostLease>(lease: &L, mut io: Io, drain: &Watch, pings: Pings, ping_interval: Duration) {
-    acknowledged::reply_read(&io).await;
+pub(super) async fn host<L: HostLease>(
+    lease: &L,
+    mut io: Io,
+    drain: &Watch,
+    pings: Pings,
+    ping_interval: Duration,
+) -> CloseReason {
     {
         let mut lost = pin!(keepalive::lost(keepalive::ends(&io), ping_interval));
         let idle = tokio::select! {
             biased;
-            () = drain.draining() => return lease.drain(),
-            () = &mut lost => return,
+            () = drain.draining() => {
+                lease.drain();
+                return CloseReason::Drained;
+            }
+            () = &mut lost => return CloseReason::Lost,
             idle = ping::idle(&mut io, pings, lease.wanted()) => idle,
         };
         if let Err(reason) = idle {
             tracing::info!(%reason, "an unused Envoy tunnel ends");
-            return;
+            return CloseReason::Idle(reason);
         }
     }
-    run(lease, io, drain, ping_interval).await;
+    Box::pin(run(lease, io, drain, ping_interval)).await
 }
 
 /// Envoy's default; its initiators follow their bootstrap's `header_prefix`.

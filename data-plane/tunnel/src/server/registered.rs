@@ -8,15 +8,16 @@ use std::time::Duration;
 
 use culvert_http::Io;
 use culvert_model::control::ServerNotice;
+use culvert_model::tunnel::TunnelProtocol;
 use culvert_runtime::drain::Watch;
 use culvert_runtime::telemetry::Block;
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::control::Notices;
 use super::standing::{Standing, Turn};
-use super::tunnels::Tunnels;
-use super::{Claim, HostLease};
+use super::tunnels::{Place, Tunnels};
+use super::{Claim, CloseReason, HostLease};
+use crate::history::EventKind;
 use crate::keepalive;
 use crate::metrics::ServerMetric;
 
@@ -36,43 +37,62 @@ pub(super) struct Registered<'a, L> {
 
 impl<L: HostLease> Registered<'_, L> {
     /// `standing`: on what it stands, where the listener has an identity policy.
-    pub(super) async fn run(&self, io: Io, weight: watch::Receiver<u32>, mut standing: Option<Standing>) {
+    pub(super) async fn run(&self, io: Io, place: &Place, mut standing: Option<Box<Standing>>) -> CloseReason {
         let mut lost = pin!(keepalive::lost(keepalive::ends(&io), self.claim.ping_interval));
-        // A connection that an exchange has borrowed whole is not closed by dropping what follows.
-        let cord = keepalive::Cord::of(&io);
+        // A plain connection that an exchange has borrowed whole is not closed by dropping what follows. (A second
+        // descriptor, which others need not have.)
+        let cord = match self.claim.protocol {
+            TunnelProtocol::Http1 => keepalive::Cord::of(&io),
+            TunnelProtocol::Http2 => keepalive::Cord::default(),
+        };
         let mut attached = pin!(self.lease.attach(io));
         tokio::select! {
             biased;
-            () = &mut attached => return,
-            () = &mut lost => return cord.pull(),
-            () = self.last() => self.lease.drain(),
-            () = self.weighed(weight) => {}
-            () = self.withdrawn(&mut standing) => self.lease.drain(),
-        }
-        tokio::select! {
-            biased;
-            () = attached => {}
-            () = lost => cord.pull(),
-            () = self.forbidden(&mut standing) => cord.pull(),
-            () = self.closed.expired() => cord.pull(),
-            () = self.drain.expired() => {
-                tracing::info!(id = %self.claim.id, "a tunnel was cut off at the drain's deadline");
+            reason = &mut attached => return reason,
+            () = &mut lost => {
                 cord.pull();
+                return CloseReason::Lost;
+            }
+            kind = self.last() => {
+                place.note(kind, None);
+                self.lease.drain();
+            }
+            () = self.weighed(place) => {}
+            () = self.withdrawn(&mut standing) => {
+                place.note(EventKind::Draining, Some("allowed no more".to_owned()));
+                self.lease.drain();
             }
         }
-    }
-
-    /// Returns when nothing new may be sent.
-    async fn last(&self) {
         tokio::select! {
             biased;
-            () = self.closed.draining() => return,
+            reason = attached => return reason,
+            () = Box::pin(self.forbidden(&mut standing)) => {
+                cord.pull();
+                return CloseReason::Forbidden;
+            }
+            () = Box::pin(self.closed.expired()) => {}
+            () = lost => {
+                cord.pull();
+                return CloseReason::Lost;
+            }
+            () = Box::pin(self.drain.expired()) => {}
+        }
+        tracing::info!(id = %self.claim.id, "a tunnel was cut off at the drain's deadline");
+        cord.pull();
+        CloseReason::CutOff
+    }
+
+    /// Returns when nothing new may be sent: why.
+    async fn last(&self) -> EventKind {
+        tokio::select! {
+            biased;
+            () = self.closed.draining() => return EventKind::GracefulClose,
             () = self.drain.draining() => {}
         }
         tokio::select! {
             biased;
-            () = self.closed.draining() => {}
-            () = self.replaced() => {}
+            () = self.closed.draining() => EventKind::GracefulClose,
+            () = Box::pin(self.replaced()) => EventKind::Draining,
         }
     }
 
@@ -94,8 +114,15 @@ impl<L: HostLease> Registered<'_, L> {
     }
 
     /// Returns when its identity policy allows it no more.
-    async fn withdrawn(&self, standing: &mut Option<Standing>) {
-        let Some(standing) = standing.as_mut() else { return std::future::pending().await };
+    async fn withdrawn(&self, standing: &mut Option<Box<Standing>>) {
+        match standing {
+            // Boxed, for most have none.
+            Some(standing) => Box::pin(self.follow(standing)).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn follow(&self, standing: &mut Standing) {
         loop {
             match standing.turn().await {
                 Turn::Expiring => self.tell(ServerNotice::Reconnect { delay: Duration::ZERO, target: None }),
@@ -111,8 +138,8 @@ impl<L: HostLease> Registered<'_, L> {
     }
 
     /// A tunnel that drains and is allowed no more is cut off after a moment.
-    async fn forbidden(&self, standing: &mut Option<Standing>) {
-        if !standing.as_ref().is_some_and(Standing::is_withdrawn) {
+    async fn forbidden(&self, standing: &mut Option<Box<Standing>>) {
+        if !standing.as_ref().is_some_and(|standing| standing.is_withdrawn()) {
             self.withdrawn(standing).await;
         }
         sleep(FORBIDDEN).await;
@@ -125,12 +152,12 @@ impl<L: HostLease> Registered<'_, L> {
     }
 
     /// Never returns.
-    async fn weighed(&self, mut weight: watch::Receiver<u32>) {
-        while weight.changed().await.is_ok() {
-            let weight = *weight.borrow_and_update();
+    async fn weighed(&self, place: &Place) {
+        loop {
+            let weight = place.weight().changed().await;
+            place.note(EventKind::Weight, Some(weight.to_string()));
             self.lease.set_weight(weight);
         }
-        std::future::pending().await
     }
 }
 

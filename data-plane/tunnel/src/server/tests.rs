@@ -87,7 +87,7 @@ impl HostLease for Lease {
         None
     }
 
-    async fn attach(&self, mut io: Io) {
+    async fn attach(&self, mut io: Io) -> CloseReason {
         self.state.diary.borrow_mut().push(Event::Attached(self.id));
         let greeting = self.state.greeting.borrow().clone();
         drop(io.write_all(&greeting).await);
@@ -95,10 +95,10 @@ impl HostLease for Lease {
         loop {
             tokio::select! {
                 read = io.read(&mut buffer) => match read {
-                    Ok(0) | Err(_) => return,
+                    Ok(0) | Err(_) => return CloseReason::Closed,
                     Ok(read) => self.state.received.borrow_mut().extend_from_slice(&buffer[..read]),
                 },
-                () = self.drain.notified(), if !self.state.busy.get() => return,
+                () = self.drain.notified(), if !self.state.busy.get() => return CloseReason::Drained,
             }
         }
     }

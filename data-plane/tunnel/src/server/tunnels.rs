@@ -1,22 +1,25 @@
 //! The live connections of a process: how many each agent has, and which of them a graceful close may name.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use culvert_model::tunnel::TunnelProtocol;
+use culvert_http::Meter;
 use culvert_runtime::drain::Trigger;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::duplicates::{self, Holder, Verdict};
+use super::live::{Live, Weight};
 use super::pending::network;
 use super::{Claim, ConnectionId, Identity, Origin, Policies, Refusal};
-use crate::status::TunnelStatus;
+use crate::history::EventKind;
+use crate::status::{EndedTunnel, TunnelStatus};
 use crate::wire::GracefulClose;
 
 /// Live connections of every tunnel listener of the process; outlives configuration changes. Registration, removal
@@ -27,6 +30,8 @@ pub struct Tunnels {
     reverse: ReverseLimits,
     policies: Policies,
     stage: watch::Sender<Stage>,
+    /// Counts what [`Self::version`] tells.
+    version: AtomicU64,
 }
 
 /// How far the process is from its end.
@@ -76,16 +81,8 @@ struct Inner {
     holders: HashMap<Identity, Holder>,
     /// Connections from each source that have a grant.
     sources: HashMap<IpAddr, usize>,
-}
-
-#[derive(Debug)]
-struct Live {
-    claim: Claim,
-    since: Instant,
-    /// Its graceful close must name it by id.
-    knows_id: bool,
-    drain: Arc<Trigger>,
-    weight: watch::Sender<u32>,
+    /// The latest [`MOST_ENDED`] that ended, with when.
+    ended: VecDeque<(Instant, EndedTunnel)>,
 }
 
 /// What connections are counted by: the certificate's name, else the host name, else the address. **A host name is only
@@ -122,7 +119,7 @@ impl AgentKey {
 pub(super) struct Place {
     tunnels: Arc<Tunnels>,
     id: ConnectionId,
-    weight: watch::Receiver<u32>,
+    weight: Arc<Weight>,
     superseded: u64,
 }
 
@@ -133,8 +130,34 @@ impl Place {
     }
 
     /// Changes with [`Tunnels::reweigh`].
-    pub(super) fn weight(&self) -> watch::Receiver<u32> {
-        self.weight.clone()
+    pub(super) fn weight(&self) -> &Weight {
+        &self.weight
+    }
+
+    /// Remembers what has happened to the connection.
+    pub(super) fn note(&self, kind: EventKind, detail: Option<String>) {
+        if let Some(live) = self.tunnels.inner.lock().live.get_mut(&self.id) {
+            live.history.note(Instant::now(), kind, detail);
+        }
+        if matches!(kind, EventKind::Draining | EventKind::GracefulClose) {
+            self.tunnels.changed();
+        }
+    }
+
+    /// Remembers the first of its kind.
+    pub(super) fn note_once(&self, kind: EventKind, detail: impl FnOnce() -> String) {
+        if let Some(live) = self.tunnels.inner.lock().live.get_mut(&self.id)
+            && !live.history.has(kind)
+        {
+            live.history.note(Instant::now(), kind, Some(detail()));
+        }
+    }
+
+    /// What counts the connection's bytes.
+    pub(super) fn metered(&self, meter: Arc<Meter>) {
+        if let Some(live) = self.tunnels.inner.lock().live.get_mut(&self.id) {
+            live.meter = Some(meter);
+        }
     }
 }
 
@@ -161,6 +184,7 @@ impl Tunnels {
             reverse,
             policies: Policies::default(),
             stage: watch::Sender::new(Stage::Serving),
+            version: AtomicU64::new(0),
         }
     }
 
@@ -186,12 +210,35 @@ impl Tunnels {
         all.into_iter().map(|(_, status)| status).collect()
     }
 
+    /// Those that ended last, latest first.
+    #[must_use]
+    pub fn ended(&self) -> Vec<EndedTunnel> {
+        let now = Instant::now();
+        let inner = self.inner.lock();
+        let aged = |(at, ended): &(Instant, EndedTunnel)| EndedTunnel {
+            ended_seconds_ago: now.duration_since(*at).as_secs(),
+            ..ended.clone()
+        };
+        inner.ended.iter().rev().map(aged).collect()
+    }
+
+    /// Changes with every tunnel that comes, goes, drains or changes its weight. 0: there never was one.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Relaxed)
+    }
+
+    fn changed(&self) {
+        self.version.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// A place for the claim's connection. Starting `drain` drains it.
     pub(super) fn place(
         self: &Arc<Self>,
-        claim: &Claim,
+        claim: &Arc<Claim>,
         knows_id: bool,
         drain: Arc<Trigger>,
+        listener: &Arc<str>,
     ) -> Result<Place, Refusal> {
         let mut inner = self.inner.lock();
         let key = AgentKey::of(claim);
@@ -204,8 +251,8 @@ impl Tunnels {
         if let Some(address) = claim.peer.address {
             inner.by_address.insert(canonical(address), claim.id);
         }
-        let (weight, weighed) = watch::channel(claim.weight);
-        let live = Live { claim: claim.clone(), since: Instant::now(), knows_id, drain, weight };
+        let weight = Weight::new(claim.weight);
+        let live = Live::new(claim, knows_id, drain, Arc::clone(&weight), listener);
         inner.live.insert(claim.id, live);
         if let Some(grant) = &claim.grant {
             if let Some(source) = source(claim) {
@@ -216,7 +263,8 @@ impl Tunnels {
             }
         }
         drop(inner);
-        Ok(Place { tunnels: Arc::clone(self), id: claim.id, weight: weighed, superseded })
+        self.changed();
+        Ok(Place { tunnels: Arc::clone(self), id: claim.id, weight, superseded })
     }
 
     /// A place for an aside connection: for an origin that has a registered connection, at most [`MAX_ASIDES`].
@@ -273,9 +321,10 @@ impl Tunnels {
                 Some(grant) => weight.clamp(grant.weights.0, grant.weights.1),
                 None => weight,
             };
-            live.weight.send_replace(weight);
+            live.weight.set(weight);
             changed += 1;
         }
+        self.changed();
         changed
     }
 
@@ -378,39 +427,17 @@ fn source(claim: &Claim) -> Option<IpAddr> {
     claim.peer.address.map(|address| network(address.ip()))
 }
 
-impl Live {
-    fn round_trip(&self) -> Option<Duration> {
-        self.claim.http2.as_ref()?.round_trip.as_ref()?.last()
-    }
-
-    fn status(&self, id: ConnectionId, now: Instant) -> TunnelStatus {
-        TunnelStatus {
-            id: id.to_string(),
-            dialect: self.claim.dialect,
-            protocol: match self.claim.protocol {
-                TunnelProtocol::Http1 => "http1",
-                TunnelProtocol::Http2 => "http2",
-            },
-            round_trip_us: self.round_trip().and_then(|time| u64::try_from(time.as_micros()).ok()),
-            cluster: self.claim.cluster.to_string(),
-            host_name: self.claim.host_name.to_string(),
-            weight: *self.weight.borrow(),
-            peer: self.claim.peer.address,
-            identity: match &self.claim.grant {
-                Some(grant) => Some(grant.identity.to_string()),
-                None => self.claim.peer.identity.as_deref().map(str::to_owned),
-            },
-            policy: self.claim.policy.as_deref().map(str::to_owned),
-            draining: self.drain.watch().is_draining(),
-            age_seconds: now.duration_since(self.since).as_secs(),
-        }
-    }
-}
-
 impl Drop for Place {
     fn drop(&mut self) {
         let mut inner = self.tunnels.inner.lock();
         let Some(live) = inner.live.remove(&self.id) else { return };
+        let now = Instant::now();
+        if inner.ended.len() >= MOST_ENDED {
+            inner.ended.pop_front();
+        }
+        let reason = live.history.last(EventKind::Ended).map(str::to_owned);
+        inner.ended.push_back((now, EndedTunnel { tunnel: live.status(self.id, now), reason, ended_seconds_ago: 0 }));
+        self.tunnels.changed();
         if live.claim.http2.is_some() {
             take_one(&mut inner.told, AgentKey::of(&live.claim));
         }
@@ -461,6 +488,8 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 
 /// For what is in flight on connections of an agent that was replaced.
 const SUPERSEDED: Duration = Duration::from_secs(15);
+/// Connections that ended, and are remembered.
+const MOST_ENDED: usize = 256;
 /// Aside connections of one agent.
 const MAX_ASIDES: usize = 2;
 /// A graceful close sets none: the agent ends what takes too long. (Far, and no overflow of the clock.)

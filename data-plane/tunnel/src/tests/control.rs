@@ -31,7 +31,7 @@ impl HostRegistry for Streams {
 }
 
 impl HostLease for StreamLease {
-    async fn attach(&self, io: Io) {
+    async fn attach(&self, io: Io) -> CloseReason {
         let options = self.claim.http2.clone().unwrap();
         let (client, driver) = Http2Client::connect(io, &options).await.unwrap();
         self.open.send_replace(Some(client));
@@ -40,6 +40,7 @@ impl HostLease for StreamLease {
             () = self.drain.notified() => {}
         }
         self.open.send_replace(None);
+        CloseReason::Closed
     }
 
     fn drain(&self) {

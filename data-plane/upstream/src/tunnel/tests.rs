@@ -226,7 +226,7 @@ async fn those_who_wait_for_a_tunnel_that_ends_are_told() {
 
 #[tokio::test]
 async fn agents_are_chosen_by_name() {
-    on_worker(async {
+    on_worker(Box::pin(async {
         let (clusters, pools, slot) = edge();
         let mut tunnels = Vec::new();
         for name in ["edge-1", "edge-2", "edge-2", "edge-3"] {
@@ -248,7 +248,7 @@ async fn agents_are_chosen_by_name() {
         assert_eq!(failure, UpstreamFailure::AgentOffline { seconds: 0 }, "one that was here");
         let _again = open(&clusters, claim("edge", "edge-1")).await;
         assert!(pools.checkout(&slot, &agent("edge-1")).await.is_ok(), "one that came back");
-    })
+    }))
     .await;
 }
 
@@ -299,7 +299,7 @@ async fn a_removed_cluster_drains_its_tunnels_and_takes_new_ones_when_it_returns
 #[tokio::test]
 async fn tcp_takes_a_plain_tunnel_whole() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    on_worker(async {
+    on_worker(Box::pin(async {
         let (clusters, pools, slot) = edge();
         let tunnel = open(&clusters, claim("edge", "a")).await;
         eventually("it is attached", || clusters.tunnels()[0].state == "idle").await;
@@ -310,7 +310,7 @@ async fn tcp_takes_a_plain_tunnel_whole() {
         let mut response = [0; 256];
         let n = io.read(&mut response).await.unwrap();
         assert!(response[..n].ends_with(b"a /raw"), "bytes both ways: {:?}", String::from_utf8_lossy(&response[..n]));
-    })
+    }))
     .await;
 }
 

@@ -1,0 +1,160 @@
+//! A tunnel's life, from the reply to its end.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_http::Io;
+use culvert_runtime::drain::{Trigger, Watch};
+
+use super::acceptor::{Accepted, Ended, shown};
+use super::control::Notices;
+use super::envoy::host;
+use super::gauge::Gauge;
+use super::registered::Registered;
+use super::standing::Standing;
+use super::tunnels::Place;
+use super::{Claim, CloseReason, HostLease, HostRegistry, acknowledged, control};
+use crate::envoy::ping::Pings;
+use crate::history::EventKind;
+use crate::http2::recorded;
+use crate::keepalive;
+use crate::metrics::ServerMetric;
+
+/// A registered connection whose reply was written.
+pub(super) struct Joined<L> {
+    pub(super) claim: Arc<Claim>,
+    pub(super) lease: L,
+    pub(super) place: Place,
+    /// Drains when its agent closes it gracefully.
+    pub(super) closed: Watch,
+    /// On what it stands, where the listener has an identity policy.
+    pub(super) standing: Option<Box<Standing>>,
+    pub(super) io: Io,
+    pub(super) first: First,
+}
+
+/// When its first byte may follow the reply.
+#[derive(Debug)]
+pub(super) enum First {
+    /// The agent takes both at once.
+    AtOnce,
+    /// When the agent has read the reply.
+    WhenRead,
+    /// Then, and when somebody wants it: Envoy's dialect.
+    /// With what drains it.
+    WhenWanted(Pings, Arc<Trigger>),
+}
+
+impl<R: HostRegistry> Accepted<'_, R> {
+    /// A tunnel's life, from the reply on.
+    pub(super) async fn attend(&self, joined: Box<Joined<R::Lease>>) -> Ended {
+        let Joined { claim, lease, place, closed, standing, mut io, first } = *joined;
+        place.note(EventKind::Established, io.is_tls().then(|| "within TLS".to_owned()));
+        place.metered(io.meter());
+        self.metrics.inc(ServerMetric::Accepted);
+        let _counted = Gauge::enter(self.metrics, ServerMetric::Active);
+        let tenant = claim.reverse.as_ref().map(|reverse| shown(&reverse.tenant));
+        // The events have the names that Envoy's lifecycle logs give them.
+        tracing::info!(
+            event = "tunnel_setup", id = %claim.id, dialect = claim.dialect.name(), tenant, cluster = shown(&claim.cluster), host_name = shown(&claim.host_name),
+            origin = %claim.peer.origin(), weight = claim.weight, "tunnel registered"
+        );
+        if !matches!(first, First::AtOnce) {
+            Box::pin(acknowledged::reply_read(&io)).await;
+        }
+        // Boxed by kind: a plain tunnel's task does not carry the state of one that does more.
+        let reason = match first {
+            First::AtOnce | First::WhenRead if claim.carries_ours() => {
+                Box::pin(self.attend_streams(&claim, &lease, &place, &closed, standing, io)).await
+            }
+            First::AtOnce | First::WhenRead => {
+                let registered = self.registered(&claim, &lease, &closed, None);
+                Box::pin(registered.run(io, &place, standing)).await
+            }
+            First::WhenWanted(pings, trigger) => {
+                let (interval, mut standing) = (self.acceptor.config.ping_interval, standing);
+                let (claim, lease, closed) = (&claim, &lease, &closed);
+                Box::pin(async move {
+                    tokio::select! {
+                        biased;
+                        reason = host(lease, io, closed, pings, interval) => reason,
+                        () = self.follow_envoy((&mut standing, claim), lease, &trigger) => CloseReason::Forbidden,
+                    }
+                })
+                .await
+            }
+        };
+        place.note(EventKind::Ended, Some(reason.to_string()));
+        tracing::info!(
+            event = "tunnel_closed", id = %claim.id, cluster = shown(&claim.cluster),
+            host_name = shown(&claim.host_name), close_reason = %reason, "tunnel ended"
+        );
+        drop(place);
+        Ended::Tunnel
+    }
+
+    fn registered<'c>(
+        &'c self,
+        claim: &'c Claim,
+        lease: &'c R::Lease,
+        closed: &'c Watch,
+        notices: Option<Notices>,
+    ) -> Registered<'c, R::Lease> {
+        Registered {
+            lease,
+            claim,
+            tunnels: &self.acceptor.tunnels,
+            metrics: self.metrics,
+            closed,
+            drain: self.drain,
+            notices,
+        }
+    }
+
+    /// Runs a connection that carries HTTP/2 as our two ends speak it, with the control service.
+    async fn attend_streams(
+        &self,
+        claim: &Claim,
+        lease: &R::Lease,
+        place: &Place,
+        closed: &Watch,
+        standing: Option<Box<Standing>>,
+        io: Io,
+    ) -> CloseReason {
+        let Some(round_trip) = claim.http2.as_ref().and_then(|options| options.round_trip.as_ref()) else {
+            debug_assert!(false, "what carries ours has a round trip");
+            return CloseReason::ProtocolFailure;
+        };
+        let _counted = Gauge::enter(self.metrics, ServerMetric::ActiveHttp2);
+        let notices = Notices::default();
+        let registered = self.registered(claim, lease, closed, Some(notices.clone()));
+        // Pinned here and passed by reference: each function that takes a future by value has its size once more.
+        let control = pin!(control::run(lease, claim, &self.acceptor.tunnels, self.metrics, &notices));
+        let running = pin!(registered.run(io, place, standing));
+        let running = pin!(control::beside(control, running));
+        let measured = |time: Duration| place.note_once(EventKind::FirstPing, || format!("{time:?}"));
+        recorded(round_trip, self.metrics, || ServerMetric::RoundTripMs, measured, running).await
+    }
+}
+
+/// Runs a registered connection that carries HTTP/2 to its end: dropping it closes it.
+pub(super) async fn run<L: HostLease>(lease: &L, io: Io, drain: &Watch, ping_interval: Duration) -> CloseReason {
+    let mut lost = pin!(keepalive::lost(keepalive::ends(&io), ping_interval));
+    let mut attached = pin!(lease.attach(io));
+    tokio::select! {
+        biased;
+        reason = &mut attached => return reason,
+        () = &mut lost => return CloseReason::Lost,
+        () = drain.draining() => lease.drain(),
+    }
+    tokio::select! {
+        biased;
+        reason = &mut attached => reason,
+        () = lost => CloseReason::Lost,
+        () = Box::pin(drain.expired()) => {
+            tracing::info!("a tunnel was cut off at the drain's deadline");
+            CloseReason::CutOff
+        }
+    }
+}

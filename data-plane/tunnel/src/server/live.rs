@@ -1,0 +1,128 @@
+//! A registered connection as the process knows it, for those who ask.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+
+use culvert_http::Meter;
+use culvert_model::tunnel::TunnelProtocol;
+use culvert_runtime::drain::Trigger;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::{Claim, ConnectionId};
+use crate::history::{Event, EventKind, History};
+use crate::status::TunnelStatus;
+
+/// What is remembered of a connection as long as it is registered.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) claim: Arc<Claim>,
+    pub(super) since: Instant,
+    /// Its graceful close must name it by id.
+    pub(super) knows_id: bool,
+    pub(super) drain: Arc<Trigger>,
+    pub(super) weight: Arc<Weight>,
+    /// From the reply on.
+    pub(super) meter: Option<Arc<Meter>>,
+    pub(super) history: History,
+    pub(super) created: SystemTime,
+    pub(super) listener: Arc<str>,
+}
+
+/// A connection's weight, as claimed or as its agent said later.
+#[derive(Debug)]
+pub(super) struct Weight {
+    value: AtomicU32,
+    changed: Notify,
+}
+
+impl Weight {
+    pub(super) fn new(value: u32) -> Arc<Self> {
+        Arc::new(Self { value: AtomicU32::new(value), changed: Notify::new() })
+    }
+
+    pub(super) fn get(&self) -> u32 {
+        self.value.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set(&self, value: u32) {
+        self.value.store(value, Ordering::Relaxed);
+        self.changed.notify_one();
+    }
+
+    /// Resolves to the next weight that is set. For one waiter.
+    pub(super) async fn changed(&self) -> u32 {
+        self.changed.notified().await;
+        self.get()
+    }
+}
+
+impl Live {
+    pub(super) fn new(
+        claim: &Arc<Claim>,
+        knows_id: bool,
+        drain: Arc<Trigger>,
+        weight: Arc<Weight>,
+        listener: &Arc<str>,
+    ) -> Self {
+        let since = Instant::now();
+        Self {
+            claim: Arc::clone(claim),
+            since,
+            knows_id,
+            drain,
+            weight,
+            meter: None,
+            history: History::new(since),
+            created: SystemTime::now(),
+            listener: Arc::clone(listener),
+        }
+    }
+
+    fn round_trip(&self) -> Option<Duration> {
+        self.claim.http2.as_ref()?.round_trip.as_ref()?.last()
+    }
+
+    /// With when the first byte came, which nobody notes.
+    fn events(&self) -> Vec<Event> {
+        let mut events = self.history.events();
+        if let Some(first) = self.meter.as_ref().and_then(|meter| meter.first_read()) {
+            let at_ms = u64::try_from(first.saturating_duration_since(self.since).as_millis()).unwrap_or(u64::MAX);
+            let place = events.partition_point(|event| event.at_ms <= at_ms);
+            events.insert(place, Event { at_ms, kind: EventKind::FirstByte, detail: None });
+        }
+        events
+    }
+
+    pub(super) fn status(&self, id: ConnectionId, now: Instant) -> TunnelStatus {
+        TunnelStatus {
+            id: id.to_string(),
+            dialect: self.claim.dialect,
+            protocol: match self.claim.protocol {
+                TunnelProtocol::Http1 => "http1",
+                TunnelProtocol::Http2 => "http2",
+            },
+            round_trip_us: self.round_trip().and_then(|time| u64::try_from(time.as_micros()).ok()),
+            cluster: self.claim.cluster.to_string(),
+            host_name: self.claim.host_name.to_string(),
+            weight: self.weight.get(),
+            peer: self.claim.peer.address,
+            identity: match &self.claim.grant {
+                Some(grant) => Some(grant.identity.to_string()),
+                None => self.claim.peer.identity.as_deref().map(str::to_owned),
+            },
+            policy: self.claim.policy.as_deref().map(str::to_owned),
+            draining: self.drain.watch().is_draining(),
+            tenant: self.claim.reverse.as_ref().map(|reverse| reverse.tenant.to_string()),
+            listener: self.listener.to_string(),
+            age_seconds: now.duration_since(self.since).as_secs(),
+            created_at: self.created,
+            received_bytes: self.meter.as_ref().map_or(0, |meter| meter.read()),
+            sent_bytes: self.meter.as_ref().map_or(0, |meter| meter.written()),
+            requests: 0,
+            active: 0,
+            events: self.events(),
+        }
+    }
+}
