@@ -309,9 +309,9 @@ async fn run<H: Handler>(
     if !reply.is_ended() {
         tracing::debug!("a stream was left without the end of its response");
         reply.reset();
-    } else if !receive.is_ended() && !connect {
-        reply.stop_request();
     }
+    // RFC 9113, 8.1: a request that goes on after its response is reset with NO_ERROR. The library does so for a stream
+    // that nobody holds any more, once what waits to be sent is out; a reset of ours would throw that away.
     give_request(head);
 }
 
@@ -361,11 +361,6 @@ impl Reply {
             self.body.begin(BodyKind::Empty, true, true);
             self.stage.reset(Reason::INTERNAL_ERROR);
         }
-    }
-
-    /// RFC 9113, 8.1: the response is complete, the rest of the request is not wanted.
-    fn stop_request(&self) {
-        self.stage.reset(Reason::NO_ERROR);
     }
 
     pub(crate) fn close_after(&mut self) {

@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::http2_wire::{self, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, frame};
 use crate::peers::{Echo, http2_client, http2_over, on_worker, read_quiet, serving, serving_until};
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n";
@@ -288,6 +289,31 @@ fn unread_bodies() {
             let answer = text(&answer);
             assert_eq!(answer.matches("HTTP/1.1 200").count(), answers, "{name}: {answer}");
             assert_eq!(ended, closed, "{name}: closed");
+        });
+    }
+}
+
+/// RFC 9113, 8.1: over HTTP/2 the answer comes whole, and then the stream is reset without an error.
+#[test]
+fn unread_bodies_over_http_2() {
+    for pieces in [0, 1, 3] {
+        on_worker(async {
+            let mut client = serving(&Rc::new(Slow { hasty: true, ..Slow::default() }), ServerOptions::default());
+            http2_wire::begin(&mut client).await;
+            let head = http2_wire::request(&[("content-length", "300000")]);
+            client.write_all(&frame(HEADERS, END_HEADERS, 1, &head)).await.unwrap();
+            for _ in 0..pieces {
+                client.write_all(&frame(DATA, 0, 1, &[b'x'; 10_000])).await.unwrap();
+            }
+            let (answer, closed) = read_quiet(&mut client, Duration::from_secs(2)).await;
+            let frames = http2_wire::frames(&answer);
+            let seen: Vec<_> = frames.iter().filter(|(.., stream, _)| *stream == 1).collect();
+            let [(HEADERS, ..), body @ .., (DATA, END_STREAM, ..), (RST_STREAM, _, _, code)] = seen.as_slice() else {
+                panic!("{pieces} pieces sent: expected head, body and reset, saw {seen:?}");
+            };
+            assert!(body.iter().any(|(.., payload)| payload == b"ok"), "{pieces} pieces sent: the body, in {seen:?}");
+            assert_eq!(code.as_slice(), [0; 4], "{pieces} pieces sent: NO_ERROR");
+            assert!(!closed, "{pieces} pieces sent: other streams go on");
         });
     }
 }
