@@ -27,7 +27,7 @@ pub use head::{BodyKind, Method, RequestHead, ResponseHead, Version};
 pub use http2::path::RoundTrip;
 pub use io::{Io, Meter, TlsInfo};
 pub use relay::{relay_request, relay_response};
-pub use server::{Exchange, Handler, Protocol, RequestBody, ResponseSink, ServerOptions, serve};
+pub use server::{Exchange, FloodLimits, Handler, Protocol, RequestBody, ResponseSink, ServerOptions, serve};
 
 /// Marks a CONNECT whose bytes are a connection of its own ([`ServerOptions::connections`]). Whoever forwards requests of
 /// others takes it out of every CONNECT.

@@ -86,8 +86,32 @@ pub struct ServerOptions {
     pub connections: bool,
     /// HTTP/2: RFC 8441.
     pub extended_connect: bool,
+    /// HTTP/2: frames that are of no use.
+    pub flood_limits: FloodLimits,
     /// `http` or `https`.
     pub scheme: &'static str,
+}
+
+/// From how many frames on that are of no use a client's HTTP/2 connection is closed. The names are those of Envoy's
+/// fields, as are the defaults, but for that of `empty_frames`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FloodLimits {
+    /// `max_outbound_control_frames`: PING, SETTINGS (which count twice) and unknown ones in 10 s, and ten more for each
+    /// stream and frame of data.
+    pub control_frames: u32,
+    /// `max_consecutive_inbound_frames_with_empty_payload`. Envoy allows one; two streams that begin at the same time
+    /// may have one each.
+    pub empty_frames: u32,
+    /// `max_inbound_priority_frames_per_stream`
+    pub priority_frames: u32,
+    /// `max_inbound_window_update_frames_per_data_frame_sent`
+    pub window_updates: u32,
+}
+
+impl Default for FloodLimits {
+    fn default() -> Self {
+        Self { control_frames: 1000, empty_frames: 100, priority_frames: 100, window_updates: 10 }
+    }
 }
 
 impl Default for ServerOptions {
@@ -115,6 +139,7 @@ impl Default for ServerOptions {
             round_trip: None,
             connections: false,
             extended_connect: false,
+            flood_limits: FloodLimits::default(),
             scheme: "http",
         }
     }

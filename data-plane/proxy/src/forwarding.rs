@@ -29,18 +29,29 @@ pub(crate) struct Client {
 pub(crate) fn prepare(head: &mut RequestHead, config: &HttpConnectionManager, connection: &Downstream) -> Client {
     let seen = Seen::in_fields(&head.fields);
     normalize_host(head, config, connection);
+    // Envoy: a request that others have forwarded is not believed to be internal.
+    let direct = !config.internal_addresses.is_empty()
+        && if config.use_remote_address {
+            !seen.forwarded_for
+        } else {
+            is_one_address(&head.fields, config.xff_num_trusted_hops)
+        };
     let address = client_address(head, config, connection, seen);
-    // Envoy 1.33 and later trust no address by default: every request is external.
+    let is_internal = direct && config.internal_addresses.iter().any(|range| range.contains(address.ip()));
+    let is_edge = config.use_remote_address && !is_internal;
     if seen.envoys_own {
-        remove_envoys_own(&mut head.fields, config.use_remote_address);
+        remove_envoys_own(&mut head.fields, is_edge);
     }
-    if config.use_remote_address && config.xff_num_trusted_hops == 0 {
+    if is_internal {
+        head.fields.set(b"x-envoy-internal", b"true");
+    }
+    if is_edge && config.xff_num_trusted_hops == 0 {
         let mut text = Text::default();
         text.write(format_args!("{}", address.ip()));
         head.fields.set(b"x-envoy-external-address", text.bytes());
     }
     client_certificate::forward(head, config, connection, seen.client_certificate);
-    request_id(head, config, seen);
+    request_id(head, config, seen, is_edge);
     if !config.via.is_empty() {
         append(&mut head.fields, b"via", config.via.as_bytes());
     }
@@ -158,6 +169,12 @@ fn client_address(
     address
 }
 
+/// Whether `x-forwarded-for` is one element and no more, and names the client by it.
+fn is_one_address(fields: &Fields, hops: u32) -> bool {
+    let values = || fields.iter().filter(|(name, _)| *name == b"x-forwarded-for").map(|(_, value)| value);
+    values().count() == 1 && values().all(|value| !value.contains(&b',')) && forwarded_for(fields, hops).is_some()
+}
+
 /// The address in `x-forwarded-for` that `skip` others follow.
 fn forwarded_for(fields: &Fields, skip: u32) -> Option<IpAddr> {
     // Several fields are one list: the last field's last element comes last.
@@ -216,8 +233,7 @@ fn remove_envoys_own(fields: &mut Fields, is_edge: bool) {
     });
 }
 
-fn request_id(head: &mut RequestHead, config: &HttpConnectionManager, seen: Seen) {
-    let is_edge = config.use_remote_address;
+fn request_id(head: &mut RequestHead, config: &HttpConnectionManager, seen: Seen, is_edge: bool) {
     if config.generate_request_id {
         if !seen.request_id || (is_edge && !config.preserve_external_request_id) {
             if seen.request_id {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_http::server::{Protocol, ServerOptions};
+use culvert_http::server::{FloodLimits, Protocol, ServerOptions};
 use culvert_http::{Exchange, FieldName, Handler, Io, Meter, RequestHead, ResponseHead, Version};
 use culvert_model::http::{Codec, HttpConnectionManager, RouteSource, ServerHeader};
 use culvert_runtime::telemetry::{Scope, ScopePath};
@@ -65,6 +65,7 @@ impl HttpManager {
 }
 
 fn options(config: &HttpConnectionManager, tls: bool) -> ServerOptions {
+    let limits = &config.http2.flood_limits;
     ServerOptions {
         protocol: match config.codec {
             Codec::Auto => Protocol::Auto,
@@ -88,6 +89,12 @@ fn options(config: &HttpConnectionManager, tls: bool) -> ServerOptions {
         keepalive_interval: config.http2.keepalive_interval,
         keepalive_timeout: config.http2.keepalive_timeout,
         extended_connect: config.http2.allow_connect,
+        flood_limits: FloodLimits {
+            control_frames: limits.control_frames,
+            empty_frames: limits.empty_frames,
+            priority_frames: limits.priority_frames,
+            window_updates: limits.window_updates,
+        },
         scheme: if tls { "https" } else { "http" },
         ..ServerOptions::default()
     }

@@ -76,6 +76,7 @@ pub(crate) fn manager() -> HttpConnectionManager {
         use_remote_address: false,
         xff_num_trusted_hops: 0,
         skip_xff_append: false,
+        internal_addresses: Vec::new(),
         forward_client_cert: ForwardClientCert::Sanitize,
         client_cert_details: ClientCertDetails::default(),
         normalize_path: false,
@@ -146,6 +147,7 @@ pub(crate) fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
         locality_weighted: false,
         overprovisioning_factor: 140,
         close_connections_on_host_removal: false,
+        auto_sni: None,
     }
 }
 

@@ -148,7 +148,7 @@ pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -
             written.map_err(|source| StartError::AdminAddress { path: path.clone(), source })?;
         }
     }
-    put_in_force(&mut applier, &started.bootstrap, &state).await;
+    put_in_force(&mut applier, &started.bootstrap, &state).await.map_err(StartError::Bind)?;
     announce(&overview, &started.bootstrap, workers);
     let watcher = FileWatcher::new();
     tokio::spawn(applier.run(commands, watcher.clone()));
@@ -192,8 +192,11 @@ fn bind_all(applier: &mut Applier, bootstrap: &Bootstrap) -> Result<Option<Admin
 }
 
 /// Static resources: what is referred to comes before what refers to it.
-async fn put_in_force(applier: &mut Applier, bootstrap: &Bootstrap, state: &State) {
-    applier.set_all(bootstrap.clusters.iter().cloned().map(Resource::Cluster)).await;
+///
+/// # Errors
+/// What cannot be put in force although it was found to be right: somebody took an address meanwhile, or a file.
+async fn put_in_force(applier: &mut Applier, bootstrap: &Bootstrap, state: &State) -> Result<(), Vec<String>> {
+    applier.set_all(bootstrap.clusters.iter().cloned().map(Resource::Cluster)).await?;
     let resolving = bootstrap.clusters.iter().filter(|cluster| !matches!(cluster.discovery, Discovery::Eds { .. }));
     let resolving: Vec<_> = resolving.map(|cluster| applier.cluster_slot(&cluster.name)).collect();
     let resolved = async {
@@ -215,9 +218,9 @@ async fn put_in_force(applier: &mut Applier, bootstrap: &Bootstrap, state: &Stat
             drop(blocker);
         });
     }
-    applier.set_all(bootstrap.agents.iter().cloned().map(Resource::Agent)).await;
-    applier.set_all(bootstrap.policies.iter().cloned().map(Resource::Policy)).await;
-    applier.set_all(bootstrap.listeners.iter().cloned().map(Resource::Listener)).await;
+    applier.set_all(bootstrap.agents.iter().cloned().map(Resource::Agent)).await?;
+    applier.set_all(bootstrap.policies.iter().cloned().map(Resource::Policy)).await?;
+    applier.set_all(bootstrap.listeners.iter().cloned().map(Resource::Listener)).await
 }
 
 /// What dynamic configuration begins with.
@@ -232,7 +235,7 @@ fn dynamic(
     let secrets = Secrets::new(&started.bootstrap.secrets);
     let client_tls = move |context: &UpstreamTls| match tls::gather(&context.common, &secrets) {
         Ok(Gathered::Complete(material)) => {
-            material.client(context, Some(UpstreamProtocol::Http2)).map_err(|error| error.to_string())
+            material.client_of(context, Some(UpstreamProtocol::Http2), None).map_err(|error| error.to_string())
         }
         Ok(Gathered::Awaiting(names)) => {
             Err(format!("it takes {} from SDS, which only a control plane could bring", names.join(", ")))

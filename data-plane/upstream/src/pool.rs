@@ -10,6 +10,7 @@ mod connection;
 mod dial;
 mod host;
 mod line;
+mod named;
 mod open;
 mod slot;
 mod sweep;
@@ -42,7 +43,8 @@ pub struct PickContext<'a> {
     pub priority: Priority,
     /// The tunnel agent that must serve it.
     pub agent: Option<&'a str>,
-    /// From which a `reverse_connection` cluster reads the agent; `None`: a TCP connection.
+    /// From which a `reverse_connection` cluster reads the agent, and one with `auto_sni` the name of the host; `None`: a
+    /// TCP connection.
     pub request: Option<&'a RequestHead>,
     /// For clusters that use the downstream's protocol.
     pub downstream: DownstreamProtocol,

@@ -34,6 +34,8 @@ pub struct Cluster {
     /// Index: routing priority (default, high).
     pub breakers: [Breakers; 2],
     pub tls: Option<Arc<UpstreamTls>>,
+    /// `auto_sni`; never without [`Self::tls`].
+    pub auto_sni: Option<AutoSni>,
     pub protocol: UpstreamProtocol,
     pub http1: Http1Options,
     pub http2: Http2Options,
@@ -150,6 +152,15 @@ pub enum UpstreamProtocol {
     Auto,
     /// The downstream's protocol.
     Downstream,
+}
+
+/// By which name a request has its upstream addressed in TLS: the one that it asks for itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AutoSni {
+    /// `override_auto_sni_header`, lower-case. `None`, or not in the request: its authority.
+    pub header: Option<Arc<str>>,
+    /// `auto_san_validation`: the certificate must be for that name.
+    pub validates: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

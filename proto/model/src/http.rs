@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::Name;
 use crate::access_log::AccessLog;
+use crate::listener::Cidr;
 use crate::route::RouteConfiguration;
 use crate::source::ConfigSource;
 
@@ -32,6 +33,8 @@ pub struct HttpConnectionManager {
     pub use_remote_address: bool,
     pub xff_num_trusted_hops: u32,
     pub skip_xff_append: bool,
+    /// `internal_address_config`: whose requests count as internal, and may carry Envoy's own fields. Default: nobody's.
+    pub internal_addresses: Vec<Cidr>,
     pub forward_client_cert: ForwardClientCert,
     /// What `x-forwarded-client-cert` says about the client, besides the certificate's hash.
     pub client_cert_details: ClientCertDetails,
@@ -119,6 +122,7 @@ pub struct Http2Options {
     pub keepalive_interval: Option<Duration>,
     pub keepalive_timeout: Duration,
     pub allow_connect: bool,
+    pub flood_limits: FloodLimits,
 }
 
 impl Default for Http2Options {
@@ -130,7 +134,29 @@ impl Default for Http2Options {
             keepalive_interval: None,
             keepalive_timeout: Duration::from_secs(10),
             allow_connect: false,
+            flood_limits: FloodLimits::default(),
         }
+    }
+}
+
+/// From how many frames on that are of no use a client's HTTP/2 connection is closed. Defaults are Envoy's, but for
+/// [`Self::empty_frames`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FloodLimits {
+    /// `max_outbound_control_frames`: PING, SETTINGS and the like in 10 s, with ten more for each stream and frame of data.
+    pub control_frames: u32,
+    /// `max_consecutive_inbound_frames_with_empty_payload`. Envoy allows one; two streams that begin at the same time
+    /// may have one each.
+    pub empty_frames: u32,
+    /// `max_inbound_priority_frames_per_stream`
+    pub priority_frames: u32,
+    /// `max_inbound_window_update_frames_per_data_frame_sent`
+    pub window_updates: u32,
+}
+
+impl Default for FloodLimits {
+    fn default() -> Self {
+        Self { control_frames: 1000, empty_frames: 100, priority_frames: 100, window_updates: 10 }
     }
 }
 

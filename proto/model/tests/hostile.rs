@@ -2,6 +2,9 @@
 
 #![expect(clippy::expect_used, reason = "a test may fail")]
 
+use std::path::Path;
+
+use culvert_api::document::{self, Limits, Syntax};
 use culvert_api::{envoy, type_url};
 use culvert_model::{parse_any, report::Parsed};
 use proptest::prelude::*;
@@ -155,6 +158,23 @@ fn the_filler_reaches_values_and_deep_findings() {
     assert!(deepest >= 8, "no finding lies deeper than {deepest} fields");
 }
 
+/// The files of configs/, and what is put into them.
+fn texts() -> Vec<Vec<u8>> {
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
+    let folders = ["", "control/cloud", "control/edge"].map(|folder| configs.join(folder));
+    let mut paths: Vec<_> = folders
+        .iter()
+        .flat_map(|folder| std::fs::read_dir(folder).expect("the folder can be read"))
+        .map(|entry| entry.expect("the folder can be read").path())
+        .filter(|path| Syntax::of(path).is_some())
+        .collect();
+    paths.sort();
+    paths.iter().map(|path| std::fs::read(path).expect("the file can be read")).collect()
+}
+
+const TOKENS: [&str; 14] =
+    ["\n", "\n- ", ": ", "{", "]", "&a ", "*a ", "\t", "\u{feff}", "9e999", "'", "<<: *a\n", "\n---\n", "'@type': x\n"];
+
 /// A refusal says why, a value comes without reasons against it.
 fn sound<T>(parsed: &Parsed<T>) {
     if let Err(errors) = &parsed.value {
@@ -204,6 +224,32 @@ proptest! {
         }
         bytes.truncate(cut.index(bytes.len() + 1));
         sound(&parse_any(url, &bytes));
+    }
+
+    /// Files that somebody edited badly: from text to the model.
+    #[test]
+    fn damaged_texts(
+        file in any::<prop::sample::Index>(),
+        edits in prop::collection::vec(any::<(prop::sample::Index, u8, u8)>(), 1..8),
+    ) {
+        let files = texts();
+        let mut text = files[file.index(files.len())].clone();
+        for (at, kind, value) in &edits {
+            let at = at.index(text.len().max(1)).min(text.len());
+            match kind % 3 {
+                0 => text.iter_mut().skip(at).take(1).for_each(|byte| *byte = *value),
+                1 => drop(text.drain(at..(at + usize::from(value % 40)).min(text.len()))),
+                _ => drop(text.splice(at..at, TOKENS[usize::from(*value) % TOKENS.len()].bytes())),
+            }
+        }
+        match document::load::<envoy::config::bootstrap::v3::Bootstrap>(&text, Syntax::Yaml) {
+            Ok(loaded) => sound(&culvert_model::bootstrap::parse(&loaded.message)),
+            Err(problems) => assert!(!problems.is_empty(), "a refusal without a reason"),
+        }
+        let documents = document::parse(&text, Syntax::Yaml, &Limits::default());
+        for any in documents.unwrap_or_default().iter().filter_map(|node| document::load_any(node).ok()) {
+            sound(&parse_any(&any.type_url, &any.value));
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::preface::PREFACE;
 use crate::Io;
-use crate::server::ServerOptions;
+use crate::server::{FloodLimits, ServerOptions};
 
 /// A client's connection under watch.
 #[derive(Debug)]
@@ -25,14 +25,14 @@ pub(super) struct Guarded {
 
 impl Guarded {
     pub(super) fn new(io: Io, options: &ServerOptions) -> (Self, Guard) {
-        let guard = Guard::default();
-        guard.0.borrow_mut().speaks_for_many = options.connections;
+        let counts = Counts { limits: options.flood_limits, speaks_for_many: options.connections, ..Counts::default() };
+        let guard = Guard(Rc::new(RefCell::new(counts)));
         (Self { io, guard: guard.clone() }, guard)
     }
 }
 
 /// What is known of a connection's frames.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Guard(Rc<RefCell<Counts>>);
 
 impl Guard {
@@ -159,6 +159,7 @@ impl Walk {
 
 #[derive(Debug)]
 struct Counts {
+    limits: FloodLimits,
     inbound: Walk,
     outbound: Walk,
     verdict: Option<&'static str>,
@@ -181,6 +182,7 @@ struct Counts {
 impl Default for Counts {
     fn default() -> Self {
         Self {
+            limits: FloodLimits::default(),
             inbound: Walk { skip: PREFACE.len(), ..Walk::default() },
             outbound: Walk::default(),
             verdict: None,
@@ -228,7 +230,8 @@ impl Counts {
             CONTINUATION => {}
             PRIORITY => {
                 self.priorities += 1;
-                return (self.priorities > PRIORITIES_A_STREAM * (1 + self.streams)).then_some("a flood of PRIORITY");
+                return (self.priorities > u64::from(self.limits.priority_frames) * (1 + self.streams))
+                    .then_some("a flood of PRIORITY");
             }
             RST_STREAM if self.speaks_for_many => return None,
             RST_STREAM => {
@@ -237,29 +240,27 @@ impl Counts {
             }
             WINDOW_UPDATE => {
                 self.window_updates += 1;
-                let due = 5 + 2 * (self.streams + WINDOW_UPDATES_A_DATA_FRAME * self.data_sent);
+                // Envoy's formula.
+                let due = 5 + 2 * (self.streams + u64::from(self.limits.window_updates) * self.data_sent);
                 return (self.window_updates > due).then_some("a flood of WINDOW_UPDATE");
             }
             // PING, SETTINGS, and whatever we do not know.
             _ => {
                 let useful = self.streams + self.data_sent + self.data_received;
                 let cost = if frame.is_ack() || frame.kind != SETTINGS { 1 } else { 2 };
-                return self.control.exceeds(cost, useful).then_some("a flood of control frames");
+                return self
+                    .control
+                    .exceeds(cost, useful, self.limits.control_frames)
+                    .then_some("a flood of control frames");
             }
         }
         self.empty = if frame.length == 0 && !frame.ends_stream() { self.empty + 1 } else { 0 };
-        (self.empty > EMPTY_IN_A_ROW).then_some("a flood of empty frames")
+        (self.empty > self.limits.empty_frames).then_some("a flood of empty frames")
     }
 }
 
 const SETTINGS: u8 = 4;
 
-/// Envoy's `max_inbound_priority_frames_per_stream`.
-const PRIORITIES_A_STREAM: u64 = 100;
-/// Envoy's `max_inbound_window_update_frames_per_data_frame_sent`, and its formula.
-const WINDOW_UPDATES_A_DATA_FRAME: u64 = 10;
-/// Envoy allows one; two streams that begin at the same time may have one each.
-const EMPTY_IN_A_ROW: u32 = 100;
 /// Envoy's `overload.premature_reset_total_stream_count`: half of as many streams, if reset within a second, are enough.
 const RESETS_JUDGED_FROM: u64 = 500;
 
@@ -273,17 +274,15 @@ struct Window {
 
 impl Window {
     const SPAN: Duration = Duration::from_secs(10);
-    /// Envoy's `max_outbound_control_frames`: the answers that a client may have us owe it.
-    const FREE: u64 = 1000;
 
     /// Counts; whether that is too much beside what was `useful` meanwhile.
-    fn exceeds(&mut self, cost: u64, useful: u64) -> bool {
+    fn exceeds(&mut self, cost: u64, useful: u64, free: u32) -> bool {
         let now = Instant::now();
         if self.began.is_none_or(|began| now.duration_since(began) >= Self::SPAN) {
             *self = Self { began: Some(now), count: 0, useful_before: useful };
         }
         self.count += cost;
-        self.count > Self::FREE + 10 * (useful - self.useful_before)
+        self.count > u64::from(free) + 10 * (useful - self.useful_before)
     }
 }
 

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use culvert_http::{BodyKind, Exchange, Handler, ResponseHead, ServerOptions};
+use culvert_http::{BodyKind, Exchange, FloodLimits, Handler, ResponseHead, ServerOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use crate::http2_wire::{
@@ -129,6 +129,36 @@ fn floods_are_cut_off() {
     }
 }
 
+/// Limits are the configuration's.
+#[test]
+fn flood_limits_are_what_is_configured() {
+    type Make = fn(u32) -> Vec<u8>;
+    let tight = FloodLimits { control_frames: 5, empty_frames: 3, priority_frames: 4, window_updates: 1 };
+    let wide = FloodLimits { control_frames: 400, empty_frames: 100, priority_frames: 400, window_updates: 10 };
+    let vectors: [(&str, &[u8], Make, [u32; 2]); 4] = [
+        ("PING", b"", |_| frame(PING, 0, 0, b"12345678"), [6, 401]),
+        ("SETTINGS", b"", |_| frame(SETTINGS, 0, 0, b""), [3, 201]),
+        ("PRIORITY", b"", |at| frame(PRIORITY, 0, at * 2 + 1, &[0, 0, 0, 0, 16]), [5, 401]),
+        // The library takes no more than a hundred and some, whatever is configured.
+        ("empty DATA", &open(1, 0), |_| frame(DATA, 0, 1, b""), [4, 101]),
+    ];
+    for (name, before, make, least) in vectors {
+        for (limits, least) in [tight, wide].into_iter().zip(least) {
+            on_worker(async {
+                let silent = Rc::new(Silent::default());
+                let mut client = serving(&silent, ServerOptions { flood_limits: limits, ..ServerOptions::default() });
+                begin(&mut client).await;
+                client.write_all(before).await.unwrap();
+                let (sent, code) = flood(&mut client, 1_000, make).await;
+                // What is in the buffer between the two ends may be written before the other one reads.
+                // The client's own SETTINGS count too.
+                assert!((least - 3..=least + 32).contains(&sent), "{name}: cut off after {sent}, not about {least}");
+                assert!(matches!(code, Some(1 | 11)), "{name}: GOAWAY says {code:?}");
+            });
+        }
+    }
+}
+
 /// One stream opened at a time, cancelled when its handler runs: the library's own limit does not see those.
 #[test]
 fn rapid_resets_are_cut_off_at_any_pace() {
@@ -202,6 +232,26 @@ fn busy_clients_are_not_floods() {
             let (_, ended) = read_quiet(&mut client, Duration::from_micros(10)).await;
             assert!(!ended, "cut off after {at} messages");
         }
+    });
+}
+
+/// Requests are read one at a time: what a client sends ahead stays where flow control finds it.
+#[test]
+fn requests_sent_ahead_are_not_hoarded() {
+    on_worker(async {
+        let silent = Rc::new(Silent::default());
+        let mut client = serving(&silent, ServerOptions::default());
+        let ahead = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n".repeat(1 << 14);
+        let mut taken = 0;
+        let more = async {
+            while taken < 4 << 20 {
+                taken += client.write(&ahead).await.expect("open");
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), more).await.ok();
+        // The pipe itself holds a mebibyte.
+        let read = taken.saturating_sub(1 << 20);
+        assert!(taken >= 1 << 20 && read <= 128 << 10, "{read} bytes were read ahead of their turn");
     });
 }
 

@@ -2,6 +2,7 @@ use culvert_http::RequestHead;
 use culvert_model::http::{
     ClientCertDetails, EscapedSlashes, ForwardClientCert, HttpConnectionManager, StripPort, UnderscoreAction,
 };
+use culvert_model::listener::Cidr;
 use culvert_runtime::tls::CertificateDetails;
 
 use super::path::{Verdict, normalize};
@@ -72,6 +73,37 @@ fn trusted_hops_name_the_client() {
             Some(if use_remote && hops == 0 { "http" } else { "https" }),
             "a trusted hop's scheme is kept"
         );
+    }
+}
+
+#[test]
+fn internal_requests_are_those_of_the_ranges_that_nobody_forwarded() {
+    let ranges = [Cidr { address: "192.0.2.0".parse().unwrap(), length: 24 }];
+    for (use_remote, xff, range, expected) in [
+        (true, None, true, true),
+        (true, None, false, false),
+        (true, Some("192.0.2.9"), true, false),
+        (false, Some("192.0.2.9"), true, true),
+        (false, Some("198.51.100.1"), true, false),
+        (false, Some("192.0.2.9, 192.0.2.9"), true, false),
+        (false, Some("garbage, 192.0.2.9"), true, false),
+        (false, Some("garbage"), true, false),
+        (false, None, true, false),
+    ] {
+        let internal_addresses = if range { ranges.to_vec() } else { Vec::new() };
+        let config = HttpConnectionManager { use_remote_address: use_remote, internal_addresses, ..manager() };
+        let mut head =
+            head(&[("x-envoy-internal", "true"), ("x-envoy-max-retries", "9"), ("x-envoy-original-path", "/a")]);
+        if let Some(xff) = xff {
+            assert!(head.fields.push(b"x-forwarded-for", xff.as_bytes()), "a field");
+        }
+        prepare(&mut head, &config, &downstream());
+        let case = format!("use_remote_address {use_remote}, x-forwarded-for {xff:?}, range {range}");
+        assert_eq!(get(&head, "x-envoy-internal"), expected.then_some("true"), "{case}");
+        assert_eq!(get(&head, "x-envoy-max-retries"), None, "{case}: nobody sets retries");
+        let edge = use_remote && !expected;
+        assert_eq!(get(&head, "x-envoy-original-path").is_none(), edge, "{case}: what only an edge removes");
+        assert_eq!(get(&head, "x-envoy-external-address").is_some(), edge, "{case}: the address of an external client");
     }
 }
 

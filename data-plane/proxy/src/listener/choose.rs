@@ -161,18 +161,21 @@ impl WorkerListener {
             return None;
         };
         let handshake = async {
-            match inspected {
-                Inspected::Begun(begun) => begun.into_stream(config).await,
-                Inspected::Plain(io) => inspect::begin_tls(Box::new(io)).await?.into_stream(config).await,
-            }
+            let begun = match inspected {
+                Inspected::Begun(begun) => begun,
+                Inspected::Plain(io) => Box::new(inspect::begin_tls(Box::new(io)).await?),
+            };
+            // The same that the handshake presents, for it is chosen by the same hello.
+            let own = config.cert_resolver.resolve(begun.client_hello());
+            begun.into_stream(config).await.map(|stream| (stream, own))
         };
         let limit = chain.config.transport_timeout;
         let limit = if limit.is_zero() { NO_LIMIT } else { limit };
         match timeout(limit, handshake).await {
-            Ok(Ok(stream)) => {
+            Ok(Ok((stream, own))) => {
                 counters.inc(ListenerMetric::SslHandshake);
                 let connection = stream.get_ref().1;
-                let details = TlsDetails::of(connection);
+                let details = TlsDetails::of(connection, own.as_deref());
                 if details.peer.is_none() {
                     counters.inc(ListenerMetric::SslNoCertificate);
                 }

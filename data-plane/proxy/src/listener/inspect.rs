@@ -9,6 +9,7 @@ use culvert_model::listener::{FilterChain, Listener, TransportProtocol};
 use culvert_runtime::tls::CertificateDetails;
 use rustls::pki_types::CertificateDer;
 use rustls::server::Acceptor;
+use rustls::sign::CertifiedKey;
 use tokio::io::AsyncReadExt;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
@@ -131,13 +132,15 @@ pub(crate) struct TlsDetails {
 }
 
 impl TlsDetails {
-    pub(super) fn of(connection: &rustls::ServerConnection) -> Self {
-        let peer = connection.peer_certificates().and_then(<[_]>::first).and_then(|certificate| {
-            CertificateDetails::parse(certificate)
-                .inspect_err(|error| tracing::debug!(%error, "details of a client certificate cannot be read"))
+    pub(super) fn of(connection: &rustls::ServerConnection, own: Option<&CertifiedKey>) -> Self {
+        let details = |chain: &[CertificateDer<'static>]| {
+            CertificateDetails::parse(chain.first()?)
+                .inspect_err(|error| tracing::debug!(%error, "details of a certificate cannot be read"))
                 .ok()
-                .map(Box::new)
-        });
+        };
+        let peer = connection.peer_certificates().and_then(details).map(Box::new);
+        // Nobody asks for it but those who are told of the client's.
+        let own = own.filter(|_| peer.is_some()).and_then(|own| details(&own.cert));
         Self {
             version: match connection.protocol_version() {
                 Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
@@ -151,7 +154,7 @@ impl TlsDetails {
             alpn: connection.alpn_protocol().map(<[u8]>::to_vec),
             peer,
             chain: connection.peer_certificates().map(<[_]>::to_vec).unwrap_or_default(),
-            local_uri: None,
+            local_uri: own.and_then(|own| own.uri_sans.first().map(|uri| Arc::from(uri.as_str()))),
         }
     }
 }

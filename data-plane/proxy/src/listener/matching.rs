@@ -131,24 +131,7 @@ fn longest(ranges: &[Cidr], address: IpAddr) -> Option<usize> {
     if ranges.is_empty() {
         return Some(0);
     }
-    ranges.iter().filter(|range| contains(**range, address)).map(|range| usize::from(range.length) + 1).max()
-}
-
-/// Whether `range` holds `address`. An IPv4-mapped address is looked at as IPv4.
-pub(super) fn contains(range: Cidr, address: IpAddr) -> bool {
-    match (range.address, address.to_canonical()) {
-        (IpAddr::V4(network), IpAddr::V4(address)) => {
-            let shift = 32_u32.saturating_sub(u32::from(range.length));
-            let shifted = |ip: std::net::Ipv4Addr| u32::from(ip).checked_shr(shift).unwrap_or(0);
-            shifted(network) == shifted(address)
-        }
-        (IpAddr::V6(network), IpAddr::V6(address)) => {
-            let shift = 128_u32.saturating_sub(u32::from(range.length));
-            let shifted = |ip: std::net::Ipv6Addr| u128::from(ip).checked_shr(shift).unwrap_or(0);
-            shifted(network) == shifted(address)
-        }
-        _ => false,
-    }
+    ranges.iter().filter(|range| range.contains(address)).map(|range| usize::from(range.length) + 1).max()
 }
 
 /// An exact name, then the longest `*.suffix`, then none.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use culvert_model::listener::{Cidr, FilterChainMatch, SourceType, TransportProtocol};
 
-use super::matching::{Arrival, ChainIndex, contains};
+use super::matching::{Arrival, ChainIndex};
 
 fn cidr(text: &str) -> Cidr {
     let (address, length) = text.split_once('/').unwrap();
@@ -134,6 +134,6 @@ fn prefixes_hold_their_addresses() {
         ("10.0.0.0/8", "::ffff:10.0.0.1", true),
         ("192.0.2.1/32", "192.0.2.2", false),
     ] {
-        assert_eq!(contains(cidr(range), address.parse().unwrap()), expected, "{address} in {range}");
+        assert_eq!(cidr(range).contains(address.parse().unwrap()), expected, "{address} in {range}");
     }
 }

@@ -90,7 +90,7 @@ impl Applier {
                 let (presented, trusted) = material.details();
                 let view = CertificateView { presented, trusted, chain: None };
                 self.overview.show_certificates(format!("agent {}", config.name), view);
-                Ok((Some(material.client(tls, None)?), Some(material.digest()), Vec::new()))
+                Ok((Some(material.client(tls)?), Some(material.digest()), Vec::new()))
             }
             Gathered::Awaiting(names) => Ok((None, None, names.iter().map(|name| format!("secret {name}")).collect())),
         }

@@ -164,16 +164,21 @@ impl Applier {
     }
 
     /// Applies resources that were checked before: what fails all the same is logged.
-    pub(crate) async fn set_all(&mut self, resources: impl Iterator<Item = Resource>) {
+    ///
+    /// # Errors
+    /// What could not be put in force, and why.
+    pub(crate) async fn set_all(&mut self, resources: impl Iterator<Item = Resource>) -> Result<(), Vec<String>> {
         let changes: Vec<Change> = resources.map(Change::Set).collect();
         let targets: Vec<_> = changes.iter().map(Change::target).collect();
+        let mut refused = Vec::new();
         for ((kind, name), answer) in targets.into_iter().zip(self.apply(changes).await) {
             match answer {
                 Ok(Applied::Active) => {}
                 Ok(Applied::Warming(awaited)) => tracing::info!(?kind, %name, ?awaited, "waits"),
-                Err(error) => tracing::error!(?kind, %name, %error, "cannot be put in force"),
+                Err(error) => refused.push(format!("{kind:?} {name}: {error}")),
             }
         }
+        if refused.is_empty() { Ok(()) } else { Err(refused) }
     }
 
     /// The place of a cluster.

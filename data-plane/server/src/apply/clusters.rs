@@ -52,10 +52,7 @@ impl Applier {
     }
 
     fn put_cluster(&mut self, cluster: &Arc<Cluster>, material: Option<&Material>) -> Result<(), MaterialError> {
-        let config = match (&cluster.tls, material) {
-            (Some(tls), Some(material)) => Some(material.client(tls, Some(cluster.protocol))?),
-            _ => None,
-        };
+        let config = material.map(|material| material.cluster(cluster)).transpose()?.flatten();
         let owner = format!("cluster {}", cluster.name);
         let view = material.map(|material| {
             let (presented, trusted) = material.details();

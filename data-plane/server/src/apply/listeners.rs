@@ -53,6 +53,22 @@ struct Running {
     warming: Option<Warming>,
 }
 
+impl Running {
+    /// Takes the address into use.
+    ///
+    /// # Errors
+    /// Somebody else has it. It is bound again when this is called again.
+    fn listen(&mut self, listener: &Listener, workers: usize) -> Result<Vec<TcpListener>, BindError> {
+        let options = ListenOptions { backlog: listener.tcp_backlog };
+        match (std::mem::replace(&mut self.sockets, Sockets::None), listener.address) {
+            (Sockets::Reserved(reserved), _) => reserved.listen(options),
+            (Sockets::Serving(taken_over), _) => Ok(taken_over),
+            (Sockets::None, Some(address)) => sockets::bind(address, workers, options),
+            (Sockets::None, None) => Ok(Vec::new()),
+        }
+    }
+}
+
 /// What a listener holds of its address.
 #[derive(Debug)]
 enum Sockets {
@@ -86,7 +102,7 @@ impl Listeners {
 
     /// Returns when a listener has waited long enough; never, if none waits.
     pub(super) async fn due(&self) {
-        let warming = self.running.values().filter_map(|running| running.warming.as_ref()?.until);
+        let warming = self.running.values().filter_map(|running| running.warming.as_ref()?.due());
         match warming.min() {
             Some(at) => tokio::time::sleep_until(at).await,
             None => std::future::pending().await,
@@ -174,7 +190,14 @@ impl Applier {
         if let Some(running) = self.listeners.running.get_mut(&name) {
             running.warming = Some(Warming::new(chains, prepared.awaited));
         }
-        self.advance(&name).await
+        let advanced = self.advance(&name).await;
+        if advanced.is_err() {
+            // As if it had never been: whoever brought it tries again, from the beginning.
+            self.listeners.running.remove(&name);
+            self.process.listeners.remove(&name);
+            self.overview.listeners.lock().remove(&name);
+        }
+        advanced
     }
 
     /// Sockets for an address that the listener does not have yet.
@@ -194,23 +217,10 @@ impl Applier {
     /// Puts a generation in force; with the first one the workers begin to accept.
     async fn activate(&mut self, name: &Name, chains: Arc<FilterChains>) -> Result<(), ApplyError> {
         let Some(running) = self.listeners.running.get_mut(name) else { return Ok(()) };
-        running.warming = None;
         let slot = Arc::clone(&running.slot);
         let first = slot.current().is_none();
-        let mut sockets = Vec::new();
-        if first {
-            let backlog = chains.listener().tcp_backlog;
-            sockets = match std::mem::replace(&mut running.sockets, Sockets::None) {
-                Sockets::Reserved(reserved) => reserved.listen(ListenOptions { backlog }).inspect_err(|_| {
-                    // As if it had never been: it is tried again from the beginning.
-                    self.listeners.running.remove(name);
-                    self.process.listeners.remove(name);
-                    self.overview.listeners.lock().remove(name);
-                })?,
-                Sockets::Serving(taken_over) => taken_over,
-                Sockets::None => Vec::new(),
-            };
-        }
+        let sockets = if first { running.listen(chains.listener(), self.workers.len())? } else { Vec::new() };
+        running.warming = None;
         // The generation before is freed here and not on a worker, if no connection holds it.
         drop(slot.publish(chains, self.drain_time));
         if first {

@@ -41,7 +41,7 @@ impl Applier {
         if let Some(tls) = tls
             && let Gathered::Complete(material) = gather(&tls.common, &self.secrets)?
         {
-            material.client(tls, None)?;
+            material.client(tls)?;
         }
         Ok(())
     }

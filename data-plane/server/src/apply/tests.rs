@@ -236,6 +236,37 @@ async fn a_listener_without_its_secret_stays_warming_and_serves_when_it_comes() 
     assert!(awaiting.is_empty(), "nothing is waited for any more, got {awaiting:?}");
 }
 
+/// Bound is not listened on: another process may be faster, once the secret is there.
+#[tokio::test]
+async fn a_listener_that_lost_its_address_gets_it_back() {
+    let mut site = Site::new();
+    let port = {
+        let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        probe.local_addr().unwrap().port()
+    };
+    let address: SocketAddr = format!("127.0.0.1:{port}").parse().unwrap();
+    let mut tls = listener("a", &address.to_string(), "one");
+    let context = DownstreamTls { common: common(vec![sds("edge-cert")]), require_client_certificate: false };
+    let mut chain = (*tls.filter_chains[0]).clone();
+    chain.tls = Some(Arc::new(context));
+    tls.filter_chains = vec![Arc::new(chain)];
+    let awaited = |what: &str| [Ok(Applied::Warming(vec![what.to_owned()]))];
+    assert_eq!(site.apply(vec![set(tls)]).await, awaited("secret edge-cert"), "it waits, bound");
+
+    let rival = std::net::TcpListener::bind(address).expect("nobody listens there");
+    let kind = SecretKind::Certificate(tls_certificate(&certificate("edge.test")));
+    let secret = Change::Set(Resource::Secret(Arc::new(Secret { name: "edge-cert".into(), kind })));
+    assert_eq!(site.apply(vec![secret]).await, [Ok(Applied::Active)], "the secret is good");
+    let awaiting = |site: &Site| site.overview.listeners.lock()["a"].awaiting.clone();
+    assert_eq!(awaiting(&site), [format!("address {address}")], "it says what it waits for now");
+    assert!(site.slot("a").current().is_none(), "it does not serve");
+    drop(rival);
+    tokio::time::timeout(Duration::from_secs(10), site.applier.listeners.due()).await.expect("it is tried again");
+    site.applier.advance_all().await;
+    assert_eq!(awaiting(&site), Vec::<String>::new(), "nothing is waited for any more");
+    TcpStream::connect(address).unwrap();
+}
+
 #[tokio::test]
 async fn a_listener_without_an_address_binds_nothing() {
     let mut site = Site::new();

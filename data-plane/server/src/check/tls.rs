@@ -19,7 +19,7 @@ pub(super) struct Statics<'s> {
 impl Statics<'_> {
     /// What a cluster or an agent could not use.
     pub(super) fn upstream(&self, path: &str, context: &UpstreamTls) -> Vec<Finding> {
-        self.check(path, &context.common, |material| material.client(context, None).map(drop).map_err(Into::into))
+        self.check(path, &context.common, |material| material.client(context).map(drop).map_err(Into::into))
     }
 
     /// What a listener could not use.

@@ -98,7 +98,7 @@ pub(crate) fn scopes(resource: &Resource) -> Vec<(Kind, Name, ScopePath)> {
             (Kind::Endpoints, Resource::Cluster(cluster)) => ScopePath::cluster(Arc::clone(&cluster.stat_name)),
             (Kind::Endpoints, _) => ScopePath::named("tunnel_agent", "culvert_tunnel_agent", key_of(resource).1)
                 .with_inner("eds", "culvert_service_name", Arc::clone(&name)),
-            (Kind::Secret, _) => ScopePath::named("sds", "envoy_secret_name", Arc::clone(&name)),
+            (Kind::Secret, _) => ScopePath::named("sds", "envoy_xds_resource_name", Arc::clone(&name)),
             (Kind::Routes, Resource::Listener(listener)) => return of_routes_in(listener, &name),
             (Kind::Cluster | Kind::Routes | Kind::Listener | Kind::Agent | Kind::Policy, _) => return Vec::new(),
         };

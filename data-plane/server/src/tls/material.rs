@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use culvert_model::cluster::UpstreamProtocol;
+use culvert_model::cluster::{AutoSni, Cluster, UpstreamProtocol};
 use culvert_model::matcher::StringMatcher;
 use culvert_model::tls::{CommonTls, DownstreamTls, SanKind, SanMatcher, TlsVersion, UpstreamTls};
 use culvert_runtime::tls::{
@@ -74,15 +74,29 @@ impl Material {
         })
     }
 
-    /// What a cluster or an agent presents and believes. `protocol`: whose names are offered by ALPN when the context
-    /// itself offers none.
+    /// What an agent presents and believes.
     ///
     /// # Errors
     /// As [`Self::server`].
-    pub(crate) fn client(
+    pub(crate) fn client(&self, tls: &UpstreamTls) -> Result<Arc<rustls::ClientConfig>, TlsError> {
+        self.client_of(tls, None, None)
+    }
+
+    /// What a cluster presents and believes, if it speaks TLS.
+    ///
+    /// # Errors
+    /// As [`Self::server`].
+    pub(crate) fn cluster(&self, cluster: &Cluster) -> Result<Option<Arc<rustls::ClientConfig>>, TlsError> {
+        let Some(tls) = &cluster.tls else { return Ok(None) };
+        self.client_of(tls, Some(cluster.protocol), cluster.auto_sni.as_ref()).map(Some)
+    }
+
+    /// `protocol`: whose names are offered by ALPN when the context itself offers none.
+    pub(crate) fn client_of(
         &self,
         tls: &UpstreamTls,
         protocol: Option<UpstreamProtocol>,
+        auto_sni: Option<&AutoSni>,
     ) -> Result<Arc<rustls::ClientConfig>, TlsError> {
         let (min, max) = versions(&tls.common);
         let mut names = alpn(&tls.common);
@@ -96,7 +110,7 @@ impl Material {
         runtime::client_config(ClientTls {
             identity: self.identities()?.into_iter().next(),
             trust: self.trust(),
-            verify_server_name: tls.auto_sni_san_validation,
+            verify_server_name: tls.auto_sni_san_validation || auto_sni.is_some_and(|auto| auto.validates),
             send_server_name: true,
             alpn: names,
             min,

@@ -54,11 +54,16 @@ impl Offer {
     }
 }
 
-/// Connects to the host within the cluster's `connect_timeout`.
-pub(super) async fn dial(config: &ClusterConfig, host: &Host, offer: Offer) -> Result<Dialled, UpstreamFailure> {
+/// Connects to the host within the cluster's `connect_timeout`. `asked`: by which name, if requests choose it.
+pub(super) async fn dial(
+    config: &ClusterConfig,
+    host: &Host,
+    offer: Offer,
+    asked: Option<&ServerName<'static>>,
+) -> Result<Dialled, UpstreamFailure> {
     let address = host.address().ok_or(UpstreamFailure::NoHealthyHost)?;
     let limit = config.cluster.connect_timeout;
-    match tokio::time::timeout(limit, connect(config, host, address, offer)).await {
+    match tokio::time::timeout(limit, connect(config, host, address, offer, asked)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(UpstreamFailure::ConnectTimeout { address, limit }),
     }
@@ -69,6 +74,7 @@ async fn connect(
     host: &Host,
     address: SocketAddr,
     offer: Offer,
+    asked: Option<&ServerName<'static>>,
 ) -> Result<Dialled, UpstreamFailure> {
     let failed = |error: std::io::Error| UpstreamFailure::ConnectFailure { address, reason: error.kind() };
     let stream = tcp(config, address).await.map_err(failed)?;
@@ -83,7 +89,7 @@ async fn connect(
         Offer::Either => &tls.either,
     };
     let connector = TlsConnector::from(std::sync::Arc::clone(client));
-    let name = server_name(config, host, address);
+    let name = asked.cloned().unwrap_or_else(|| server_name(config, host, address));
     let stream = connector
         .connect(name, Box::new(Io::tcp(stream)))
         .await

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use culvert_http::client::{Http1Client, Http2Client};
 use culvert_model::route::Priority;
+use rustls::pki_types::ServerName;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -23,6 +24,8 @@ use crate::stats::ClusterMetric;
 pub(super) struct HostPool {
     pub(super) stats: Rc<HostStats>,
     config: RefCell<Arc<ClusterConfig>>,
+    /// By which name its requests ask for the host in TLS; `None`: the configuration says.
+    asked: Option<ServerName<'static>>,
     /// HTTP/1, the last one used on top: the others can grow old and be closed.
     idle: RefCell<Vec<Idle>>,
     http2: RefCell<Vec<Rc<Multiplexed>>>,
@@ -74,12 +77,14 @@ impl HostPool {
         host: &Arc<Host>,
         slot: &Rc<SlotStats>,
         config: &Arc<ClusterConfig>,
+        asked: Option<ServerName<'static>>,
         clock: &Rc<Cell<Instant>>,
     ) -> Rc<Self> {
         let stats = HostStats { slot: Rc::clone(slot), host: Arc::clone(host), block: host.stats().block() };
         Rc::new(Self {
             stats: Rc::new(stats),
             config: RefCell::new(Arc::clone(config)),
+            asked,
             idle: RefCell::default(),
             http2: RefCell::default(),
             opening: RefCell::default(),
@@ -93,6 +98,15 @@ impl HostPool {
 
     pub(super) fn host(&self) -> &Arc<Host> {
         &self.stats.host
+    }
+
+    pub(super) fn asked(&self) -> Option<&ServerName<'static>> {
+        self.asked.as_ref()
+    }
+
+    /// Whether no connection is kept in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.idle.borrow().is_empty() && self.http2.borrow().is_empty()
     }
 
     pub(super) fn count(&self, metric: ClusterMetric) {

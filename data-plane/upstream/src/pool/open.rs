@@ -139,7 +139,7 @@ impl Open {
 
     async fn dial(&self) -> Result<Dialled, UpstreamFailure> {
         let started = Instant::now();
-        let outcome = dial::dial(&self.config, self.host.host(), self.offer).await;
+        let outcome = dial::dial(&self.config, self.host.host(), self.offer, self.host.asked()).await;
         if outcome.is_ok() {
             self.host.stats.slot.block.record(ClusterMetric::CxConnectMs, milliseconds(started.elapsed()));
         }

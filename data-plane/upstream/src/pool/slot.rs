@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
+use culvert_http::RequestHead;
 use culvert_model::cluster::{Balancer, Discovery, ReverseConnection};
 use tokio::time::Instant;
 
@@ -15,6 +16,7 @@ use super::connection::SlotStats;
 use super::dial::Offer;
 use super::host::HostPool;
 use super::line::Line;
+use super::named::{Named, asked_name};
 use super::open::{Open, Wait};
 use super::{DownstreamProtocol, PickContext};
 use crate::balance::{Choice, Cursors, HostSet};
@@ -33,6 +35,8 @@ pub(super) struct SlotPool {
     agents: RefCell<Cache<Arc<ArcSwap<Generation>>, Arc<Generation>>>,
     cursors: RefCell<Cursors>,
     pub(super) hosts: RefCell<HashMap<u64, Rc<HostPool>, foldhash::fast::RandomState>>,
+    /// Of a cluster with `auto_sni`: each name has connections of its own.
+    pub(super) named: RefCell<Named>,
     clock: Rc<Cell<Instant>>,
 }
 
@@ -77,6 +81,7 @@ impl SlotPool {
             reverse: Arc::clone(reverse),
             cursors: RefCell::new(Cursors::new(fastrand::Rng::new())),
             hosts: RefCell::default(),
+            named: RefCell::default(),
             clock: Rc::clone(clock),
         })
     }
@@ -169,7 +174,7 @@ impl SlotPool {
             self.count(ClusterMetric::LbHealthyPanic);
         }
         let Some(connection) = choice.host.tunnel() else {
-            return Ok(Picked::Host { host: self.host(choice.host, config), least_request });
+            return Ok(Picked::Host { host: self.host_for(context.request, choice.host, config), least_request });
         };
         match lane.lend(&choice, hosts) {
             Some((host, lent)) => Ok(Picked::Lent { host: self.host(host, config), lent, least_request }),
@@ -249,13 +254,20 @@ impl SlotPool {
         failure
     }
 
+    /// The worker's pool of a host for a request.
+    fn host_for(&self, request: Option<&RequestHead>, host: &Arc<Host>, config: &Arc<ClusterConfig>) -> Rc<HostPool> {
+        let asked = config.cluster.auto_sni.as_ref().zip(request).and_then(|(auto, request)| asked_name(auto, request));
+        let Some(asked) = asked else { return self.host(host, config) };
+        self.named.borrow_mut().of(&asked, host, config, &self.stats, &self.clock)
+    }
+
     /// The worker's pool of a host, under the configuration of the moment.
     fn host(&self, host: &Arc<Host>, config: &Arc<ClusterConfig>) -> Rc<HostPool> {
         if let Some(pool) = self.hosts.borrow().get(&host.id()) {
             pool.configure(config);
             return Rc::clone(pool);
         }
-        let pool = HostPool::new(host, &self.stats, config, &self.clock);
+        let pool = HostPool::new(host, &self.stats, config, None, &self.clock);
         self.hosts.borrow_mut().insert(host.id(), Rc::clone(&pool));
         pool
     }
@@ -299,7 +311,7 @@ impl SlotPool {
 
     /// Closes an idle connection of any host, so that its place in the breaker is free; whether there was one.
     pub(super) fn evict_idle(&self) -> bool {
-        self.hosts.borrow().values().any(|host| host.evict_idle())
+        self.hosts.borrow().values().any(|host| host.evict_idle()) || self.named.borrow().evict_idle()
     }
 }
 

@@ -9,6 +9,7 @@ use culvert_model::route::Priority;
 use tokio::time::Instant;
 
 use super::WorkerPools;
+use super::host::HostPool;
 use super::slot::SlotPool;
 use crate::clusters::Clusters;
 
@@ -29,7 +30,7 @@ pub(super) async fn run(pools: Weak<WorkerPools>, clusters: Arc<Clusters>) {
 }
 
 impl WorkerPools {
-    fn sweep(&self) {
+    pub(super) fn sweep(&self) {
         self.clock.set(Instant::now());
         self.named.borrow_mut().retain(|_, slot| slot.config().is_some());
         self.slots.borrow_mut().retain(|_, pool| pool.sweep());
@@ -54,16 +55,20 @@ impl SlotPool {
     /// Closes what is too old or gone; whether the pool is of any more use.
     fn sweep(self: &Rc<Self>) -> bool {
         let present = self.is_present();
-        self.hosts.borrow_mut().retain(|_, host| {
-            if present && !host.host().is_gone() {
+        let tidy = |host: &HostPool| {
+            let stays = present && !host.host().is_gone();
+            if stays {
                 host.sweep();
-                return true;
+            } else {
+                host.close_idle();
             }
-            host.close_idle();
-            // Exchanges still under way hold it.
-            Rc::strong_count(host) > 1
-        });
-        present || Rc::strong_count(self) > 1 || !self.hosts.borrow().is_empty()
+            stays
+        };
+        // Exchanges still under way hold a pool.
+        self.hosts.borrow_mut().retain(|_, host| tidy(host) || Rc::strong_count(host) > 1);
+        self.named.borrow_mut().retain(|host| tidy(host) && !host.is_empty());
+        let empty = self.hosts.borrow().is_empty() && self.named.borrow().is_empty();
+        present || Rc::strong_count(self) > 1 || !empty
     }
 }
 

@@ -333,6 +333,7 @@ impl ClusterConfig {
         };
         same_tls
             && a.tls == b.tls
+            && a.auto_sni == b.auto_sni
             && a.protocol == b.protocol
             && a.http1 == b.http1
             && a.http2 == b.http2

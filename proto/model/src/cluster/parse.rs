@@ -33,7 +33,7 @@ pub(crate) fn cluster(report: &mut Report, message: &api::Cluster) -> Option<Clu
         let reason = "is not opened inside of tunnels; Culvert's agents keep TLS on the tunnel itself, without it";
         report.error_at("transport_socket", reason);
     }
-    let options = protocol_options(report, message, tls.is_some());
+    let options = protocol_options(report, message, tls.as_ref());
     let (panic_threshold_percent, locality_weighted, close_connections_on_host_removal) =
         common_lb(report, message.common_lb_config.as_ref());
     let source_address = message
@@ -56,6 +56,7 @@ pub(crate) fn cluster(report: &mut Report, message: &api::Cluster) -> Option<Clu
         balancer: balancer?,
         breakers,
         tls,
+        auto_sni: options.auto_sni,
         protocol: options.protocol,
         http1: options.http1,
         http2: options.http2,

@@ -1,5 +1,7 @@
 //! Which protocol a cluster speaks: `typed_extension_protocol_options`, or the fields that it took the place of.
 
+use std::sync::Arc;
+
 use culvert_api::Any;
 use culvert_api::envoy::config::cluster::v3 as api;
 use culvert_api::envoy::config::core::v3 as core;
@@ -7,9 +9,13 @@ use culvert_api::envoy::extensions::upstreams::http::reverse_tunnel::v3::Reverse
 use culvert_api::envoy::extensions::upstreams::http::v3 as upstream;
 use prost::Name as _;
 
-use super::UpstreamProtocol;
-use crate::http::{CommonOptions, Http1Options, Http2Options, UnderscoreAction, check_upstream_filters, options};
+use super::{AutoSni, UpstreamProtocol};
+use crate::http::{
+    CommonOptions, FloodLimits, Http1Options, Http2Options, UnderscoreAction, check_upstream_filters, options,
+};
 use crate::report::Report;
+use crate::scalar;
+use crate::tls::UpstreamTls;
 
 /// What the options of a cluster amount to.
 pub(super) struct ProtocolOptions {
@@ -17,10 +23,15 @@ pub(super) struct ProtocolOptions {
     pub(super) common: CommonOptions,
     pub(super) http1: Http1Options,
     pub(super) http2: Http2Options,
+    pub(super) auto_sni: Option<AutoSni>,
 }
 
 /// Parses the protocol options of the `Cluster` at hand.
-pub(super) fn protocol_options(report: &mut Report, message: &api::Cluster, tls: bool) -> ProtocolOptions {
+pub(super) fn protocol_options(
+    report: &mut Report,
+    message: &api::Cluster,
+    tls: Option<&Arc<UpstreamTls>>,
+) -> ProtocolOptions {
     let mut typed = None;
     for (key, config) in &message.typed_extension_protocol_options {
         report.entry("typed_extension_protocol_options", key, |report| {
@@ -51,6 +62,7 @@ pub(super) fn protocol_options(report: &mut Report, message: &api::Cluster, tls:
             common: common(report, None),
             http1: Http1Options::default(),
             http2: Http2Options::default(),
+            auto_sni: None,
         },
     }
 }
@@ -69,13 +81,17 @@ fn common(report: &mut Report, message: Option<&core::HttpProtocolOptions>) -> C
     })
 }
 
-fn options_of(report: &mut Report, config: &Any, tls: bool) -> Option<ProtocolOptions> {
+fn options_of(report: &mut Report, config: &Any, tls: Option<&Arc<UpstreamTls>>) -> Option<ProtocolOptions> {
     use upstream::http_protocol_options::UpstreamProtocolOptions as Kind;
     let message: upstream::HttpProtocolOptions = report.unpack(config)?;
     check_upstream_filters(report, &message.http_filters);
     let common = common(report, message.common_http_protocol_options.as_ref());
+    let auto_sni = message
+        .upstream_http_protocol_options
+        .as_ref()
+        .and_then(|options| report.field("upstream_http_protocol_options", |report| auto_sni_of(report, options, tls)));
     let (field, protocol, http1, http2) = match &message.upstream_protocol_options {
-        Some(Kind::ExplicitHttpConfig(explicit)) => return explicit_config(report, explicit, common),
+        Some(Kind::ExplicitHttpConfig(explicit)) => return explicit_config(report, explicit, common, auto_sni),
         Some(Kind::UseDownstreamProtocolConfig(config)) => (
             "use_downstream_protocol_config",
             UpstreamProtocol::Downstream,
@@ -83,7 +99,7 @@ fn options_of(report: &mut Report, config: &Any, tls: bool) -> Option<ProtocolOp
             config.http2_protocol_options.as_ref(),
         ),
         Some(Kind::AutoConfig(config)) => {
-            if !tls {
+            if tls.is_none() {
                 report.error_at("auto_config", "needs a TLS transport_socket: ALPN is what decides");
             }
             (
@@ -99,7 +115,7 @@ fn options_of(report: &mut Report, config: &Any, tls: bool) -> Option<ProtocolOp
         }
     };
     let (http1, http2) = report.field(field, |report| (http1_options(report, http1), http2_options(report, http2)));
-    Some(ProtocolOptions { protocol, common, http1, http2 })
+    Some(ProtocolOptions { protocol, common, http1, http2, auto_sni })
 }
 
 fn http1_options(report: &mut Report, http1: Option<&core::Http1ProtocolOptions>) -> Http1Options {
@@ -110,14 +126,48 @@ fn http1_options(report: &mut Report, http1: Option<&core::Http1ProtocolOptions>
 
 fn http2_options(report: &mut Report, http2: Option<&core::Http2ProtocolOptions>) -> Http2Options {
     http2.map_or_else(Http2Options::default, |http2| {
-        report.field("http2_protocol_options", |report| options::http2(report, http2))
+        report.field("http2_protocol_options", |report| {
+            let options = options::http2(report, http2);
+            if options.flood_limits != FloodLimits::default() {
+                report.warn("limits frames of clients; towards upstreams it does nothing");
+            }
+            options
+        })
     })
+}
+
+/// `auto_sni` and what stands beside it.
+fn auto_sni_of(
+    report: &mut Report,
+    message: &core::UpstreamHttpProtocolOptions,
+    tls: Option<&Arc<UpstreamTls>>,
+) -> Option<AutoSni> {
+    let header = match message.override_auto_sni_header.as_str() {
+        "" | ":authority" | "host" => None,
+        name => Some(scalar::header_name(report, "override_auto_sni_header", name)?),
+    };
+    if !message.auto_sni {
+        if message.auto_san_validation {
+            report.error_at("auto_san_validation", "needs auto_sni: the name that is checked is the one that is sent");
+        }
+        return None;
+    }
+    let Some(tls) = tls else {
+        report.warn_at("auto_sni", "does nothing: the cluster has no TLS transport_socket");
+        return None;
+    };
+    if message.auto_san_validation && tls.common.validation.is_none() {
+        // Envoy looks at the name alone then, which everybody can write into a certificate of his own.
+        report.error_at("auto_san_validation", "needs a validation_context; set trusted_ca");
+    }
+    Some(AutoSni { header, validates: message.auto_san_validation })
 }
 
 fn explicit_config(
     report: &mut Report,
     message: &upstream::http_protocol_options::ExplicitHttpConfig,
     common: CommonOptions,
+    auto_sni: Option<AutoSni>,
 ) -> Option<ProtocolOptions> {
     use upstream::http_protocol_options::explicit_http_config::ProtocolConfig;
     report.field("explicit_http_config", |report| match &message.protocol_config {
@@ -126,12 +176,14 @@ fn explicit_config(
             common,
             http1: http1_options(report, Some(http1)),
             http2: Http2Options::default(),
+            auto_sni,
         }),
         Some(ProtocolConfig::Http2ProtocolOptions(http2)) => Some(ProtocolOptions {
             protocol: UpstreamProtocol::Http2,
             common,
             http1: Http1Options::default(),
             http2: http2_options(report, Some(http2)),
+            auto_sni,
         }),
         // The coverage tables have refused it.
         Some(ProtocolConfig::Http3ProtocolOptions(_)) => None,
@@ -146,7 +198,7 @@ fn explicit_config(
 #[expect(deprecated, reason = "configurations still use them")]
 fn outdated(report: &mut Report, message: &api::Cluster) -> Option<ProtocolOptions> {
     use api::cluster::ClusterProtocolSelection as Selection;
-    let selection = crate::scalar::enumeration::<Selection>(report, "protocol_selection", message.protocol_selection);
+    let selection = scalar::enumeration::<Selection>(report, "protocol_selection", message.protocol_selection);
     let downstream = selection == Some(Selection::UseDownstreamProtocol);
     let set = downstream
         || message.http2_protocol_options.is_some()
@@ -168,5 +220,6 @@ fn outdated(report: &mut Report, message: &api::Cluster) -> Option<ProtocolOptio
         common,
         http1: http1_options(report, message.http_protocol_options.as_ref()),
         http2: http2_options(report, message.http2_protocol_options.as_ref()),
+        auto_sni: None,
     })
 }

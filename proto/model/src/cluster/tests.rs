@@ -100,10 +100,18 @@ fn protocols_that_cannot_be_used() {
             (
                 &protocol(
                     r#""explicit_http_config": {"http_protocol_options": {}},
-                    "upstream_http_protocol_options": {"auto_sni": true}"#,
+                    "upstream_http_protocol_options": {"auto_san_validation": true}"#,
                 ),
-                &inside("upstream_http_protocol_options.auto_sni"),
-                "auto_host_sni",
+                &inside("upstream_http_protocol_options.auto_san_validation"),
+                "needs auto_sni",
+            ),
+            (
+                &protocol(
+                    r#""explicit_http_config": {"http_protocol_options": {}},
+                    "upstream_http_protocol_options": {"auto_sni": true, "override_auto_sni_header": "a b"}"#,
+                ),
+                &inside("upstream_http_protocol_options.override_auto_sni_header"),
+                "",
             ),
             (
                 &protocol(r#""explicit_http_config": {"http_protocol_options": {}}, "http_filters": [{"name": "x"}]"#),

@@ -42,10 +42,10 @@ pub(super) const TABLE: &[Covered] = &[
                 "strip_matching_host_port",
                 "strip_any_host_port",
                 "strip_trailing_host_dot",
+                "internal_address_config",
             ]),
             carried(&["add_proxy_protocol_connection_state"]),
             warned(&["tracing"], "nothing is traced"),
-            warned(&["internal_address_config"], "every client counts as external"),
             warned(&["local_reply_config"], "local replies have Envoy's default form"),
             warned(
                 &[
@@ -80,6 +80,10 @@ pub(super) const TABLE: &[Covered] = &[
                 "it decides which identity upstreams see; use forward_client_cert_details",
             ),
         ],
+    ),
+    covered(
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.InternalAddressConfig",
+        &[honoured(&["cidr_ranges"]), warned(&["unix_sockets"], "no listener has a Unix socket")],
     ),
     covered(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails",
@@ -160,16 +164,20 @@ pub(super) const TABLE: &[Covered] = &[
                 "initial_connection_window_size",
                 "allow_connect",
                 "connection_keepalive",
+                "max_outbound_control_frames",
+                "max_consecutive_inbound_frames_with_empty_payload",
+                "max_inbound_priority_frames_per_stream",
+                "max_inbound_window_update_frames_per_data_frame_sent",
             ]),
+            warned(&["max_outbound_frames"], "what waits to be sent is bounded by windows and streams"),
+            warned(
+                &["stream_reset_burst", "stream_reset_rate"],
+                "as with Envoy's own codec, half of 500 streams reset within a second are too many",
+            ),
             warned(
                 &[
                     "hpack_table_size",
                     "allow_metadata",
-                    "max_outbound_frames",
-                    "max_outbound_control_frames",
-                    "max_consecutive_inbound_frames_with_empty_payload",
-                    "max_inbound_priority_frames_per_stream",
-                    "max_inbound_window_update_frames_per_data_frame_sent",
                     "stream_error_on_invalid_http_messaging",
                     "override_stream_error_on_invalid_http_message",
                     "custom_settings_parameters",
@@ -178,8 +186,6 @@ pub(super) const TABLE: &[Covered] = &[
                     "enable_huffman_encoding",
                     "max_header_field_size_kb",
                     "disallow_obs_text",
-                    "stream_reset_burst",
-                    "stream_reset_rate",
                 ],
                 "the built-in limits of the HTTP/2 codec hold",
             ),
@@ -233,15 +239,6 @@ pub(super) const TABLE: &[Covered] = &[
     ),
     covered(
         "envoy.config.core.v3.UpstreamHttpProtocolOptions",
-        &[
-            refused(
-                &["auto_sni", "override_auto_sni_header"],
-                "it decides which certificate a server presents; set sni or auto_host_sni in the UpstreamTlsContext",
-            ),
-            refused(
-                &["auto_san_validation"],
-                "it decides which certificates are accepted; set auto_sni_san_validation in the UpstreamTlsContext",
-            ),
-        ],
+        &[honoured(&["auto_sni", "override_auto_sni_header", "auto_san_validation"])],
     ),
 ];

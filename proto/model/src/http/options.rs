@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use culvert_api::envoy::config::core::v3 as api;
 
-use super::{Http1Options, Http2Options, UnderscoreAction};
+use super::{FloodLimits, Http1Options, Http2Options, UnderscoreAction};
 use crate::report::Report;
 use crate::scalar;
 
@@ -85,6 +85,41 @@ pub(crate) fn http2(report: &mut Report, message: &api::Http2ProtocolOptions) ->
         keepalive_interval,
         keepalive_timeout,
         allow_connect: message.allow_connect,
+        flood_limits: flood_limits(report, message),
+    }
+}
+
+fn flood_limits(report: &mut Report, message: &api::Http2ProtocolOptions) -> FloodLimits {
+    let default = FloodLimits::default();
+    let empty = message.max_consecutive_inbound_frames_with_empty_payload;
+    if empty.is_some_and(|empty| empty > default.empty_frames) {
+        let field = "max_consecutive_inbound_frames_with_empty_payload";
+        report.warn_at(
+            field,
+            format!("is more than {}, beyond which connections end all the same", default.empty_frames),
+        );
+    }
+    let mut number = |field, value, least, default| scalar::at_least(report, field, value, least, default);
+    FloodLimits {
+        control_frames: number(
+            "max_outbound_control_frames",
+            message.max_outbound_control_frames,
+            1,
+            default.control_frames,
+        ),
+        empty_frames: number("max_consecutive_inbound_frames_with_empty_payload", empty, 0, default.empty_frames),
+        priority_frames: number(
+            "max_inbound_priority_frames_per_stream",
+            message.max_inbound_priority_frames_per_stream,
+            0,
+            default.priority_frames,
+        ),
+        window_updates: number(
+            "max_inbound_window_update_frames_per_data_frame_sent",
+            message.max_inbound_window_update_frames_per_data_frame_sent,
+            1,
+            default.window_updates,
+        ),
     }
 }
 

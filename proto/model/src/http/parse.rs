@@ -15,6 +15,7 @@ use super::{
     HttpConnectionManager, RouteSource, RouterOptions, ServerHeader, StripPort, UpgradeConfig, options,
 };
 use crate::access_log;
+use crate::listener::{Cidr, cidr};
 use crate::report::{Report, clip};
 use crate::route;
 use crate::scalar;
@@ -51,6 +52,7 @@ pub(crate) fn connection_manager(
     let server_header = server_header(report, message);
     let forward_client_cert = forward_client_cert(report, message);
     let escaped_slashes = escaped_slashes(report, message);
+    let internal_addresses = internal_addresses(report, message);
     let kilobytes = scalar::within(report, "max_request_headers_kb", message.max_request_headers_kb, 1, 8192, 60);
     Some(HttpConnectionManager {
         stat_prefix: stat_prefix?,
@@ -67,6 +69,7 @@ pub(crate) fn connection_manager(
         use_remote_address: message.use_remote_address.unwrap_or(false),
         xff_num_trusted_hops: message.xff_num_trusted_hops,
         skip_xff_append: message.skip_xff_append,
+        internal_addresses,
         forward_client_cert: forward_client_cert?,
         client_cert_details: client_cert_details(message),
         normalize_path: message.normalize_path.unwrap_or(false),
@@ -90,6 +93,21 @@ pub(crate) fn connection_manager(
         stream_error_on_invalid: message.stream_error_on_invalid_http_message.unwrap_or(false),
         scheme_override,
         router: router?,
+    })
+}
+
+fn internal_addresses(report: &mut Report, message: &api::HttpConnectionManager) -> Vec<Cidr> {
+    message.internal_address_config.as_ref().map_or_else(Vec::new, |config| {
+        report.field("internal_address_config", |report| {
+            if config.cidr_ranges.is_empty() {
+                // Envoy takes private addresses for internal then: who that is should be said.
+                report.warn_at("cidr_ranges", "is empty: no client counts as internal; name the ranges");
+            } else {
+                report
+                    .warn("lets no client set timeouts or retries by x-envoy-* fields; they are removed all the same");
+            }
+            report.items("cidr_ranges", &config.cidr_ranges, cidr)
+        })
     })
 }
 

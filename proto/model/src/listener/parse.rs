@@ -107,6 +107,10 @@ fn listener_filters(report: &mut Report, filters: &[api::ListenerFilter]) -> boo
                 inspect |= report.unpack::<TlsInspector>(config).is_some();
             } else if name == HTTP_INSPECTOR {
                 report.warn(format!("{name} is not there; plaintext HTTP is told apart where it is served"));
+            } else if name == PROXY_PROTOCOL {
+                report.error(format!(
+                    "{name} is not there; take the client's address from x-forwarded-for (xff_num_trusted_hops)"
+                ));
             } else {
                 report.error(format!("{name} is not there: it may decide which source or destination is believed"));
             }
@@ -295,6 +299,7 @@ fn distinct(report: &mut Report, chains: &[Arc<FilterChain>]) {
 
 const LEAVES_TLS: &str = "covers no more than the handshake of Envoy's tunnels, for an Envoy leaves TLS behind it; \
     requests to it pass in plaintext (to agents of Culvert they do not)";
+const PROXY_PROTOCOL: &str = "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol";
 const HTTP_INSPECTOR: &str = "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector";
 /// Envoy's defaults.
 const LISTENER_FILTERS_TIMEOUT: Duration = Duration::from_secs(15);

@@ -78,6 +78,12 @@ fn listeners_that_cannot_be_used() {
                 "listener_filters[0].typed_config",
                 "envoy.config.core.v3.Node is not there",
             ),
+            (
+                r#"{"listener_filters": [{"name": "p", "typed_config": {"@type":
+                "type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol"}}]}"#,
+                "listener_filters[0].typed_config",
+                "xff_num_trusted_hops",
+            ),
             (r#"{"listener_filters": [{"name": "x"}]}"#, "listener_filters[0].typed_config", "is missing"),
         ],
     );

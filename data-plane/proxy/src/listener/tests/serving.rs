@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_http::Io;
+use culvert_model::http::{ForwardClientCert, HttpConnectionManager};
 use culvert_model::listener::{FilterChain, FilterChainMatch, Listener, NetworkFilter, TransportProtocol};
 use culvert_model::tls::{CommonTls, DownstreamTls, TlsVersion};
 use culvert_runtime::tls::{ClientTls, Identity, Roots, ServerTls, Trust, Version, client_config, server_config};
@@ -224,6 +225,62 @@ fn server_names_choose_chain_and_certificate() {
         assert_eq!(stat(&gateway, ListenerMetric::SslHandshake), 4, "four handshakes");
         assert_eq!(stat(&gateway, ListenerMetric::SslNotReady), 2, "two without certificate");
         assert_eq!(gateway.http_stat(HttpMetric::CxSslTotal), 4, "four connections over TLS");
+    });
+}
+
+/// `By=` of `x-forwarded-client-cert` is the certificate that this very handshake presented.
+#[test]
+fn upstreams_hear_which_certificate_was_presented() {
+    on_worker(async {
+        let own = |name: &str, uri: &str| {
+            let mut params = rcgen::CertificateParams::new([name.to_owned()]).unwrap();
+            params.subject_alt_names.push(rcgen::SanType::URI(uri.try_into().unwrap()));
+            let key = rcgen::KeyPair::generate().unwrap();
+            let pem = params.self_signed(&key).unwrap().pem();
+            let identity = Identity::from_pem(pem.as_bytes(), key.serialize_pem().as_bytes()).unwrap();
+            (pem, identity)
+        };
+        let (first, second) = (own("one.example", "spiffe://x/one"), own("two.example", "spiffe://x/two"));
+        let client = own("client.example", "spiffe://x/client");
+        let trust = |pem: &str| Some(Trust { roots: Roots::Pem(pem.as_bytes().into()), crl: None, sans: Vec::new() });
+        let (min, max) = (Version::V1_2, Version::V1_3);
+        let identities = vec![first.1, second.1];
+        let server = ServerTls {
+            identities,
+            trust: trust(&client.0),
+            require_client_certificate: true,
+            alpn: Vec::new(),
+            min,
+            max,
+        };
+        let slot = TlsSlot::new(Some(server_config(server).unwrap()));
+        let host = backend(|request| {
+            let by = request.lines().find_map(|line| line.strip_prefix("x-forwarded-client-cert: By="));
+            ok(by.and_then(|by| by.split(';').next()?.strip_prefix("spiffe://x/")).unwrap_or("nobody"))
+        });
+        let manager = HttpConnectionManager {
+            forward_client_cert: ForwardClientCert::SanitizeSet,
+            ..manager_of(vec![virtual_host(vec![route("/", forward(to("a")))])])
+        };
+        let chain = FilterChain { tls: Some(Arc::new(tls())), ..chain(NetworkFilter::Http(Arc::new(manager))) };
+        let gateway = Gateway::start(vec![cluster("a", &[host.await])], listener(Vec::new()));
+        gateway.publish(listener(vec![chain]), &|_| Arc::clone(&slot));
+        for (name, pem, expected) in [("one.example", &first.0, "one"), ("two.example", &second.0, "two")] {
+            let config = ClientTls {
+                identity: Some(client.1.clone()),
+                trust: trust(pem),
+                verify_server_name: true,
+                send_server_name: true,
+                alpn: Vec::new(),
+                min,
+                max,
+            };
+            let connector = tokio_rustls::TlsConnector::from(client_config(config).unwrap());
+            let mut stream = connector.connect(name.try_into().unwrap(), gateway.connect()).await.unwrap();
+            stream.write_all(KEEP).await.unwrap();
+            let text = response(&mut stream).await;
+            assert!(text.ends_with(&format!("\r\n\r\n{expected}")), "{name}: {text}");
+        }
     });
 }
 

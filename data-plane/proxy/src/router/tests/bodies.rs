@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use culvert_model::route::PathMatch;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::testing::{Gateway, cluster, forward, manager_of, on_worker, route, to, virtual_host};
+use crate::testing::{Gateway, backend, cluster, forward, manager_of, ok, on_worker, route, to, virtual_host};
 
 /// A host that answers nothing; what it reads.
 pub(super) async fn silent() -> (SocketAddr, Rc<RefCell<Vec<u8>>>) {
@@ -35,6 +36,23 @@ fn gateway(address: SocketAddr) -> Gateway {
 }
 
 /// Envoy's answer, whatever of the body was good: 400 and close, and no whole request upstream.
+/// Without `connect_matcher` no route is for it; without `connect_config` it is not allowed.
+#[test]
+fn a_connect_that_is_not_configured_goes_nowhere() {
+    on_worker(async {
+        let host = backend(|_| ok("reached")).await;
+        for (path, expected) in [(PathMatch::Prefix("/".into()), "404"), (PathMatch::Connect, "403")] {
+            let mut only = route("/", forward(to("a")));
+            only.matches.path = path.clone();
+            let gateway = Gateway::http(vec![cluster("a", &[host])], manager_of(vec![virtual_host(vec![only])]));
+            let request = "CONNECT a.example:443 HTTP/1.1\r\nhost: a.example:443\r\n\r\n";
+            let answer = gateway.exchange(request).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{path:?}: {answer}");
+            assert!(!answer.contains("reached"), "{path:?}: {answer}");
+        }
+    });
+}
+
 #[test]
 fn a_body_that_breaks_is_answered_400_and_never_completed() {
     for (name, body) in [

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::super::applier::Applier;
 use super::super::{Applied, ApplyError};
+use crate::stats::ManagerMetric;
 
 /// A generation that is not in force yet.
 #[derive(Debug)]
@@ -22,7 +23,16 @@ pub(super) struct Warming {
     /// Route configurations that its connection managers go by.
     routes: Vec<Name>,
     /// When it comes into force without its routes (xDS: `initial_fetch_timeout`). `None`: never.
-    pub(super) until: Option<Instant>,
+    until: Option<Instant>,
+    /// It waits for nothing but its address, which somebody else took before it was listened on.
+    blocked: Option<Blocked>,
+}
+
+/// An address is asked for again after a while, and the next time after twice as long.
+#[derive(Debug, Clone, Copy)]
+struct Blocked {
+    until: Instant,
+    pause: Duration,
 }
 
 impl Warming {
@@ -30,11 +40,26 @@ impl Warming {
         let named = route_names(chains.listener());
         let longest = named.iter().map(|(_, timeout)| *timeout).filter(|timeout| !timeout.is_zero()).max();
         let until = longest.map(|timeout| Instant::now() + timeout);
-        Self { chains, secrets, routes: named.into_iter().map(|(name, _)| name).collect(), until }
+        Self { chains, secrets, routes: named.into_iter().map(|(name, _)| name).collect(), until, blocked: None }
+    }
+
+    /// When there is something to do although nothing came.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.blocked.map(|blocked| blocked.until).or(self.until)
+    }
+
+    fn block(&mut self) {
+        let pause = self.blocked.map_or(FIRST_PAUSE, |blocked| (blocked.pause * 2).min(LONGEST_PAUSE));
+        self.blocked = Some(Blocked { until: Instant::now() + pause, pause });
     }
 
     /// What it still waits for, for people.
     fn awaited(&self, routes: &RouteSlots) -> Vec<String> {
+        if let (Some(blocked), Some(address)) = (self.blocked, self.chains.listener().address)
+            && blocked.until > Instant::now()
+        {
+            return vec![format!("address {address}")];
+        }
         if !self.chains.is_warm() {
             return self.secrets.iter().map(|name| format!("secret {name}")).collect();
         }
@@ -89,8 +114,20 @@ impl Applier {
             match self.advance(&name).await {
                 Ok(Applied::Active) => tracing::info!(listener = %name, "it waits for nothing any more and serves"),
                 Ok(Applied::Warming(_)) => {}
-                Err(error) => tracing::error!(listener = %name, %error, "it cannot serve"),
+                Err(error) => {
+                    self.metrics.inc(ManagerMetric::ListenerCreateFailure);
+                    tracing::error!(listener = %name, %error, "it cannot serve yet; it is tried again");
+                    let running = self.listeners.running.get_mut(&name);
+                    let Some(warming) = running.and_then(|running| running.warming.as_mut()) else { continue };
+                    warming.block();
+                    let awaited = warming.awaited(&self.process.routes);
+                    self.show(&name, awaited);
+                }
             }
         }
     }
 }
+
+/// Between two attempts to get an address back.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);

@@ -1,4 +1,5 @@
 use bytes::{Bytes, BytesMut};
+use proptest::prelude::*;
 
 use super::*;
 
@@ -269,4 +270,58 @@ fn a_head_that_drips_in_is_looked_at_once() {
     }
     buffer.extend_from_slice(b"\nrest");
     assert_eq!(end.find(&buffer), Some(5));
+}
+
+/// What mutations put into a handshake.
+const PIECES: [&[u8]; 12] = [
+    b"\r\n\r\n",
+    b"\n",
+    b"\0",
+    b"content-length: 5\r\n",
+    b"transfer-encoding: chunked\r\n",
+    b"0\r\n\r\n",
+    b"connection: upgrade\r\nupgrade: reverse-tunnel\r\n",
+    b"x-envoy-reverse-tunnel-node-id: other\r\n",
+    b"HTTP/1.1 101 S",
+    b"\x20\x88\x01",
+    b"\xff\xfe",
+    b": ",
+];
+
+/// `bytes` with a few places overwritten, cut out, or with something put in.
+fn damaged(bytes: &[u8], edits: &[(prop::sample::Index, u8, u8)]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    for (at, kind, value) in edits {
+        let at = at.index(bytes.len().max(1)).min(bytes.len());
+        match kind % 3 {
+            0 => bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte = *value),
+            1 => drop(bytes.drain(at..(at + usize::from(value % 40)).min(bytes.len()))),
+            _ => drop(bytes.splice(at..at, PIECES[usize::from(*value) % PIECES.len()].iter().copied())),
+        }
+    }
+    bytes
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// Whatever comes, the verdict is the same in one piece and byte by byte.
+    #[test]
+    fn damaged_handshakes_are_judged_alike_however_they_are_cut(
+        edits in prop::collection::vec(any::<(prop::sample::Index, u8, u8)>(), 0..6),
+        upgrade in any::<bool>(),
+    ) {
+        let request = damaged(&RequestHead { upgrade, ..head() }.encode(), &edits);
+        let (whole, dripped) = (read(&request, request.len().max(1)), read(&request, 1));
+        // A field that is wrong may be seen as soon as it is there or with the head's end: only what is accepted is compared.
+        let accepted = |outcome: Result<Option<(Request, Bytes)>, Answer>| {
+            let (request, surplus) = outcome.ok().flatten()?;
+            Some((format!("{:?}", request.identity(PREFIX)), surplus))
+        };
+        prop_assert_eq!(accepted(whole), accepted(dripped), "{:?}", String::from_utf8_lossy(&request));
+
+        let answer = damaged(&Answer::Accepted { upgrade, tls_kept: true }.encode(), &edits);
+        let (whole, dripped) = (answered(&answer, upgrade, answer.len().max(1)), answered(&answer, upgrade, 1));
+        prop_assert_eq!(whole.ok().flatten(), dripped.ok().flatten(), "{:?}", String::from_utf8_lossy(&answer));
+    }
 }

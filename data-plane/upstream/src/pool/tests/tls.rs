@@ -4,9 +4,10 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
-/// A self-signed server for `edge.test`, and a client's configuration that believes it.
+/// A self-signed server for `edge.test` and a few more, and a client's configuration that believes it.
 fn certificates(alpn: &[&[u8]]) -> (TlsAcceptor, Arc<rustls::ClientConfig>) {
-    let key = rcgen::generate_simple_self_signed(vec!["edge.test".to_owned()]).unwrap();
+    let key =
+        rcgen::generate_simple_self_signed(["edge", "one", "two", "three"].map(|name| format!("{name}.test"))).unwrap();
     let chain = vec![key.cert.der().clone()];
     let private = rustls::pki_types::PrivateKeyDer::Pkcs8(key.signing_key.serialize_der().into());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -86,6 +87,97 @@ async fn a_certificate_for_another_name_is_refused() {
         let failure = pools.checkout(&slot, &any()).await.unwrap_err();
         assert!(matches!(failure, UpstreamFailure::TlsFailure { .. }), "TLS is to blame: {failure:?}");
         assert_eq!(counted(&slot, ClusterMetric::SslConnectionError), 1, "counted");
+    })
+    .await;
+}
+
+/// Requests that ask for different names share no connection; a certificate is for the name that was asked for.
+#[tokio::test]
+async fn requests_choose_the_name_of_their_host() {
+    use culvert_model::cluster::AutoSni;
+    let header = || Some(Arc::from("x-name"));
+    // (authority, x-name, header that counts, validates, the server name that is seen; `None`: refused)
+    let cases = [
+        ("edge.test", "", None, false, Some("edge.test")),
+        ("EDGE.test:8443", "", None, false, Some("edge.test")),
+        ("10.0.0.1", "edge.test", header(), true, Some("edge.test")),
+        ("edge.test", "", header(), true, Some("edge.test")),
+        ("10.0.0.1:80", "", None, false, Some("edge.test")),
+        ("a b", "", None, false, Some("edge.test")),
+        ("other.test", "edge.test", None, true, None),
+        ("10.0.0.1", "", None, true, None),
+        ("[2001:db8::1]:80", "", None, true, None),
+    ];
+    for (authority, named, header, validates, expected) in cases {
+        on_worker(async {
+            let (acceptor, client) = certificates(&[]);
+            let seen = Rc::new(RefCell::new(Vec::new()));
+            let names = Rc::clone(&seen);
+            let (address, accepted) = listen(move |stream| {
+                let (acceptor, names) = (acceptor.clone(), Rc::clone(&names));
+                async move {
+                    let Ok(stream) = acceptor.accept(stream).await else { return };
+                    names.borrow_mut().push(stream.get_ref().1.server_name().map(str::to_owned));
+                    serve_http1(stream, "tls").await;
+                }
+            })
+            .await;
+            let (clusters, pools) = worker();
+            let auto_sni = Some(AutoSni { header, validates });
+            // Its endpoint has a name of its own, which counts where the request has none.
+            let config = Cluster { auto_sni, ..named_cluster(address) };
+            clusters.apply(Arc::new(config), Some(client));
+            let slot = clusters.slot("a");
+            let mut head = RequestHead { authority: authority.to_owned(), ..RequestHead::default() };
+            head.fields.push(b"x-name", named.as_bytes());
+            let context = PickContext { request: Some(&head), ..any() };
+            let case = format!("{authority}, x-name {named:?}");
+            for round in 0..2 {
+                match (pools.checkout(&slot, &context).await, expected) {
+                    (Ok(mut checkout), Some(name)) => {
+                        assert_eq!(get(&mut checkout, "/").await.unwrap(), "200 tls /", "{case}, round {round}");
+                        assert_eq!(*seen.borrow(), [Some(name.to_owned())], "{case}: server names, round {round}");
+                    }
+                    (Err(UpstreamFailure::TlsFailure { .. }), None) => {}
+                    (outcome, _) => panic!("{case}: expected {expected:?}, saw {outcome:?}"),
+                }
+            }
+            let connections = if expected.is_some() { 1 } else { 2 };
+            assert_eq!(accepted.get(), connections, "{case}: connections for two requests");
+        })
+        .await;
+    }
+}
+
+fn named_cluster(address: SocketAddr) -> Cluster {
+    named(address, "edge.test", UpstreamProtocol::Http1)
+}
+
+/// A connection that was opened for one name is never another's; what nobody uses any more is closed and forgotten.
+#[tokio::test]
+async fn names_have_connections_of_their_own() {
+    on_worker(async {
+        let (acceptor, client) = certificates(&[]);
+        let (address, accepted) = listen(move |stream| serve(stream, acceptor.clone())).await;
+        let (clusters, pools) = worker();
+        let auto_sni = Some(culvert_model::cluster::AutoSni { header: None, validates: false });
+        clusters.apply(Arc::new(Cluster { auto_sni, ..named_cluster(address) }), Some(client));
+        let slot = clusters.slot("a");
+        for round in 0..2 {
+            for name in ["one.test", "two.test", "three.test"] {
+                let head = RequestHead { authority: name.to_owned(), ..RequestHead::default() };
+                let context = PickContext { request: Some(&head), ..any() };
+                let mut checkout = pools.checkout(&slot, &context).await.unwrap();
+                assert_eq!(get(&mut checkout, "/").await.unwrap(), "200 tls /", "{name}, round {round}");
+            }
+        }
+        assert_eq!(accepted.get(), 3, "one connection for each name");
+        for _ in 0..3 {
+            assert!(pools.slots.borrow()[&slot.id()].evict_idle(), "each can be taken for another's need");
+        }
+        assert!(!pools.slots.borrow()[&slot.id()].evict_idle(), "nothing is left");
+        pools.sweep();
+        assert!(pools.slots.borrow()[&slot.id()].named.borrow().is_empty(), "names that nobody asks for are forgotten");
     })
     .await;
 }
