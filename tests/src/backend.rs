@@ -14,9 +14,11 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::Result;
+use crate::wait::in_time;
 
 /// A running backend; ends when dropped.
 ///
@@ -24,6 +26,8 @@ use crate::Result;
 /// |---|---|
 /// | `/status/N` | status N |
 /// | `/delay/MS` | after so many milliseconds |
+/// | `/gather/N` | once N requests have been under way at one moment |
+/// | `/whole` | `NAME`, once the request has ended |
 /// | `/bytes/N` | N bytes |
 /// | `/echo` | the request's body, streamed |
 /// | `/headers` | the request's headers, a line each |
@@ -69,7 +73,7 @@ impl Backend {
     /// The most requests that were under way at one moment.
     #[must_use]
     pub fn peak(&self) -> u64 {
-        self.at_once.peak.load(Ordering::SeqCst)
+        *self.at_once.peak.borrow()
     }
 }
 
@@ -77,7 +81,7 @@ impl Backend {
 #[derive(Debug, Default)]
 struct AtOnce {
     now: AtomicU64,
-    peak: AtomicU64,
+    peak: watch::Sender<u64>,
 }
 
 /// One request under way; over when dropped, also with its connection.
@@ -86,7 +90,11 @@ struct UnderWay(Arc<AtOnce>);
 impl UnderWay {
     fn begin(at_once: &Arc<AtOnce>) -> Self {
         let now = at_once.now.fetch_add(1, Ordering::SeqCst) + 1;
-        at_once.peak.fetch_max(now, Ordering::SeqCst);
+        at_once.peak.send_if_modified(|peak| {
+            let more = now > *peak;
+            *peak = now.max(*peak);
+            more
+        });
         Self(Arc::clone(at_once))
     }
 }
@@ -106,7 +114,7 @@ async fn accept(listener: TcpListener, name: Arc<str>, requests: Arc<AtomicU64>,
             let service = service_fn(move |request| {
                 requests.fetch_add(1, Ordering::Relaxed);
                 let under_way = UnderWay::begin(&at_once);
-                let answer = answer(Arc::clone(&name), request);
+                let answer = answer(Arc::clone(&name), at_once.peak.subscribe(), request);
                 async move {
                     let answer = answer.await;
                     drop(under_way);
@@ -127,7 +135,11 @@ fn full(text: impl Into<Bytes>) -> Body {
     Full::new(text.into()).map_err(|never| match never {}).boxed()
 }
 
-async fn answer(name: Arc<str>, request: Request<Incoming>) -> std::result::Result<Response<Body>, Infallible> {
+async fn answer(
+    name: Arc<str>,
+    mut peak: watch::Receiver<u64>,
+    request: Request<Incoming>,
+) -> std::result::Result<Response<Body>, Infallible> {
     let path = request.uri().path().to_owned();
     let mut parts = path.trim_start_matches('/').split('/');
     let (verb, number) = (parts.next().unwrap_or(""), parts.next().and_then(|text| text.parse::<u64>().ok()));
@@ -142,6 +154,18 @@ async fn answer(name: Arc<str>, request: Request<Incoming>) -> std::result::Resu
         }
         ("delay", Some(milliseconds)) => {
             tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+            full(format!("{name}\n"))
+        }
+        ("gather", Some(count)) => {
+            if in_time("others", peak.wait_for(|peak| *peak >= count)).await.is_err() {
+                status = StatusCode::GATEWAY_TIMEOUT;
+            }
+            full(format!("{name}\n"))
+        }
+        ("whole", _) => {
+            if request.into_body().collect().await.is_err() {
+                status = StatusCode::BAD_REQUEST;
+            }
             full(format!("{name}\n"))
         }
         ("bytes", Some(count)) => full(vec![b'x'; usize::try_from(count).unwrap_or(0)]),

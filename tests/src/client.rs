@@ -1,7 +1,6 @@
 //! One request, one answer, read whole.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -12,7 +11,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use crate::Result;
-use crate::wait::in_time;
+use crate::wait::{PATIENCE, in_time};
 
 /// A response, whole.
 #[derive(Debug, Clone)]
@@ -41,8 +40,6 @@ impl Answer {
     }
 }
 
-const DEADLINE: Duration = Duration::from_secs(20);
-
 /// GET over a new HTTP/1 connection.
 pub async fn get(address: SocketAddr, path: &str) -> Result<Answer> {
     send(address, Request::get(path).header("host", address.to_string()).body(Full::default())?).await
@@ -63,9 +60,9 @@ pub async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Result<
         driver.abort();
         answer
     };
-    tokio::time::timeout(DEADLINE, exchange)
+    tokio::time::timeout(PATIENCE, exchange)
         .await
-        .with_context(|| format!("{address} did not answer within {DEADLINE:?}"))?
+        .with_context(|| format!("{address} did not answer within {PATIENCE:?}"))?
 }
 
 /// Any request over a new HTTP/2 connection with prior knowledge.
@@ -79,9 +76,9 @@ pub async fn send_h2(address: SocketAddr, request: Request<Full<Bytes>>) -> Resu
         driver.abort();
         answer
     };
-    tokio::time::timeout(DEADLINE, exchange)
+    tokio::time::timeout(PATIENCE, exchange)
         .await
-        .with_context(|| format!("{address} did not answer within {DEADLINE:?}"))?
+        .with_context(|| format!("{address} did not answer within {PATIENCE:?}"))?
 }
 
 /// Reads a response to its end.

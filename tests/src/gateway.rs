@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use tempfile::TempDir;
@@ -11,7 +10,7 @@ use tempfile::TempDir;
 use crate::Result;
 use crate::client::get;
 use crate::process::{Daemon, ours};
-use crate::wait::eventually;
+use crate::wait::{PATIENCE, eventually};
 
 /// A running proxy.
 #[derive(Debug)]
@@ -88,7 +87,7 @@ impl Gateway {
 
     /// SIGTERM, exit code 0.
     pub async fn stop(mut self) -> Result {
-        self.daemon.terminate(Duration::from_secs(20)).await
+        self.daemon.terminate(PATIENCE).await
     }
 }
 

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::Result;
 use crate::client::whole;
+use crate::wait::PATIENCE;
 
 /// What to send.
 #[derive(Debug, Clone)]
@@ -121,7 +122,7 @@ impl Running {
 async fn connection(load: Load, stop: Arc<AtomicBool>, counts: Arc<Mutex<Counts>>) {
     let mut sender = None;
     while !stop.load(Ordering::Relaxed) {
-        let outcome = tokio::time::timeout(Duration::from_secs(20), request(&load, &mut sender)).await;
+        let outcome = tokio::time::timeout(PATIENCE, request(&load, &mut sender)).await;
         match outcome {
             Ok(Ok(line)) => *counts.lock().answers.entry(line).or_default() += 1,
             Ok(Err(error)) => {

@@ -13,6 +13,8 @@ use crate::process::repository;
 pub enum Peer {
     Envoy,
     Grpcurl,
+    /// Judges HTTP/2 servers.
+    H2spec,
 }
 
 impl Peer {
@@ -20,6 +22,7 @@ impl Peer {
         match self {
             Self::Envoy => "ENVOY",
             Self::Grpcurl => "GRPCURL",
+            Self::H2spec => "H2SPEC",
         }
     }
 
@@ -27,6 +30,7 @@ impl Peer {
         match self {
             Self::Envoy => "envoy",
             Self::Grpcurl => "grpcurl",
+            Self::H2spec => "h2spec",
         }
     }
 

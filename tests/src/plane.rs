@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
@@ -12,7 +11,7 @@ use crate::Result;
 use crate::client::get;
 use crate::gateway::HTTP2;
 use crate::process::{Daemon, ours};
-use crate::wait::eventually;
+use crate::wait::{PATIENCE, eventually};
 
 /// Both daemons and the folder in which they run.
 #[derive(Debug)]
@@ -135,7 +134,7 @@ impl Plane {
 
     /// SIGTERM of the proxy; it exits with 0.
     pub async fn stop_proxy(&mut self) -> Result {
-        self.proxy.take().context("no proxy runs")?.terminate(Duration::from_secs(20)).await
+        self.proxy.take().context("no proxy runs")?.terminate(PATIENCE).await
     }
 
     /// A path in the folder of both.

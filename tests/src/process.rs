@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal};
 use tokio::process::{Child, Command};
 
 use crate::Result;
-use crate::wait::within;
+use crate::wait::{PATIENCE, within};
 
 /// A running child.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl Daemon {
 
     /// Waits for the file in which a daemon writes an address that it bound.
     pub async fn address(&mut self, file: &Path) -> Result<std::net::SocketAddr> {
-        within(Duration::from_secs(30), &format!("{} writes {}", self.name, file.display()), async || {
+        within(PATIENCE, &format!("{} writes {}", self.name, file.display()), async || {
             self.check_alive()?;
             let text = std::fs::read_to_string(file)?;
             text.trim().parse().with_context(|| format!("{text:?} is no address"))
@@ -96,7 +96,7 @@ impl Daemon {
     /// SIGKILL, and its end awaited.
     pub async fn kill(&mut self) -> Result {
         self.signal(Signal::KILL)?;
-        self.exit(Duration::from_secs(10)).await?;
+        self.exit(PATIENCE).await?;
         Ok(())
     }
 }

@@ -5,7 +5,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use tempfile::TempDir;
@@ -15,7 +14,7 @@ use crate::backend::Backend;
 use crate::ca::Authority;
 use crate::client::{Answer, get};
 use crate::process::{Daemon, ours, repository};
-use crate::wait::eventually;
+use crate::wait::{PATIENCE, eventually};
 
 /// The ports that the files in configs/ name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -189,7 +188,7 @@ impl Running {
     /// Ends everything in order, each with exit code 0.
     pub async fn stop(mut self) -> Result {
         for daemon in [&mut self.edge, &mut self.cloud, &mut self.control] {
-            daemon.terminate(Duration::from_secs(20)).await?;
+            daemon.terminate(PATIENCE).await?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::Result;
 
 /// How long a condition may take on a loaded machine before a test gives up. A bound, never a measurement.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks again and again until `probe` succeeds; after [`PATIENCE`] fails with what it said last.
 pub async fn eventually<T>(what: &str, probe: impl AsyncFnMut() -> Result<T>) -> Result<T> {

@@ -410,7 +410,7 @@ async fn a_websocket_and_http2_pass_one_tunnel() -> Result {
     joined(&shared, 1).await?;
     let address = shared.listener("in")?;
     // On one plain connection they would take turns: the backend would never see two at one moment.
-    let requests = (0..8).map(|_| tokio::spawn(async move { get(address, "/delay/1000").await }));
+    let requests = (0..8).map(|_| tokio::spawn(async move { get(address, "/gather/2").await }));
     for request in requests.collect::<Vec<_>>() {
         says(&request.await??, 200, "behind\n")?;
     }

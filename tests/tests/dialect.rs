@@ -1,7 +1,6 @@
 //! Our own dialect, between two real processes: what the handshake agrees on, and what one tunnel carries.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
@@ -9,7 +8,7 @@ use culvert_tests::Result;
 use culvert_tests::backend::{Backend, scripted};
 use culvert_tests::client::{get, post, send_h2};
 use culvert_tests::tunnel::{cloud, connections, edge, joined, tcp_edge};
-use culvert_tests::wait::{eventually, in_time};
+use culvert_tests::wait::{PATIENCE, eventually, in_time};
 use http::Request;
 use http_body_util::Full;
 use serde_json::Value;
@@ -64,7 +63,7 @@ async fn one_tunnel_carries_requests_of_every_kind_and_shows_its_round_trip() ->
     let gateway = cloud.listener("in")?;
     let mut requests = JoinSet::new();
     for _ in 0..32 {
-        requests.spawn(get(gateway, "/delay/200"));
+        requests.spawn(get(gateway, "/gather/32"));
     }
     while let Some(answer) = requests.join_next().await {
         let answer = answer??;
@@ -187,7 +186,7 @@ async fn http1_takes_the_plain_connections_first_and_never_waits_for_one() -> Re
     ensure!(seen == (30, 0), "expected all on plain connections, saw {seen:?}");
     let mut all = JoinSet::new();
     for _ in 0..10 {
-        all.spawn(get(gateway, "/delay/500"));
+        all.spawn(get(gateway, "/gather/10"));
     }
     while let Some(answer) = all.join_next().await {
         let status = answer??.status;
@@ -210,7 +209,7 @@ async fn a_clients_connect_is_a_request() -> Result {
     let mut socket = TcpStream::connect(cloud.listener("in")?).await?;
     socket.write_all(b"CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\nculvert-connection: 1\r\n\r\n").await?;
     let mut answer = [0; 12];
-    tokio::time::timeout(Duration::from_secs(10), socket.read_exact(&mut answer)).await??;
+    tokio::time::timeout(PATIENCE, socket.read_exact(&mut answer)).await??;
     ensure!(!answer.ends_with(b"200"), "expected a refusal, saw {}", String::from_utf8_lossy(&answer));
     edge.stop().await?;
     cloud.stop().await

@@ -185,6 +185,11 @@ async fn a_listener_warms_until_its_secret_comes_and_a_new_secret_closes_no_conn
         })
         .await?;
         ensure!(ask(&mut old).await? == "secure", "the connection from before lives on");
+        // As an Envoy 1.40 counts it, under its names.
+        ensure!(plane.stat("sds.edge-cert.update_success").await? == 2, "two secrets came");
+        let text = get(plane.admin, "/stats/prometheus").await?.text();
+        let line = "envoy_sds_update_success{envoy_xds_resource_name=\"edge-cert\"} 2";
+        ensure!(text.contains(line), "expected {line} in:\n{text}");
         let dump = plane.page("/config_dump").await?.to_string();
         ensure!(dump.contains("edge-cert") && !dump.contains("PRIVATE KEY"), "a private key in {dump}");
         plane.stop_proxy().await?;

@@ -2,7 +2,6 @@
 //! and follows changes.
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use culvert_tests::Result;
@@ -11,7 +10,7 @@ use culvert_tests::load::Load;
 use culvert_tests::peer::Peer;
 use culvert_tests::process::Daemon;
 use culvert_tests::site::{Port, Site};
-use culvert_tests::wait::eventually;
+use culvert_tests::wait::{PATIENCE, eventually};
 
 fn start_envoy(site: &Site, envoy: &Path) -> Result<Daemon> {
     let args = ["-c", "envoy.yaml", "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"];
@@ -43,7 +42,7 @@ async fn on_envoy(edit: impl FnOnce(String) -> String, check: impl AsyncFnOnce(&
     site.ready(&mut control, Port::ControlAdmin).await?;
     let envoy = start_envoy(&site, &envoy)?;
     check(&site).await.with_context(|| format!("control:\n{}\nenvoy:\n{}", control.output(), envoy.output()))?;
-    control.terminate(Duration::from_secs(20)).await
+    control.terminate(PATIENCE).await
 }
 
 #[tokio::test]

@@ -384,7 +384,8 @@ async fn requests_that_wait_for_a_real_initiator_do_not_hang() -> Result {
         let Some(edge) = edge else { return Ok(()) };
         for asker in askers {
             let slowest = tokio::time::timeout(Duration::from_secs(60), asker).await.context("never served")???;
-            ensure!(slowest < Duration::from_secs(1), "round {round}: a request took {slowest:?}");
+            // One that hangs does so until the tunnel is lost; a busy machine is only slow.
+            ensure!(slowest < Duration::from_secs(10), "round {round}: a request took {slowest:?}");
         }
         drop(edge);
         eventually("the tunnel is gone", async || {

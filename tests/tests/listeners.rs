@@ -9,7 +9,7 @@ use culvert_tests::Result;
 use culvert_tests::client::get;
 use culvert_tests::load::Load;
 use culvert_tests::process::{Daemon, ours};
-use culvert_tests::wait::eventually;
+use culvert_tests::wait::{PATIENCE, eventually};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -81,7 +81,7 @@ async fn new_connections_see_no_gap_while_a_listener_changes_and_hands_its_addre
     }
     let counts = load.finish(100).await.with_context(|| proxy.output())?;
     ensure!(counts.answers.len() > 6, "the load was expected to meet most versions, met {:?}", counts.answers);
-    proxy.terminate(Duration::from_secs(20)).await
+    proxy.terminate(PATIENCE).await
 }
 
 #[tokio::test]
@@ -105,7 +105,7 @@ async fn an_address_of_another_process_is_refused_and_taken_once_it_is_free() ->
         let answer = get(address, "/").await?;
         ensure!(answer.text() == "first", "the holder was expected to answer, saw {:?}", answer.text());
     }
-    holder.terminate(Duration::from_secs(20)).await?;
+    holder.terminate(PATIENCE).await?;
     answers(address, "second", &waiter).await?;
 
     let fixed = json!({
@@ -114,11 +114,11 @@ async fn an_address_of_another_process_is_refused_and_taken_once_it_is_free() ->
     });
     std::fs::write(first.path().join("static.json"), fixed.to_string())?;
     let mut refused = Daemon::start("static", &ours("culvert-proxy")?, &["-c", "static.json"], first.path())?;
-    let status = refused.exit(Duration::from_secs(20)).await?;
+    let status = refused.exit(PATIENCE).await?;
     ensure!(
         status.code() == Some(1) && refused.output().contains(&address.to_string()),
         "a static listener in use ends the start with 1 and its address; saw {status}: {}",
         refused.output()
     );
-    waiter.terminate(Duration::from_secs(20)).await
+    waiter.terminate(PATIENCE).await
 }

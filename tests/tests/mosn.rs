@@ -1,17 +1,17 @@
 //! A scripted MOSN peer in both roles, with the published vectors, against the real binary.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use culvert_tests::Result;
 use culvert_tests::backend::Backend;
 use culvert_tests::client::get;
 use culvert_tests::gateway::{Gateway, cluster, http_listener};
-use culvert_tests::wait::eventually;
+use culvert_tests::wait::{PATIENCE, eventually, in_time};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 
 /// What MOSN's own encoder writes for cluster "edge" and weight 10.
 const INIT: &[u8] = b"\x20\x88\x01\x01\x01\x00\x00\x66{\"cluster_name\":\"edge\",\"weight\":10,\"host_name\":\"\",\"credential_policy\":\"\",\"credential\":\"\",\"extra\":null}";
@@ -39,7 +39,7 @@ async fn cloud(policies: &str) -> Result<Gateway> {
 
 async fn read_exactly(socket: &mut TcpStream, expected: &[u8]) -> Result {
     let mut seen = vec![0; expected.len()];
-    tokio::time::timeout(Duration::from_secs(10), socket.read_exact(&mut seen)).await.context("no answer")??;
+    tokio::time::timeout(PATIENCE, socket.read_exact(&mut seen)).await.context("no answer")??;
     ensure!(
         seen == expected,
         "expected {:?}, saw {:?}",
@@ -51,7 +51,7 @@ async fn read_exactly(socket: &mut TcpStream, expected: &[u8]) -> Result {
 
 async fn closed(socket: &mut TcpStream) -> Result {
     let mut rest = Vec::new();
-    tokio::time::timeout(Duration::from_secs(10), socket.read_to_end(&mut rest)).await.context("still open")??;
+    tokio::time::timeout(PATIENCE, socket.read_to_end(&mut rest)).await.context("still open")??;
     ensure!(rest.is_empty(), "expected the end, saw {:?}", String::from_utf8_lossy(&rest));
     Ok(())
 }
@@ -70,8 +70,7 @@ async fn join(address: SocketAddr) -> Result<TcpStream> {
 async fn request_head(socket: &mut TcpStream) -> Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
-        let byte =
-            tokio::time::timeout(Duration::from_secs(10), socket.read_u8()).await.context("no request came")??;
+        let byte = tokio::time::timeout(PATIENCE, socket.read_u8()).await.context("no request came")??;
         head.push(byte);
     }
     Ok(String::from_utf8_lossy(&head).into_owned())
@@ -161,33 +160,48 @@ async fn edge(server: SocketAddr, backend: SocketAddr) -> Result<Gateway> {
     Gateway::start_in(TempDir::with_prefix("culvert-")?, &hosted, &cluster("a", &[backend], ""), &agents, 1).await
 }
 
-/// Accepts until a connection sends an init frame; the aside connection, which is silent, is kept open meanwhile.
-async fn accept_init(listener: &TcpListener, kept: &mut Vec<TcpStream>) -> Result<(TcpStream, serde_json::Value)> {
-    loop {
-        let (mut socket, _) =
-            tokio::time::timeout(Duration::from_secs(20), listener.accept()).await.context("no dial")??;
-        let mut header = [0; 8];
-        match tokio::time::timeout(Duration::from_millis(500), socket.read_exact(&mut header)).await {
-            Ok(read) => read?,
-            Err(_) => {
-                kept.push(socket);
-                continue;
+/// A server's socket; of its connections those are of interest that say something, as the aside connection does not.
+struct Server {
+    address: SocketAddr,
+    spoken: mpsc::Receiver<TcpStream>,
+}
+
+impl Server {
+    async fn start() -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let (address, (speak, spoken)) = (listener.local_addr()?, mpsc::channel(16));
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let speak = speak.clone();
+                tokio::spawn(async move {
+                    if matches!(socket.peek(&mut [0]).await, Ok(1..)) {
+                        // Nobody may be interested any more.
+                        let _ended = speak.send(socket).await;
+                    }
+                });
             }
-        };
+        });
+        Ok(Self { address, spoken })
+    }
+
+    /// The next connection, and what its init frame says.
+    async fn accept_init(&mut self) -> Result<(TcpStream, serde_json::Value)> {
+        let mut socket = in_time("a dial", self.spoken.recv()).await?.context("the server is gone")?;
+        let mut header = [0; 8];
+        in_time("an init frame", socket.read_exact(&mut header)).await??;
         ensure!(header[..6] == INIT[..6], "expected an init frame, saw {header:?}");
         let mut payload = vec![0; usize::from(u16::from_be_bytes([header[6], header[7]]))];
-        socket.read_exact(&mut payload).await?;
-        return Ok((socket, serde_json::from_slice(&payload)?));
+        in_time("its payload", socket.read_exact(&mut payload)).await??;
+        Ok((socket, serde_json::from_slice(&payload)?))
     }
 }
 
 #[tokio::test]
 async fn a_mosn_server_accepts_our_agent_and_sends_requests_with_the_reply() -> Result {
     let backend = Backend::start("behind").await?;
-    let server = TcpListener::bind("127.0.0.1:0").await?;
-    let edge = edge(server.local_addr()?, backend.address).await?;
-    let mut kept = Vec::new();
-    let (mut socket, claim) = accept_init(&server, &mut kept).await?;
+    let mut server = Server::start().await?;
+    let edge = edge(server.address, backend.address).await?;
+    let (mut socket, claim) = server.accept_init().await?;
     ensure!(claim["cluster_name"] == "edge" && claim["weight"] == 10, "saw {claim}");
     // What ours would like; a stranger's answer has no such key, and HTTP/1 it is.
     let (caps, protocol) = (&claim["extra"]["caps"], &claim["extra"]["protocol"]);
@@ -208,16 +222,15 @@ async fn a_mosn_server_accepts_our_agent_and_sends_requests_with_the_reply() -> 
 #[tokio::test]
 async fn our_agent_survives_refusals_and_odd_bytes_and_comes_back() -> Result {
     let backend = Backend::start("behind").await?;
-    let server = TcpListener::bind("127.0.0.1:0").await?;
-    let edge = edge(server.local_addr()?, backend.address).await?;
-    let mut kept = Vec::new();
+    let mut server = Server::start().await?;
+    let edge = edge(server.address, backend.address).await?;
     let answers: [&[u8]; 5] =
         [&response(4), &response(0), b"\x20\x88\x01\x03\x01\x00\x00\x02{}", b"HTTP/1.1 400 Bad Request\r\n\r\n", b""];
     for answer in answers {
-        let (mut socket, _) = accept_init(&server, &mut kept).await.with_context(|| format!("before {answer:?}"))?;
+        let (mut socket, _) = server.accept_init().await.with_context(|| format!("before {answer:?}"))?;
         socket.write_all(answer).await?;
     }
-    let (mut socket, _) = accept_init(&server, &mut kept).await?;
+    let (mut socket, _) = server.accept_init().await?;
     socket.write_all(&response(1)).await?;
     socket.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await?;
     let head = request_head(&mut socket).await?;

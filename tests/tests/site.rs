@@ -1,14 +1,12 @@
 //! The main job: the site of configs/ under load while parts of it change, die and come back.
 
-use std::time::Duration;
-
 use anyhow::{Context, ensure};
 use culvert_tests::Result;
 use culvert_tests::client::get;
 use culvert_tests::load::Load;
 use culvert_tests::process::Daemon;
 use culvert_tests::site::{Port, Running, Site};
-use culvert_tests::wait::eventually;
+use culvert_tests::wait::{PATIENCE, eventually};
 
 /// Runs a scenario on a site; a failure comes with the logs of all daemons.
 async fn on_site(scenario: impl AsyncFnOnce(&mut Running) -> Result) -> Result {
@@ -85,8 +83,8 @@ async fn losing_the_control_plane_fails_no_request_and_its_return_is_used() -> R
 async fn a_cold_start_without_control_plane_serves_the_last_accepted_configuration() -> Result {
     on_site(async |running| {
         running.control.kill().await?;
-        running.edge.terminate(Duration::from_secs(20)).await?;
-        running.cloud.terminate(Duration::from_secs(20)).await?;
+        running.edge.terminate(PATIENCE).await?;
+        running.cloud.terminate(PATIENCE).await?;
         running.cloud = running.site.start_proxy("cloud")?;
         running.edge = running.site.start_proxy("edge")?;
         running.site.answered_by(Port::Gateway, "backend-1").await?;
@@ -148,7 +146,7 @@ async fn in_flight_survive(name: &str) -> Result {
         })
         .await?;
         let daemon: &mut Daemon = if name == "edge" { &mut running.edge } else { &mut running.cloud };
-        daemon.terminate(Duration::from_secs(20)).await?;
+        daemon.terminate(PATIENCE).await?;
         for request in requests {
             let answer = request.await?.context("a request in flight was lost")?;
             ensure!(answer.status == 200, "expected 200, saw {} {}", answer.status, answer.text());
@@ -209,5 +207,5 @@ async fn without_a_control_plane_at_start_the_static_resources_serve_at_once() -
     std::fs::write(&path, std::fs::read_to_string(&path)?.replace("  clusters:\n", &with_fallback))?;
     let mut cloud = site.start_proxy("cloud")?;
     site.answered_by(Port::Gateway, "backend-1").await.with_context(|| cloud.output())?;
-    cloud.terminate(Duration::from_secs(20)).await
+    cloud.terminate(PATIENCE).await
 }

@@ -1,14 +1,12 @@
 //! HTTP and TCP through one proxy, every protocol on either side.
 
-use std::time::Duration;
-
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use culvert_tests::Result;
 use culvert_tests::backend::Backend;
 use culvert_tests::client::{Answer, get, post, send, send_h2};
 use culvert_tests::gateway::{Gateway, HTTP2, cluster, http_listener};
-use culvert_tests::wait::eventually;
+use culvert_tests::wait::{PATIENCE, eventually};
 use http::{Request, StatusCode};
 use http_body_util::Full;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -127,7 +125,7 @@ async fn tcp_is_proxied_with_half_close() -> Result {
     socket.write_all(b"half closed").await?;
     socket.shutdown().await?;
     let mut text = String::new();
-    tokio::time::timeout(Duration::from_secs(10), socket.read_to_string(&mut text)).await??;
+    tokio::time::timeout(PATIENCE, socket.read_to_string(&mut text)).await??;
     ensure!(text == "HALF CLOSED", "expected HALF CLOSED, saw {text:?}");
     served.await??;
     gateway.stop().await
@@ -204,7 +202,7 @@ async fn bad_bytes_are_answered_or_closed_and_nothing_leaks_into_the_next_reques
         let mut socket = TcpStream::connect(address).await?;
         socket.write_all(bytes).await?;
         let mut seen = Vec::new();
-        tokio::time::timeout(Duration::from_secs(15), socket.read_to_end(&mut seen))
+        tokio::time::timeout(PATIENCE, socket.read_to_end(&mut seen))
             .await
             .with_context(|| format!("{} was expected to be closed", String::from_utf8_lossy(bytes)))??;
         let seen = String::from_utf8_lossy(&seen).into_owned();

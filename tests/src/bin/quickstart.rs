@@ -2,7 +2,6 @@
 #![expect(clippy::print_stdout, reason = "it narrates to a person")]
 
 use std::io::Write;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
@@ -10,7 +9,7 @@ use culvert_tests::Result;
 use culvert_tests::client::get;
 use culvert_tests::load::Load;
 use culvert_tests::site::{Port, Running};
-use culvert_tests::wait::eventually;
+use culvert_tests::wait::{PATIENCE, eventually};
 use tokio::time::Instant;
 
 /// Runs a control plane, a cloud and an edge on loopback and verifies what they promise.
@@ -101,7 +100,7 @@ async fn lose_control_plane(running: &mut Running) -> Result {
 async fn restart_edge(running: &mut Running) -> Result {
     let began = Instant::now();
     step("Restarting the edge");
-    running.edge.terminate(Duration::from_secs(20)).await?;
+    running.edge.terminate(PATIENCE).await?;
     let gone = get(running.site.address(Port::Gateway), "/").await?;
     ensure!(gone.status == 503, "without an edge 503 was expected, saw {}: {}", gone.status, gone.text());
     running.edge = running.site.start_proxy("edge")?;

@@ -163,7 +163,7 @@ impl Applier {
         answers
     }
 
-    /// Applies resources that were checked before: what fails all the same is logged.
+    /// Applies resources that were checked before.
     ///
     /// # Errors
     /// What could not be put in force, and why.
