@@ -39,7 +39,7 @@ async fn h2spec_finds_nothing() -> Result {
     let failures = text.split_once("Failures:").map_or("", |(_, failures)| failures);
     // h2spec takes the end of a connection for what it is only if we had read everything that it sent.
     let (failed, closed) = (failures.matches('×').count(), failures.matches("connection reset by peer").count());
-    ensure!(failed == closed, "{failures}");
+    ensure!(failed == closed && failed <= 2, "{failures}");
     gateway.stop().await
 }
 
