@@ -133,6 +133,18 @@ pub fn cluster(name: &str, endpoints: &[SocketAddr], more: &str) -> String {
     )
 }
 
+/// An edge with an agent `edge-1` of our own kind, whose hosting listener leads to `backend`; `fields` are further ones
+/// of its TunnelAgent, in flow style.
+pub async fn hosted_agent(server: SocketAddr, backend: SocketAddr, fields: &str) -> Result<Gateway> {
+    let hosted = http_listener("hosted", "[{match: {prefix: /}, route: {cluster: backend}}]", "", "")
+        .replace("    filter_chains:", "    bind_to_port: false\n    filter_chains:");
+    let agents = format!(
+        "bootstrap_extensions:\n- name: culvert.tunnel_agents\n  typed_config:\n    \"@type\": type.googleapis.com/culvert.tunnel.v1.TunnelAgents\n    agents:\n    - {{name: agent, cluster: edge-cluster, host_name: edge-1, hosting_listener: hosted, servers: [{{address: \"{server}\"}}], reconnect_base_interval: 0.05s, {fields}}}"
+    );
+    let folder = TempDir::with_prefix("culvert-")?;
+    Gateway::start_in(folder, &hosted, &cluster("backend", &[backend], ""), &agents, 2).await
+}
+
 /// Fields of a cluster that make it speak HTTP/2 with prior knowledge.
 pub const HTTP2: &str = "typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {\"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {http2_protocol_options: {}}}}";
 

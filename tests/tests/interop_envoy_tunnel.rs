@@ -13,7 +13,7 @@ use culvert_tests::backend::Backend;
 use culvert_tests::ca::{Authority, Leaf};
 use culvert_tests::client::{Answer, read_head, send};
 use culvert_tests::envoy::Envoy;
-use culvert_tests::gateway::{Gateway, HTTP2, cluster, http_listener};
+use culvert_tests::gateway::{Gateway, HTTP2, cluster, hosted_agent, http_listener};
 use culvert_tests::peer::Peer;
 use culvert_tests::wait::{eventually, in_time};
 use http_body_util::Full;
@@ -135,17 +135,6 @@ async fn our_edge(node: &str, cloud: SocketAddr, tls: &str, backend: SocketAddr,
     Gateway::start_in(folder, &initiator(node, 1), &clusters, &extension, 2).await
 }
 
-/// Our edge with an agent of our own kind.
-async fn our_agent(cloud: SocketAddr, backend: SocketAddr, fields: &str) -> Result<Gateway> {
-    let hosted = http_listener("hosted", "[{match: {prefix: /}, route: {cluster: backend}}]", "", "")
-        .replace("    filter_chains:", "    bind_to_port: false\n    filter_chains:");
-    let agents = format!(
-        "bootstrap_extensions:\n- name: culvert.tunnel_agents\n  typed_config:\n    \"@type\": type.googleapis.com/culvert.tunnel.v1.TunnelAgents\n    agents:\n    - {{name: agent, cluster: edge-cluster, host_name: edge-1, hosting_listener: hosted, servers: [{{address: \"{cloud}\"}}], reconnect_base_interval: 0.05s, {fields}}}"
-    );
-    let folder = TempDir::with_prefix("culvert-")?;
-    Gateway::start_in(folder, &hosted, &cluster("backend", &[backend], ""), &agents, 2).await
-}
-
 #[tokio::test]
 async fn our_agent_serves_through_a_real_responder_in_both_modes() -> Result {
     // Not below a second: Envoy 1.40 takes a fraction of one for none, and gives up at once.
@@ -156,7 +145,7 @@ async fn our_agent_serves_through_a_real_responder_in_both_modes() -> Result {
         let handshake = format!("http_handshake: {{use_http_upgrade: {upgrade}}}");
         for own in [true, false] {
             let edge = if own {
-                our_agent(tunnel, backend.address, &format!("envoy: {{tenant_id: tenant-a, {handshake}}}")).await?
+                hosted_agent(tunnel, backend.address, &format!("envoy: {{tenant_id: tenant-a, {handshake}}}")).await?
             } else {
                 our_edge("edge-1", tunnel, "", backend.address, &handshake).await?
             };
@@ -259,7 +248,7 @@ async fn our_agent_with_a_certificate_at_a_real_responder() -> Result {
     ensure!(edge.stat("tunnel_agent.edge.established").await? == 1, "redialled: {}", context());
     edge.stop().await?;
     // An agent of our own kind does not go on in plaintext unless it is told that it may.
-    let strict = our_agent(tunnel, backend.address, &format!("envoy: {{tenant_id: a}}, {}", tls.cluster)).await?;
+    let strict = hosted_agent(tunnel, backend.address, &format!("envoy: {{tenant_id: a}}, {}", tls.cluster)).await?;
     strict.stat_reaches("tunnel_agent.agent.handshake_failures", 1).await?;
     ensure!(strict.stat("tunnel_agent.agent.established").await? == 0, "{}", strict.daemon.output());
     strict.stop().await
@@ -275,7 +264,7 @@ async fn ours_on_both_ends_keep_tls() -> Result {
     let folder = TempDir::with_prefix("culvert-")?;
     let cloud = Gateway::start_in(folder, &listeners, &clusters, "", 4).await?;
     let agent = format!("envoy: {{tenant_id: tenant-a}}, {}", tls.cluster);
-    let edge = our_agent(cloud.listener("tunnel")?, backend.address, &agent).await?;
+    let edge = hosted_agent(cloud.listener("tunnel")?, backend.address, &agent).await?;
     let gateway = cloud.listener("in")?;
     let context = || format!("cloud:\n{}\nedge:\n{}", cloud.daemon.output(), edge.daemon.output());
     served(gateway, "edge-1", "behind").await.with_context(context)?;
@@ -346,11 +335,11 @@ async fn our_agent_with_a_token_at_a_real_responder() -> Result {
     let credential = |token: &str| {
         format!("envoy: {{tenant_id: a}}, credential: {{policy: jwt, credential: {{inline_string: \"{token}\"}}}}")
     };
-    let wrong = our_agent(tunnel, backend.address, &credential("nonsense")).await?;
+    let wrong = hosted_agent(tunnel, backend.address, &credential("nonsense")).await?;
     wrong.stat_reaches("tunnel_agent.agent.refused", 1).await.with_context(|| wrong.daemon.output())?;
     ensure!(wrong.daemon.output().contains("401"), "expected the status, saw {}", wrong.daemon.output());
     wrong.stop().await?;
-    let edge = our_agent(tunnel, backend.address, &credential(&token)).await?;
+    let edge = hosted_agent(tunnel, backend.address, &credential(&token)).await?;
     let context = || format!("ours:\n{}\nenvoy:\n{}", edge.daemon.output(), cloud.daemon.output());
     served(gateway, "edge-1", "behind").await.with_context(context)?;
     edge.stop().await
@@ -405,7 +394,7 @@ async fn our_agent_takes_pings_and_http2_beside_the_answer() -> Result {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     let backend = Backend::start("behind").await?;
     let server = TcpListener::bind("127.0.0.1:0").await?;
-    let edge = our_agent(server.local_addr()?, backend.address, "envoy: {tenant_id: a}").await?;
+    let edge = hosted_agent(server.local_addr()?, backend.address, "envoy: {tenant_id: a}").await?;
     for (first, echoes) in [(&b""[..], 0), (b"RPING", 1), (b"RPINGRPING", 2)] {
         let (mut socket, _) = in_time("a dial", server.accept()).await??;
         let head = in_time("a request", read_head(&mut socket)).await??;
@@ -450,5 +439,49 @@ async fn unknown_nodes_leave_nothing_behind() -> Result {
     }
     ensure!(cloud.stat("cluster.agents.membership_total").await? == 0, "hosts were made up");
     ensure!(cloud.stat("cluster.agents.upstream_cx_total").await? == 0, "sockets were opened");
+    cloud.stop().await
+}
+
+/// The initiator's listener comes by LDS, gets another count, and goes.
+#[tokio::test]
+async fn an_initiators_listener_comes_changes_and_goes_by_lds() -> Result {
+    let backend = Backend::start("behind").await?;
+    let cloud = our_cloud("ping_interval: 0.3s", BY_NODE, "").await?;
+    let gateway = cloud.listener("in")?;
+    let folder = TempDir::with_prefix("culvert-")?;
+    let path = folder.path().to_owned();
+    let publish = |version: u32, listener: &str| -> Result {
+        let listener = listener.replacen(
+            "  - name",
+            "  - \"@type\": type.googleapis.com/envoy.config.listener.v3.Listener\n    name",
+            1,
+        );
+        let list = if listener.is_empty() { "[]" } else { "" };
+        std::fs::write(path.join("lds.new"), format!("version_info: \"{version}\"\nresources: {list}\n{listener}"))?;
+        Ok(std::fs::rename(path.join("lds.new"), path.join("lds.yaml"))?)
+    };
+    publish(1, &initiator("edge-1", 1))?;
+    let clusters = cluster("cloud", &[cloud.listener("tunnel")?], "") + &cluster("backend", &[backend.address], "");
+    let more = initiator_extension("")
+        + "dynamic_resources: {lds_config: {path_config_source: {path: lds.yaml}, resource_api_version: V3}}\n";
+    let edge = Gateway::start_in(folder, "", &clusters, &more, 2).await?;
+    let context = || format!("cloud:\n{}\nedge:\n{}", cloud.daemon.output(), edge.daemon.output());
+    let active = async |expected: u64| {
+        eventually(&format!("{expected} tunnels"), async || {
+            let seen = cloud.stat("tunnel_server.reverse_tunnel.active").await?;
+            ensure!(seen == expected, "{seen} are there");
+            Ok(())
+        })
+        .await
+        .with_context(context)
+    };
+    active(1).await?;
+    served(gateway, "edge-1", "behind").await.with_context(context)?;
+    publish(2, &initiator("edge-1", 3))?;
+    active(3).await?;
+    served(gateway, "edge-1", "behind").await.with_context(context)?;
+    publish(3, "")?;
+    active(0).await?;
+    edge.stop().await?;
     cloud.stop().await
 }

@@ -127,6 +127,8 @@ pub struct Http2ClientOptions {
     pub round_trip: Option<RoundTrip>,
     /// The first PING, so long after the connection's beginning; then at `keepalive_interval`, if there is one.
     pub first_ping: Option<Duration>,
+    /// Whether [`Http2Client::say_goodbye`] will be called.
+    pub says_goodbye: bool,
 }
 
 impl Default for Http2ClientOptions {
@@ -142,6 +144,7 @@ impl Default for Http2ClientOptions {
             most_stream_window: 0,
             round_trip: None,
             first_ping: None,
+            says_goodbye: false,
         }
     }
 }
@@ -168,6 +171,12 @@ impl Http2Client {
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.0.capacity()
+    }
+
+    /// Tells the peer that this connection ends (GOAWAY): what is open goes on, and so does what is still begun. Without
+    /// effect where [`Http2ClientOptions::says_goodbye`] is not set.
+    pub fn say_goodbye(&self) {
+        self.0.say_goodbye();
     }
 
     /// Exchanges that are open now, of all clones.

@@ -29,6 +29,9 @@ pub trait Handler: 'static {
     /// A request that the codec refused and answered itself (400, 431 ...): for statistics and the access log.
     fn refused(&self, status: u16, detail: &'static str);
 
+    /// An HTTP/2 client has sent GOAWAY: it opens no further stream (or has said so), and waits for the answers.
+    fn leaving(&self) {}
+
     /// An HTTP/2 connection that is closed because its client broke the protocol or floods it: for statistics.
     fn cut_off(&self, detail: &'static str) {
         let _ = detail;

@@ -154,7 +154,7 @@ pub(crate) async fn serve(
         (Protocol::Auto, Some(b"http/1.1" | b"http/1.0")) => &manager.http1_options,
         _ => &manager.options,
     };
-    let options = match downstream.hosted {
+    let options = match downstream.hosted.as_ref().and_then(|hosted| hosted.ping_interval) {
         None => options,
         Some(interval) => handler.hosted.get_or_init(|| Box::new(hosted(options, interval))),
     };
@@ -216,6 +216,13 @@ impl Handler for HttpConnection {
         let response = (!is_http2).then_some(&head);
         let hostname = &*self.worker.process.hostname;
         self.http.logs.write(&Scene { record: &record, request: None, response, trailers: None, hostname });
+    }
+
+    /// A tunnel server of Envoy's dialect drains: its agent dials another one.
+    fn leaving(&self) {
+        if let Some(outdated) = self.downstream.hosted.as_ref().and_then(|hosted| hosted.outdated.as_ref()) {
+            outdated.notify_one();
+        }
     }
 
     fn cut_off(&self, detail: &'static str) {

@@ -30,7 +30,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 pub use accept::serve_listener;
-pub(crate) use accept::{Active, Downstream, WorkerListener, serve_hosted};
+pub(crate) use accept::{Active, Downstream, OfTunnel, WorkerListener, serve_hosted};
 pub use hosted::Requests;
 #[cfg(test)]
 pub(crate) use inspect::TlsDetails;

@@ -163,7 +163,7 @@ async fn connect(
         downstream: DownstreamProtocol::Http1,
         tried: &[],
         fresh_picks: 0,
-        destinations: record.connection.destinations.as_deref(),
+        destinations: record.connection.destinations(),
     };
     for attempt in 1..=tcp.proxy.config.max_connect_attempts.max(1) {
         record.attempts = attempt;

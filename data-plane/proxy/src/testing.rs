@@ -26,7 +26,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 use crate::access_log::LogSinks;
-use crate::listener::{ChainInputs, Downstream, FilterChains, ListenerSlot, Listeners, TlsSlot, serve_hosted};
+use crate::listener::{
+    ChainInputs, Downstream, FilterChains, ListenerSlot, Listeners, OfTunnel, TlsSlot, serve_hosted,
+};
 use crate::routes::RouteSlots;
 use crate::stats::HttpMetric;
 use crate::worker::{Process, Worker};
@@ -42,7 +44,6 @@ pub(crate) fn downstream() -> Downstream {
         server_name: None,
         chain: "chain".into(),
         hosted: None,
-        destinations: None,
     }
 }
 
@@ -281,7 +282,8 @@ impl Gateway {
         let (worker, slot) = (Rc::clone(&self.worker), Arc::clone(&self.slot));
         tokio::task::spawn_local(async move {
             let Downstream { remote, local, .. } = downstream();
-            let (io, of_tunnel) = (Io::memory(server), (Some(Duration::from_secs(2)), Arc::default()));
+            let (io, of_tunnel) =
+                (Io::memory(server), OfTunnel { ping_interval: Some(Duration::from_secs(2)), ..OfTunnel::default() });
             serve_hosted(&worker, &slot, io, (remote, local), of_tunnel, std::future::pending(), || false).await;
         });
         client

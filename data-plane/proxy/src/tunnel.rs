@@ -12,7 +12,7 @@ use culvert_tunnel::metrics::ServerMetric;
 use culvert_tunnel::server::{Acceptor, Claim, CloseReason, Ended, HostLease, HostRegistry, Peer, PeerNames, Refusal};
 use culvert_upstream::{Clusters, RegisterError, ReverseNames, TunnelClaim, TunnelEnd, TunnelLease};
 
-use crate::listener::{Downstream, Requests, serve_hosted};
+use crate::listener::{Downstream, OfTunnel, Requests, serve_hosted};
 use crate::worker::{Counters, Process, Worker};
 
 /// The tunnel network filter of one chain.
@@ -131,6 +131,10 @@ impl HostLease for Lease {
         self.0.drain();
     }
 
+    fn say_goodbye(&self) {
+        self.0.say_goodbye();
+    }
+
     fn set_weight(&self, weight: u32) {
         self.0.set_weight(weight);
     }
@@ -165,7 +169,11 @@ impl Hosting for TunnelHosting {
             true
         };
         let ends = (hosted.peer, hosted.local);
-        let of_tunnel = (Some(hosted.ping_interval), hosted.destinations);
+        let of_tunnel = OfTunnel {
+            ping_interval: Some(hosted.ping_interval),
+            destinations: hosted.destinations,
+            outdated: Some(Arc::clone(&hosted.outdated)),
+        };
         serve_hosted(&self.worker, &slot, io, ends, of_tunnel, hosted.drain.draining(), outdated).await;
     }
 

@@ -24,6 +24,7 @@ pub(crate) fn client_options(round_trip: RoundTrip, ping_interval: Duration) -> 
         most_stream_window: MOST_STREAM_WINDOW,
         round_trip: Some(round_trip),
         first_ping: None,
+        says_goodbye: false,
     }
 }
 

@@ -74,6 +74,9 @@ pub trait HostLease {
     /// Takes the host out of every later choice; what is in flight goes on.
     fn drain(&self);
 
+    /// Tells the agent, in a dialect that has no other word for it, that the connection will end (HTTP/2's GOAWAY).
+    fn say_goodbye(&self) {}
+
     /// Gives the host another weight (1 to 128) in later choices.
     fn set_weight(&self, weight: u32);
 

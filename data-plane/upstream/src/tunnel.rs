@@ -192,6 +192,11 @@ impl TunnelLease {
         self.connection.further(|slot| slot.tunnels_changed());
     }
 
+    /// Tells the agent by HTTP/2's GOAWAY that the connection will end; it serves as before.
+    pub fn say_goodbye(&self) {
+        self.open.lock().iter().for_each(Http2Client::say_goodbye);
+    }
+
     /// Gives the host another weight (1 to 128) in later choices.
     pub fn set_weight(&self, weight: u32) {
         self.connection.set_weight(weight);

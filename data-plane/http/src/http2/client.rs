@@ -12,6 +12,7 @@ use h2::Reason;
 use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
 use tokio::sync::Notify;
 
+use super::goodbye::{Goodbye, Parting};
 use super::keepalive::Keepalive;
 use super::path::Windows;
 use super::pipe::Pipe;
@@ -35,6 +36,7 @@ struct Shared {
     /// The peer's SETTINGS have arrived (or never will).
     settled: AtomicBool,
     settling: Notify,
+    goodbye: Option<Arc<Goodbye>>,
 }
 
 impl Shared {
@@ -69,6 +71,13 @@ impl Handle {
         limit.saturating_sub(self.active())
     }
 
+    /// GOAWAY, on a connection that was opened with `says_goodbye`; streams go on.
+    pub(crate) fn say_goodbye(&self) {
+        if let Some(goodbye) = &self.shared.goodbye {
+            goodbye.say();
+        }
+    }
+
     pub(crate) fn active(&self) -> usize {
         self.shared.active.load(Ordering::Relaxed)
     }
@@ -85,7 +94,7 @@ impl Handle {
 
 /// Drives a connection: reads, writes, keeps alive.
 struct Driver {
-    connection: Connection<Io, Bytes>,
+    connection: Connection<Parting, Bytes>,
     keepalive: Option<Keepalive>,
     windows: Windows,
     shared: Arc<Shared>,
@@ -96,6 +105,9 @@ impl Future for Driver {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
+        if let Some(goodbye) = &this.shared.goodbye {
+            goodbye.driven_by(cx.waker());
+        }
         if let Some(keepalive) = &mut this.keepalive {
             if keepalive.poll_dead(cx).is_ready() {
                 return Poll::Ready(Err(StreamError::new(Blame::Upstream, crate::StreamErrorKind::Timeout)));
@@ -128,6 +140,8 @@ pub(crate) async fn connect(
     io: Io,
     options: &Http2ClientOptions,
 ) -> Result<(Handle, impl Future<Output = Result<(), StreamError>> + Send + use<>), StreamError> {
+    let goodbye = options.says_goodbye.then(Arc::<Goodbye>::default);
+    let io = Parting::new(io, goodbye.clone());
     let (sender, mut connection) = Builder::new()
         .initial_window_size(options.initial_stream_window)
         .initial_connection_window_size(options.initial_connection_window)
@@ -158,6 +172,7 @@ pub(crate) async fn connect(
         limit,
         settled: AtomicBool::new(false),
         settling: Notify::new(),
+        goodbye,
     });
     let handle = Handle { sender, shared: Arc::clone(&shared) };
     // Boxed: it is moved about on its way to whoever drives it, and each place would have its size.

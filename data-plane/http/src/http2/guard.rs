@@ -41,6 +41,11 @@ impl Guard {
         self.0.borrow().verdict
     }
 
+    /// Whether the client has said since the last call that it will leave.
+    pub(super) fn take_goaway(&self) -> bool {
+        std::mem::take(&mut self.0.borrow_mut().goaway)
+    }
+
     /// Since when a header block has begun and not ended.
     pub(super) fn open_block(&self) -> Option<Instant> {
         self.0.borrow().open_block
@@ -98,7 +103,7 @@ impl AsyncWrite for Guarded {
 
 /// A frame's head (RFC 9113, 4.1).
 #[derive(Debug, Clone, Copy)]
-struct Frame {
+pub(super) struct Frame {
     length: usize,
     kind: u8,
     flags: u8,
@@ -123,12 +128,13 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const PRIORITY: u8 = 2;
 const RST_STREAM: u8 = 3;
+const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 
 /// Walks over a byte stream from frame to frame.
 #[derive(Debug, Default)]
-struct Walk {
+pub(super) struct Walk {
     /// Bytes to skip: a payload.
     skip: usize,
     head: [u8; 9],
@@ -136,8 +142,18 @@ struct Walk {
 }
 
 impl Walk {
+    /// The first frame begins behind so many bytes.
+    pub(super) fn behind(skip: usize) -> Self {
+        Self { skip, ..Self::default() }
+    }
+
+    /// Whether the last frame is whole and the next one has not begun.
+    pub(super) fn is_between_frames(&self) -> bool {
+        self.skip == 0 && self.have == 0
+    }
+
     /// The next frame whose head ends in `bytes`; takes what it looked at off their front.
-    fn next(&mut self, bytes: &mut &[u8]) -> Option<Frame> {
+    pub(super) fn next(&mut self, bytes: &mut &[u8]) -> Option<Frame> {
         let skipped = self.skip.min(bytes.len());
         self.skip -= skipped;
         let (_, rest) = bytes.split_at(skipped);
@@ -163,6 +179,8 @@ struct Counts {
     inbound: Walk,
     outbound: Walk,
     verdict: Option<&'static str>,
+    /// The client has said that it will leave, and nobody has asked yet.
+    goaway: bool,
     open_block: Option<Instant>,
     /// The highest stream that the client opened, and how many there were.
     highest: u32,
@@ -183,9 +201,10 @@ impl Default for Counts {
     fn default() -> Self {
         Self {
             limits: FloodLimits::default(),
-            inbound: Walk { skip: PREFACE.len(), ..Walk::default() },
+            inbound: Walk::behind(PREFACE.len()),
             outbound: Walk::default(),
             verdict: None,
+            goaway: false,
             open_block: None,
             highest: 0,
             streams: 0,
@@ -217,6 +236,7 @@ impl Counts {
     }
 
     fn judge(&mut self, frame: Frame) -> Option<&'static str> {
+        self.goaway |= frame.kind == GOAWAY;
         match frame.kind {
             DATA => self.data_received += u64::from(frame.length > 0),
             HEADERS => {

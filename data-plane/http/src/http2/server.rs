@@ -102,6 +102,8 @@ enum Event {
     Request(Box<(Request<RecvStream>, SendResponse<Bytes>)>),
     /// The client has to go.
     Flood(&'static str),
+    /// The client will leave.
+    Leaving,
     /// The client broke the protocol, and was told so.
     Broken,
     End,
@@ -135,13 +137,20 @@ impl<'a> Driver<'a> {
         loop {
             match poll_fn(|cx| self.poll_event(cx, drain)).await {
                 Event::Request(stream) => self.begin(stream, handler),
+                Event::Leaving => handler.leaving(),
                 Event::Broken => return handler.cut_off("the client broke HTTP/2"),
                 Event::Flood(detail) => {
                     tracing::debug!(detail, "an HTTP/2 connection is cut off");
                     handler.cut_off(detail);
                     return self.cut_off().await;
                 }
-                Event::End => return,
+                Event::End => {
+                    // One without streams ends at once.
+                    if self.guard.take_goaway() {
+                        handler.leaving();
+                    }
+                    return;
+                }
             }
         }
     }
@@ -180,6 +189,7 @@ impl<'a> Driver<'a> {
                 return Poll::Ready(if ours { Event::Broken } else { Event::End });
             }
             Poll::Ready(None) => return Poll::Ready(Event::End),
+            Poll::Pending if self.guard.take_goaway() => return Poll::Ready(Event::Leaving),
             Poll::Pending => {}
         }
         match self.guard.verdict() {

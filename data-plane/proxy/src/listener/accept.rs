@@ -12,7 +12,7 @@ use culvert_model::tunnel::destinations::Destinations;
 use culvert_runtime::drain::Watch;
 use culvert_runtime::sockets;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::Instant;
 
 use super::ListenerSlot;
@@ -82,7 +82,7 @@ pub(crate) async fn serve_hosted(
     slot: &Arc<ListenerSlot>,
     io: Io,
     (remote, local): (SocketAddr, SocketAddr),
-    (ping_interval, destinations): (Option<Duration>, Arc<Destinations>),
+    hosted: OfTunnel,
     drain: impl Future<Output = ()>,
     outdated: impl FnOnce() -> bool,
 ) {
@@ -91,14 +91,7 @@ pub(crate) async fn serve_hosted(
         tracing::debug!(listener = %slot.name, "a tunnel's connection found no filter chains");
         return;
     };
-    let arrived = Box::new(Arrived {
-        io,
-        remote,
-        local,
-        start: Instant::now(),
-        hosted: ping_interval,
-        destinations: Some(destinations),
-    });
+    let arrived = Box::new(Arrived { io, remote, local, start: Instant::now(), hosted: Some(Rc::new(hosted)) });
     // Boxed: a tunnel's task is long-lived and already large.
     let drain = |chain: Watch| async move {
         let replaced = async {
@@ -135,9 +128,7 @@ pub(super) struct Arrived {
     pub(super) local: SocketAddr,
     pub(super) start: Instant,
     /// See [`Downstream::hosted`].
-    pub(super) hosted: Option<Duration>,
-    /// See [`Downstream::destinations`].
-    pub(super) destinations: Option<Arc<Destinations>>,
+    pub(super) hosted: Option<Rc<OfTunnel>>,
 }
 
 /// Who is at the other end of a connection, for headers and logs.
@@ -151,10 +142,26 @@ pub(crate) struct Downstream {
     pub(crate) tls: Option<TlsDetails>,
     pub(crate) server_name: Option<Arc<str>>,
     pub(crate) chain: Arc<str>,
-    /// A tunnel that this process hosts: how often its server is pinged.
-    pub(crate) hosted: Option<Duration>,
-    /// Where what a tunnel brought may go.
-    pub(crate) destinations: Option<Arc<Destinations>>,
+    /// It came through a tunnel that this process hosts, or is one.
+    pub(crate) hosted: Option<Rc<OfTunnel>>,
+}
+
+/// What an agent says of the connections that it hosts.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct OfTunnel {
+    /// How often the server is pinged; `None`: the connection is not the tunnel itself.
+    pub(crate) ping_interval: Option<Duration>,
+    /// Where what it brings may go.
+    pub(crate) destinations: Arc<Destinations>,
+    /// To be told when the agent is to dial anew.
+    pub(crate) outdated: Option<Arc<Notify>>,
+}
+
+impl Downstream {
+    /// Where what came on it may go; `None`: anywhere.
+    pub(crate) fn destinations(&self) -> Option<&Destinations> {
+        self.hosted.as_ref().map(|hosted| &*hosted.destinations)
+    }
 }
 
 impl WorkerListener {
@@ -199,14 +206,7 @@ impl WorkerListener {
             }
         };
         let listener = Rc::clone(self);
-        let arrived = Box::new(Arrived {
-            io: Io::tcp(stream),
-            remote,
-            local,
-            start: Instant::now(),
-            hosted: None,
-            destinations: None,
-        });
+        let arrived = Box::new(Arrived { io: Io::tcp(stream), remote, local, start: Instant::now(), hosted: None });
         // Boxed: a future of this size would be moved about on its way into the runtime.
         tokio::task::spawn_local(Box::pin(async move {
             let tunnel = listener.serve(generation, arrived, |chain: Watch| chain.draining()).await;
@@ -224,14 +224,7 @@ impl WorkerListener {
     #[cfg(test)]
     pub(super) fn serving(self: Rc<Self>, io: Io) -> impl Future<Output = ()> {
         let address = SocketAddr::from(([192, 0, 2, 1], 1));
-        let arrived = Box::new(Arrived {
-            io,
-            remote: address,
-            local: address,
-            start: Instant::now(),
-            hosted: None,
-            destinations: None,
-        });
+        let arrived = Box::new(Arrived { io, remote: address, local: address, start: Instant::now(), hosted: None });
         async move {
             if let Some(generation) = self.generation() {
                 drop(self.serve(generation, arrived, |chain: Watch| chain.draining()).await);

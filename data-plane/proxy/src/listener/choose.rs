@@ -52,7 +52,6 @@ impl WorkerListener {
             server_name: None,
             chain: Arc::clone(&chain.chain.config.name),
             hosted: arrived.hosted,
-            destinations: arrived.destinations,
         });
         Ok(Some(Ready { io: arrived.io, downstream, chain, _held: held }))
     }
@@ -73,7 +72,6 @@ impl WorkerListener {
             server_name,
             chain: Arc::clone(&chain.chain.config.name),
             hosted: arrived.hosted,
-            destinations: arrived.destinations,
         });
         Some(Ready { io, downstream, chain, _held: held })
     }

@@ -19,7 +19,7 @@ use culvert_tunnel::agent::{Hosted, HostedRequests};
 use tokio::time::Instant;
 use tokio::time::timeout;
 
-use super::accept::{Active, Downstream, WorkerListener, serve_hosted};
+use super::accept::{Active, Downstream, OfTunnel, WorkerListener, serve_hosted};
 use super::generation::{Generation, WorkerChain, WorkerFilter};
 use super::matching::Arrival;
 use crate::http_manager::HttpConnection;
@@ -105,8 +105,7 @@ impl Requests {
                     tls: None,
                     server_name: None,
                     chain: Arc::clone(&chain.chain.config.name),
-                    hosted: None,
-                    destinations: Some(Arc::clone(&self.destinations)),
+                    hosted: Some(Rc::new(self.of_tunnel())),
                 });
                 // The tunnel's bytes are counted as the tunnel's.
                 Some(HttpConnection::open(manager, &self.worker, &downstream, Arc::default()))
@@ -116,12 +115,17 @@ impl Requests {
         Current { listener, generation, chain, http, _counted: counted }
     }
 
+    /// Of a request or a connection that a stream brought: the tunnel is pinged as a whole.
+    fn of_tunnel(&self) -> OfTunnel {
+        OfTunnel { destinations: Arc::clone(&self.destinations), ..OfTunnel::default() }
+    }
+
     /// Speaks HTTP/1 to a chain that takes bytes.
     async fn bridge(&self, current: &Current, exchange: Exchange<'_>) {
         let (near, far) = tokio::io::duplex(BRIDGE);
         let addresses = (self.remote, self.local);
         let slot = &current.listener.slot;
-        let of_tunnel = (None, Arc::clone(&self.destinations));
+        let of_tunnel = self.of_tunnel();
         let far = Io::memory(far);
         let mut served =
             pin!(serve_hosted(&self.worker, slot, far, addresses, of_tunnel, std::future::pending(), || false));

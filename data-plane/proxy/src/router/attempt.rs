@@ -136,7 +136,7 @@ impl<'a> Attempt<'_, 'a> {
             },
             tried: self.retries.tried(),
             fresh_picks: self.retries.fresh_picks(),
-            destinations: stream.connection.downstream.destinations.as_deref(),
+            destinations: stream.connection.downstream.destinations(),
         };
         let pools = &stream.connection.worker.pools;
         // Dropped when a limit passes: the checkout gives up cleanly.

@@ -45,7 +45,7 @@ pub(super) async fn terminate<'a>(
         downstream: DownstreamProtocol::Http1,
         tried: &[],
         fresh_picks: 0,
-        destinations: stream.connection.downstream.destinations.as_deref(),
+        destinations: stream.connection.downstream.destinations(),
     };
     let worker = &stream.connection.worker;
     let connecting = attempt_connect(worker, chosen.slot(), &context, stream.connection.downstream.local);

@@ -192,6 +192,10 @@ impl<H: Hosting> Connection<H> {
                 "no tunnel"
             );
             self.peer.note_error(self.index, EventKind::Failed, error.to_string());
+            if failures.is_multiple_of(UNREACHABLE) && error.is_unreachable() && self.peer.live() == 0 {
+                // Another one of the list takes its place, if there is any.
+                self.agent.avoid(self.peer.address);
+            }
             if config.retry_times.is_some_and(|times| failures >= times) {
                 self.metrics.inc(AgentMetric::GivenUp);
                 tracing::error!(
@@ -432,6 +436,8 @@ impl Drop for Live<'_> {
     }
 }
 
+/// A server that so many dials in a row have not reached is replaced by the next one in the agent's ranking.
+const UNREACHABLE: u32 = 3;
 /// A connection that lived so long was a success.
 const LASTED: Duration = Duration::from_secs(5);
 /// So was one that brought a request. Where the requests are not counted: more bytes than a peer sends to open HTTP/2.

@@ -92,6 +92,11 @@ impl DialError {
         }
     }
 
+    /// Whether nobody was reached.
+    pub(super) fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Timeout | Self::Connect(_) | Self::Tls(_))
+    }
+
     /// Whether the connection stood, and the handshake is what failed.
     pub(super) fn in_handshake(&self) -> bool {
         matches!(

@@ -26,7 +26,7 @@ pub(super) struct Placement {
 /// What servers have said, for a while.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Steering {
-    /// These end, or want fewer agents: dialled only where there are too few others.
+    /// These end, want fewer agents, or cannot be reached: dialled only where there are too few others.
     avoided: BTreeMap<SocketAddr, Instant>,
     /// These were named instead.
     preferred: BTreeMap<SocketAddr, Instant>,

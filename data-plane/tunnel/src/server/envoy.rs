@@ -16,7 +16,7 @@ use culvert_model::tunnel::id_format::{IdFormat, IdSource};
 use culvert_model::tunnel::reverse::{HandshakeMode, JwtValidator, ReverseTunnel};
 use culvert_runtime::drain::{Trigger, Watch};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::acceptor::{Accepted, Came, Ended, Failure, shown};
 use super::handshake::{OpeningError, linger};
@@ -24,7 +24,7 @@ use super::identity::{Credential, Denial, Proof, Wish};
 use super::joined::{First, Joined, run};
 use super::pending::Pending;
 use super::policy::{self, PolicyError};
-use super::registered::FORBIDDEN;
+use super::registered::{FORBIDDEN, HANDOVER};
 use super::standing::{Standing, Turn};
 use super::tunnels::Place;
 use super::{Claim, CloseReason, ConnectionId, HostLease, HostRegistry, Peer, Refusal, ReverseClaim};
@@ -89,6 +89,63 @@ impl<R: HostRegistry> Accepted<'_, R> {
         Ok(Came::Joined(Box::new(Joined { claim, lease, place, closed, standing, io, first })))
     }
 
+    /// Runs a registered connection: idle until somebody wants it, then as any tunnel.
+    pub(super) async fn host(&self, lease: &R::Lease, mut io: Io, closed: &Watch, pings: Pings) -> CloseReason {
+        let ping_interval = self.acceptor.config.ping_interval;
+        {
+            let mut lost = pin!(keepalive::lost(keepalive::ends(&io), ping_interval));
+            // An agent can be told that its tunnel ends only over HTTP/2.
+            let wanted = async {
+                tokio::select! {
+                    () = lease.wanted() => {}
+                    () = self.drain.draining() => {}
+                }
+            };
+            let idle = tokio::select! {
+                biased;
+                () = self.singled_out(closed) => {
+                    lease.drain();
+                    return CloseReason::Drained;
+                }
+                () = &mut lost => return CloseReason::Lost,
+                idle = ping::idle(&mut io, pings, wanted) => idle,
+            };
+            if let Err(reason) = idle {
+                tracing::info!(%reason, "an unused Envoy tunnel ends");
+                return CloseReason::Idle(reason);
+            }
+        }
+        let leaving = async {
+            tokio::select! {
+                () = self.singled_out(closed) => {}
+                () = self.replaced_envoy(lease) => {}
+            }
+        };
+        Box::pin(run(lease, io, leaving, closed, ping_interval)).await
+    }
+
+    /// Returns when this tunnel alone is to end.
+    async fn singled_out(&self, watch: &Watch) {
+        watch.draining().await;
+        if self.drain.is_draining() {
+            std::future::pending().await
+        }
+    }
+
+    /// **Make before break**: when the listener or the process drains, the agent is told by GOAWAY, upon which a drain-aware
+    /// Envoy dials anew, and has its time.
+    async fn replaced_envoy(&self, lease: &R::Lease) {
+        self.drain.draining().await;
+        // Until HTTP/2 is open.
+        drop(lease.exchange().await);
+        lease.say_goodbye();
+        let tunnels = &self.acceptor.tunnels;
+        if tunnels.is_ending() {
+            return tunnels.finishing().await;
+        }
+        sleep(HANDOVER).await;
+    }
+
     /// Drains the tunnel when the identity policy allows it no more. Never returns.
     pub(super) async fn follow_envoy(
         &self,
@@ -142,6 +199,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
             protocol: TunnelProtocol::Http2,
             http2: Some(Http2ClientOptions {
                 first_ping: Some(NUDGE),
+                says_goodbye: true,
                 ..client_options(RoundTrip::default(), config.ping_interval)
             }),
             queue_timeout: config.queue_timeout,
@@ -345,33 +403,6 @@ fn validate(reverse: &ReverseTunnel, identity: &Identity, peer: &Peer, claims: O
         && agrees(&reverse.cluster_format, &identity.cluster)
         && agrees(&reverse.tenant_format, &identity.tenant);
     if good { Ok(()) } else { Err(Answer::ValidationFailed) }
-}
-
-/// Runs a registered connection: idle until somebody wants it, then as any tunnel.
-pub(super) async fn host<L: HostLease>(
-    lease: &L,
-    mut io: Io,
-    drain: &Watch,
-    pings: Pings,
-    ping_interval: Duration,
-) -> CloseReason {
-    {
-        let mut lost = pin!(keepalive::lost(keepalive::ends(&io), ping_interval));
-        let idle = tokio::select! {
-            biased;
-            () = drain.draining() => {
-                lease.drain();
-                return CloseReason::Drained;
-            }
-            () = &mut lost => return CloseReason::Lost,
-            idle = ping::idle(&mut io, pings, lease.wanted()) => idle,
-        };
-        if let Err(reason) = idle {
-            tracing::info!(%reason, "an unused Envoy tunnel ends");
-            return CloseReason::Idle(reason);
-        }
-    }
-    Box::pin(run(lease, io, drain, ping_interval)).await
 }
 
 /// Envoy's default; its initiators follow their bootstrap's `header_prefix`.

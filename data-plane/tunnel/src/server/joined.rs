@@ -9,7 +9,6 @@ use culvert_runtime::drain::{Trigger, Watch};
 
 use super::acceptor::{Accepted, Ended, shown};
 use super::control::Notices;
-use super::envoy::host;
 use super::gauge::Gauge;
 use super::registered::Registered;
 use super::standing::Standing;
@@ -73,12 +72,12 @@ impl<R: HostRegistry> Accepted<'_, R> {
                 Box::pin(registered.run(io, &place, standing)).await
             }
             First::WhenWanted(pings, trigger) => {
-                let (interval, mut standing) = (self.acceptor.config.ping_interval, standing);
+                let mut standing = standing;
                 let (claim, lease, closed) = (&claim, &lease, &closed);
                 Box::pin(async move {
                     tokio::select! {
                         biased;
-                        reason = host(lease, io, closed, pings, interval) => reason,
+                        reason = self.host(lease, io, closed, pings) => reason,
                         () = self.follow_envoy((&mut standing, claim), lease, &trigger) => CloseReason::Forbidden,
                     }
                 })
@@ -138,15 +137,21 @@ impl<R: HostRegistry> Accepted<'_, R> {
     }
 }
 
-/// Runs a registered connection that carries HTTP/2 to its end: dropping it closes it.
-pub(super) async fn run<L: HostLease>(lease: &L, io: Io, drain: &Watch, ping_interval: Duration) -> CloseReason {
+/// Runs a registered connection that carries HTTP/2 to its end: dropping it closes it. It drains from when `leaving` returns.
+pub(super) async fn run<L: HostLease>(
+    lease: &L,
+    io: Io,
+    leaving: impl Future<Output = ()>,
+    drain: &Watch,
+    ping_interval: Duration,
+) -> CloseReason {
     let mut lost = pin!(keepalive::lost(keepalive::ends(&io), ping_interval));
     let mut attached = pin!(lease.attach(io));
     tokio::select! {
         biased;
         reason = &mut attached => return reason,
         () = &mut lost => return CloseReason::Lost,
-        () = drain.draining() => lease.drain(),
+        () = leaving => lease.drain(),
     }
     tokio::select! {
         biased;

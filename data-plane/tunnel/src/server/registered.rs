@@ -164,4 +164,4 @@ impl<L: HostLease> Registered<'_, L> {
 /// For what is in flight on a tunnel that is allowed no more.
 pub(super) const FORBIDDEN: Duration = Duration::from_secs(5);
 /// For an agent that was told to have dialled anew and closed the old connection.
-const HANDOVER: Duration = Duration::from_secs(5);
+pub(super) const HANDOVER: Duration = Duration::from_secs(5);

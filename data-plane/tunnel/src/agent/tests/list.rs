@@ -119,3 +119,26 @@ fn every_connection_belongs_to_one_worker() {
     let hosts: Vec<_> = (0..4).map(first).collect();
     assert_eq!(hosts, [Some(0), Some(1), Some(2), Some(3)], "single connections of four peers");
 }
+
+/// Of many servers that nobody can reach, the one that can be is found, whatever its rank.
+#[tokio::test]
+async fn a_server_that_cannot_be_reached_has_its_place_taken_by_the_next_one() {
+    LocalSet::new()
+        .run_until(async {
+            let mut sources = Vec::new();
+            for _ in 0..6 {
+                let unreachable = Server::bind().await;
+                sources.push(fixed(unreachable.address));
+            }
+            let server = Server::bind().await;
+            sources.push(fixed(server.address));
+            let fixture = Fixture::start(TunnelAgent { max_servers: 1, ..config(sources) }, inputs(), 1);
+            let (_stream, _) = server.accept().await;
+            eventually("it stays there", || {
+                let peers = fixture.agent.status().peers;
+                peers.iter().filter(|peer| !peer.closing).map(|peer| peer.address).eq([server.address])
+            })
+            .await;
+        })
+        .await;
+}
