@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -220,8 +221,12 @@ pub(crate) async fn listen<F: Future<Output = ()> + 'static>(
 }
 
 /// Runs a test on one worker.
-pub(crate) async fn on_worker<T>(test: impl Future<Output = T>) -> T {
-    LocalSet::new().run_until(tokio::time::timeout(Duration::from_secs(20), test)).await.expect("the test ends in 20 s")
+pub(crate) fn on_worker<T>(test: impl Future<Output = T>) -> Pin<Box<impl Future<Output = T>>> {
+    // Boxed: a test's future is as large as all that it holds.
+    Box::pin(async {
+        let set = LocalSet::new();
+        set.run_until(tokio::time::timeout(Duration::from_secs(20), test)).await.expect("the test ends in 20 s")
+    })
 }
 
 /// Waits for a condition that another task brings about.
