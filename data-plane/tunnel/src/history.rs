@@ -22,8 +22,6 @@ pub enum EventKind {
     Waiting,
     /// The agent dials: connect, TLS, handshake.
     Dialing,
-    /// The server has taken the connection through TLS and handshake; how long the handshake took.
-    Handshake,
     /// The tunnel stands.
     Established,
     /// The first byte that came in after the handshake.
@@ -53,7 +51,6 @@ impl EventKind {
         match self {
             Self::Waiting => "waiting",
             Self::Dialing => "dialing",
-            Self::Handshake => "handshake",
             Self::Established => "established",
             Self::FirstByte => "first_byte",
             Self::FirstPing => "first_ping",
