@@ -12,7 +12,7 @@ use super::DecodeError;
 /// the answer names the connection, a graceful close names ids and is acknowledged. MOSN ignores both places.
 pub const CAPABILITY: &str = "culvert/1";
 
-/// Announced beside [`CAPABILITY`]: the connection may carry HTTP/2 as our two ends speak it (docs/tunnel.md). The agent
+/// Announced beside [`CAPABILITY`]: the connection may carry HTTP/2 as our two ends speak it (docs/tunnels.md). The agent
 /// says in `extra.protocol` what it would like this connection to carry, the answer in `protocol` what it does carry.
 pub const CAPABILITY_HTTP2: &str = "h2";
 

@@ -144,7 +144,7 @@ pub(super) const TABLE: &[Covered] = &[
             honoured(&["ping_failure_threshold", "enable_tenant_isolation", "max_connections_per_node"]),
             carried(&["stat_prefix"]),
             warned(&["enable_detailed_stats"], "each listener has its statistics"),
-            warned(&["reporter_config"], "tunnels stand in /tunnels"),
+            warned(&["reporter_config"], "they are reported over the connection of ADS, and stand in /tunnels"),
             warned(&["access_log"], "tunnels are logged and stand in /tunnels"),
         ],
     ),
