@@ -37,9 +37,7 @@ async fn h2spec_finds_nothing() -> Result {
     };
     ensure!(text.contains("146 tests, "), "expected 146 cases, saw {text}");
     let failures = text.split_once("Failures:").map_or("", |(_, failures)| failures);
-    // h2spec takes the end of a connection for what it is only if we had read everything that it sent.
-    let (failed, closed) = (failures.matches('×').count(), failures.matches("connection reset by peer").count());
-    ensure!(failed == closed && failed <= 2, "{failures}");
+    ensure!(!failures.contains('×') && text.contains(" 0 failed"), "{text}");
     gateway.stop().await
 }
 
@@ -48,35 +46,71 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Result<Vec<u8>> {
     Ok([&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat())
 }
 
-/// As few bytes as can be for as many fields as are allowed: one that is large and stands in the table, then 88 times its
-/// index (RFC 7541, 6.1, 6.2.1). The client reads nothing of the answer.
-fn bomb() -> Result<Vec<u8>> {
-    let mut block = vec![0x82, 0x86, 0x84, 0x41, 1, b'h'];
-    let value = [b'x'; 580];
-    // A length of 580 with a prefix of seven bits: 127, then 453 in two bytes of seven bits each.
-    block.extend_from_slice(&[0x40, 1, b'a', 127, 0xc5, 0x03]);
-    block.extend_from_slice(&value);
-    block.extend(std::iter::repeat_n(0xbe, 88));
+const CONNECTIONS: u32 = 10;
+const STREAMS: u32 = 100;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+/// For each stream, with all that belongs to one.
+const MOST: u64 = 16 * 1024;
+
+/// A connection's beginning: the client reads nothing of the answers. Then a head with a field that stands in the table
+/// from then on (RFC 7541, 6.2.1), and has `length` bytes.
+fn prelude(length: u16, flags: u8) -> Result<Vec<u8>> {
     let no_window = [0, 4, 0, 0, 0, 0];
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     bytes.extend(frame(4, 0, 0, &no_window)?);
-    bytes.extend(frame(1, 5, 1, &block)?);
-    // From the second on the field and the authority are in the table too.
-    let again = [&[0x82, 0x86, 0x84, 0xbf][..], &[0xbe; 89]].concat();
+    let mut block = vec![0x82, 0x86, 0x84, 0x41, 1, b'h', 0x40, 1, b'a'];
+    // A length with a prefix of seven bits: 127, then the rest in two bytes of seven bits each.
+    let rest = length - 127;
+    block.extend([127, 0x80 | u8::try_from(rest % 128)?, u8::try_from(rest / 128)?]);
+    block.resize(block.len() + usize::from(length), b'x');
+    bytes.extend(frame(1, END_HEADERS | flags, 1, &block)?);
+    Ok(bytes)
+}
+
+/// The authority and the field of the prelude are in the table now: a byte each.
+const AGAIN: &[u8] = &[0x82, 0x86, 0x84, 0xbf];
+const FIELD: u8 = 0xbe;
+
+/// As few bytes as can be for as many and as large fields as are allowed.
+fn heads() -> Result<Vec<u8>> {
+    let mut bytes = prelude(580, END_STREAM)?;
     for stream in 1..STREAMS {
-        bytes.extend(frame(1, 5, stream * 2 + 1, &again)?);
+        let block = [AGAIN, &[FIELD; 89]].concat();
+        bytes.extend(frame(1, END_HEADERS | END_STREAM, stream * 2 + 1, &block)?);
     }
     Ok(bytes)
 }
 
-const CONNECTIONS: u32 = 10;
-const STREAMS: u32 = 100;
-/// A stream's head has at most 60 KiB and is held once, in a buffer that grows as it comes.
-const MOST: u64 = 2 * 60 * 1024;
+/// The same behind a body that nobody reads.
+fn trailers(fields: usize) -> Result<Vec<u8>> {
+    let mut bytes = prelude(127, 0)?;
+    for stream in 1..STREAMS {
+        bytes.extend(frame(1, END_HEADERS, stream * 2 + 1, AGAIN)?);
+    }
+    for stream in 0..STREAMS {
+        bytes.extend(frame(0, 0, stream * 2 + 1, b"x")?);
+        bytes.extend(frame(1, END_HEADERS | END_STREAM, stream * 2 + 1, &vec![FIELD; fields])?);
+    }
+    Ok(bytes)
+}
 
 /// The HTTP/2 bomb (CVE-2026-47774 and its family): what a connection can make us hold has an end.
 #[tokio::test]
-async fn large_heads_from_small_references_are_held_once() -> Result {
+async fn large_heads_from_small_references_are_not_held() -> Result {
+    // What streams cost of which nothing is held.
+    let plain = grown_by("plain", &trailers(0)?).await?;
+    for (name, bomb) in [("heads", heads()?), ("trailers", trailers(100)?), ("many trailers", trailers(1700)?)] {
+        let grown = grown_by(name, &bomb).await?;
+        // Streams that have a body still to come cost more.
+        let most = if name == "heads" { MOST } else { plain + MOST };
+        ensure!(grown <= most, "{name}: expected at most {most} bytes for each stream, saw {grown}, without {plain}");
+    }
+    Ok(())
+}
+
+/// By how much a proxy grows for each stream.
+async fn grown_by(name: &str, bomb: &[u8]) -> Result<u64> {
     let gateway = Gateway::start(&http_listener("in", HELLO, "", ""), "").await?;
     let address = gateway.listener("in")?;
     let resident = || -> Result<u64> {
@@ -88,12 +122,20 @@ async fn large_heads_from_small_references_are_held_once() -> Result {
     let mut sockets = Vec::new();
     for _ in 0..CONNECTIONS {
         let mut socket = TcpStream::connect(address).await?;
-        socket.write_all(&bomb()?).await?;
+        // Who is refused may be gone before all is sent.
+        socket.write_all(bomb).await.ok();
         sockets.push(socket);
     }
-    gateway.stat_reaches("http.in.downstream_rq_active", u64::from(CONNECTIONS * STREAMS)).await?;
+    eventually("all streams are open, refused, or cut off", async || {
+        let seen = gateway.stat("http.in.downstream_rq_total").await?;
+        let cut_off = gateway.stat("http.in.downstream_cx_protocol_error").await?;
+        let all = u64::from(CONNECTIONS * STREAMS);
+        ensure!(seen >= all || cut_off >= u64::from(CONNECTIONS), "{seen} streams, {cut_off} cut off");
+        Ok(())
+    })
+    .await?;
     let grown = resident()?.saturating_sub(before) / u64::from(CONNECTIONS * STREAMS);
-    ensure!(grown <= MOST, "expected at most {MOST} bytes for each stream, saw {grown}");
+    eprintln!("{name}: {grown} bytes a stream");
     drop(sockets);
     eventually("nothing is held any more", async || {
         let active = gateway.stat("http.in.downstream_rq_active").await?;
@@ -101,7 +143,8 @@ async fn large_heads_from_small_references_are_held_once() -> Result {
         Ok(())
     })
     .await?;
-    gateway.stop().await
+    gateway.stop().await?;
+    Ok(grown)
 }
 
 /// The status of a gRPC call whose body is `body`, with the timeout that it names.

@@ -2,6 +2,7 @@
 
 pub(crate) mod client;
 pub(crate) mod convert;
+mod fields;
 mod goodbye;
 mod guard;
 mod keepalive;

@@ -10,6 +10,7 @@ pub mod client;
 mod deadline;
 mod drain;
 pub mod error;
+mod farewell;
 pub mod fields;
 pub mod head;
 mod http1;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::buffers::Buffer;
 use crate::drain::Drain;
+use crate::farewell::Farewell;
 use crate::http1::read::Reader;
 use crate::http1::server::{Reply, Sink as Http1Sink};
 use crate::http1::write::Writer;
@@ -164,13 +165,21 @@ pub async fn serve<H: Handler>(mut io: Io, options: &ServerOptions, handler: Rc<
     let drain = pin!(drain);
     let mut drain = Drain::new(drain);
     let mut buffer = Buffer::default();
-    let http2 = match options.protocol {
-        Protocol::Http1 => false,
-        Protocol::Http2 => true,
-        Protocol::Auto => match http2::preface::detect(&mut io, &mut buffer, options, &mut drain).await {
+    let http2 = if options.protocol == Protocol::Http1 {
+        false
+    } else {
+        match http2::preface::detect(&mut io, &mut buffer, options, &mut drain).await {
+            Some(false) if options.protocol == Protocol::Http2 => {
+                handler.cut_off("no preface of HTTP/2");
+                let mut farewell = Farewell::new(options.linger);
+                if let Err(error) = std::future::poll_fn(|cx| farewell.poll(&mut io, cx)).await {
+                    tracing::debug!(%error, "a client that does not speak HTTP/2 was gone");
+                }
+                return;
+            }
             Some(http2) => http2,
             None => return,
-        },
+        }
     };
     if http2 {
         let io = io.with_prefix(bytes::Bytes::copy_from_slice(buffer.data()));

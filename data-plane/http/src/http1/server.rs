@@ -16,6 +16,7 @@ use super::{Wire, fields};
 use crate::buffers::{Buffer, give_request, take_request};
 use crate::deadline::{Deadline, STALLED};
 use crate::drain::{Drain, GRACE};
+use crate::farewell::Farewell;
 use crate::server::{Exchange, Handler, RequestBody, ResponseSink, ServerOptions};
 use crate::{Blame, BodyKind, Io, Method, RequestHead, ResponseHead, StreamError, Version};
 
@@ -339,24 +340,13 @@ impl Connection<'_> {
         self.read.buffer.release();
         let linger = self.options.linger;
         let io = self.wire.io.get_mut();
-        let farewell = async {
-            if poll_fn(|cx| Pin::new(&mut *io).poll_shutdown(cx)).await.is_err() {
-                return;
+        if after == After::Linger {
+            let mut farewell = Farewell::new(linger);
+            if let Err(error) = poll_fn(|cx| farewell.poll(io, cx)).await {
+                tracing::trace!(%error, "a client was gone before its last answer ended");
             }
-            if after == After::Close {
-                return;
-            }
-            // A socket that is closed with bytes unread resets, and takes our last answer with it (RFC 9112, 9.6).
-            loop {
-                self.read.buffer.consume(usize::MAX);
-                match poll_fn(|cx| self.read.buffer.poll_fill(io, cx, false)).await {
-                    Ok(0) | Err(_) => return,
-                    Ok(_) => {}
-                }
-            }
-        };
-        if tokio::time::timeout(linger, farewell).await.is_err() {
-            tracing::trace!("a client went on sending after its last answer");
+        } else if tokio::time::timeout(linger, poll_fn(|cx| Pin::new(&mut *io).poll_shutdown(cx))).await.is_err() {
+            tracing::trace!("a client did not take the end of its connection");
         }
     }
 }

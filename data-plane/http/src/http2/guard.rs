@@ -1,6 +1,6 @@
 //! Watches the frames of a client's connection for floods: frames that cost their sender next to nothing and make the
-//! receiver work. **Reads nine bytes of each frame and nothing else**; what frames mean is the library's part, and so
-//! are the limits on what it stores (headers, windows, streams that wait to be reset).
+//! receiver work. **Reads nine bytes of each frame and nothing else** (of trailers how many there are); what frames mean
+//! is the library's part, and so are the limits on what it stores (headers, windows, streams that wait to be reset).
 
 use std::cell::RefCell;
 use std::io::{IoSlice, Result};
@@ -12,8 +12,10 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
+use super::fields::FieldCount;
 use super::preface::PREFACE;
 use crate::Io;
+use crate::farewell::Farewell;
 use crate::server::{FloodLimits, ServerOptions};
 
 /// A client's connection under watch.
@@ -21,13 +23,20 @@ use crate::server::{FloodLimits, ServerOptions};
 pub(super) struct Guarded {
     io: Io,
     guard: Guard,
+    linger: Duration,
+    farewell: Option<Box<Farewell>>,
 }
 
 impl Guarded {
     pub(super) fn new(io: Io, options: &ServerOptions) -> (Self, Guard) {
-        let counts = Counts { limits: options.flood_limits, speaks_for_many: options.connections, ..Counts::default() };
+        let counts = Counts {
+            limits: options.flood_limits,
+            most_trailers: options.max_fields,
+            speaks_for_many: options.connections,
+            ..Counts::default()
+        };
         let guard = Guard(Rc::new(RefCell::new(counts)));
-        (Self { io, guard: guard.clone() }, guard)
+        (Self { io, guard: guard.clone(), linger: options.linger, farewell: None }, guard)
     }
 }
 
@@ -96,8 +105,11 @@ impl AsyncWrite for Guarded {
         Pin::new(&mut self.get_mut().io).poll_flush(cx)
     }
 
+    /// Lasts until the client has ended too, or `linger`: what it sent before it saw our GOAWAY must not reset it.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+        let this = self.get_mut();
+        let farewell = this.farewell.get_or_insert_with(|| Box::new(Farewell::new(this.linger)));
+        farewell.poll(&mut this.io, cx)
     }
 }
 
@@ -147,6 +159,11 @@ impl Walk {
         Self { skip, ..Self::default() }
     }
 
+    /// Bytes that are still to come of the payload.
+    fn payload(&self) -> usize {
+        self.skip
+    }
+
     /// Whether the last frame is whole and the next one has not begun.
     pub(super) fn is_between_frames(&self) -> bool {
         self.skip == 0 && self.have == 0
@@ -182,6 +199,9 @@ struct Counts {
     /// The client has said that it will leave, and nobody has asked yet.
     goaway: bool,
     open_block: Option<Instant>,
+    /// The fields of trailers that come. They wait for whoever reads the body before them, which may be nobody.
+    trailers: Option<FieldCount>,
+    most_trailers: usize,
     /// The highest stream that the client opened, and how many there were.
     highest: u32,
     streams: u64,
@@ -206,6 +226,8 @@ impl Default for Counts {
             verdict: None,
             goaway: false,
             open_block: None,
+            trailers: None,
+            most_trailers: usize::MAX,
             highest: 0,
             streams: 0,
             data_sent: 0,
@@ -228,10 +250,34 @@ impl Counts {
     }
 
     fn received(&mut self, mut bytes: &[u8]) {
-        while let Some(frame) = self.inbound.next(&mut bytes) {
+        loop {
+            if let Some(trailers) = &mut self.trailers {
+                let left = self.inbound.payload();
+                let piece = bytes.get(..left.min(bytes.len())).unwrap_or_default();
+                if trailers.count(piece, left) > self.most_trailers {
+                    self.verdict.get_or_insert("too many trailers");
+                }
+            }
+            let Some(frame) = self.inbound.next(&mut bytes) else { return };
+            self.count_trailers(frame);
             if let Some(flood) = self.judge(frame) {
                 self.verdict.get_or_insert(flood);
             }
+        }
+    }
+
+    /// A head on a stream that has begun already is its trailers.
+    fn count_trailers(&mut self, frame: Frame) {
+        let begins = frame.kind == HEADERS && frame.stream <= self.highest;
+        if begins || frame.kind == CONTINUATION && self.trailers.is_some() {
+            let before = if frame.kind == HEADERS && frame.flags & 0x20 != 0 { PRIORITY_BYTES } else { 0 };
+            let trailers = self.trailers.get_or_insert_default();
+            if begins {
+                *trailers = FieldCount::default();
+            }
+            trailers.frame(frame.kind == HEADERS && frame.flags & 8 != 0, before);
+        } else {
+            self.trailers = None;
         }
     }
 
@@ -280,6 +326,8 @@ impl Counts {
 }
 
 const SETTINGS: u8 = 4;
+/// Of a HEADERS frame that has some (RFC 9113, 6.2).
+const PRIORITY_BYTES: usize = 5;
 
 /// Envoy's `overload.premature_reset_total_stream_count`: half of as many streams, if reset within a second, are enough.
 const RESETS_JUDGED_FROM: u64 = 500;

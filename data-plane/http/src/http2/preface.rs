@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::Io;
 use crate::buffers::Buffer;
 use crate::drain::{Drain, GRACE};
-use crate::server::ServerOptions;
+use crate::server::{Protocol, ServerOptions};
 
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -17,14 +17,15 @@ pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FOREVER: Duration = Duration::from_secs(86400 * 365);
 
 /// Reads until it is clear which it is (what was read stays in `buffer`); `None`: the connection ended, drained, or
-/// said nothing in time.
+/// said nothing in time (with a client that can only mean HTTP/2 a head's time).
 pub(crate) async fn detect<F: Future<Output = ()>>(
     io: &mut Io,
     buffer: &mut Buffer,
     options: &ServerOptions,
     drain: &mut Drain<'_, F>,
 ) -> Option<bool> {
-    let patience = options.idle_timeout.into_iter().chain(options.max_duration).min();
+    let prior = (options.protocol == Protocol::Http2).then_some(options.head_timeout);
+    let patience = options.idle_timeout.into_iter().chain(options.max_duration).chain(prior).min();
     let patience = patience.unwrap_or(FOREVER).min(FOREVER);
     let mut timer = Box::pin(sleep_until(Instant::now() + patience));
     let (mut draining, mut begun) = (false, false);

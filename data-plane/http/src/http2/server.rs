@@ -30,27 +30,38 @@ use crate::{Blame, BodyKind, CONNECTION_FIELD, Io, Method, RequestHead, Response
 /// How long a client that is cut off may take to read why.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// Bytes of its head that a connection's stream has on average, if there are as many streams as there may be.
+const HEAD_SHARE: usize = 4 * 1024;
+
 /// What a connection and its streams share.
 #[derive(Debug, Default)]
 struct Shared {
     active: Cell<usize>,
+    /// Bytes of the heads of all streams that are open.
+    heads: Cell<usize>,
     /// A handler wants the connection to end.
     goaway: Cell<bool>,
 }
 
-/// Counts a stream as long as its task runs.
-struct Active(Rc<Shared>);
+/// Counts a stream and its head as long as its task runs.
+struct Active {
+    shared: Rc<Shared>,
+    head: usize,
+}
 
 impl Active {
-    fn new(shared: &Rc<Shared>) -> Self {
+    fn new(shared: &Rc<Shared>, head: &RequestHead) -> Self {
+        let head = head.fields.raw().len() + head.path.len() + head.authority.len();
         shared.active.set(shared.active.get() + 1);
-        Self(Rc::clone(shared))
+        shared.heads.set(shared.heads.get() + head);
+        Self { shared: Rc::clone(shared), head }
     }
 }
 
 impl Drop for Active {
     fn drop(&mut self) {
-        self.0.active.set(self.0.active.get().saturating_sub(1));
+        self.shared.active.set(self.shared.active.get().saturating_sub(1));
+        self.shared.heads.set(self.shared.heads.get().saturating_sub(self.head));
     }
 }
 
@@ -96,6 +107,11 @@ struct Driver<'a> {
     ending: Option<Instant>,
     deadline: Deadline,
     served: u32,
+    /// Bytes that the heads of open streams may have together before another one begins. Few bytes on the wire can stand
+    /// for a large head (CVE-2026-47774 and its family), and a client that takes no answer keeps it.
+    most_heads: usize,
+    /// Streams that were refused for that.
+    refused: usize,
 }
 
 enum Event {
@@ -130,6 +146,8 @@ impl<'a> Driver<'a> {
             ending: None,
             deadline: Deadline::new(),
             served: 0,
+            most_heads: HEAD_SHARE.saturating_mul(options.max_concurrent_streams as usize),
+            refused: 0,
         }
     }
 
@@ -242,10 +260,13 @@ impl<'a> Driver<'a> {
         if self.options.max_requests.is_some_and(|limit| self.served >= limit) {
             self.shared.goaway.set(true);
         }
+        if self.shared.heads.get() > self.most_heads {
+            return self.refuse_stream(handler, &mut respond);
+        }
         let mut head = take_request();
         match convert::read_request(&request, self.options, &mut head) {
             Ok(()) => {
-                let active = Active::new(&self.shared);
+                let active = Active::new(&self.shared, &head);
                 let plain = head.method == Method::Connect && head.upgrade.is_none();
                 if plain && self.options.connections && head.fields.contains(CONNECTION_FIELD) {
                     give_request(head);
@@ -264,6 +285,18 @@ impl<'a> Driver<'a> {
                 handler.refused(status, detail);
                 refuse(&mut respond, status);
             }
+        }
+    }
+
+    /// A stream too many beside the large heads of others: nothing was done with it, and the client may try again.
+    fn refuse_stream<H: Handler>(&mut self, handler: &Rc<H>, respond: &mut SendResponse<Bytes>) {
+        const DETAIL: &str = "the heads of a connection's open streams are too large";
+        tracing::debug!(detail = DETAIL, "request refused");
+        handler.refused(431, DETAIL);
+        respond.send_reset(Reason::REFUSED_STREAM);
+        self.refused += 1;
+        if self.refused >= MAX_LOCAL_RESETS {
+            self.end();
         }
     }
 }
@@ -307,7 +340,7 @@ async fn run<H: Handler>(
         connect,
         body: Transmit::new(Out::Response(respond.clone()), Blame::Downstream),
         sent: false,
-        shared: Rc::clone(&active.0),
+        shared: Rc::clone(&active.shared),
     };
     handler
         .handle(Exchange {

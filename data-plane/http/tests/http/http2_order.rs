@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use culvert_http::ServerOptions;
+use culvert_http::{Protocol, ServerOptions};
 use tokio::io::AsyncWriteExt;
 
 use crate::http2_wire::{
@@ -66,6 +66,20 @@ fn errors_of_the_connection_end_it() {
             "{name}: expected a code of {expected:?}, saw {seen:?} in {frames:?}"
         );
         assert!(closed || code(&frames, RST_STREAM).is_some(), "{name}: neither closed nor reset");
+    }
+}
+
+/// What is no HTTP/2 from its first byte on, where nothing else is spoken.
+#[test]
+fn a_client_without_the_preface_is_closed() {
+    for bytes in [&b"GET / HTTP/1.1\r\nhost: h\r\n\r\n"[..], b"PRI * HTTP/2.0\r\n\r\nXX", &[0x16, 3, 1]] {
+        on_worker(async {
+            let options = ServerOptions { protocol: Protocol::Http2, ..ServerOptions::default() };
+            let mut client = serving(&Rc::new(Echo), options);
+            client.write_all(bytes).await.unwrap();
+            let (answer, closed) = read_quiet(&mut client, Duration::from_secs(2)).await;
+            assert!(closed && answer.is_empty(), "{}: closed {closed}, {answer:?}", bytes.escape_ascii());
+        });
     }
 }
 
