@@ -1,5 +1,6 @@
 //! Pools of clusters with `auto_sni`: a connection that was opened for one name serves no request for another.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -30,7 +31,7 @@ impl Named {
         stats: &Rc<SlotStats>,
         clock: &Rc<Cell<Instant>>,
     ) -> Rc<HostPool> {
-        if let Some(pool) = self.0.get(asked.text).and_then(|hosts| hosts.get(&host.id())) {
+        if let Some(pool) = self.0.get(&*asked.text).and_then(|hosts| hosts.get(&host.id())) {
             pool.configure(config);
             return Rc::clone(pool);
         }
@@ -39,7 +40,7 @@ impl Named {
             self.retain(|pool| !pool.is_empty());
         }
         let pool = HostPool::new(host, stats, config, Some(asked.name.clone()), clock);
-        self.0.entry(asked.text.into()).or_default().insert(host.id(), Rc::clone(&pool));
+        self.0.entry((&*asked.text).into()).or_default().insert(host.id(), Rc::clone(&pool));
         pool
     }
 
@@ -61,10 +62,10 @@ impl Named {
     }
 }
 
-/// A host's name as a request has it.
+/// A host's name as a request has it, in lower case.
 #[derive(Debug)]
 pub(super) struct AskedName<'a> {
-    text: &'a str,
+    text: Cow<'a, str>,
     name: ServerName<'static>,
 }
 
@@ -74,13 +75,18 @@ pub(super) fn asked_name<'a>(auto: &AutoSni, request: &'a RequestHead) -> Option
     let header = auto.header.as_ref().and_then(|name| request.fields.get(name.as_bytes()));
     let header = header.and_then(|value| std::str::from_utf8(value).ok()).filter(|value| !value.is_empty());
     let text = without_port(header.unwrap_or(&request.authority));
+    let text = if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(text.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(text)
+    };
     let address: Option<IpAddr> = text.parse().ok();
     if address.is_some() && !auto.validates {
         return None;
     }
     let name = match address {
         Some(address) => ServerName::IpAddress(address.into()),
-        None => ServerName::try_from(text.to_owned()).ok()?,
+        None => ServerName::try_from(text.clone().into_owned()).ok()?,
     };
     Some(AskedName { text, name })
 }

@@ -1,6 +1,8 @@
 //! The real Envoy and culvert-proxy on the same bootstrap: the same requests get the same answers, leave the same lines in
 //! the access log, and keep or end their connections alike. What is meant to differ stands in docs/xds.md.
 
+mod names;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -52,7 +54,12 @@ fn bootstrap(clusters: &str) -> String {
     let log = format!(
         "upgrade_configs: [{{upgrade_type: websocket}}]\naccess_log: [{{name: file, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: access.log, log_format: {{text_format_source: {{inline_string: \"{FORMAT}\\n\"}}}}}}}}]"
     );
-    let listener = http_listener("in", &routes, &log, "");
+    listener_and_clusters(&routes, &log, clusters)
+}
+
+/// A bootstrap with one listener: what its connection manager has beside the routes, and the clusters.
+fn listener_and_clusters(routes: &str, more: &str, clusters: &str) -> String {
+    let listener = http_listener("in", routes, more, "");
     format!(
         "node: {{id: test, cluster: test}}\nadmin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}}\nstatic_resources:\n  listeners:\n{listener}\n  clusters:\n{clusters}"
     )
