@@ -35,6 +35,18 @@ impl Gateway {
         more: &str,
         workers: usize,
     ) -> Result<Self> {
+        Self::start_with(folder, listeners, clusters, more, workers, &[]).await
+    }
+
+    /// [`Self::start_in`] with further flags.
+    pub async fn start_with(
+        folder: TempDir,
+        listeners: &str,
+        clusters: &str,
+        more: &str,
+        workers: usize,
+        flags: &[&str],
+    ) -> Result<Self> {
         let bootstrap = format!(
             "node: {{id: test, cluster: test}}\n\
              admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}}\n\
@@ -42,7 +54,9 @@ impl Gateway {
         );
         std::fs::write(folder.path().join("bootstrap.yaml"), &bootstrap)?;
         let workers = workers.to_string();
-        let args = ["-c", "bootstrap.yaml", "--concurrency", &workers, "--admin-address-path", "admin", "-l", "info"];
+        let mut args =
+            vec!["-c", "bootstrap.yaml", "--concurrency", &workers, "--admin-address-path", "admin", "-l", "info"];
+        args.extend(flags);
         let mut daemon = Daemon::start("proxy", &ours("culvert-proxy")?, &args, folder.path())?;
         let admin = daemon.address(&folder.path().join("admin")).await.with_context(|| bootstrap.clone())?;
         eventually("the proxy is ready", async || {

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::Result;
 use crate::client::whole;
-use crate::wait::PATIENCE;
+use crate::wait::{PATIENCE, eventually};
 
 /// What to send.
 #[derive(Debug, Clone)]
@@ -95,6 +95,18 @@ impl Running {
     #[must_use]
     pub fn by(&self, name: &str) -> u64 {
         self.counts.lock().answers.get(name).copied().unwrap_or(0)
+    }
+
+    /// Waits until so many more requests were answered, and fails when one was not.
+    pub async fn more(&self, count: u64) -> Result {
+        let before = self.counts().ok();
+        eventually(&format!("{count} more answers"), async || {
+            let counts = self.counts();
+            ensure!(counts.failed == 0, "failed: {counts:#?}");
+            ensure!(counts.ok() >= before + count, "saw {counts:?}");
+            Ok(())
+        })
+        .await
     }
 
     /// Ends it: what is in flight is finished first.

@@ -35,6 +35,8 @@ pub struct Way<'a> {
     pub tls: Option<&'a str>,
     /// Further flags of the proxy.
     pub flags: &'a [&'a str],
+    /// Further top-level YAML of its bootstrap.
+    pub more: &'a str,
 }
 
 impl Plane {
@@ -106,8 +108,9 @@ impl Plane {
              static_resources:\n\
              \x20 clusters:\n\
              \x20 - {{name: xds, type: STATIC, connect_timeout: 2s, {HTTP2}, load_assignment: {{cluster_name: xds, endpoints: [{{lb_endpoints: [{{endpoint: {{address: \
-             {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}}}]}}]}}{tls}}}\n",
-            self.xds.port()
+             {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}}}]}}]}}{tls}}}\n{}\n",
+            self.xds.port(),
+            way.more
         );
         std::fs::write(self.path("bootstrap.yaml"), bootstrap)?;
         let _absent = std::fs::remove_file(self.path("admin.address"));

@@ -7,13 +7,11 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 use culvert_tests::Result;
 use culvert_tests::backend::Backend;
-use culvert_tests::ca::Authority;
-use culvert_tests::client::get;
+use culvert_tests::client::{get, post};
 use culvert_tests::gateway::{Gateway, cluster, http_listener};
-use culvert_tests::load::{Load, Running};
+use culvert_tests::load::Load;
 use culvert_tests::tunnel::{agent, cloud, connections, edge, hosting, joined, tunnel_listener};
 use culvert_tests::wait::eventually;
-use rustix::process::Signal;
 use tempfile::TempDir;
 
 /// A load balancer in front of several clouds, which tries the next one where it cannot connect.
@@ -22,17 +20,6 @@ async fn front(clouds: &[&Gateway]) -> Result<Gateway> {
     let routes = "[{match: {prefix: /}, route: {cluster: clouds, retry_policy: {retry_on: \"connect-failure,refused-stream\", num_retries: 3, retry_host_predicate: [{name: envoy.retry_host_predicates.previous_hosts, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}], host_selection_retry_max_attempts: 20}}}]";
     let breakers = "circuit_breakers: {thresholds: [{max_retries: 1000}]}";
     Gateway::start(&http_listener("in", routes, "", ""), &cluster("clouds", &addresses, breakers)).await
-}
-
-async fn more(load: &Running, count: u64) -> Result {
-    let before = load.counts().ok();
-    eventually(&format!("{count} more answers"), async || {
-        let counts = load.counts();
-        ensure!(counts.failed == 0, "failed: {counts:#?}");
-        ensure!(counts.ok() >= before + count, "saw {counts:?}");
-        Ok(())
-    })
-    .await
 }
 
 /// Ids of the connections that have joined.
@@ -53,9 +40,15 @@ async fn all_new(cloud: &Gateway, before: &[String], count: usize) -> Result {
     .await
 }
 
-/// The agent leaves for another server first, and the one that ends sends its last requests through the old tunnel.
-#[tokio::test]
-async fn sigterm_of_a_server_fails_no_request_and_its_agents_are_elsewhere_before() -> Result {
+/// How a server goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Sigterm,
+    DrainListeners,
+}
+
+/// The agent leaves for another server first, and the one that goes sends its last requests through the old tunnel.
+async fn a_server_goes(way: Way) -> Result {
     let backend = Backend::start("behind").await?;
     let clouds = [cloud("", 1).await?, cloud("", 1).await?, cloud("", 1).await?];
     let servers = clouds.iter().map(|cloud| cloud.listener("tunnel")).collect::<Result<Vec<_>>>()?;
@@ -78,15 +71,66 @@ async fn sigterm_of_a_server_fails_no_request_and_its_agents_are_elsewhere_befor
     let (Some(ending), Some(staying)) = (clouds[ends].take(), clouds[stays].take()) else { unreachable!() };
     let front = front(&[&ending, &staying]).await?;
     let load = Load::new(front.listener("in")?, "/delay/5").start();
-    more(&load, 100).await?;
-    ending.stop().await.context("the server that ends")?;
-    more(&load, 200).await?;
+    load.more(100).await?;
+    match way {
+        Way::Sigterm => ending.stop().await.context("the server that ends")?,
+        Way::DrainListeners => {
+            let answer = post(ending.admin, "/drain_listeners", "").await?;
+            ensure!(answer.status == 200, "/drain_listeners says {} {}", answer.status, answer.text());
+            joined(&ending, 0).await.context("the server that drains")?;
+        }
+    }
+    load.more(200).await?;
     load.finish(300).await?;
     for cloud in [&Some(staying), &clouds[other]].into_iter().flatten() {
         joined(cloud, 1).await?;
     }
     edge.stop().await?;
     front.stop().await
+}
+
+#[tokio::test]
+async fn sigterm_of_a_server_fails_no_request_and_its_agents_are_elsewhere_before() -> Result {
+    a_server_goes(Way::Sigterm).await
+}
+
+#[tokio::test]
+async fn drain_of_a_servers_listeners_fails_no_request() -> Result {
+    a_server_goes(Way::DrainListeners).await
+}
+
+/// There is one server address. The process that takes it over shares it, has requests wait for agents that are still with
+/// the one before, and that one tells them when it ends. Clients come with a connection for each request, too.
+#[tokio::test]
+async fn sigterm_of_the_only_server_fails_no_request_once_its_successor_is_ready() -> Result {
+    let backend = Backend::start("behind").await?;
+    let at = |yaml: String, port: u16| yaml.replace("port_value: 0", &format!("port_value: {port}"));
+    let ports = (free_port()?, free_port()?);
+    let listeners = at(http_listener("in", "[{match: {prefix: /}, route: {cluster: edge}}]", "", ""), ports.0)
+        + &at(tunnel_listener("tunnel", ""), ports.1);
+    let start = async |flags: &[&str]| {
+        let folder = TempDir::with_prefix("culvert-")?;
+        Gateway::start_with(folder, &listeners, &cluster("edge", &[], ""), "", 1, flags).await
+    };
+    let mut serving = start(&[]).await?;
+    let (entry, server) = (serving.listener("in")?, serving.listener("tunnel")?);
+    let edge = edge(&[server], backend.address, "").await?;
+    joined(&serving, 1).await?;
+    let kept = Load::new(entry, "/delay/5").start();
+    let fresh = Load { reconnect: true, ..Load::new(entry, "/delay/5") }.start();
+    for turn in 0..3 {
+        kept.more(50).await?;
+        let successor = start(&["--successor"]).await?;
+        serving.stop().await.with_context(|| format!("turn {turn}"))?;
+        joined(&successor, 1).await?;
+        kept.more(50).await.with_context(|| format!("turn {turn}, kept connections"))?;
+        fresh.more(50).await.with_context(|| format!("turn {turn}, new connections"))?;
+        serving = successor;
+    }
+    kept.finish(200).await?;
+    fresh.finish(150).await?;
+    edge.stop().await?;
+    serving.stop().await
 }
 
 #[tokio::test]
@@ -103,7 +147,7 @@ async fn sigterm_of_an_agent_fails_no_request_once_its_successor_has_joined() ->
         joined(&cloud, count * 2).await?;
         first.stop().await.with_context(|| format!("{connections}: the first agent"))?;
         all_new(&cloud, &before, count).await?;
-        more(&load, 100).await?;
+        load.more(100).await?;
         load.finish(100).await.with_context(|| connections.to_owned())?;
         second.stop().await?;
         cloud.stop().await?;
@@ -159,7 +203,7 @@ async fn a_change_of_the_hosting_listener_fails_no_request() -> Result {
         let edge = Gateway::start_in(folder, "    []", &clusters, &bootstrap, 1).await?;
         let before: Vec<_> = joined(&cloud, connection_num).await?;
         let load = Load::new(cloud.listener("in")?, "/delay/5").start();
-        more(&load, 50).await?;
+        load.more(50).await?;
         for (version, name) in [(2, "new"), (3, "old"), (4, "new")] {
             publish(edge.folder(), &hosted(name, &format!("v{version}")), version)?;
             let before = load.by(name);
@@ -200,7 +244,7 @@ async fn a_change_of_the_tunnel_listener_fails_no_request() -> Result {
         let before = ids(&cloud).await?;
         publish(cloud.folder(), &tunnels(&format!("v{version}"), port), version)?;
         all_new(&cloud, &before, 2).await?;
-        more(&load, 50).await?;
+        load.more(50).await?;
     }
     load.finish(150).await?;
     ensure!(edge.stat("tunnel_agent.agent.lost").await? == 0, "a tunnel was lost");
@@ -210,54 +254,6 @@ async fn a_change_of_the_tunnel_listener_fails_no_request() -> Result {
 
 fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
-}
-
-#[tokio::test]
-async fn a_renewed_certificate_is_in_use_before_the_old_tunnel_goes() -> Result {
-    let backend = Backend::start("behind").await?;
-    let folder = TempDir::with_prefix("culvert-")?;
-    let authority = Authority::new("test")?;
-    authority.write(folder.path())?;
-    authority.issue(folder.path(), "server", &["127.0.0.1"])?;
-    authority.issue(folder.path(), "agent", &["spiffe://culvert.test/first"])?;
-    let at = |name: &str| folder.path().join(name).display().to_string();
-    let common = |name: &str| {
-        format!(
-            "common_tls_context: {{tls_certificates: [{{certificate_chain: {{filename: \"{}\"}}, private_key: {{filename: \"{}\"}}}}], validation_context: {{trusted_ca: {{filename: \"{}\"}}}}}}",
-            at(&format!("{name}.pem")),
-            at(&format!("{name}-key.pem")),
-            at("ca.pem")
-        )
-    };
-    let tls = format!(
-        "      transport_socket: {{name: tls, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, require_client_certificate: true, {}}}}}\n",
-        common("server")
-    );
-    let listeners = http_listener("in", "[{match: {prefix: /}, route: {cluster: edge}}]", "", "")
-        + &tunnel_listener("tunnel", "")
-        + &tls;
-    let cloud = Gateway::start(&listeners, &cluster("edge", &[], "")).await?;
-    let socket = format!(
-        "connection_num: 2, transport_socket: {{name: tls, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, {}}}}}",
-        common("agent")
-    );
-    let edge = edge(&[cloud.listener("tunnel")?], backend.address, &socket).await?;
-    joined(&cloud, 2).await?;
-    let load = Load::new(cloud.listener("in")?, "/delay/5").start();
-    more(&load, 50).await?;
-    authority.issue(folder.path(), "agent", &["spiffe://culvert.test/second"])?;
-    edge.daemon.signal(Signal::HUP)?;
-    eventually("both tunnels are the second certificate's", async || {
-        let seen = connections(&cloud).await?;
-        let second = |connection: &&serde_json::Value| connection["identity"] == "spiffe://culvert.test/second";
-        ensure!(seen.len() == 2 && seen.iter().filter(second).count() == 2, "saw {seen:#?}");
-        Ok(())
-    })
-    .await?;
-    more(&load, 50).await?;
-    load.finish(100).await?;
-    edge.stop().await?;
-    cloud.stop().await
 }
 
 /// What the control service does while all serve: `culvert.tunnel.v1.TunnelControl`.

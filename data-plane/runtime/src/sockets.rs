@@ -40,6 +40,8 @@ pub enum BindError {
 pub struct Reserved {
     sockets: Vec<Socket>,
     address: SocketAddr,
+    /// Sockets of another process may be beside them.
+    shared: bool,
 }
 
 /// Binds `count` non-blocking sockets to one address; with port 0 they share the port that the first gets.
@@ -47,15 +49,28 @@ pub struct Reserved {
 /// # Errors
 /// The address is in use, also when sockets of another process hold it that would share it, or cannot be bound.
 pub fn reserve(address: SocketAddr, count: usize) -> Result<Reserved, BindError> {
-    let fail = |source| BindError::new(address, source);
     probe(address)?;
+    bound(address, count, false)
+}
+
+/// [`reserve`] for a process that takes another one's place: the address may be held by sockets that share it, of the same
+/// user. The kernel spreads connections over both until the other process closes its own.
+///
+/// # Errors
+/// The address is in use by sockets that do not share it, or cannot be bound.
+pub fn share(address: SocketAddr, count: usize) -> Result<Reserved, BindError> {
+    bound(address, count, true)
+}
+
+fn bound(address: SocketAddr, count: usize, shared: bool) -> Result<Reserved, BindError> {
+    let fail = |source| BindError::new(address, source);
     let first = socket(address, Share::Yes).map_err(fail)?;
     let bound = first.local_addr().map_err(fail)?.as_socket().unwrap_or(address);
     let mut sockets = vec![first];
     for _ in 1..count {
         sockets.push(socket(bound, Share::Yes).map_err(fail)?);
     }
-    Ok(Reserved { sockets, address: bound })
+    Ok(Reserved { sockets, address: bound, shared })
 }
 
 /// Whether an address can be bound, by a socket that does not share: it is closed again without ever listening.
@@ -82,7 +97,9 @@ impl Reserved {
     /// The kernel refuses, for instance because somebody else listens there by now.
     pub fn listen(self, options: ListenOptions) -> Result<Vec<TcpListener>, BindError> {
         // Somebody may have begun to listen since; ours do not yet, so they do not stand in their own way.
-        probe(self.address)?;
+        if !self.shared {
+            probe(self.address)?;
+        }
         let backlog = i32::try_from(options.backlog).unwrap_or(i32::MAX);
         for socket in &self.sockets {
             socket.listen(backlog).map_err(|source| BindError::new(self.address, source))?;

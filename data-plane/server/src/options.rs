@@ -68,6 +68,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub drain_time_s: u32,
 
+    /// Takes the place of another culvert-proxy of the same user: shares its addresses with it, but for the admin
+    /// interface's, and for 10 s requests wait for agents that have their tunnels to it. SIGTERM it when this one is ready
+    #[arg(long)]
+    pub successor: bool,
+
     #[command(flatten)]
     pub ignored: Ignored,
 }

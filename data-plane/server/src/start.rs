@@ -65,8 +65,11 @@ struct Base {
 
 impl Base {
     /// Must be called inside the control runtime.
-    fn new(bootstrap: &Bootstrap, logs: AccessLogs) -> Self {
+    fn new(bootstrap: &Bootstrap, logs: AccessLogs, successor: bool) -> Self {
         let clusters = Clusters::new(tokio::runtime::Handle::current(), Resolver::system());
+        if successor {
+            clusters.expect_agents(Instant::now() + ARRIVALS);
+        }
         let (drain, watch) = drain::channel();
         let process = Arc::new(Process {
             clusters,
@@ -86,7 +89,7 @@ impl Base {
 /// # Errors
 /// Every mistake, those that were found when the bootstrap was read among them.
 pub(crate) async fn validate(started: &Started) -> Result<(), StartError> {
-    let base = Base::new(&started.bootstrap, AccessLogs::dry());
+    let base = Base::new(&started.bootstrap, AccessLogs::dry(), false);
     let found = crate::check::statics(started, &base.process, &base.secrets);
     let new = found.iter().filter(|finding| !started.texts.explain(finding));
     let errors: Vec<String> = started.errors.iter().cloned().chain(new.map(|new| started.texts.place(new))).collect();
@@ -104,22 +107,22 @@ pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -
     let state = Arc::new(State::default());
     let blocker = state.readiness.block("static configuration");
     let logs = AccessLogs::start().map_err(system("cannot start the access-log thread"))?;
-    let base = Base::new(&started.bootstrap, logs);
+    let base = Base::new(&started.bootstrap, logs, options.successor);
 
     let (workers, drain_time) = (options.workers(), Duration::from_secs(options.drain_time_s.into()));
     let process = Arc::clone(&base.process);
     let threads = Arc::new(start_workers(workers, &process)?);
     let (overview, inventory) = (Overview::new(&started.bootstrap.reverse), Inventory::default());
-    let scope = process.registry.scope::<ManagerMetric>(ScopePath::process(""));
     let mut applier = Applier::new(Parts {
         process: Arc::clone(&process),
         workers: Arc::clone(&threads),
         overview: Arc::clone(&overview),
         secrets: base.secrets,
-        metrics: scope.block(),
+        metrics: process.registry.scope::<ManagerMetric>(ScopePath::process("")).block(),
         node_id: Arc::clone(&started.bootstrap.node.id),
         reverse: started.bootstrap.reverse.clone(),
         drain_time,
+        successor: options.successor,
     });
     let admin_socket = bind_all(&mut applier, &started.bootstrap)?;
 
@@ -277,3 +280,5 @@ const COMMANDS: usize = 64;
 const RESOLVE_TIME: Duration = Duration::from_secs(5);
 /// xDS: `initial_fetch_timeout`'s default.
 const FIRST_ASSIGNMENT: Duration = Duration::from_secs(15);
+/// After a start in the place of another process: for agents to be told by that one, to dial, and to join.
+const ARRIVALS: Duration = Duration::from_secs(10);

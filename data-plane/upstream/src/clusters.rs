@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use culvert_model::Name;
@@ -40,6 +40,8 @@ pub(crate) struct Publisher {
     changed: Mutex<Vec<Weak<ClusterSlot>>>,
     wake: Notify,
     builds: AtomicU64,
+    /// See [`Clusters::expect_agents`].
+    pub(crate) arrivals: OnceLock<Instant>,
 }
 
 impl Clusters {
@@ -52,6 +54,7 @@ impl Clusters {
             changed: Mutex::default(),
             wake: Notify::new(),
             builds: AtomicU64::new(0),
+            arrivals: OnceLock::new(),
         });
         let reverse = ClusterSlot::new(0, Name::from(REVERSE), Arc::clone(&publisher));
         if let Some(config) = Cluster::bare(REVERSE) {
@@ -67,6 +70,14 @@ impl Clusters {
         let registry = Arc::downgrade(&clusters);
         publisher.control.spawn(run_publisher(Arc::clone(&publisher), registry));
         clusters
+    }
+
+    /// This process takes another one's place: until then, requests that find no host wait for the agents that are still
+    /// with that one. To be called once, before there are clusters.
+    pub fn expect_agents(&self, until: Instant) {
+        if self.publisher.arrivals.set(until).is_ok() {
+            self.reverse.queue().expect(until);
+        }
     }
 
     /// Adds or updates a cluster. Connections, statistics and tunnels survive; pooled connections are replaced only

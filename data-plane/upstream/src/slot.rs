@@ -96,6 +96,10 @@ impl TlsClients {
 impl ClusterSlot {
     pub(crate) fn new(id: u64, name: Name, publisher: Arc<Publisher>) -> Arc<Self> {
         let absent = Generation { config: None, hosts: HostSet::empty() };
+        let queue = Arc::<Queue>::default();
+        if let Some(until) = publisher.arrivals.get() {
+            queue.expect(*until);
+        }
         Arc::new_cyclic(|me| Self {
             id,
             name,
@@ -104,7 +108,7 @@ impl ClusterSlot {
             stats: Scope::default(),
             updates: UpdateCounts::default(),
             builder: Mutex::default(),
-            queue: Arc::default(),
+            queue,
             published: watch::Sender::new(0),
             dirty: AtomicBool::new(false),
             publisher,

@@ -26,6 +26,22 @@ fn an_address_that_shared_sockets_hold_is_refused() {
 }
 
 #[test]
+fn a_successor_shares_the_address_and_has_it_alone_in_the_end() {
+    let held = bind(loopback(), 2, ListenOptions::default()).unwrap();
+    let address = held[0].local_addr().unwrap();
+    let mut successors = share(address, 1).unwrap().listen(ListenOptions::default()).unwrap();
+    drop(held);
+    for number in 0..32 {
+        assert!(TcpStream::connect(address).is_ok(), "connection {number} finds the successor");
+    }
+    successors.clear();
+    let alone = TcpListener::bind(loopback()).unwrap();
+    let address = alone.local_addr().unwrap();
+    let refused = share(address, 1);
+    assert!(matches!(refused, Err(BindError::InUse(of)) if of == address), "its owner does not share, got {refused:?}");
+}
+
+#[test]
 fn an_address_that_was_taken_between_binding_and_listening_is_refused() {
     let first = reserve(loopback(), 2).unwrap();
     let address = first.address();

@@ -59,6 +59,8 @@ pub(crate) struct Applier {
     pub(super) node_id: Arc<str>,
     /// How long connections of what is replaced may take to finish.
     pub(super) drain_time: Duration,
+    /// Addresses may be held by the process whose place this one takes.
+    pub(super) successor: bool,
 }
 
 /// What an applier is made of.
@@ -73,6 +75,7 @@ pub(crate) struct Parts {
     /// Envoy's extensions of the bootstrap.
     pub(crate) reverse: ReverseTunnels,
     pub(crate) drain_time: Duration,
+    pub(crate) successor: bool,
 }
 
 impl Applier {
@@ -94,6 +97,7 @@ impl Applier {
             metrics: parts.metrics,
             node_id: parts.node_id,
             drain_time: parts.drain_time,
+            successor: parts.successor,
         }
     }
 

@@ -58,12 +58,16 @@ impl Running {
     ///
     /// # Errors
     /// Somebody else has it. It is bound again when this is called again.
-    fn listen(&mut self, listener: &Listener, workers: usize) -> Result<Vec<TcpListener>, BindError> {
+    fn listen(
+        &mut self,
+        listener: &Listener,
+        (workers, successor): (usize, bool),
+    ) -> Result<Vec<TcpListener>, BindError> {
         let options = ListenOptions { backlog: listener.tcp_backlog };
         match (std::mem::replace(&mut self.sockets, Sockets::None), listener.address) {
             (Sockets::Reserved(reserved), _) => reserved.listen(options),
             (Sockets::Serving(taken_over), _) => Ok(taken_over),
-            (Sockets::None, Some(address)) => sockets::bind(address, workers, options),
+            (Sockets::None, Some(address)) => reserve(address, workers, successor)?.listen(options),
             (Sockets::None, None) => Ok(Vec::new()),
         }
     }
@@ -147,7 +151,7 @@ impl Applier {
         let mut errors = Vec::new();
         for listener in listeners {
             if let Some(address) = listener.address {
-                match sockets::reserve(address, self.workers.len()) {
+                match reserve(address, self.workers.len(), self.successor) {
                     Ok(reserved) => drop(self.listeners.reserved.insert(Arc::clone(&listener.name), reserved)),
                     Err(error) => errors.push((Arc::clone(&listener.name), error)),
                 }
@@ -211,15 +215,16 @@ impl Applier {
             return Ok(taken.map(Sockets::Serving).map_err(|source| BindError::Other { address, source })?);
         }
         self.listeners.check_unclaimed(&listener.name, address)?;
-        Ok(sockets::reserve(address, self.workers.len()).map(Sockets::Reserved)?)
+        Ok(reserve(address, self.workers.len(), self.successor).map(Sockets::Reserved)?)
     }
 
     /// Puts a generation in force; with the first one the workers begin to accept.
     async fn activate(&mut self, name: &Name, chains: Arc<FilterChains>) -> Result<(), ApplyError> {
+        let owners = (self.workers.len(), self.successor);
         let Some(running) = self.listeners.running.get_mut(name) else { return Ok(()) };
         let slot = Arc::clone(&running.slot);
         let first = slot.current().is_none();
-        let sockets = if first { running.listen(chains.listener(), self.workers.len())? } else { Vec::new() };
+        let sockets = if first { running.listen(chains.listener(), owners)? } else { Vec::new() };
         running.warming = None;
         // The generation before is freed here and not on a worker, if no connection holds it.
         drop(slot.publish(chains, self.drain_time));
@@ -303,6 +308,10 @@ impl Applier {
         let active = running.slot.current().is_some();
         listeners.insert(Arc::clone(name), ListenerView { bound, active, awaiting });
     }
+}
+
+fn reserve(address: SocketAddr, workers: usize, successor: bool) -> Result<Reserved, BindError> {
+    if successor { sockets::share(address, workers) } else { sockets::reserve(address, workers) }
 }
 
 /// Starts the accept loops; returns another handle of each socket.

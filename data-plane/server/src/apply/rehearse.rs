@@ -68,7 +68,9 @@ impl Applier {
             }
             if self.listeners.handed_over(address, leaving).is_none() {
                 self.listeners.check_unclaimed(&listener.name, address)?;
-                sockets::probe(address)?;
+                if !self.successor {
+                    sockets::probe(address)?;
+                }
             }
         }
         let slot =

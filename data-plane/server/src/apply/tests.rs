@@ -48,6 +48,7 @@ impl Site {
             node_id: "test".into(),
             reverse: culvert_model::bootstrap::reverse::ReverseTunnels::default(),
             drain_time: Duration::from_secs(1),
+            successor: false,
             process,
         });
         Self { applier, overview, _drain: drain }

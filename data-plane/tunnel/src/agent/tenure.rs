@@ -89,8 +89,7 @@ impl Tenure {
     pub(super) async fn due(&self, agent: &Agent, orders: &mut watch::Receiver<Order>) -> Reason {
         let age = async {
             match agent.config.max_connection_age {
-                // So that what was established in one moment is not replaced in one.
-                Some(age) => sleep(age.mul_f64(0.9 + fastrand::f64() / 5.0)).await,
+                Some(age) => sleep(about(age)).await,
                 None => std::future::pending().await,
             }
         };
@@ -121,6 +120,29 @@ impl Tenure {
         };
         if secrets.wait_for(other).await.is_err() {
             std::future::pending().await
+        }
+    }
+}
+
+/// Within 10 %, so that what was established in one moment is not replaced in one.
+fn about(age: Duration) -> Duration {
+    age.mul_f64(0.9 + fastrand::f64() / 5.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_spread_over_a_fifth() {
+        let mut ages: Vec<f64> = (0..1000).map(|_| about(Duration::from_secs(100)).as_secs_f64()).collect();
+        ages.sort_by(f64::total_cmp);
+        let (least, greatest) = (ages[0], ages[999]);
+        assert!((90.0..92.0).contains(&least) && (108.0..=110.0).contains(&greatest), "from {least} to {greatest}");
+        for tenth in 0..10 {
+            let from = 90.0 + 2.0 * f64::from(tenth);
+            let count = ages.iter().filter(|age| (from..from + 2.0).contains(*age)).count();
+            assert!((50..150).contains(&count), "{count} of 1000 from {from} s on: expected a tenth");
         }
     }
 }

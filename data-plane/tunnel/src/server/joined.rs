@@ -127,6 +127,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
         };
         let _counted = Gauge::enter(self.metrics, ServerMetric::ActiveHttp2);
         let notices = Notices::default();
+        place.told_by(notices.clone());
         let registered = self.registered(claim, lease, closed, Some(notices.clone()));
         // Pinned here and passed by reference: each function that takes a future by value has its size once more.
         let control = pin!(control::run(lease, claim, &self.acceptor.tunnels, self.metrics, &notices));

@@ -10,6 +10,7 @@ use culvert_runtime::drain::Trigger;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::control::Notices;
 use super::{Claim, ConnectionId};
 use crate::history::{Event, EventKind, History};
 use crate::status::TunnelStatus;
@@ -23,6 +24,8 @@ pub(super) struct Live {
     pub(super) knows_id: bool,
     pub(super) drain: Arc<Trigger>,
     pub(super) weight: Arc<Weight>,
+    /// The way to tell its agent something, where it is this connection.
+    pub(super) notices: Option<Notices>,
     /// From the reply on.
     pub(super) meter: Option<Arc<Meter>>,
     pub(super) history: History,
@@ -73,6 +76,7 @@ impl Live {
             knows_id,
             drain,
             weight,
+            notices: None,
             meter: None,
             history: History::new(since),
             created: SystemTime::now(),

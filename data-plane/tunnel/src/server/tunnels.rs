@@ -1,5 +1,7 @@
 //! The live connections of a process: how many each agent has, and which of them a graceful close may name.
 
+mod anew;
+
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -333,12 +335,6 @@ impl Tunnels {
         self.inner.lock().told.contains_key(&AgentKey::of(claim))
     }
 
-    /// A delay for one of many agents that are to dial anew: at random, so that no more than [`PACE`] do in a second.
-    pub(super) fn pace(&self) -> Duration {
-        let agents = u32::try_from(self.inner.lock().agents.len()).unwrap_or(u32::MAX);
-        (Duration::from_secs(1) / PACE * agents.saturating_sub(1)).mul_f64(fastrand::f64())
-    }
-
     /// The process ends: before its listeners drain. Agents are told when those do, and their connections serve on.
     pub fn end(&self) {
         self.stage.send_replace(Stage::Ending);
@@ -477,9 +473,6 @@ fn take_one<K: Hash + Eq>(counts: &mut HashMap<K, usize>, key: K) {
         }
     }
 }
-
-/// Agents that are asked to dial anew in a second.
-const PACE: u32 = 500;
 
 /// Agents name IPv4 addresses as such; a dual-stack socket shows them mapped.
 fn canonical(address: SocketAddr) -> SocketAddr {

@@ -19,6 +19,8 @@ pub(super) struct Presence {
     live: usize,
     /// Until when some connection is expected back.
     expected: Option<Instant>,
+    /// Until when agents may come that this process has never seen: they are with the one whose place it takes.
+    arrivals: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -53,6 +55,11 @@ pub(crate) enum Absence {
 }
 
 impl Presence {
+    /// Any agent, also one that was never here, is expected by then.
+    pub(super) fn expect(&mut self, until: Instant) {
+        self.arrivals = Some(until);
+    }
+
     /// A connection is there, under each of these names.
     pub(super) fn join<'n>(&mut self, names: impl IntoIterator<Item = &'n Arc<str>>) {
         self.live += 1;
@@ -100,13 +107,13 @@ impl Presence {
     /// For a connection of any agent, or of that one.
     pub(super) fn hope(&self, agent: Option<&str>, now: Instant) -> Hope {
         let (live, expected) = match agent {
-            None => (self.live > 0, self.expected),
+            None => (self.live > 0, self.expected.max(self.arrivals)),
             // No agent is called that: agents without a name serve only requests that name none.
             Some("") => return Hope::None,
             Some(agent) => match self.agents.get(agent) {
                 Some(Seen::Here(_)) => (true, None),
                 Some(Seen::Gone { expected, .. }) => (false, Some(*expected)),
-                None => (false, None),
+                None => (false, self.arrivals),
             },
         };
         match expected.filter(|expected| *expected > now) {
@@ -168,6 +175,19 @@ mod tests {
         presence.join([&edge]);
         assert_eq!(presence.hope(Some("edge"), later), Hope::Live, "it came back");
         assert!(presence.gone.len() == 1, "only the nameless one is gone: {:?}", presence.gone);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_with_the_process_before_is_expected_for_a_time() {
+        let mut presence = Presence::default();
+        let now = Instant::now();
+        presence.expect(now + WINDOW);
+        for agent in [None, Some("edge")] {
+            assert_eq!(presence.hope(agent, now), Hope::Until(now + WINDOW), "{agent:?} may come");
+            assert_eq!(presence.hope(agent, now + WINDOW), Hope::None, "{agent:?} has not come");
+        }
+        assert_eq!(presence.hope(Some(""), now), Hope::None, "no agent is called that");
+        assert_eq!(presence.len(), 0, "asking leaves nothing behind");
     }
 
     #[tokio::test(start_paused = true)]

@@ -26,6 +26,8 @@ pub(crate) struct Queue {
     len: AtomicUsize,
     /// Tunnels have served the cluster, ever.
     used: AtomicBool,
+    /// Agents are expected that never were here.
+    expecting: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +72,17 @@ pub(crate) struct Turn {
 }
 
 impl Queue {
+    /// Requests wait for any agent, also one that was never here, until then. As long as none has joined the limits of a
+    /// tunnel listener that sets none hold.
+    pub(crate) fn expect(&self, until: Instant) {
+        let mut inner = self.inner.lock();
+        inner.presence.expect(until);
+        if !self.is_used() {
+            inner.limits = Limits { timeout: QUEUE_TIMEOUT, places: QUEUE_PLACES };
+        }
+        self.expecting.store(true, Ordering::Relaxed);
+    }
+
     /// Counts a connection that may become free; whether somebody waits for it.
     pub(super) fn join(&self, claim: &TunnelClaim) -> bool {
         let mut inner = self.inner.lock();
@@ -100,7 +113,8 @@ impl Queue {
 
     /// Whether a request without a connection should wait for one that is expected back.
     pub(crate) fn expects(&self, agent: Option<&str>) -> bool {
-        self.is_used() && self.inner.lock().presence.hope(agent, Instant::now()) != Hope::None
+        (self.is_used() || self.expecting.load(Ordering::Relaxed))
+            && self.inner.lock().presence.hope(agent, Instant::now()) != Hope::None
     }
 
     /// Tunnels serve the cluster, whose waiters may stand in another queue.
@@ -240,6 +254,10 @@ impl Waiting {
         waiter
     }
 }
+
+/// Of a `TunnelServer` that says nothing else.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+const QUEUE_PLACES: usize = 1024;
 
 /// One of the lanes that a connection serves.
 #[derive(Debug, Clone, Copy)]

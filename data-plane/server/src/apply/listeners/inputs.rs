@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
 use culvert_model::Name;
-use culvert_model::listener::{FilterChain, Listener};
+use culvert_model::listener::{FilterChain, Listener, NetworkFilter};
 use culvert_model::tls::DownstreamTls;
 use culvert_model::tunnel::TunnelServer;
 use culvert_proxy::listener::CompileError;
@@ -24,6 +24,8 @@ pub(crate) struct TlsUse {
     pub(super) listener: Name,
     context: Arc<DownstreamTls>,
     slot: Weak<TlsSlot>,
+    /// `stat_prefix` of the chain's tunnel filter, if it ends in one.
+    tunnels: Option<Name>,
     /// Of what its configuration was built from.
     digest: Option<u128>,
 }
@@ -37,7 +39,8 @@ impl TlsUse {
         files(&self.context.common, secrets)
     }
 
-    /// Builds the configuration anew if what it is built from differs. Handshakes from now on use it.
+    /// Builds the configuration anew if what it is built from differs. Handshakes from now on use it, and agents whose
+    /// tunnels stand on what was in force are asked for other ones.
     pub(super) fn refresh(&mut self, secrets: &Secrets, overview: &Overview) -> Result<(), MaterialError> {
         let Some(slot) = self.slot.upgrade() else { return Ok(()) };
         let Gathered::Complete(material) = gather(&self.context.common, secrets)? else { return Ok(()) };
@@ -45,9 +48,14 @@ impl TlsUse {
             return Ok(());
         }
         slot.publish(Some(material.server(&self.context)?));
+        let asked = match (self.digest, &self.tunnels) {
+            (Some(_), Some(stat_prefix)) => overview.tunnels.renewed(stat_prefix),
+            // There were no handshakes before.
+            (None, _) | (_, None) => 0,
+        };
         self.digest = Some(material.digest());
         show(overview, &self.listener, &material, &slot);
-        tracing::info!(listener = %self.listener, "TLS material is in force");
+        tracing::info!(listener = %self.listener, tunnels_asked = asked, "TLS material is in force");
         Ok(())
     }
 }
@@ -103,11 +111,32 @@ fn keys(config: &TunnelServer) -> Result<Option<KeySet>, SourceError> {
     KeySet::parse(&bytes).map(Some).map_err(|error| SourceError::Content(error.to_string()))
 }
 
+/// TLS of one chain that is not in force yet.
+#[derive(Debug)]
+struct Context {
+    tls: Arc<DownstreamTls>,
+    slot: Arc<TlsSlot>,
+    /// `stat_prefix` of the chain's tunnel filter, if it ends in one.
+    tunnels: Option<Name>,
+    /// `None`: secrets are awaited.
+    material: Option<Material>,
+}
+
+impl Context {
+    fn new(chain: &FilterChain, tls: &Arc<DownstreamTls>, slot: Arc<TlsSlot>, material: Option<Material>) -> Self {
+        let tunnels = match &chain.filter {
+            NetworkFilter::Tunnel(config) => Some(Arc::clone(&config.stat_prefix)),
+            NetworkFilter::Http(_) | NetworkFilter::Tcp(_) => None,
+        };
+        Self { tls: Arc::clone(tls), slot, tunnels, material }
+    }
+}
+
 /// What new chains of a listener need, read before they are compiled.
 #[derive(Debug)]
 pub(super) struct Prepared {
     /// TLS contexts of chains that are not in force already.
-    contexts: Vec<(Arc<DownstreamTls>, Arc<TlsSlot>, Option<Material>)>,
+    contexts: Vec<Context>,
     /// Secrets that have not come yet.
     pub(super) awaited: Vec<Name>,
 }
@@ -124,10 +153,10 @@ impl Prepared {
             match gather(&tls.common, secrets)? {
                 Gathered::Complete(material) => {
                     let slot = TlsSlot::new(Some(material.server(tls)?));
-                    prepared.contexts.push((Arc::clone(tls), slot, Some(material)));
+                    prepared.contexts.push(Context::new(chain, tls, slot, Some(material)));
                 }
                 Gathered::Awaiting(names) => {
-                    prepared.contexts.push((Arc::clone(tls), TlsSlot::new(None), None));
+                    prepared.contexts.push(Context::new(chain, tls, TlsSlot::new(None), None));
                     prepared.awaited.extend(names);
                 }
             }
@@ -147,9 +176,9 @@ impl Prepared {
         let name = Arc::clone(&listener.name);
         let acceptors = RefCell::new(Vec::new());
         let tls = |context: &Arc<DownstreamTls>| {
-            let known = self.contexts.iter().find(|(known, _, _)| Arc::ptr_eq(known, context));
+            let known = self.contexts.iter().find(|known| Arc::ptr_eq(&known.tls, context));
             // Every context of a chain that is not in force was prepared.
-            known.map_or_else(|| TlsSlot::new(None), |(_, slot, _)| Arc::clone(slot))
+            known.map_or_else(|| TlsSlot::new(None), |known| Arc::clone(&known.slot))
         };
         let tunnel = |config: &Arc<TunnelServer>| {
             let tunnels: Arc<Tunnels> = Arc::clone(&overview.tunnels);
@@ -164,11 +193,12 @@ impl Prepared {
         let inputs = ChainInputs { tls: &tls, tunnel: &tunnel };
         let compiled = FilterChains::compile(listener, slot, process, &inputs)?;
         listeners.credentials.extend(acceptors.into_inner());
-        for (context, slot, material) in &self.contexts {
+        for Context { tls, slot, tunnels, material } in &self.contexts {
             listeners.tls.push(TlsUse {
                 listener: Arc::clone(&name),
-                context: Arc::clone(context),
+                context: Arc::clone(tls),
                 slot: Arc::downgrade(slot),
+                tunnels: tunnels.clone(),
                 digest: material.as_ref().map(Material::digest),
             });
             material.iter().for_each(|material| show(overview, &name, material, slot));
