@@ -149,7 +149,7 @@ impl Io {
 
     /// Whether a read would have to wait, as far as the reactor knows; then the task is woken when it would not. Needs no
     /// buffer, and costs less than the read. `false` where only the read itself can tell.
-    pub(crate) fn poll_quiet(&self, cx: &mut Context<'_>) -> bool {
+    pub fn poll_quiet(&self, cx: &mut Context<'_>) -> bool {
         match &self.kind {
             _ if !self.prefix.is_empty() => false,
             IoKind::Tcp(stream) => stream.poll_read_ready(cx).is_pending(),

@@ -178,7 +178,7 @@ impl<T> Default for Pool<T> {
     }
 }
 
-/// What can lie in a [`Pool`].
+/// What can lie in a [`Pool`]. Its default takes no memory: one is left behind whenever a value goes back.
 pub(crate) trait Reusable: Default {
     /// Forgets the content; whether the memory is worth keeping.
     fn recycle(&mut self) -> bool;

@@ -72,6 +72,9 @@ impl Direction {
                     self.state = State::Ended;
                 }
                 State::Copying => {
+                    if self.buffer.is_none() && from.poll_quiet(cx) {
+                        return Poll::Pending;
+                    }
                     let buffer = self.buffer.get_or_insert_with(|| buffers.take());
                     let moved = buffer.poll_move(cx, from, to, passed);
                     if buffer.is_empty() {
@@ -88,19 +91,14 @@ impl Direction {
 }
 
 /// A buffer for bytes on their way.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct CopyBuffer {
+    /// Empty until the first use.
     bytes: Box<[u8]>,
     start: usize,
     end: usize,
     /// Something was written that the writer may still hold.
     unflushed: bool,
-}
-
-impl Default for CopyBuffer {
-    fn default() -> Self {
-        Self { bytes: vec![0; COPY_BUFFER].into_boxed_slice(), start: 0, end: 0, unflushed: false }
-    }
 }
 
 impl Reusable for CopyBuffer {
@@ -118,6 +116,9 @@ const COPY_BUFFER: usize = 64 * 1024;
 impl CopyBuffer {
     /// The memory, for whoever keeps count of what is in it.
     pub(crate) fn space(&mut self) -> &mut [u8] {
+        if self.bytes.is_empty() {
+            self.bytes = vec![0; COPY_BUFFER].into_boxed_slice();
+        }
         &mut self.bytes
     }
 
@@ -137,7 +138,7 @@ impl CopyBuffer {
         if self.start == self.end {
             self.start = 0;
             self.end = 0;
-            let mut read = ReadBuf::new(&mut self.bytes);
+            let mut read = ReadBuf::new(self.space());
             match Pin::new(&mut *from).poll_read(cx, &mut read) {
                 Poll::Ready(result) => result?,
                 Poll::Pending => {

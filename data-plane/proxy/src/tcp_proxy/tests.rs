@@ -1,3 +1,4 @@
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -5,7 +6,7 @@ use std::time::Duration;
 use culvert_model::listener::{NetworkFilter, TcpProxy};
 use culvert_model::route::{ClusterChoice, ClusterRef};
 use culvert_runtime::telemetry::ScopePath;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::TcpListener;
 
 use crate::stats::TcpMetric;
@@ -75,6 +76,39 @@ fn an_idle_connection_holds_no_buffer() {
         client.read_exact(&mut seen).await.unwrap();
         assert_eq!(gateway.worker.buffers.free_count(), free, "and is used again, not made anew");
     });
+}
+
+/// What a client sends and a host on a thread of its own sends back, where nothing is counted.
+async fn echo(client: &mut DuplexStream, times: usize) {
+    let mut seen = [0; 4];
+    for _ in 0..times {
+        client.write_all(b"ping").await.unwrap();
+        client.read_exact(&mut seen).await.unwrap();
+    }
+}
+
+#[test]
+fn a_message_allocates_nothing() {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = socket.accept().unwrap();
+        let mut seen = [0; 4];
+        while stream.read_exact(&mut seen).is_ok() {
+            stream.write_all(&seen).unwrap();
+        }
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let local = tokio::task::LocalSet::new();
+    let (_gateway, mut client) = local.block_on(&runtime, async {
+        let gateway = gateway(to("a"), &[address]);
+        let mut client = gateway.connect();
+        echo(&mut client, 10).await;
+        (gateway, client)
+    });
+    let counted = allocation_counter::measure(|| local.block_on(&runtime, echo(&mut client, 100)));
+    // Now and then a second passes: pools are swept.
+    assert!(counted.count_total < 20, "100 messages are expected to allocate nothing, seen {counted:?}");
 }
 
 #[test]
