@@ -273,7 +273,8 @@ impl<'a> Driver<'a> {
                     return connect(request.into_body(), respond, handler, active);
                 }
                 let receive = Receive::new(request.into_body(), Blame::Downstream);
-                tokio::task::spawn_local(run(Rc::clone(handler), head, receive, respond, active));
+                // Boxed: the runtime moves what it is given, and writes as much again when it has ended.
+                tokio::task::spawn_local(Box::pin(run(Rc::clone(handler), head, receive, respond, active)));
             }
             Err(Refusal::Malformed(detail)) => {
                 tracing::debug!(detail, "request refused");
