@@ -14,7 +14,7 @@ use culvert_tests::Result;
 use culvert_tests::backend::Backend;
 use culvert_tests::client::get;
 use culvert_tests::load::Load;
-use culvert_tests::plane::{Plane, Way, assignment, by_rds, eds_cluster, routes_to};
+use culvert_tests::plane::{Plane, Way, assignment, by_rds, eds_cluster, listener, routes_to};
 use culvert_tests::process::repository;
 use culvert_tests::wait::{eventually, within};
 use prost::Message;
@@ -161,6 +161,53 @@ async fn go_control_plane_swaps_clusters_under_load_and_hears_what_is_refused() 
         server.tell(&snapshot(8, "c2", &two, &[bad])).await?;
         server.says("NACK", "Cluster/bad: lb_policy").await?;
         answers(&plane, &server, address, "two\n").await.context("the good ones of a refused response apply")?;
+        plane.stop_proxy().await?;
+    }
+    Ok(())
+}
+
+/// A filter whose configuration comes by its name: the connection manager of [`listener`], answering `body`.
+fn filter(body: &str) -> Value {
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+    listener("x", nowhere, body, json!({}))["filter_chains"][0]["filters"][0]["typed_config"].clone()
+}
+
+#[tokio::test]
+async fn go_control_plane_configures_filters_by_name() -> Result {
+    let Some((program, _folder)) = go_program().await? else { return Ok(()) };
+    for sotw in [true, false] {
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let mut server = Server::start(&program, &["-address-file", "address"])?;
+        let snapshot = |version: u32, filters: &[(&str, Value)]| {
+            let source = json!({ "config_source": { "ads": {}, "resource_api_version": "V3" },
+                "type_urls": [filter("")["@type"]] });
+            let chain = json!({ "filters": [{ "name": "http", "config_discovery": source }] });
+            let named = |(name, config): &(&str, Value)| json!({ "name": name, "typed_config": config });
+            json!({ "version": version.to_string(), "resources": {
+                "listeners": [bare(listener("in", address, "", chain))],
+                "extensions": filters.iter().map(named).collect::<Vec<_>>(),
+            }})
+            .to_string()
+        };
+        server.tell(&snapshot(1, &[])).await?;
+        let mut plane = Plane::under(server.address().await?)?;
+        plane.start_proxy(Way { sotw, ..Way::default() }).await?;
+        eventually("the listener warms, and what it lacks is named", async || {
+            let waits = plane.page("/init_dump").await?.to_string();
+            ensure!(waits.contains("Listener in") && waits.contains("TypedExtensionConfig http"), "{waits}");
+            Ok(())
+        })
+        .await
+        .with_context(|| plane.proxy_log())?;
+        server.tell(&snapshot(2, &[("http", filter("one"))])).await?;
+        answers(&plane, &server, address, "one").await?;
+        server.tell(&snapshot(3, &[("http", filter("two"))])).await?;
+        answers(&plane, &server, address, "two").await?;
+        let mut bad = filter("three");
+        bad["codec_type"] = "HTTP3".into();
+        server.tell(&snapshot(4, &[("http", bad)])).await?;
+        server.says("NACK", "TypedExtensionConfig/http: typed_config.codec_type").await?;
+        answers(&plane, &server, address, "two").await.context("the last good one keeps serving")?;
         plane.stop_proxy().await?;
     }
     Ok(())

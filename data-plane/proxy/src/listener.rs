@@ -93,6 +93,8 @@ pub enum CompileError {
     AccessLog(#[from] LogError),
     #[error("credential of a tunnel policy: {0}")]
     Credential(#[from] crate::source::SourceError),
+    #[error("the configuration of its filter {0:?} has not come")]
+    Undiscovered(Name),
 }
 
 /// The compiled filter chains of one listener.
@@ -194,6 +196,9 @@ impl Chain {
         let filter = match &config.filter {
             NetworkFilter::Http(manager) => Filter::Http(HttpManager::compile(manager, process, config.tls.is_some())?),
             NetworkFilter::Tcp(proxy) => Filter::Tcp(TcpProxy::compile(proxy, process)?),
+            NetworkFilter::Discovered(discovery) => {
+                return Err(CompileError::Undiscovered(Arc::clone(&discovery.name)));
+            }
             NetworkFilter::Tunnel(server) => {
                 Filter::Tunnel(TunnelFilter::new(server, (inputs.tunnel)(server)?, process))
             }

@@ -101,6 +101,7 @@ pub(crate) fn manager() -> HttpConnectionManager {
         stream_error_on_invalid: false,
         scheme_override: None,
         router: RouterOptions::default(),
+        router_discovery: None,
     }
 }
 

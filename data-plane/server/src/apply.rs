@@ -8,6 +8,7 @@
 mod agents;
 mod applier;
 mod clusters;
+mod extensions;
 mod listeners;
 mod policies;
 mod rehearse;
@@ -46,6 +47,7 @@ pub(crate) enum Kind {
     Listener,
     Agent,
     Policy,
+    Extension,
 }
 
 /// What became of a change that did not fail.
@@ -72,6 +74,11 @@ pub(crate) enum ApplyError {
     /// Of a policy.
     #[error("{0}")]
     Source(#[from] culvert_proxy::SourceError),
+    #[error("filters: {0}")]
+    Extension(#[from] culvert_model::extension::Unresolved),
+    /// Of a filter's configuration: a listener that asks for it could not use it.
+    #[error("listener {listener}: {source}")]
+    User { listener: Name, source: Box<Self> },
     #[error("the process is ending")]
     Ending,
 }
@@ -192,6 +199,7 @@ impl Change {
             Self::Set(Resource::Listener(listener)) => (Kind::Listener, Arc::clone(&listener.name)),
             Self::Set(Resource::Agent(agent)) => (Kind::Agent, Arc::clone(&agent.name)),
             Self::Set(Resource::Policy(policy)) => (Kind::Policy, Arc::clone(&policy.name)),
+            Self::Set(Resource::Extension(extension)) => (Kind::Extension, Arc::clone(&extension.name)),
             Self::Remove { kind, name } => (*kind, Arc::clone(name)),
         }
     }

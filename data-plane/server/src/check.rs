@@ -10,6 +10,7 @@ use culvert_api::culvert::tunnel::v1::TunnelAgents;
 use culvert_api::envoy::config::core::v3::address::Address;
 use culvert_api::envoy::config::core::v3::socket_address::PortSpecifier;
 use culvert_api::envoy::config::listener::v3::Listener as ListenerMessage;
+use culvert_model::extension::{Defaults, Unresolved};
 use culvert_model::http::RouteSource;
 use culvert_model::listener::{FilterChain, Listener, NetworkFilter};
 use culvert_model::report::Finding;
@@ -116,8 +117,14 @@ fn listener_findings(
     let slot = ListenerSlot::new(Arc::clone(&listener.name), listener.address, process);
     let overview = Overview::default();
     let compile = |listener: Listener| {
-        compile_for_check(&Arc::new(listener), &slot, process, &overview, tls.secrets)
-            .map_err(|error| error.to_string())
+        // What comes by name is judged when it does; its default stands there until then.
+        match Arc::new(listener).resolve(&HashMap::new(), Defaults::All) {
+            Ok(listener) => {
+                compile_for_check(&listener, &slot, process, &overview, tls.secrets).map_err(|error| error.to_string())
+            }
+            Err(Unresolved::Awaited(_)) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
     };
     let bare = || Listener {
         filter_chains: Vec::new(),
@@ -164,12 +171,12 @@ fn listener_findings(
 
 /// The inline route configuration of a chain, if it asks for its clusters to be checked.
 fn inline_routes(chain: &FilterChain) -> Option<&RouteConfiguration> {
-    match &chain.filter {
-        NetworkFilter::Http(manager) => match &manager.routes {
+    match chain.filter.known() {
+        Some(NetworkFilter::Http(manager)) => match &manager.routes {
             RouteSource::Inline(routes) if routes.validate_clusters => Some(routes),
             RouteSource::Inline(_) | RouteSource::Rds { .. } => None,
         },
-        NetworkFilter::Tcp(_) | NetworkFilter::Tunnel(_) => None,
+        _ => None,
     }
 }
 

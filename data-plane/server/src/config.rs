@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use culvert_model::Name;
 use culvert_model::bootstrap::Bootstrap;
+use culvert_model::resource::Resource;
 use culvert_model::source::ConfigSourceKind;
 use culvert_model::tls::UpstreamTls;
 use culvert_runtime::files::FileWatcher;
@@ -170,6 +171,13 @@ impl Configuration {
             });
             (leaving.collect::<Vec<_>>(), good.collect::<Vec<_>>())
         };
+        for judged in &mut batch.resources {
+            if let Ok(Resource::Extension(extension)) = &judged.verdict
+                && let Some(misfit) = self.shared.stage.lock().misfit(extension)
+            {
+                judged.verdict = Err(misfit.to_string());
+            }
+        }
         if fresh.is_empty() || kind == Kind::Endpoints {
             return;
         }

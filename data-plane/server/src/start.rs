@@ -223,7 +223,7 @@ async fn put_in_force(applier: &mut Applier, bootstrap: &Bootstrap, state: &Stat
     }
     applier.set_all(bootstrap.agents.iter().cloned().map(Resource::Agent)).await?;
     applier.set_all(bootstrap.policies.iter().cloned().map(Resource::Policy)).await?;
-    applier.set_all(bootstrap.listeners.iter().cloned().map(Resource::Listener)).await
+    applier.set_static(&bootstrap.listeners).await
 }
 
 /// What dynamic configuration begins with.

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use crate::Name;
 use crate::access_log::AccessLog;
+use crate::extension::Discovery;
 use crate::listener::Cidr;
 use crate::route::RouteConfiguration;
 use crate::source::ConfigSource;
 
 pub(crate) use options::CommonOptions;
-pub(crate) use parse::{check_upstream_filters, connection_manager, per_filter_config};
+pub(crate) use parse::{check_upstream_filters, connection_manager, per_filter_config, router_options};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct HttpConnectionManager {
@@ -68,6 +69,8 @@ pub struct HttpConnectionManager {
     pub scheme_override: Option<Arc<str>>,
     /// Options of the router filter, which must be the last HTTP filter.
     pub router: RouterOptions,
+    /// They come by name; until [`crate::listener::Listener::resolve`] has put them into `router`, defaults stand there.
+    pub router_discovery: Option<Arc<Discovery<RouterOptions>>>,
 }
 
 /// Envoy's default, kept so that dashboards and tests that look for it need no change.

@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod control;
 mod coverage;
 pub mod endpoint;
+pub mod extension;
 pub mod http;
 pub mod listener;
 pub mod matcher;

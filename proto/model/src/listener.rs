@@ -14,12 +14,13 @@ use culvert_api::envoy::config::listener::v3 as api;
 
 use crate::Name;
 use crate::access_log::AccessLog;
+use crate::extension::Discovery;
 use crate::http::HttpConnectionManager;
 use crate::report::{Parsed, Report};
 use crate::tls::DownstreamTls;
 use crate::tunnel::TunnelServer;
 
-pub(crate) use parse::{cidr, listener, socket};
+pub(crate) use parse::{cidr, listener, socket, typed_filter};
 pub use reverse::ReverseAddress;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -117,6 +118,8 @@ pub enum NetworkFilter {
     Http(Arc<HttpConnectionManager>),
     Tcp(Arc<TcpProxy>),
     Tunnel(Arc<TunnelServer>),
+    /// It comes by name; see [`Listener::resolve`].
+    Discovered(Arc<Discovery<Self>>),
 }
 
 /// `TcpProxy`.

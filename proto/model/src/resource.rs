@@ -12,6 +12,7 @@ use crate::agent::{self, TunnelAgent};
 use crate::cluster::{self, Cluster};
 use crate::coverage;
 use crate::endpoint::{self, Endpoints};
+use crate::extension::{self, Extension};
 use crate::listener::{self, Listener};
 use crate::report::{Parsed, Report, clip};
 use crate::route::{self, RouteConfiguration};
@@ -28,6 +29,7 @@ pub enum Resource {
     Secret(Arc<Secret>),
     Agent(Arc<TunnelAgent>),
     Policy(Arc<TunnelPolicy>),
+    Extension(Arc<Extension>),
 }
 
 /// Parses the resource that stands in `bytes`. Bytes that do not decode, and types that are not served by
@@ -51,6 +53,9 @@ pub fn parse_any(type_url: &str, bytes: &[u8]) -> Parsed<Resource> {
         type_url::TUNNEL_POLICY => {
             let policy = |report: &mut Report, message: &_| policy::policy(report, message, policy::Place::Xds);
             parse(bytes, policy).map(|value| Resource::Policy(Arc::new(value)))
+        }
+        type_url::EXTENSION_CONFIG => {
+            parse(bytes, extension::extension).map(|value| Resource::Extension(Arc::new(value)))
         }
         other => {
             let mut report = Report::default();

@@ -20,7 +20,9 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	runtimev3 "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
@@ -35,10 +37,12 @@ var kinds = map[string]struct {
 	url string
 	new func() proto.Message
 }{
-	"clusters":  {resource.ClusterType, func() proto.Message { return &clusterv3.Cluster{} }},
-	"endpoints": {resource.EndpointType, func() proto.Message { return &endpointv3.ClusterLoadAssignment{} }},
-	"listeners": {resource.ListenerType, func() proto.Message { return &listenerv3.Listener{} }},
-	"routes":    {resource.RouteType, func() proto.Message { return &routev3.RouteConfiguration{} }},
+	"runtimes":   {resource.RuntimeType, func() proto.Message { return &runtimev3.Runtime{} }},
+	"clusters":   {resource.ClusterType, func() proto.Message { return &clusterv3.Cluster{} }},
+	"extensions": {resource.ExtensionConfigType, func() proto.Message { return &corev3.TypedExtensionConfig{} }},
+	"endpoints":  {resource.EndpointType, func() proto.Message { return &endpointv3.ClusterLoadAssignment{} }},
+	"listeners":  {resource.ListenerType, func() proto.Message { return &listenerv3.Listener{} }},
+	"routes":     {resource.RouteType, func() proto.Message { return &routev3.RouteConfiguration{} }},
 }
 
 // everyone puts all nodes into one group.

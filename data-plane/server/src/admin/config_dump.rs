@@ -18,7 +18,8 @@ struct Section {
     type_url: &'static str,
     /// Field of the resource inside its entry.
     field: &'static str,
-    fixed: List,
+    /// Not of what is only ever asked for by name.
+    fixed: Option<List>,
     active: List,
     warming: Option<List>,
     /// Whether an entry of a dynamic resource has a field for its name.
@@ -36,12 +37,12 @@ const fn list(field: &'static str, item: &'static str) -> List {
     List { field, item }
 }
 
-const SECTIONS: [Section; 5] = [
+const SECTIONS: [Section; 6] = [
     Section {
         dump: "ClustersConfigDump",
         type_url: type_url::CLUSTER,
         field: "cluster",
-        fixed: list("static_clusters", "StaticCluster"),
+        fixed: Some(list("static_clusters", "StaticCluster")),
         active: list("dynamic_active_clusters", "DynamicCluster"),
         warming: Some(list("dynamic_warming_clusters", "DynamicCluster")),
         named: false,
@@ -50,7 +51,7 @@ const SECTIONS: [Section; 5] = [
         dump: "ListenersConfigDump",
         type_url: type_url::LISTENER,
         field: "listener",
-        fixed: list("static_listeners", "StaticListener"),
+        fixed: Some(list("static_listeners", "StaticListener")),
         active: list("dynamic_listeners", "DynamicListener"),
         warming: None,
         named: true,
@@ -59,7 +60,7 @@ const SECTIONS: [Section; 5] = [
         dump: "RoutesConfigDump",
         type_url: type_url::ROUTE_CONFIGURATION,
         field: "route_config",
-        fixed: list("static_route_configs", "StaticRouteConfig"),
+        fixed: Some(list("static_route_configs", "StaticRouteConfig")),
         active: list("dynamic_route_configs", "DynamicRouteConfig"),
         warming: None,
         named: false,
@@ -68,7 +69,7 @@ const SECTIONS: [Section; 5] = [
         dump: "SecretsConfigDump",
         type_url: type_url::SECRET,
         field: "secret",
-        fixed: list("static_secrets", "StaticSecret"),
+        fixed: Some(list("static_secrets", "StaticSecret")),
         active: list("dynamic_active_secrets", "DynamicSecret"),
         warming: Some(list("dynamic_warming_secrets", "DynamicSecret")),
         named: true,
@@ -77,8 +78,17 @@ const SECTIONS: [Section; 5] = [
         dump: "EndpointsConfigDump",
         type_url: type_url::CLUSTER_LOAD_ASSIGNMENT,
         field: "endpoint_config",
-        fixed: list("static_endpoint_configs", "StaticEndpointConfig"),
+        fixed: Some(list("static_endpoint_configs", "StaticEndpointConfig")),
         active: list("dynamic_endpoint_configs", "DynamicEndpointConfig"),
+        warming: None,
+        named: false,
+    },
+    Section {
+        dump: "EcdsConfigDump",
+        type_url: type_url::EXTENSION_CONFIG,
+        field: "ecds_filter",
+        fixed: None,
+        active: list("ecds_filters", "EcdsFilterConfig"),
         warming: None,
         named: false,
     },
@@ -103,7 +113,7 @@ impl Admin {
         }
         let Some(resource) = query.get("resource") else { return Page::json(&json!({ "configs": configs })) };
         let lists = SECTIONS.iter().flat_map(|section| {
-            let lists = [section.fixed, section.active].into_iter().chain(section.warming);
+            let lists = [section.active].into_iter().chain(section.fixed).chain(section.warming);
             lists.map(|list| (list.field, format!("{TYPES}{}.{}", section.dump, list.item)))
         });
         let item_type = lists.into_iter().find(|(field, _)| *field == resource).map(|(_, item)| item);
@@ -125,7 +135,9 @@ impl Admin {
         let fixed: Vec<Value> = fixed
             .map(|(_, any)| json!({ section.field: any_to_json(&any, Secrets::Redact), "last_updated": since }))
             .collect();
-        dump.insert(section.fixed.field.to_owned(), fixed.into());
+        if let Some(list) = section.fixed {
+            dump.insert(list.field.to_owned(), fixed.into());
+        }
         let (mut active, mut warming) = (Vec::new(), Vec::new());
         for (name, entry) in self.inventory.entries(section.type_url).into_iter().filter(|(name, _)| shown(name)) {
             if section.type_url == type_url::LISTENER {
@@ -275,7 +287,7 @@ fn error_state(given: &Given, reason: &str) -> Value {
 const TYPES: &str = "type.googleapis.com/envoy.admin.v3.";
 
 /// What may come over xDS, in push order.
-const TYPE_URLS: [&str; 7] = [
+const TYPE_URLS: [&str; 8] = [
     type_url::SECRET,
     type_url::CLUSTER,
     type_url::CLUSTER_LOAD_ASSIGNMENT,
@@ -283,4 +295,5 @@ const TYPE_URLS: [&str; 7] = [
     type_url::LISTENER,
     type_url::TUNNEL_AGENT,
     type_url::TUNNEL_POLICY,
+    type_url::EXTENSION_CONFIG,
 ];

@@ -19,7 +19,7 @@ pub(crate) struct Metrics {
     fallen_back: AtomicU64,
     ignored: AtomicU64,
     /// Of what is subscribed to as a whole.
-    kinds: [Subscription; 6],
+    kinds: [Subscription; KINDS.len()],
     /// Of what is subscribed to by name.
     resources: Mutex<HashMap<(Kind, Name), Subscription>>,
     configuration: Configuration,
@@ -87,7 +87,7 @@ impl Metrics {
 
     /// Counts for one resource that is subscribed to by its name.
     pub(crate) fn count_for(&self, kind: Kind, name: &Name, outcome: Outcome) {
-        if matches!(kind, Kind::Endpoints | Kind::Routes | Kind::Secret) {
+        if matches!(kind, Kind::Endpoints | Kind::Routes | Kind::Secret | Kind::Extension) {
             let mut resources = self.resources.lock();
             resources.entry((kind, Arc::clone(name))).or_insert_with(Subscription::asked).count(outcome);
         }
@@ -144,8 +144,8 @@ impl Subscription {
     }
 }
 
-/// In the order of [`Kind`]. Secrets, assignments and routes are counted one by one, as Envoy does, and here together.
-const KINDS: [&str; 7] = [
+/// In the order of [`Kind`]. Secrets, assignments, routes and filters' configurations are counted one by one, as Envoy does, and here together.
+const KINDS: [&str; 8] = [
     "sds",
     "cluster_manager.cds",
     "eds",
@@ -153,4 +153,5 @@ const KINDS: [&str; 7] = [
     "listener_manager.lds",
     "culvert.tunnel_agents",
     "culvert.tunnel_policies",
+    "ecds",
 ];

@@ -360,8 +360,16 @@ pub(super) fn node_of(sources: &Sources) -> Node {
     node
 }
 
-const KINDS: [Kind; 7] =
-    [Kind::Secret, Kind::Cluster, Kind::Endpoints, Kind::Routes, Kind::Listener, Kind::Agent, Kind::Policy];
+const KINDS: [Kind; 8] = [
+    Kind::Secret,
+    Kind::Cluster,
+    Kind::Endpoints,
+    Kind::Routes,
+    Kind::Listener,
+    Kind::Agent,
+    Kind::Policy,
+    Kind::Extension,
+];
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 const GREATEST_DELAY: Duration = Duration::from_secs(30);
 /// gRFC A53, Envoy's `initial_fetch_timeout`.

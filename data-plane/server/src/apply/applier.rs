@@ -9,6 +9,7 @@ use std::time::Duration;
 use culvert_model::Name;
 use culvert_model::bootstrap::reverse::ReverseTunnels;
 use culvert_model::endpoint::Endpoints;
+use culvert_model::listener::Listener;
 use culvert_model::resource::Resource;
 use culvert_model::route::RouteConfiguration;
 use culvert_proxy::{Process, RouteSlot, RouteTable, TunnelHosting, Worker};
@@ -20,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::agents::Agents;
 use super::clusters::ClusterEntry;
+use super::extensions::Extensions;
 use super::listeners::Listeners;
 use super::policies::InForce;
 use super::reverse::ReverseListeners;
@@ -46,6 +48,7 @@ pub(crate) struct Applier {
     /// The clusters that go by an assignment, by its name.
     pub(super) assigned: HashMap<Name, BTreeSet<Name>>,
     pub(super) listeners: Listeners,
+    pub(super) extensions: Extensions,
     pub(super) agents: Agents,
     pub(super) policies: InForce,
     pub(super) reverse: ReverseListeners,
@@ -88,6 +91,7 @@ impl Applier {
             clusters: HashMap::new(),
             assigned: HashMap::new(),
             listeners: Listeners::default(),
+            extensions: Extensions::default(),
             agents: Agents::default(),
             policies: InForce::new(),
             reverse: ReverseListeners::new(parts.reverse),
@@ -132,6 +136,7 @@ impl Applier {
                     self.refresh().await;
                 }
                 () = self.listeners.due() => self.advance_all().await,
+                () = self.extensions.due() => self.complete_listeners().await,
             }
             let now = self.paths();
             if now != paths {
@@ -212,14 +217,8 @@ impl Applier {
                 self.advance_all().await;
                 applied
             }
-            Resource::Listener(listener) => {
-                let applied = self.set_listener(Arc::clone(&listener)).await;
-                if applied.is_ok() {
-                    self.reverse.set(&listener.name, &listener.reverse);
-                    self.reconcile_reverse().await;
-                }
-                applied
-            }
+            Resource::Listener(listener) => self.set_configured(listener).await,
+            Resource::Extension(extension) => self.set_extension(extension).await,
             Resource::Agent(agent) => self.set_agent(agent).await,
             Resource::Policy(policy) => self.set_policy(policy),
         }
@@ -239,13 +238,26 @@ impl Applier {
                 self.process.routes.prune();
             }
             Kind::Listener => {
+                self.extensions.forget(name);
                 self.reverse.set(name, &[]);
                 self.reconcile_reverse().await;
                 self.remove_listener(name);
             }
             Kind::Agent => self.remove_agent(name),
             Kind::Policy => self.remove_policy(name),
+            Kind::Extension => self.extensions.remove(name),
         }
+    }
+
+    /// Puts a listener in force, with what came for its filters.
+    pub(super) async fn set_configured(&mut self, listener: Arc<Listener>) -> Result<Applied, ApplyError> {
+        let resolved = self.extensions.resolve(&listener)?;
+        let applied = self.set_listener(resolved).await;
+        if applied.is_ok() {
+            self.reverse.set(&listener.name, &listener.reverse);
+            self.reconcile_reverse().await;
+        }
+        applied
     }
 
     fn set_routes(&mut self, routes: Arc<RouteConfiguration>) -> Result<Applied, ApplyError> {
@@ -279,6 +291,7 @@ impl Applier {
 
     /// Lets go of the sockets and of the agents: the process's drain begins.
     fn end(&mut self) {
+        self.extensions.forget_all();
         self.listeners.release();
         for name in self.agents.names() {
             self.remove_agent(&name);

@@ -119,6 +119,15 @@ impl Listeners {
         running.map(|running| Arc::clone(&running.slot))
     }
 
+    /// The listener of that name as it serves, or as it will once it waits for nothing any more.
+    pub(super) fn newest(&self, name: &Name) -> Option<Arc<Listener>> {
+        let running = self.running.get(name)?;
+        match &running.warming {
+            Some(warming) => Some(Arc::clone(warming.chains.listener())),
+            None => running.slot.current().map(|chains| Arc::clone(chains.listener())),
+        }
+    }
+
     /// The sockets of a listener that leaves, if it serves on that address.
     pub(super) fn handed_over(&self, address: SocketAddr, leaving: &HashSet<Name>) -> Option<&[TcpListener]> {
         let mut running = self.running.iter().filter(|(name, running)| {
@@ -258,6 +267,8 @@ impl Applier {
     /// Stops accepting everywhere; connections have `within` to finish. Listeners stay known, and come back with the
     /// next change of theirs.
     pub(super) fn drain_listeners(&mut self, within: Duration) {
+        // Nor does what comes for their filters bring them back.
+        self.extensions.forget_all();
         let names: Vec<Name> = self.listeners.running.keys().cloned().collect();
         for name in names {
             if let Some(running) = self.listeners.running.remove(&name) {

@@ -30,6 +30,7 @@ impl Applier {
             Change::Set(Resource::Secret(secret)) => Ok(check_secret(secret)?),
             Change::Set(Resource::Cluster(cluster)) => Ok(self.rehearse_client(cluster.tls.as_deref())?),
             Change::Set(Resource::Agent(agent)) => Ok(self.rehearse_client(agent.tls.as_deref())?),
+            Change::Set(Resource::Extension(extension)) => self.rehearse_extension(extension),
             Change::Set(Resource::Policy(policy)) => material(policy).map(drop).map_err(Into::into),
             Change::Set(Resource::Routes(routes)) => self.rehearse_routes(routes),
             Change::Set(Resource::Listener(listener)) => self.rehearse_listener(listener, &leaving, &mut taken),
@@ -73,8 +74,9 @@ impl Applier {
                 }
             }
         }
+        let Some(listener) = self.extensions.try_resolve(listener)? else { return Ok(()) };
         let slot =
             slot.unwrap_or_else(|| ListenerSlot::new(Arc::clone(&listener.name), listener.address, &self.process));
-        compile_for_check(listener, &slot, &self.process, &Overview::default(), &self.secrets)
+        compile_for_check(&listener, &slot, &self.process, &Overview::default(), &self.secrets)
     }
 }

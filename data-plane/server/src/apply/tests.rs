@@ -1,3 +1,5 @@
+mod extensions;
+
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -8,7 +10,7 @@ use clap::Parser;
 use culvert_model::listener::{FilterChain, FilterChainMatch, Listener, NetworkFilter};
 use culvert_model::route::{HeaderMutations, RouteConfiguration};
 use culvert_model::secret::{Secret, SecretKind};
-use culvert_model::source::DataSource;
+use culvert_model::source::{ConfigSource, ConfigSourceKind, DataSource};
 use culvert_model::tls::{DownstreamTls, SecretRef, TlsCertificate};
 use culvert_model::tunnel::{ProtocolChoice, TunnelServer};
 use culvert_proxy::{TunnelHosting, Worker};

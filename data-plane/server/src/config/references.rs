@@ -7,6 +7,7 @@ use culvert_api::type_url;
 use culvert_model::Name;
 use culvert_model::agent::ServerSource;
 use culvert_model::cluster::Discovery;
+use culvert_model::extension::{Asked, Extension, Filter};
 use culvert_model::http::RouteSource;
 use culvert_model::listener::{Listener, NetworkFilter};
 use culvert_model::resource::Resource;
@@ -23,19 +24,33 @@ pub(crate) struct Reference {
     pub(crate) kind: Kind,
     pub(crate) name: Name,
     pub(crate) source: ConfigSource,
+    pub(crate) patience: Patience,
 }
 
-/// Every assignment, route configuration and secret that `resource` takes from a source.
+/// How long whoever refers to something waits for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// Something else holds from the beginning.
+    None,
+    /// Until the `initial_fetch_timeout` of its source is over; something stands in for it then.
+    Timeout,
+    /// Nothing stands in for it, however long it takes.
+    Endless,
+}
+
+impl Reference {
+    fn new(kind: Kind, name: &Name, source: &ConfigSource, patience: Patience) -> Self {
+        Self { kind, name: Arc::clone(name), source: source.clone(), patience }
+    }
+}
+
+/// Every assignment, route configuration, secret and filter configuration that `resource` takes from a source.
 pub(crate) fn of(resource: &Resource) -> Vec<Reference> {
     let mut references = Vec::new();
     match resource {
         Resource::Cluster(cluster) => {
             if let Discovery::Eds { service_name, config } = &cluster.discovery {
-                references.push(Reference {
-                    kind: Kind::Endpoints,
-                    name: Arc::clone(service_name),
-                    source: config.clone(),
-                });
+                references.push(Reference::new(Kind::Endpoints, service_name, config, Patience::Timeout));
             }
             if let Some(tls) = &cluster.tls {
                 secrets(&tls.common, &mut references);
@@ -45,15 +60,16 @@ pub(crate) fn of(resource: &Resource) -> Vec<Reference> {
         Resource::Agent(agent) => {
             for server in &agent.servers {
                 if let ServerSource::Eds { service_name, config } = server {
-                    references.push(Reference {
-                        kind: Kind::Endpoints,
-                        name: Arc::clone(service_name),
-                        source: config.clone(),
-                    });
+                    references.push(Reference::new(Kind::Endpoints, service_name, config, Patience::Timeout));
                 }
             }
             if let Some(tls) = &agent.tls {
                 secrets(&tls.common, &mut references);
+            }
+        }
+        Resource::Extension(extension) => {
+            if let Filter::Network(filter) = &extension.filter {
+                of_filter(filter, &mut references);
             }
         }
         Resource::Routes(_) | Resource::Endpoints(_) | Resource::Secret(_) | Resource::Policy(_) => {}
@@ -66,11 +82,23 @@ fn of_listener(listener: &Listener, references: &mut Vec<Reference>) {
         if let Some(tls) = &chain.tls {
             secrets(&tls.common, references);
         }
-        if let NetworkFilter::Http(manager) = &chain.filter
-            && let RouteSource::Rds { name, config } = &manager.routes
-        {
-            references.push(Reference { kind: Kind::Routes, name: Arc::clone(name), source: config.clone() });
-        }
+        of_filter(&chain.filter, references);
+    }
+}
+
+fn of_filter(filter: &NetworkFilter, references: &mut Vec<Reference>) {
+    for Asked { name, source, has_default, at_once, .. } in filter.asked() {
+        let patience = match (at_once, has_default) {
+            (true, _) => Patience::None,
+            (false, true) => Patience::Timeout,
+            (false, false) => Patience::Endless,
+        };
+        references.push(Reference::new(Kind::Extension, name, source, patience));
+    }
+    if let Some(NetworkFilter::Http(manager)) = filter.known()
+        && let RouteSource::Rds { name, config } = &manager.routes
+    {
+        references.push(Reference::new(Kind::Routes, name, config, Patience::Timeout));
     }
 }
 
@@ -78,7 +106,7 @@ fn secrets(tls: &CommonTls, references: &mut Vec<Reference>) {
     let mut add = |name: &Name, config: &Option<ConfigSource>| {
         // Without a source it is one of the bootstrap's.
         if let Some(source) = config {
-            references.push(Reference { kind: Kind::Secret, name: Arc::clone(name), source: source.clone() });
+            references.push(Reference::new(Kind::Secret, name, source, Patience::Endless));
         }
     };
     for certificate in &tls.certificates {
@@ -91,6 +119,15 @@ fn secrets(tls: &CommonTls, references: &mut Vec<Reference>) {
     }
 }
 
+/// The configurations of filters that `resource` asks for.
+pub(crate) fn asked(resource: &Resource) -> Vec<Asked<'_>> {
+    match resource {
+        Resource::Listener(listener) => listener.asked(),
+        Resource::Extension(extension) => network(extension).map(NetworkFilter::asked).unwrap_or_default(),
+        _ => Vec::new(),
+    }
+}
+
 /// The scopes in which the updates of what `resource` refers to are counted, as Envoy names them.
 pub(crate) fn scopes(resource: &Resource) -> Vec<(Kind, Name, ScopePath)> {
     let scope = |Reference { kind, name, .. }: Reference| {
@@ -99,7 +136,13 @@ pub(crate) fn scopes(resource: &Resource) -> Vec<(Kind, Name, ScopePath)> {
             (Kind::Endpoints, _) => ScopePath::named("tunnel_agent", "culvert_tunnel_agent", key_of(resource).1)
                 .with_inner("eds", "culvert_service_name", Arc::clone(&name)),
             (Kind::Secret, _) => ScopePath::named("sds", "envoy_xds_resource_name", Arc::clone(&name)),
-            (Kind::Routes, Resource::Listener(listener)) => return of_routes_in(listener, &name),
+            (Kind::Extension, _) => {
+                ScopePath::named("extension_config_discovery", "envoy_extension_config_name", Arc::clone(&name))
+            }
+            (Kind::Routes, Resource::Listener(listener)) => {
+                return of_routes_in(listener.chains().map(|chain| &chain.filter), &name);
+            }
+            (Kind::Routes, Resource::Extension(extension)) => return of_routes_in(network(extension), &name),
             (Kind::Cluster | Kind::Routes | Kind::Listener | Kind::Agent | Kind::Policy, _) => return Vec::new(),
         };
         vec![(kind, name, path)]
@@ -108,14 +151,13 @@ pub(crate) fn scopes(resource: &Resource) -> Vec<(Kind, Name, ScopePath)> {
 }
 
 /// Every connection manager that goes by these routes counts them.
-fn of_routes_in(listener: &Listener, name: &Name) -> Vec<(Kind, Name, ScopePath)> {
-    let chains = listener.filter_chains.iter().chain(&listener.default_filter_chain);
-    let managers = chains.filter_map(|chain| match &chain.filter {
-        NetworkFilter::Http(manager) => match &manager.routes {
+fn of_routes_in<'f>(filters: impl IntoIterator<Item = &'f NetworkFilter>, name: &Name) -> Vec<(Kind, Name, ScopePath)> {
+    let managers = filters.into_iter().filter_map(|filter| match filter.known() {
+        Some(NetworkFilter::Http(manager)) => match &manager.routes {
             RouteSource::Rds { name: routes, .. } if routes == name => Some(&manager.stat_prefix),
             RouteSource::Rds { .. } | RouteSource::Inline(_) => None,
         },
-        NetworkFilter::Tcp(_) | NetworkFilter::Tunnel(_) => None,
+        _ => None,
     });
     let scope = |prefix: &Name| {
         let path = ScopePath::http(Arc::clone(prefix));
@@ -130,18 +172,9 @@ pub(crate) fn clusters(resource: &Resource) -> BTreeSet<Name> {
     match resource {
         Resource::Routes(routes) => of_routes(routes, &mut names),
         Resource::Listener(listener) => {
-            for chain in listener.filter_chains.iter().chain(&listener.default_filter_chain) {
-                match &chain.filter {
-                    NetworkFilter::Tcp(proxy) => of_choice(&proxy.clusters, &mut names),
-                    NetworkFilter::Http(manager) => {
-                        if let RouteSource::Inline(routes) = &manager.routes {
-                            of_routes(routes, &mut names);
-                        }
-                    }
-                    NetworkFilter::Tunnel(_) => {}
-                }
-            }
+            listener.chains().for_each(|chain| through(&chain.filter, &mut names));
         }
+        Resource::Extension(extension) => network(extension).into_iter().for_each(|filter| through(filter, &mut names)),
         Resource::Cluster(_)
         | Resource::Endpoints(_)
         | Resource::Secret(_)
@@ -149,6 +182,25 @@ pub(crate) fn clusters(resource: &Resource) -> BTreeSet<Name> {
         | Resource::Policy(_) => {}
     }
     names
+}
+
+fn network(extension: &Extension) -> Option<&NetworkFilter> {
+    match &extension.filter {
+        Filter::Network(filter) => Some(filter),
+        Filter::Router(_) => None,
+    }
+}
+
+fn through(filter: &NetworkFilter, names: &mut BTreeSet<Name>) {
+    match filter.known() {
+        Some(NetworkFilter::Tcp(proxy)) => of_choice(&proxy.clusters, names),
+        Some(NetworkFilter::Http(manager)) => {
+            if let RouteSource::Inline(routes) = &manager.routes {
+                of_routes(routes, names);
+            }
+        }
+        Some(NetworkFilter::Tunnel(_) | NetworkFilter::Discovered(_)) | None => {}
+    }
 }
 
 fn of_routes(routes: &RouteConfiguration, names: &mut BTreeSet<Name>) {
@@ -182,6 +234,7 @@ pub(crate) fn kind_of(type_url: &str) -> Option<Kind> {
         type_url::LISTENER => Kind::Listener,
         type_url::TUNNEL_AGENT => Kind::Agent,
         type_url::TUNNEL_POLICY => Kind::Policy,
+        type_url::EXTENSION_CONFIG => Kind::Extension,
         _ => return None,
     })
 }
@@ -196,6 +249,7 @@ pub(crate) fn type_url_of(kind: Kind) -> &'static str {
         Kind::Listener => type_url::LISTENER,
         Kind::Agent => type_url::TUNNEL_AGENT,
         Kind::Policy => type_url::TUNNEL_POLICY,
+        Kind::Extension => type_url::EXTENSION_CONFIG,
     }
 }
 
@@ -209,5 +263,6 @@ pub(crate) fn key_of(resource: &Resource) -> (Kind, Name) {
         Resource::Listener(listener) => (Kind::Listener, Arc::clone(&listener.name)),
         Resource::Agent(agent) => (Kind::Agent, Arc::clone(&agent.name)),
         Resource::Policy(policy) => (Kind::Policy, Arc::clone(&policy.name)),
+        Resource::Extension(extension) => (Kind::Extension, Arc::clone(&extension.name)),
     }
 }

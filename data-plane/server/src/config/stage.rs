@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use culvert_model::Name;
 use culvert_model::bootstrap::Bootstrap;
+use culvert_model::extension::{Asked, Extension, Unresolved};
 use culvert_model::resource::Resource;
 use culvert_model::source::{ConfigSource, ConfigSourceKind};
 use culvert_runtime::telemetry::ScopePath;
@@ -248,7 +249,7 @@ impl Stage {
     pub(crate) fn interests(&self) -> Vec<(Kind, ConfigSourceKind, Interest)> {
         let mut interests: Vec<(Kind, ConfigSourceKind, Interest)> =
             self.roots.iter().map(|(kind, source)| (*kind, source.kind.clone(), Interest::everything())).collect();
-        for Reference { kind, name, source } in self.references() {
+        for Reference { kind, name, source, .. } in self.references() {
             let feed = interests.iter_mut().find(|(k, s, _)| k == kind && *s == source.kind);
             match feed {
                 Some((_, _, interest)) => _ = interest.names.insert(Arc::clone(name)),
@@ -269,6 +270,13 @@ impl Stage {
         slot.is_some_and(|slot| {
             slot.fixed || (slot.holds(resource) && !slot.failed && slot.retry.is_none() && !slot.cached)
         })
+    }
+
+    /// Why somebody who asks for the configuration of a filter cannot use it.
+    pub(crate) fn misfit(&self, extension: &Extension) -> Option<Unresolved> {
+        let candidates = self.slots.values().flat_map(|slot| slot.wanted.iter().chain(&slot.active));
+        let misfit = |asked: Asked<'_>| asked.misfit(extension);
+        candidates.flat_map(|candidate| references::asked(&candidate.resource)).find_map(misfit)
     }
 
     /// Resources in force that go with a batch: what it removes, what a live response does not have of what the cache had,

@@ -41,6 +41,10 @@ pub(super) const TABLE: &[Covered] = &[
     ),
     covered("envoy.config.core.v3.TransportSocket", &[honoured(&["typed_config"]), carried(&["name"])]),
     covered("envoy.config.core.v3.TypedExtensionConfig", &[honoured(&["typed_config"]), carried(&["name"])]),
+    covered(
+        "envoy.config.core.v3.ExtensionConfigSource",
+        &[honoured(&["config_source", "default_config", "apply_default_config_without_warming", "type_urls"])],
+    ),
     covered("envoy.config.core.v3.Metadata", &[honoured(&["filter_metadata"]), carried(&["typed_filter_metadata"])]),
     covered("envoy.config.core.v3.Locality", &[honoured(&["region", "zone", "sub_zone"])]),
     covered(

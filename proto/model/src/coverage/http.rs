@@ -102,7 +102,7 @@ pub(super) const TABLE: &[Covered] = &[
     ),
     covered(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",
-        &[honoured(&["typed_config", "config_discovery", "is_optional", "disabled"]), carried(&["name"])],
+        &[honoured(&["name", "typed_config", "config_discovery", "is_optional", "disabled"])],
     ),
     covered(
         "envoy.extensions.filters.http.router.v3.Router",

@@ -95,17 +95,7 @@ pub(super) const TABLE: &[Covered] = &[
             refused(&["address_suffix", "suffix_len"], "it decides which filter chain a connection gets"),
         ],
     ),
-    covered(
-        "envoy.config.listener.v3.Filter",
-        &[
-            honoured(&["typed_config"]),
-            carried(&["name"]),
-            refused(
-                &["config_discovery"],
-                "it decides what a connection passes through; put the configuration in typed_config",
-            ),
-        ],
-    ),
+    covered("envoy.config.listener.v3.Filter", &[honoured(&["name", "typed_config", "config_discovery"])]),
     covered(
         "envoy.config.listener.v3.ListenerFilter",
         &[

@@ -8,8 +8,8 @@ use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, Value};
 use super::{Covered, TABLES, Verdict, documentation, walk};
 use crate::report::Report;
 
-/// Messages that are values: read as a whole or not at all. (`config_discovery` is judged with `is_optional`.)
-const VALUES: &[&str] = &["google.protobuf.", "envoy.config.core.v3.ExtensionConfigSource"];
+/// Messages that are values: read as a whole or not at all.
+const VALUES: &[&str] = &["google.protobuf."];
 
 fn tables() -> impl Iterator<Item = &'static Covered> {
     TABLES.iter().copied().flatten()

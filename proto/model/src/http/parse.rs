@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::http_filter::ConfigType;
 use culvert_api::Any;
 use culvert_api::envoy::config::route::v3::FilterConfig;
-use culvert_api::envoy::extensions::filters::http::router::v3::Router;
+use culvert_api::envoy::extensions::filters::http::router::v3::Router as ApiRouter;
 use culvert_api::envoy::extensions::filters::network::http_connection_manager::v3 as api;
 use prost::Name as _;
 
@@ -15,6 +16,7 @@ use super::{
     HttpConnectionManager, RouteSource, RouterOptions, ServerHeader, StripPort, UpgradeConfig, options,
 };
 use crate::access_log;
+use crate::extension::{self, Discovery, may_be};
 use crate::listener::{Cidr, cidr};
 use crate::report::{Report, clip};
 use crate::route;
@@ -54,6 +56,7 @@ pub(crate) fn connection_manager(
     let escaped_slashes = escaped_slashes(report, message);
     let internal_addresses = internal_addresses(report, message);
     let kilobytes = scalar::within(report, "max_request_headers_kb", message.max_request_headers_kb, 1, 8192, 60);
+    let router = router?;
     Some(HttpConnectionManager {
         stat_prefix: stat_prefix?,
         codec: codec?,
@@ -92,7 +95,8 @@ pub(crate) fn connection_manager(
         strip_trailing_host_dot: message.strip_trailing_host_dot,
         stream_error_on_invalid: message.stream_error_on_invalid_http_message.unwrap_or(false),
         scheme_override,
-        router: router?,
+        router: router.options,
+        router_discovery: router.discovery,
     })
 }
 
@@ -158,30 +162,50 @@ fn routes(report: &mut Report, message: &api::HttpConnectionManager) -> Option<R
     }
 }
 
+/// The last filter: its options, and where they come from if not from here.
+struct Router {
+    options: RouterOptions,
+    discovery: Option<Arc<Discovery<RouterOptions>>>,
+}
+
 /// The filters before the router must be such that leaving them out was foreseen.
-fn filters(report: &mut Report, filters: &[api::HttpFilter]) -> Option<RouterOptions> {
+fn filters(report: &mut Report, filters: &[api::HttpFilter]) -> Option<Router> {
     let mut router = None;
     report.items("http_filters", filters, |report, filter| -> Option<()> {
         if router.is_some() {
             report.error("stands behind the router, which is the last filter");
             return None;
         }
-        if typed_config(filter).is_some_and(|config| config.type_name() == Router::full_name()) {
-            router = report.field("typed_config", |report| router_options(report, typed_config(filter)?));
-            return None;
+        match &filter.config_type {
+            Some(ConfigType::TypedConfig(config)) if config.type_name() == ApiRouter::full_name() => {
+                let options = report.field("typed_config", |report| router_options(report, config));
+                router = Some(options.map(|options| Router { options, discovery: None }));
+            }
+            Some(ConfigType::ConfigDiscovery(source))
+                if may_be(source, &ApiRouter::full_name()) && !filter.disabled =>
+            {
+                let discovered = report.field("config_discovery", |report| {
+                    extension::discovery(report, &filter.name, source, &[ApiRouter::full_name()], router_options)
+                });
+                router = Some(discovered.map(|discovery| Router {
+                    options: discovery.default.clone().unwrap_or_default(),
+                    discovery: Some(Arc::new(discovery)),
+                }));
+            }
+            _ => left_out(report, filter),
         }
-        left_out(report, filter);
         None
     });
     if router.is_none() {
-        let name = Router::full_name();
+        let name = ApiRouter::full_name();
         report.error_at("http_filters", format!("has no router; the last filter is a {name} that is not disabled"));
     }
-    router
+    router.flatten()
 }
 
-fn router_options(report: &mut Report, config: &Any) -> Option<RouterOptions> {
-    let router: Router = report.unpack(config)?;
+/// Parses the router filter at hand.
+pub(crate) fn router_options(report: &mut Report, config: &Any) -> Option<RouterOptions> {
+    let router: ApiRouter = report.unpack(config)?;
     Some(RouterOptions {
         suppress_envoy_headers: router.suppress_envoy_headers,
         respect_expected_rq_timeout: router.respect_expected_rq_timeout,
@@ -191,8 +215,8 @@ fn router_options(report: &mut Report, config: &Any) -> Option<RouterOptions> {
 /// An HTTP filter that is not there: refused unless the configuration allows for that.
 fn left_out(report: &mut Report, filter: &api::HttpFilter) {
     let (field, name) = match &filter.config_type {
-        Some(api::http_filter::ConfigType::TypedConfig(config)) => ("typed_config", config.type_name()),
-        Some(api::http_filter::ConfigType::ConfigDiscovery(_)) => ("config_discovery", clip(&filter.name)),
+        Some(ConfigType::TypedConfig(config)) => ("typed_config", config.type_name()),
+        Some(ConfigType::ConfigDiscovery(_)) => ("config_discovery", clip(&filter.name)),
         None => ("typed_config", clip(&filter.name)),
     };
     if filter.disabled {
@@ -207,8 +231,8 @@ fn left_out(report: &mut Report, filter: &api::HttpFilter) {
 
 fn typed_config(filter: &api::HttpFilter) -> Option<&Any> {
     match &filter.config_type {
-        Some(api::http_filter::ConfigType::TypedConfig(config)) => Some(config),
-        Some(api::http_filter::ConfigType::ConfigDiscovery(_)) | None => None,
+        Some(ConfigType::TypedConfig(config)) => Some(config),
+        Some(ConfigType::ConfigDiscovery(_)) | None => None,
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_api::Any;
 use culvert_api::culvert::tunnel::v1::TunnelServer;
 use culvert_api::envoy::config::core::v3 as core;
 use culvert_api::envoy::config::listener::v3 as api;
@@ -21,6 +22,7 @@ use super::{
 };
 use crate::access_log;
 use crate::endpoint::{self, Address, Names};
+use crate::extension;
 use crate::http;
 use crate::report::{Report, clip};
 use crate::scalar;
@@ -160,41 +162,60 @@ fn network_filter(report: &mut Report, filters: &[api::Filter]) -> Option<Networ
 }
 
 fn one_filter(report: &mut Report, filter: &api::Filter) -> Option<NetworkFilter> {
-    let Some(api::filter::ConfigType::TypedConfig(config)) = &filter.config_type else {
-        if filter.config_type.is_none() {
-            report.error_at("typed_config", format!("is missing for {:?}", clip(&filter.name)));
+    match &filter.config_type {
+        Some(api::filter::ConfigType::TypedConfig(config)) => {
+            report.field("typed_config", |report| typed_filter(report, config))
         }
-        return None;
-    };
-    report.field("typed_config", |report| {
-        let name = config.type_name();
-        if name == HttpConnectionManager::full_name() {
-            let message: HttpConnectionManager = report.unpack(config)?;
-            http::connection_manager(report, &message).map(|manager| NetworkFilter::Http(Arc::new(manager)))
-        } else if name == DrainAwareHttpConnectionManager::full_name() {
-            let message: DrainAwareHttpConnectionManager = report.unpack(config)?;
-            // GOAWAY is what every connection manager sends when it drains.
-            let Some(manager) = &message.hcm_config else {
-                report.error_at("hcm_config", "is missing");
-                return None;
-            };
-            let manager = report.field("hcm_config", |report| http::connection_manager(report, manager));
-            manager.map(|manager| NetworkFilter::Http(Arc::new(manager)))
-        } else if name == TcpProxy::full_name() {
-            let message: TcpProxy = report.unpack(config)?;
-            tcp_proxy::parse(report, &message).map(|proxy| NetworkFilter::Tcp(Arc::new(proxy)))
-        } else if name == TunnelServer::full_name() {
-            let message: TunnelServer = report.unpack(config)?;
-            tunnel::server(report, &message).map(|server| NetworkFilter::Tunnel(Arc::new(server)))
-        } else if name == ReverseTunnel::full_name() {
-            let message: ReverseTunnel = report.unpack(config)?;
-            tunnel::reverse::filter(report, &message).map(|server| NetworkFilter::Tunnel(Arc::new(server)))
-        } else {
-            report
-                .error(format!("{name} is not there: it may decide who may connect or where traffic goes; remove it"));
+        Some(api::filter::ConfigType::ConfigDiscovery(source)) => report.field("config_discovery", |report| {
+            let discovery = extension::discovery(report, &filter.name, source, &known(), typed_filter)?;
+            Some(NetworkFilter::Discovered(Arc::new(discovery)))
+        }),
+        None => {
+            report.error_at("typed_config", format!("is missing for {:?}", clip(&filter.name)));
             None
         }
-    })
+    }
+}
+
+/// The filters that are there.
+fn known() -> [String; 5] {
+    [
+        HttpConnectionManager::full_name(),
+        DrainAwareHttpConnectionManager::full_name(),
+        TcpProxy::full_name(),
+        TunnelServer::full_name(),
+        ReverseTunnel::full_name(),
+    ]
+}
+
+/// Parses the network filter at hand, which must be one that is there.
+pub(crate) fn typed_filter(report: &mut Report, config: &Any) -> Option<NetworkFilter> {
+    let name = config.type_name();
+    if name == HttpConnectionManager::full_name() {
+        let message: HttpConnectionManager = report.unpack(config)?;
+        http::connection_manager(report, &message).map(|manager| NetworkFilter::Http(Arc::new(manager)))
+    } else if name == DrainAwareHttpConnectionManager::full_name() {
+        let message: DrainAwareHttpConnectionManager = report.unpack(config)?;
+        // GOAWAY is what every connection manager sends when it drains.
+        let Some(manager) = &message.hcm_config else {
+            report.error_at("hcm_config", "is missing");
+            return None;
+        };
+        let manager = report.field("hcm_config", |report| http::connection_manager(report, manager));
+        manager.map(|manager| NetworkFilter::Http(Arc::new(manager)))
+    } else if name == TcpProxy::full_name() {
+        let message: TcpProxy = report.unpack(config)?;
+        tcp_proxy::parse(report, &message).map(|proxy| NetworkFilter::Tcp(Arc::new(proxy)))
+    } else if name == TunnelServer::full_name() {
+        let message: TunnelServer = report.unpack(config)?;
+        tunnel::server(report, &message).map(|server| NetworkFilter::Tunnel(Arc::new(server)))
+    } else if name == ReverseTunnel::full_name() {
+        let message: ReverseTunnel = report.unpack(config)?;
+        tunnel::reverse::filter(report, &message).map(|server| NetworkFilter::Tunnel(Arc::new(server)))
+    } else {
+        report.error(format!("{name} is not there: it may decide who may connect or where traffic goes; remove it"));
+        None
+    }
 }
 
 fn chain_match(report: &mut Report, message: &api::FilterChainMatch) -> Option<FilterChainMatch> {

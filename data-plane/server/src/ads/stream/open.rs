@@ -59,6 +59,12 @@ fn method(source: &Source, delta: bool) -> &'static str {
         (Some(Kind::Routes), true) => "/envoy.service.route.v3.RouteDiscoveryService/DeltaRoutes",
         (Some(Kind::Secret), false) => "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets",
         (Some(Kind::Secret), true) => "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets",
+        (Some(Kind::Extension), false) => {
+            "/envoy.service.extension.v3.ExtensionConfigDiscoveryService/StreamExtensionConfigs"
+        }
+        (Some(Kind::Extension), true) => {
+            "/envoy.service.extension.v3.ExtensionConfigDiscoveryService/DeltaExtensionConfigs"
+        }
         // Ours have no service of their own: an aggregated stream that asks for nothing else.
         (Some(Kind::Agent | Kind::Policy) | None, false) => {
             "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"

@@ -73,13 +73,13 @@ impl Warming {
 
 /// The route configurations that come by name, and how long a listener waits for each.
 fn route_names(listener: &Listener) -> Vec<(Name, Duration)> {
-    let chains = listener.filter_chains.iter().chain(&listener.default_filter_chain);
-    let sources = chains.filter_map(|chain| match &chain.filter {
+    let sources = listener.chains().filter_map(|chain| match &chain.filter {
         NetworkFilter::Http(manager) => match &manager.routes {
             RouteSource::Rds { name, config } => Some((Arc::clone(name), config.initial_fetch_timeout)),
             RouteSource::Inline(_) => None,
         },
-        NetworkFilter::Tcp(_) | NetworkFilter::Tunnel(_) => None,
+        // What is served was resolved.
+        NetworkFilter::Tcp(_) | NetworkFilter::Tunnel(_) | NetworkFilter::Discovered(_) => None,
     });
     sources.collect()
 }

@@ -13,7 +13,7 @@ use prost::Message;
 
 use super::{Candidate, Key, Retry, Stage, references_of};
 use crate::apply::{Change, Kind};
-use crate::config::references::{self, type_url_of};
+use crate::config::references::{self, Patience, type_url_of};
 use crate::inventory::Given;
 
 /// What is to be applied, in its order.
@@ -216,15 +216,19 @@ impl Stage {
             let timeout = reference.source.initial_fetch_timeout;
             let until = (!timeout.is_zero()).then(|| candidate.since + timeout);
             let is_there = self.slots.get(&key).is_some_and(|slot| match key.0 {
-                // A route configuration may itself wait for a cluster.
-                Kind::Routes => slot.active.is_some() || coming.contains(&key),
+                // A route configuration may itself wait for a cluster, and a filter for its routes.
+                Kind::Routes | Kind::Extension => slot.active.is_some() || coming.contains(&key),
                 _ => slot.active.is_some() || slot.wanted.is_some(),
             });
-            // Nothing stands in for a secret, however long it takes.
-            if key.0 == Kind::Secret {
-                waits.extend((!is_there).then(|| (describe(&key), None)));
-            } else if !is_there && !self.missing.contains(&key) && until.is_none_or(|until| now < until) {
-                waits.push((describe(&key), until));
+            match reference.patience {
+                _ if is_there => {}
+                Patience::None => {}
+                Patience::Endless => waits.push((describe(&key), None)),
+                Patience::Timeout => {
+                    if !self.missing.contains(&key) && until.is_none_or(|until| now < until) {
+                        waits.push((describe(&key), until));
+                    }
+                }
             }
         }
         for cluster in references::clusters(&candidate.resource) {
@@ -321,8 +325,7 @@ impl Stage {
             let candidate = if coming.contains(key) { &slot.wanted } else { &slot.active };
             candidate.as_ref()
         });
-        let routes =
-            in_force.filter(|candidate| matches!(candidate.resource, Resource::Routes(_) | Resource::Listener(_)));
+        let routes = in_force.filter(|candidate| leads_to_clusters(&candidate.resource));
         routes.flat_map(|candidate| references::clusters(&candidate.resource)).collect()
     }
 
@@ -331,8 +334,12 @@ impl Stage {
     }
 }
 
+fn leads_to_clusters(resource: &Resource) -> bool {
+    matches!(resource, Resource::Routes(_) | Resource::Listener(_) | Resource::Extension(_))
+}
+
 fn is_by_reference(kind: Kind) -> bool {
-    matches!(kind, Kind::Endpoints | Kind::Routes | Kind::Secret)
+    matches!(kind, Kind::Endpoints | Kind::Routes | Kind::Secret | Kind::Extension)
 }
 
 impl super::Slot {
@@ -374,8 +381,16 @@ fn describe((kind, name): &Key) -> String {
 }
 
 /// What is referred to stands before what refers to it.
-const ORDER: [Kind; 7] =
-    [Kind::Secret, Kind::Cluster, Kind::Endpoints, Kind::Routes, Kind::Policy, Kind::Listener, Kind::Agent];
+const ORDER: [Kind; 8] = [
+    Kind::Secret,
+    Kind::Cluster,
+    Kind::Endpoints,
+    Kind::Routes,
+    Kind::Policy,
+    Kind::Extension,
+    Kind::Listener,
+    Kind::Agent,
+];
 
 /// How long routes wait for a cluster that is announced and still warming. Envoy: `initial_fetch_timeout`.
 const CLUSTER_TIME: Duration = Duration::from_secs(15);

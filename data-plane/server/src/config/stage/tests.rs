@@ -1,6 +1,7 @@
 //! Stage, warm and publish on values: what comes into force, when, and in which order.
 
 mod deletions;
+mod extensions;
 mod floods;
 mod swaps;
 

@@ -1,0 +1,151 @@
+//! What a proxy asks its control plane for besides clusters, endpoints, listeners and routes: configurations of filters.
+
+use std::net::{SocketAddr, TcpListener};
+
+use anyhow::{Context, ensure};
+use culvert_tests::Result;
+use culvert_tests::backend::Backend;
+use culvert_tests::client::get;
+use culvert_tests::plane::{Plane, Way, assignment, by_rds, eds_cluster, envoy, listener, routes_to};
+use culvert_tests::wait::eventually;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+
+fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+async fn answers(plane: &Plane, address: SocketAddr, body: &str) -> Result {
+    eventually(&format!("{address} answers {body}"), async || {
+        let answer = get(address, "/").await?;
+        ensure!(answer.text() == body, "saw {} {:?}", answer.status, answer.text());
+        Ok(())
+    })
+    .await
+    .with_context(|| plane.proxy_log())
+}
+
+const MANAGER: &str = "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+const ROUTER: &str = "extensions.filters.http.router.v3.Router";
+
+/// A connection manager that answers every request with `body`.
+fn answering(body: &str) -> Value {
+    listener("x", SocketAddr::from(([127, 0, 0, 1], 0)), body, json!({}))["filter_chains"][0]["filters"][0]
+        ["typed_config"]
+        .clone()
+}
+
+fn extension(name: &str, config: &Value) -> Value {
+    json!({ "@type": envoy("config.core.v3.TypedExtensionConfig"), "name": name, "typed_config": config })
+}
+
+/// Where a filter's configuration comes from.
+fn discovery(kind: &str, more: Value) -> Value {
+    let mut source = json!({
+        "config_source": { "ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "1s" },
+        "type_urls": [envoy(kind)],
+    });
+    if let (Some(source), Value::Object(more)) = (source.as_object_mut(), more) {
+        source.extend(more);
+    }
+    source
+}
+
+/// A listener whose one filter comes by its name.
+fn asking(name: &str, address: SocketAddr, filter: &str, more: Value) -> Value {
+    let filters = json!({ "filters": [{ "name": filter, "config_discovery": discovery(MANAGER, more) }] });
+    listener(name, address, "", filters)
+}
+
+#[tokio::test]
+async fn a_listener_warms_until_its_filter_comes_and_goes_by_each_one_that_does() -> Result {
+    for sotw in [false, true] {
+        let mut plane = Plane::start(&[]).await?;
+        let (lacking, spared, plain) = (free_address()?, free_address()?, free_address()?);
+        let more = json!({ "default_config": answering("default") });
+        plane.put(
+            "listeners.json",
+            &[
+                asking("lacking", lacking, "needed", json!({})),
+                asking("spared", spared, "spare", more),
+                listener("plain", plain, "plain", json!({})),
+            ],
+        )?;
+        plane.start_proxy(Way { sotw, ..Way::default() }).await?;
+        answers(&plane, plain, "plain").await.context("a listener that lacks nothing does not wait for the others")?;
+        answers(&plane, spared, "default").await.context("a default stands in once its time has come")?;
+        let waits = plane.page("/init_dump").await?.to_string();
+        let named = waits.contains("Listener lacking") && waits.contains("TypedExtensionConfig needed");
+        ensure!(named && !waits.contains("spared"), "/init_dump: {waits}");
+        ensure!(TcpStream::connect(lacking).await.is_err(), "nobody can connect to a listener that lacks a filter");
+
+        let both = |body: &str| [extension("needed", &answering(body)), extension("spare", &answering("came"))];
+        plane.put("extensions.json", &both("one"))?;
+        answers(&plane, lacking, "one").await?;
+        answers(&plane, spared, "came").await.context("what comes counts, and not the default")?;
+        plane.put("extensions.json", &both("two"))?;
+        answers(&plane, lacking, "two").await.context("another one takes its place")?;
+        let dump = plane.page("/config_dump?resource=ecds_filters").await?;
+        let text = dump.to_string();
+        ensure!(text.contains("\"two\"") && text.contains("EcdsFilterConfig"), "/config_dump: {text}");
+        let seen = plane.stat("extension_config_discovery.needed.update_success").await?;
+        ensure!(seen == 2, "two came, and {seen} were counted");
+
+        // Of a type that the filter does not allow.
+        let router = json!({ "@type": envoy(ROUTER) });
+        plane.put("extensions.json", &[extension("needed", &router), extension("spare", &answering("new"))])?;
+        answers(&plane, spared, "new").await.context("the good one of a refused response applies")?;
+        eventually("the control plane knows what was refused", async || {
+            let (seen, words) = plane.status("TypedExtensionConfig", "needed").await?;
+            ensure!(seen == "ERROR" && words.contains("type_urls"), "saw {seen} {words:?}");
+            Ok(())
+        })
+        .await
+        .with_context(|| plane.proxy_log())?;
+        answers(&plane, lacking, "two").await.context("the last good one keeps serving")?;
+        plane.stop_proxy().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_router_comes_by_its_name_and_the_connection_manager_by_which_it_did() -> Result {
+    let backend = Backend::start("backend").await?;
+    let mut plane = Plane::start(&[]).await?;
+    let (inline, nested) = (free_address()?, free_address()?);
+    let mut manager = by_rds("x", inline, "r")["filter_chains"][0]["filters"][0]["typed_config"].clone();
+    manager["http_filters"] = json!([{ "name": "router", "config_discovery": discovery(ROUTER, json!({})) }]);
+    let filters = json!({ "filters": [{ "name": "http", "typed_config": manager.clone() }] });
+    plane.put(
+        "all.json",
+        &[
+            eds_cluster("c"),
+            assignment("c", &[backend.address]),
+            routes_to("r", "c"),
+            listener("inline", inline, "", filters),
+            asking("nested", nested, "manager", json!({})),
+            extension("manager", &manager),
+        ],
+    )?;
+    plane.put("router.json", &[extension("router", &json!({ "@type": envoy(ROUTER) }))])?;
+    let timed = async |plane: &Plane, expected: bool| -> Result {
+        for address in [inline, nested] {
+            eventually("the router's options are those that came", async || {
+                let answer = get(address, "/").await?;
+                ensure!(answer.text() == "backend\n", "saw {} {:?}", answer.status, answer.text());
+                let seen = answer.headers.contains_key("x-envoy-upstream-service-time");
+                ensure!(seen == expected, "{address}: {:?}", answer.headers);
+                Ok(())
+            })
+            .await
+            .with_context(|| plane.proxy_log())?;
+        }
+        Ok(())
+    };
+    plane.start_proxy(Way::default()).await?;
+    timed(&plane, true).await?;
+    let router = json!({ "@type": envoy(ROUTER), "suppress_envoy_headers": true });
+    plane.put("router.json", &[extension("router", &router)])?;
+    timed(&plane, false).await?;
+    plane.stop_proxy().await
+}
