@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, ensure};
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, Request, Response};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::Result;
 use crate::wait::in_time;
@@ -72,6 +73,82 @@ pub async fn check(address: SocketAddr) -> Result {
     }
     driver.abort();
     Ok(())
+}
+
+/// A gRPC server on a free port that answers every message of every call with its name; ends when dropped.
+#[derive(Debug)]
+pub struct Named {
+    pub address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Named {
+    /// Starts it.
+    pub async fn start(name: &'static str) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((socket, _)) = listener.accept().await {
+                connections.spawn(async move {
+                    if let Err(error) = answer_all(socket, name).await {
+                        eprintln!("{name}: {error:#}");
+                    }
+                });
+            }
+        });
+        Ok(Self { address, task })
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn answer_all(socket: TcpStream, name: &'static str) -> Result {
+    socket.set_nodelay(true)?;
+    let mut connection = h2::server::handshake(socket).await?;
+    let mut calls = JoinSet::new();
+    while let Some(request) = connection.accept().await {
+        let (request, mut respond) = request?;
+        while calls.try_join_next().is_some() {}
+        calls.spawn(async move {
+            let head = Response::builder().header("content-type", "application/grpc");
+            let mut body = respond.send_response(head.body(())?, false)?;
+            let mut incoming = request.into_body();
+            let mut read = BytesMut::new();
+            while let Some(data) = incoming.data().await {
+                let data = data?;
+                incoming.flow_control().release_capacity(data.len())?;
+                read.extend_from_slice(&data);
+                while take_message(&mut read) {
+                    body.send_data(message(name), false)?;
+                }
+            }
+            body.send_trailers(HeaderMap::from_iter([("grpc-status".parse()?, "0".parse()?)]))?;
+            Ok::<_, anyhow::Error>(())
+        });
+    }
+    Ok(())
+}
+
+/// Whether a whole message was there; it is gone then.
+fn take_message(read: &mut BytesMut) -> bool {
+    let Some(Ok(length)) = read.get(1..5).map(<[u8; 4]>::try_from) else { return false };
+    let end = usize::try_from(u32::from_be_bytes(length)).map_or(usize::MAX, |length| length + 5);
+    let whole = read.len() >= end;
+    if whole {
+        read.advance(end);
+    }
+    whole
+}
+
+/// gRPC's framing of one message.
+fn message(text: &str) -> Bytes {
+    let length = u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes();
+    [&[0], &length[..], text.as_bytes()].concat().into()
 }
 
 const MESSAGE: &[u8] = b"\0\0\0\0\x02hi";

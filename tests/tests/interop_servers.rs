@@ -1,11 +1,10 @@
 //! Foreign control planes over culvert-proxy: go-control-plane, and a plain server on grpcio without any xDS library.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use base64::Engine as _;
 use culvert_api::document::{self, Syntax};
 use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
@@ -14,84 +13,16 @@ use culvert_tests::Result;
 use culvert_tests::backend::Backend;
 use culvert_tests::client::get;
 use culvert_tests::load::Load;
+use culvert_tests::peer::{Peer, Running, find_program};
 use culvert_tests::plane::{Plane, Way, assignment, by_rds, eds_cluster, listener, routes_to};
 use culvert_tests::process::repository;
 use culvert_tests::wait::{eventually, within};
 use prost::Message;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::io::AsyncWriteExt;
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::process::Command;
 
-/// A foreign program that is told what to do on stdin, a line at a time.
-struct Server {
-    _child: Child,
-    stdin: ChildStdin,
-    folder: TempDir,
-}
-
-impl Server {
-    fn start(program: &Path, args: &[&str]) -> Result<Self> {
-        let folder = TempDir::with_prefix("culvert-")?;
-        let log = std::fs::File::create(folder.path().join("log"))?;
-        let mut child = Command::new(program)
-            .args(args)
-            .current_dir(folder.path())
-            .stdin(Stdio::piped())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
-        let stdin = child.stdin.take().context("no stdin")?;
-        Ok(Self { _child: child, stdin, folder })
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
-    }
-
-    async fn address(&self) -> Result<SocketAddr> {
-        eventually("the server writes its address", async || {
-            let text = std::fs::read_to_string(self.folder.path().join("address"))?;
-            text.trim().parse().with_context(|| format!("{text:?} is no address; {}", self.log()))
-        })
-        .await
-    }
-
-    async fn tell(&mut self, line: &str) -> Result {
-        self.stdin.write_all(format!("{line}\n").as_bytes()).await?;
-        Ok(self.stdin.flush().await?)
-    }
-
-    /// Waits until it has printed a line that begins and goes on as given.
-    async fn says(&self, begin: &str, more: &str) -> Result {
-        eventually(&format!("the server says {begin} {more}"), async || {
-            let log = self.log();
-            let said = log.lines().any(|line| line.starts_with(begin) && line.contains(more));
-            ensure!(said, "it said\n{log}");
-            Ok(())
-        })
-        .await
-    }
-}
-
-/// A program that may be missing outside of CI.
-fn find(program: &str, candidates: &[PathBuf]) -> Result<Option<PathBuf>> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path = std::env::split_paths(&path).map(|folder| folder.join(program));
-    let found = candidates.iter().cloned().chain(on_path).find(|candidate| candidate.is_file());
-    if found.is_none() {
-        let how = format!("{program} is missing; scripts/peers says how to get it");
-        if std::env::var_os("CI").is_some() {
-            bail!("{how}");
-        }
-        eprintln!("SKIPPED: {how}");
-    }
-    Ok(found)
-}
-
-async fn answers(plane: &Plane, server: &Server, address: SocketAddr, body: &str) -> Result {
+async fn answers(plane: &Plane, server: &Running, address: SocketAddr, body: &str) -> Result {
     eventually(&format!("{address} answers {body}"), async || {
         let answer = get(address, "/").await?;
         ensure!(answer.text() == body, "saw {} {:?}", answer.status, answer.text());
@@ -110,7 +41,7 @@ fn bare(mut resource: Value) -> Value {
 }
 
 async fn go_program() -> Result<Option<(PathBuf, TempDir)>> {
-    let Some(go) = find("go", &[])? else { return Ok(None) };
+    let Some(go) = find_program("go")? else { return Ok(None) };
     let folder = TempDir::with_prefix("culvert-")?;
     let program = folder.path().join("go-control-plane");
     let source = repository().join("tests/peers/go-control-plane");
@@ -128,7 +59,7 @@ async fn go_control_plane_swaps_clusters_under_load_and_hears_what_is_refused() 
     for sotw in [true, false] {
         let (one, two) = (Backend::start("one").await?, Backend::start("two").await?);
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let mut server = Server::start(&program, &["-address-file", "address"])?;
+        let mut server = Running::start(Command::new(&program).args(["-address-file", "address"]))?;
         let snapshot = |version: u32, cluster: &str, backend: &Backend, more: &[Value]| {
             let clusters: Vec<Value> = more.iter().cloned().chain([eds_cluster(cluster)]).map(bare).collect();
             json!({ "version": version.to_string(), "resources": {
@@ -236,10 +167,9 @@ fn delta(type_url: &str, nonce: &str, resources: &[(&str, Value, Option<i64>)], 
 
 #[tokio::test]
 async fn a_plain_python_server_is_enough_and_what_it_takes_away_is_not_believed_at_once() -> Result {
-    let own = repository().join(".tools/python/bin/python");
-    let Some(python) = find("python-with-grpcio", &[own])? else { return Ok(()) };
+    let Some(python) = Peer::Grpcio.find()? else { return Ok(()) };
     let script = repository().join("tests/peers/ads_server.py");
-    let mut server = Server::start(&python, &[&script.to_string_lossy(), "address"])?;
+    let mut server = Running::start(Command::new(python).arg(script).arg("address"))?;
     let backend = Backend::start("backend").await?;
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let mut plane = Plane::under(server.address().await?)?;
