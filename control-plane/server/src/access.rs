@@ -9,7 +9,7 @@ use tonic::Status;
 
 use crate::args::Args;
 use crate::identity::{Identities, Peer};
-use crate::tokens::Tokens;
+use crate::tokens::{Given, Tokens};
 
 /// The rules of the command line.
 #[derive(Debug)]
@@ -47,16 +47,16 @@ impl Access {
         self.tokens.clone().map(|tokens| tokio::spawn(tokens.follow()))
     }
 
-    /// Who makes a request: the connection's peer, with the name of the token that the request carries.
-    pub(crate) fn authenticate(&self, peer: &Peer, headers: &HeaderMap) -> Result<Peer, Status> {
-        let Some(tokens) = &self.tokens else { return Ok(peer.clone()) };
+    /// Who makes a request: the connection's peer, with the name of the token that the request carries, and that token.
+    pub(crate) fn authenticate(&self, peer: &Peer, headers: &HeaderMap) -> Result<(Peer, Option<Given>), Status> {
+        let Some(tokens) = &self.tokens else { return Ok((peer.clone(), None)) };
         let given = headers.get(header::AUTHORIZATION);
         let token = given.and_then(|value| value.to_str().ok()).and_then(|value| value.split_once(' '));
         let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-        match (given, token.and_then(|(_, token)| tokens.name_of(token.trim()))) {
-            (_, Some(name)) => Ok(peer.with_name(&name)),
+        match (given, token.and_then(|(_, token)| tokens.find(token.trim()))) {
+            (_, Some(token)) => Ok((peer.with_name(&token.name), Some(token))),
             // A certificate is as good.
-            (None, None) if peer.certificate.is_some() => Ok(peer.clone()),
+            (None, None) if peer.certificate.is_some() => Ok((peer.clone(), None)),
             (None, None) => Err(Status::unauthenticated("a bearer token or a client certificate is needed here")),
             (Some(_), None) => Err(Status::unauthenticated("the token is not known here")),
         }

@@ -102,7 +102,7 @@ async fn polled(control: &Control, request: http::Request<Incoming>) -> http::Re
     }
     let peer = Peer::new(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), None);
     match control.access.authenticate(&peer, request.headers()) {
-        Ok(peer) => rest::discovery(control, &peer, request).await,
+        Ok((peer, _)) => rest::discovery(control, &peer, request).await,
         Err(status) => text(StatusCode::UNAUTHORIZED, format!("{}\n", status.message())),
     }
 }

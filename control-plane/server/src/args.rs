@@ -87,6 +87,11 @@ pub struct Args {
     #[arg(long, value_name = "NUMBER", default_value_t = 1000)]
     pub max_streams_per_identity: usize,
 
+    /// Seconds for which a node may wait for its first response while many come at once; then it is told to come back
+    /// (RESOURCE_EXHAUSTED).
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub admission_wait: u64,
+
     /// Who may call the operators' service: a URI or DNS name of the certificate, with * for anything without / or dot. May be
     /// given more than once. Without it, and without --tls-client-ca, everybody on this machine may.
     #[arg(long, value_name = "NAME")]

@@ -19,13 +19,17 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tonic::Status;
+use tonic::body::Body;
 use tonic::service::Routes;
 use tower::ServiceExt;
 
 use crate::control::Control;
+use crate::discovery::Call;
 use crate::identity::Peer;
 use crate::rest;
+use crate::revoked::UntilRevoked;
 use crate::tls::Tls;
+use crate::tokens::Given;
 
 /// As istiod's: a client that is gone without a word is noticed within 40 s.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -136,14 +140,8 @@ impl Shared {
                 let address = Arc::clone(&peer.address);
                 let (routes, control) = (routes.clone(), Arc::clone(&self.control));
                 let service = service_fn(move |request| {
-                    let routes = routes.clone();
                     let admitted = admitted(&control, &peer, &ending, request);
-                    async move {
-                        match admitted {
-                            Ok(request) => routes.oneshot(request).await,
-                            Err(refusal) => Ok(refusal.into_http()),
-                        }
-                    }
+                    answer(Arc::clone(&control), routes.clone(), Arc::clone(&peer.address), admitted)
                 });
                 let connection = http2::Builder::new(TokioExecutor::new())
                     .timer(TokioTimer::new())
@@ -208,18 +206,38 @@ impl Shared {
     }
 }
 
-/// The request with what its service has to know, if whoever makes it may.
+async fn answer(
+    control: Arc<Control>,
+    routes: Routes,
+    peer: Arc<str>,
+    admitted: Result<(Request<Incoming>, Option<Given>), Status>,
+) -> Result<http::Response<Body>, Infallible> {
+    let (request, token) = match admitted {
+        Ok(admitted) => admitted,
+        Err(refusal) => return Ok(refusal.into_http()),
+    };
+    let answer = match Call::of(request.uri().path()) {
+        Some(call) => call.answer(&control, request).await,
+        None => routes.oneshot(request).await?,
+    };
+    Ok(match token {
+        Some(token) => answer.map(|answer| Body::new(UntilRevoked::new(answer, token, control, peer))),
+        None => answer,
+    })
+}
+
+/// The request with what its service has to know, and the token that it carries, if whoever makes it may.
 fn admitted(
     control: &Control,
     peer: &Peer,
     ending: &Watch,
     mut request: Request<Incoming>,
-) -> Result<Request<Incoming>, Status> {
+) -> Result<(Request<Incoming>, Option<Given>), Status> {
     // Load balancers ask it, and know nobody.
     let is_health = request.uri().path().starts_with("/grpc.health.v1.Health/");
-    let peer = match control.access.authenticate(peer, request.headers()) {
-        Ok(peer) => peer,
-        Err(_) if is_health => peer.clone(),
+    let (peer, token) = match control.access.authenticate(peer, request.headers()) {
+        Ok(known) => known,
+        Err(_) if is_health => (peer.clone(), None),
         Err(status) => {
             control.metrics.unauthenticated.add();
             tracing::warn!(peer = &*peer.address, "a request is refused: {}", status.message());
@@ -228,5 +246,5 @@ fn admitted(
     };
     request.extensions_mut().insert(peer);
     request.extensions_mut().insert(ending.clone());
-    Ok(request)
+    Ok((request, token))
 }

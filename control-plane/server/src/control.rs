@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use culvert_store::{Catalog, Directory, Finding, Load, Options, Placement, Selector, load};
 use culvert_xds::{NodeIdentity, Snapshot};
@@ -26,6 +26,8 @@ const MAX_HISTORY: usize = 20;
 pub(crate) struct Control {
     pub(crate) folder: PathBuf,
     pub(crate) options: Options,
+    /// Held by whoever changes what is in force, from first to last: the directory's reader, operators, the canary's end.
+    changing: Mutex<()>,
     catalog: Mutex<Catalog>,
     canary: Mutex<Option<Canary>>,
     /// Nodes that get a change before all others.
@@ -48,6 +50,8 @@ pub(crate) struct Control {
     pub(crate) access: Access,
     /// Nodes that are sent their first response at once.
     pub(crate) first_pushes: Arc<Semaphore>,
+    /// For how long a node may wait to be one of them.
+    pub(crate) admission_wait: Duration,
     /// Whether the process takes work: from the start until it drains.
     ready: watch::Sender<bool>,
 }
@@ -105,6 +109,7 @@ impl Control {
         let control = Self {
             folder: args.config.clone(),
             options: args.options(),
+            changing: Mutex::default(),
             catalog: Mutex::default(),
             canary: Mutex::default(),
             canary_limit: args.canary_nodes,
@@ -120,6 +125,7 @@ impl Control {
             identities: Identities::new(&args.client_identity),
             access,
             first_pushes: Arc::new(Semaphore::new(first_pushes())),
+            admission_wait: Duration::from_secs(args.admission_wait),
             ready: watch::Sender::new(true),
         };
         control.apply(first);
@@ -134,6 +140,7 @@ impl Control {
     }
 
     fn apply(&self, load: Load) {
+        let _one_at_a_time = self.changing.lock();
         let accepted = load.directory.is_some();
         self.count(&load);
         for warning in &load.warnings {
@@ -146,6 +153,9 @@ impl Control {
         let (in_force_since, rolled_back_to) =
             if accepted { (now, None) } else { (self.latest().in_force_since, self.latest().rolled_back_to) };
         let Load { directory, errors, warnings, files } = load;
+        // Before it is in force: who sees the new content finds what came of reading it.
+        *self.latest.lock() =
+            Arc::new(Latest { at: now, accepted, errors, warnings, files, in_force_since, rolled_back_to });
         if let Some(directory) = directory {
             self.metrics.resources.set(directory.len());
             if !self.try_on_canary(&directory) {
@@ -153,10 +163,8 @@ impl Control {
                 self.put_in_force(directory, None, None);
             }
         } else {
-            tracing::error!(errors = errors.len(), "{} is refused; what was good last stays", self.folder.display());
+            tracing::error!("{} is refused; what was good last stays", self.folder.display());
         }
-        *self.latest.lock() =
-            Arc::new(Latest { at: now, accepted, errors, warnings, files, in_force_since, rolled_back_to });
     }
 
     fn put_in_force(&self, directory: Arc<Directory>, again: Option<u64>, reason: Option<String>) {
@@ -221,6 +229,7 @@ impl Control {
 
     /// Gives what some nodes have to all; or, with a reason, takes it back from them. False: there is no such thing.
     pub(crate) fn end_canary(&self, taken_back: Option<&str>) -> bool {
+        let _one_at_a_time = self.changing.lock();
         let Some(canary) = self.canary.lock().take() else { return false };
         let directory = Arc::clone(canary.catalog.directory());
         let Some(reason) = taken_back else {
@@ -244,17 +253,17 @@ impl Control {
 
     /// Puts in force what was a former generation, until the directory is read again. `None`: it is not known any more.
     pub(crate) fn roll_back(&self, to: u64, reason: Option<String>) -> Option<u64> {
+        let _one_at_a_time = self.changing.lock();
         let past = self.history.lock().iter().find(|past| past.generation == to).cloned()?;
-        self.put_in_force(past.directory, Some(to), reason);
-        let mut latest = self.latest.lock();
-        let before = Arc::clone(&latest);
-        *latest = Arc::new(Latest {
+        let before = self.latest();
+        *self.latest.lock() = Arc::new(Latest {
             in_force_since: SystemTime::now(),
             rolled_back_to: Some(to),
             errors: before.errors.clone(),
             warnings: before.warnings.clone(),
             ..*before
         });
+        self.put_in_force(past.directory, Some(to), reason);
         tracing::warn!(generation = to, "rolled back, until the directory changes");
         Some(self.generation())
     }

@@ -1,5 +1,7 @@
 //! Client status discovery: what every node holds, as the API words it.
 
+mod matcher;
+
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -8,19 +10,18 @@ use culvert_api::envoy::config::core::v3::Node;
 use culvert_api::envoy::service::status::v3::client_config::GenericXdsConfig;
 use culvert_api::envoy::service::status::v3::client_status_discovery_service_server::ClientStatusDiscoveryService;
 use culvert_api::envoy::service::status::v3::{ClientConfig, ClientStatusRequest, ClientStatusResponse, ConfigStatus};
-use culvert_api::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
-use culvert_api::envoy::r#type::matcher::v3::{NodeMatcher, StringMatcher};
 use culvert_api::type_url;
 use culvert_runtime::drain::Watch;
 use culvert_xds::server::{ResourceState, ResourceStatus, TypeStatus};
 use futures_util::{Stream, StreamExt};
 use prost_types::Timestamp;
-use regex::Regex;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::control::Control;
 use crate::identity::Peer;
 use crate::nodes::NodeStatus;
+
+use matcher::Matcher;
 
 #[derive(Debug)]
 pub(crate) struct Csds {
@@ -63,7 +64,9 @@ fn answer(control: &Control, peer: &Peer, request: &ClientStatusRequest) -> Resu
         nodes.retain(|node| control.identities.allow(&peer.names, &node.identity.id, &node.identity.cluster));
     }
     // CSDS: a node is shown if any matcher matches; without matchers all are.
-    let shown = nodes.iter().filter(|node| matchers.is_empty() || matchers.iter().any(|matcher| matcher.matches(node)));
+    let shown = nodes
+        .iter()
+        .filter(|node| matchers.is_empty() || matchers.iter().any(|matcher| matcher.matches(&node.identity)));
     let config = shown.map(|node| client_config(node, request.exclude_resource_contents)).collect();
     Ok(ClientStatusResponse { config })
 }
@@ -117,70 +120,4 @@ fn generic(node: &NodeStatus, of_type: &TypeStatus, one: &ResourceStatus, withou
         }),
         ..GenericXdsConfig::default()
     }
-}
-
-/// Which nodes are asked for: by id; matchers on metadata are refused rather than ignored.
-struct Matcher {
-    id: Option<Text>,
-}
-
-enum Text {
-    Exact(String, Case),
-    Prefix(String, Case),
-    Suffix(String, Case),
-    Contains(String, Case),
-    Regex(Regex),
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Case {
-    Kept,
-    Ignored,
-}
-
-impl Matcher {
-    fn new(matcher: &NodeMatcher) -> Result<Self, Status> {
-        if !matcher.node_metadatas.is_empty() {
-            return Err(Status::invalid_argument("node_matchers.node_metadatas is not supported; match on node_id"));
-        }
-        Ok(Self { id: matcher.node_id.as_ref().map(Text::new).transpose()? })
-    }
-
-    fn matches(&self, node: &NodeStatus) -> bool {
-        self.id.as_ref().is_none_or(|id| id.matches(&node.identity.id))
-    }
-}
-
-impl Text {
-    fn new(matcher: &StringMatcher) -> Result<Self, Status> {
-        let case = if matcher.ignore_case { Case::Ignored } else { Case::Kept };
-        let folded = |text: &String| fold(text, case);
-        match &matcher.match_pattern {
-            Some(MatchPattern::Exact(text)) => Ok(Self::Exact(folded(text), case)),
-            Some(MatchPattern::Prefix(text)) => Ok(Self::Prefix(folded(text), case)),
-            Some(MatchPattern::Suffix(text)) => Ok(Self::Suffix(folded(text), case)),
-            Some(MatchPattern::Contains(text)) => Ok(Self::Contains(folded(text), case)),
-            Some(MatchPattern::SafeRegex(regex)) => match Regex::new(&format!("^(?:{})$", regex.regex)) {
-                Ok(regex) => Ok(Self::Regex(regex)),
-                Err(error) => Err(Status::invalid_argument(format!("node_matchers.node_id.safe_regex: {error}"))),
-            },
-            Some(MatchPattern::Custom(_)) | None => Err(Status::invalid_argument(
-                "node_matchers.node_id: use exact, prefix, suffix, contains or safe_regex",
-            )),
-        }
-    }
-
-    fn matches(&self, text: &str) -> bool {
-        match self {
-            Self::Exact(wanted, case) => fold(text, *case) == *wanted,
-            Self::Prefix(wanted, case) => fold(text, *case).starts_with(wanted),
-            Self::Suffix(wanted, case) => fold(text, *case).ends_with(wanted),
-            Self::Contains(wanted, case) => fold(text, *case).contains(wanted),
-            Self::Regex(regex) => regex.is_match(text),
-        }
-    }
-}
-
-fn fold(text: &str, case: Case) -> String {
-    if case == Case::Ignored { text.to_lowercase() } else { text.to_owned() }
 }

@@ -1,32 +1,24 @@
 //! The discovery services' methods. Routed by a table and not by generated servers: those would encode every response
-//! anew, while a [`Response`] copies bytes that all streams share.
+//! anew, while a [`culvert_xds::Response`] refers to bytes that all streams share.
 
-use std::convert::Infallible;
-use std::marker::PhantomData;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Buf;
 use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest, DiscoveryResponse};
 use culvert_api::type_url;
 use culvert_runtime::drain::Watch;
-use culvert_xds::{Response, Session, SessionConfig, Snapshot, StreamId, StreamKind, Variant};
+use culvert_xds::{Session, SessionConfig, Snapshot, StreamId, StreamKind, Variant};
+use http::header;
+use hyper::body::Incoming;
 use tonic::body::Body;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::server::Grpc;
-use tonic::{Code, Request, Status, Streaming};
-use tonic_prost::{ProstCodec, ProstDecoder};
+use tonic::{Code, Request, Status};
+use tonic_prost::ProstCodec;
 
 use crate::control::Control;
 use crate::identity::Peer;
+use crate::messages::{MAX_REQUEST, Requests, Responses};
 use crate::stream;
-
-/// Largest request: 60,000 names are 5 MB.
-const MAX_REQUEST: usize = 64 << 20;
-/// Most names and versions in one request.
-const MAX_FIELDS: usize = 300_000;
 
 /// A discovery service.
 #[derive(Debug)]
@@ -112,84 +104,81 @@ pub(crate) const SERVICES: [Service; 11] = [
 /// No path has it as its last part.
 const NONE: &str = "/";
 
-/// Answers the methods of one [`Service`].
-#[derive(Debug, Clone)]
-pub(crate) struct Discovery {
-    pub(crate) service: &'static Service,
-    pub(crate) control: Arc<Control>,
+/// A method of a [`Service`] that somebody calls.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Call {
+    service: &'static Service,
+    method: Method,
 }
 
-impl<B> tower::Service<http::Request<B>> for Discovery
-where
-    B: hyper::body::Body + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
-{
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let this = self.clone();
-        Box::pin(async move { Ok(this.answer(request).await) })
-    }
+#[derive(Debug, Clone, Copy)]
+enum Method {
+    Stream,
+    Delta,
+    /// Of the service's type.
+    Fetch(&'static str),
+    Unknown,
 }
 
-impl Discovery {
-    async fn answer<B>(self, request: http::Request<B>) -> http::Response<Body>
-    where
-        B: hyper::body::Body + Send + 'static,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
-    {
-        let method = request.uri().path().rsplit('/').next().unwrap_or_default();
-        if method == self.service.stream {
-            let mut grpc = Grpc::new(ResponseCodec::<DiscoveryRequest>::new())
-                .apply_max_message_size_config(Some(MAX_REQUEST), Some(usize::MAX));
-            grpc.streaming(self.streaming::<DiscoveryRequest>(Variant::Sotw), request).await
-        } else if method == self.service.delta {
-            let mut grpc = Grpc::new(ResponseCodec::<DeltaDiscoveryRequest>::new())
-                .apply_max_message_size_config(Some(MAX_REQUEST), Some(usize::MAX));
-            grpc.streaming(self.streaming::<DeltaDiscoveryRequest>(Variant::Delta), request).await
-        } else if let Some((fetch, only)) = self.service.only
-            && method == fetch
-        {
-            let codec = ProstCodec::<DiscoveryResponse, DiscoveryRequest>::default();
-            let mut grpc = Grpc::new(codec).apply_max_message_size_config(Some(MAX_REQUEST), Some(usize::MAX));
-            let control = self.control;
-            let fetch = tower::service_fn(move |request: Request<DiscoveryRequest>| {
-                let peer = peer_of(&request);
-                let answer = peer.and_then(|(peer, _)| fetched(&control, &peer, only, request.into_inner()));
-                std::future::ready(answer.map(tonic::Response::new))
-            });
-            grpc.unary(fetch, request).await
-        } else {
-            Status::unimplemented(format!("{} has no method {method}", self.service.name)).into_http()
+impl Call {
+    /// What a path names; `None`: no method of these services.
+    pub(crate) fn of(path: &str) -> Option<Self> {
+        let (service, method) = path.strip_prefix('/')?.split_once('/')?;
+        let service = SERVICES.iter().find(|known| known.name == service)?;
+        let method = match service.only {
+            _ if method == service.stream => Method::Stream,
+            _ if method == service.delta => Method::Delta,
+            Some((fetch, only)) if method == fetch => Method::Fetch(only),
+            _ => Method::Unknown,
+        };
+        Some(Self { service, method })
+    }
+
+    pub(crate) async fn answer(self, control: &Arc<Control>, request: http::Request<Incoming>) -> http::Response<Body> {
+        match self.method {
+            Method::Stream => self.stream::<DiscoveryRequest>(Variant::Sotw, control, request),
+            Method::Delta => self.stream::<DeltaDiscoveryRequest>(Variant::Delta, control, request),
+            Method::Fetch(only) => fetch(only, control, request).await,
+            Method::Unknown => {
+                let path = request.uri().path();
+                Status::unimplemented(format!("{} has no method of the path {path}", self.service.name)).into_http()
+            }
         }
     }
 
-    /// The service function of a stream.
-    fn streaming<R: stream::Request>(
+    fn stream<R: stream::Request>(
         self,
         variant: Variant,
-    ) -> impl tower::Service<
-        Request<Streaming<R>>,
-        Response = tonic::Response<impl futures_util::Stream<Item = Result<Response, Status>> + Send + 'static>,
-        Error = Status,
-        Future: Send,
-    > + Send {
-        let Self { service, control } = self;
-        tower::service_fn(move |request: Request<Streaming<R>>| {
-            let kind = StreamKind { variant, type_url: service.only.map(|(_, type_url)| type_url.into()) };
-            let control = Arc::clone(&control);
-            let responses = peer_of(&request)
-                .and_then(|(peer, drain)| stream::responses(control, drain, peer, kind, request.into_inner()))
-                .map(tonic::Response::new);
-            std::future::ready(responses)
-        })
+        control: &Arc<Control>,
+        request: http::Request<Incoming>,
+    ) -> http::Response<Body> {
+        let kind = StreamKind { variant, type_url: self.service.only.map(|(_, type_url)| type_url.into()) };
+        let caller = caller(request.extensions());
+        let requests = Requests::<R, _>::new(request.into_body());
+        let responses =
+            caller.and_then(|(peer, ending)| stream::responses(Arc::clone(control), ending, peer, kind, requests));
+        match responses {
+            Ok(responses) => {
+                let mut response = http::Response::new(Body::new(Responses::new(responses)));
+                response.headers_mut().insert(header::CONTENT_TYPE, GRPC);
+                response
+            }
+            Err(status) => status.into_http(),
+        }
     }
+}
+
+const GRPC: header::HeaderValue = header::HeaderValue::from_static("application/grpc");
+
+async fn fetch(only: &'static str, control: &Arc<Control>, request: http::Request<Incoming>) -> http::Response<Body> {
+    let codec = ProstCodec::<DiscoveryResponse, DiscoveryRequest>::default();
+    let mut grpc = Grpc::new(codec).apply_max_message_size_config(Some(MAX_REQUEST), Some(usize::MAX));
+    let fetch = tower::service_fn(move |request: Request<DiscoveryRequest>| {
+        let caller = caller(request.extensions());
+        let answer = caller.and_then(|(peer, _)| fetched(control, &peer, only, request.into_inner()));
+        std::future::ready(answer.map(tonic::Response::new))
+    });
+    grpc.unary(fetch, request).await
 }
 
 /// Answers a fetch as the first response of a stream would: a session of its own, which nobody remembers.
@@ -215,78 +204,7 @@ pub(crate) fn fetched(
 }
 
 /// Whom the connection of a request belongs to, and when it has to end.
-fn peer_of<T>(request: &Request<T>) -> Result<(Peer, Watch), Status> {
-    let peer = request.extensions().get::<Peer>().cloned();
-    let drain = request.extensions().get::<Watch>().cloned();
-    peer.zip(drain).ok_or_else(|| Status::internal("the request belongs to no connection"))
-}
-
-/// Requests in as messages, responses out as they were packed.
-struct ResponseCodec<R>(PhantomData<fn() -> R>);
-
-impl<R> ResponseCodec<R> {
-    fn new() -> Self {
-        Self(PhantomData)
-    }
-}
-
-impl<R: stream::Request + prost::Message + Default> Codec for ResponseCodec<R> {
-    type Encode = Response;
-    type Decode = R;
-    type Encoder = PackedEncoder;
-    type Decoder = BoundedDecoder<R>;
-
-    fn encoder(&mut self) -> PackedEncoder {
-        PackedEncoder
-    }
-
-    fn decoder(&mut self) -> BoundedDecoder<R> {
-        BoundedDecoder(ProstDecoder::default())
-    }
-}
-
-/// Counts what is in a request before it takes memory: a million short names are ten times as large decoded.
-struct BoundedDecoder<R>(ProstDecoder<R>);
-
-impl<R: prost::Message + Default> Decoder for BoundedDecoder<R> {
-    type Item = R;
-    type Error = Status;
-
-    fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<R>, Status> {
-        if has_more_fields_than(MAX_FIELDS, buf.chunk()) {
-            let reason = format!("a request with more than {MAX_FIELDS} names and versions");
-            return Err(Status::resource_exhausted(reason));
-        }
-        self.0.decode(buf)
-    }
-}
-
-/// Whether an encoded message has more top-level fields; what does not parse is left to the decoder.
-fn has_more_fields_than(limit: usize, mut message: &[u8]) -> bool {
-    let mut count = 0;
-    while !message.is_empty() {
-        count += 1;
-        let Ok((tag, wire_type)) = prost::encoding::decode_key(&mut message) else { return false };
-        let context = prost::encoding::DecodeContext::default();
-        if prost::encoding::skip_field(wire_type, tag, &mut message, context).is_err() {
-            return false;
-        }
-        if count > limit {
-            return true;
-        }
-    }
-    false
-}
-
-struct PackedEncoder;
-
-impl Encoder for PackedEncoder {
-    type Item = Response;
-    type Error = Status;
-
-    fn encode(&mut self, response: Response, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buf.reserve(response.encoded_len());
-        response.encode(buf);
-        Ok(())
-    }
+fn caller(extensions: &http::Extensions) -> Result<(Peer, Watch), Status> {
+    let caller = extensions.get::<Peer>().cloned().zip(extensions.get::<Watch>().cloned());
+    caller.ok_or_else(|| Status::internal("the request belongs to no connection"))
 }

@@ -23,7 +23,7 @@ use crate::args::Args;
 use crate::connections::{self, Settings, What};
 use crate::control::Control;
 use crate::csds::Csds;
-use crate::discovery::{Discovery, SERVICES};
+use crate::discovery::SERVICES;
 use crate::inventory;
 use crate::lrs::{self, Lrs};
 use crate::operator::{self, Operator};
@@ -127,16 +127,9 @@ async fn services(args: &Args, control: &Arc<Control>, drain: &Watch) -> anyhow:
     let interval = Duration::from_secs(args.load_report_interval);
     let lrs = Lrs { control: Arc::clone(control), drain: drain.clone(), interval };
     let csds = Csds { control: Arc::clone(control), drain: drain.clone() };
-    let mut routes = Routes::default();
-    let mut router = std::mem::take(routes.axum_router_mut());
-    for service in &SERVICES {
-        let discovery = Discovery { service, control: Arc::clone(control) };
-        router = router.route_service(&format!("/{}/{{method}}", service.name), discovery);
-    }
-    *routes.axum_router_mut() = router;
     let inventory = inventory::Service { control: Arc::clone(control), drain: drain.clone() };
     let routes = inventory
-        .add_to(routes)
+        .add_to(Routes::default())
         .add_service(ClientStatusDiscoveryServiceServer::new(csds).max_decoding_message_size(MAX_STATUS_REQUEST))
         .add_service(ControlServiceServer::new(operator).max_decoding_message_size(operator::MAX_REQUEST))
         .add_service(LoadReportingServiceServer::new(lrs).max_decoding_message_size(lrs::MAX_REPORT))

@@ -50,7 +50,7 @@ pub(crate) async fn answer(
         return text(StatusCode::METHOD_NOT_ALLOWED, "only POST\n".to_owned());
     }
     match control.access.authenticate(peer, request.headers()) {
-        Ok(peer) => discovery(control, &peer, request).await,
+        Ok((peer, _)) => discovery(control, &peer, request).await,
         Err(status) => refused(&status),
     }
 }

@@ -8,19 +8,22 @@ use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Discover
 use culvert_runtime::drain::{Blocker, Watch};
 use culvert_xds::{Heard, RequestError, Response, Session, StreamId, StreamKind};
 use futures_util::Stream;
+use hyper::body::Incoming;
 use tokio::sync::{oneshot, watch};
-use tonic::{Code, Status, Streaming};
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::{Code, Status};
 
 use crate::access::StreamPlace;
 use crate::control::Control;
 use crate::identity::Peer;
+use crate::messages::Requests;
 use crate::nodes::{Attached, Nodes};
 
 /// How long a stream may take to say who it is.
 const FIRST_REQUEST: Duration = Duration::from_secs(60);
 
 /// A request of either variant.
-pub(crate) trait Request: Send + 'static {
+pub(crate) trait Request: prost::Message + Default + 'static {
     /// Only the first message of a stream must carry it.
     fn node(&self) -> Option<&Node>;
     fn hand_to(&self, session: &mut Session, stream: StreamId) -> Result<Heard, RequestError>;
@@ -53,7 +56,7 @@ pub(crate) fn responses<R: Request>(
     drain: Watch,
     peer: Peer,
     kind: StreamKind,
-    requests: Streaming<R>,
+    requests: Requests<R, Incoming>,
 ) -> Result<impl Stream<Item = Result<Response, Status>> + Send + 'static, Status> {
     let place = control.access.begin_stream(&peer).inspect_err(|status| {
         control.metrics.streams_refused.add();
@@ -102,7 +105,7 @@ struct Driver<R> {
     drain: Watch,
     peer: Peer,
     kind: StreamKind,
-    requests: Streaming<R>,
+    requests: Requests<R, Incoming>,
     generations: watch::Receiver<u64>,
     /// From the first request on.
     attached: Option<Attached>,
@@ -124,7 +127,11 @@ enum Event<R> {
 impl<R: Request> Driver<R> {
     async fn next(&mut self) -> Option<Result<Response, Status>> {
         loop {
-            self.take_turn().await;
+            if let Err(status) = self.take_turn().await {
+                self.control.metrics.streams_refused.add();
+                tracing::warn!(peer = &*self.peer.address, "discovery stream refused: {}", status.message());
+                return Some(Err(status));
+            }
             if let Some(response) = self.attached.as_ref().and_then(Attached::poll) {
                 self.control.metrics.responses.add();
                 self.control.metrics.response_bytes.add_many(response.encoded_len());
@@ -161,15 +168,16 @@ impl<R: Request> Driver<R> {
     }
 
     /// Waits for its turn before the first response: of the nodes that come together, so many are filled up at a time.
-    async fn take_turn(&mut self) {
+    async fn take_turn(&mut self) -> Result<(), Status> {
         if self.attached.is_none() || !matches!(self.turn, Turn::Awaited) {
-            return;
+            return Ok(());
         }
-        let turn = Arc::clone(&self.control.first_pushes).acquire_owned();
+        let wait = self.control.admission_wait;
+        let turn = tokio::time::timeout(wait, Arc::clone(&self.control.first_pushes).acquire_owned());
         let permit = tokio::select! {
             biased;
-            _ = self.drain.draining() => return,
-            permit = turn => permit,
+            _ = self.drain.draining() => return Ok(()),
+            permit = turn => permit.map_err(|_| come_back(wait))?,
         };
         let (over, ended) = oneshot::channel::<()>();
         tokio::spawn(async move {
@@ -178,6 +186,7 @@ impl<R: Request> Driver<R> {
             drop(permit);
         });
         self.turn = Turn::Taken(over);
+        Ok(())
     }
 
     fn end_turn(&mut self) {
@@ -210,7 +219,7 @@ impl<R: Request> Driver<R> {
             // A drain ends a stream however busy it is; requests before changes, so that an ACK makes room for them.
             biased;
             _ = self.drain.draining() => Event::Drain,
-            request = self.requests.message() => Event::Request(request),
+            request = self.requests.next() => Event::Request(request),
             changed = self.generations.changed() => if changed.is_ok() { Event::Look } else { Event::Drain },
             () = step => Event::Look,
             () = due => Event::Look,
@@ -246,6 +255,15 @@ impl<R: Request> Driver<R> {
         }
         Ok(())
     }
+}
+
+/// Too many nodes came before this one.
+fn come_back(waited: Duration) -> Status {
+    let reason = format!("so many nodes come at once that this one had no turn for {waited:?}; see --admission-wait");
+    // gRPC, retry design (A6): when to try again. The turns of those that do not answer are over by then.
+    let mut metadata = MetadataMap::new();
+    metadata.insert("grpc-retry-pushback-ms", MetadataValue::from(FIRST_ANSWER.as_secs() * 1000));
+    Status::with_metadata(Code::ResourceExhausted, reason, metadata)
 }
 
 impl<R> Drop for Driver<R> {

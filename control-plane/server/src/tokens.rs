@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use arc_swap::ArcSwap;
 use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use culvert_runtime::files::FileWatcher;
+use tokio::sync::watch;
 
 /// How long the file must be left alone before it counts as written.
 const QUIET: Duration = Duration::from_millis(200);
@@ -19,38 +19,61 @@ const QUIET: Duration = Duration::from_millis(200);
 const MAX_TOKENS: usize = 100_000;
 
 /// By hash: how long a look-up takes says nothing about a token.
-type ByHash = HashMap<[u8; SHA256_OUTPUT_LEN], Arc<str>>;
+type ByHash = HashMap<Hash, Arc<str>>;
+
+type Hash = [u8; SHA256_OUTPUT_LEN];
 
 #[derive(Debug)]
 pub(crate) struct Tokens {
     path: PathBuf,
-    names: ArcSwap<ByHash>,
+    names: watch::Sender<Arc<ByHash>>,
+}
+
+/// A token that somebody gave, and that was known then.
+#[derive(Debug)]
+pub(crate) struct Given {
+    hash: Hash,
+    pub(crate) name: Arc<str>,
+    names: watch::Receiver<Arc<ByHash>>,
+}
+
+impl Given {
+    /// Returns when it is no longer known, or is another's.
+    pub(crate) async fn revoked(mut self) {
+        let Self { hash, name, names } = &mut self;
+        let gone = names.wait_for(|names| names.get(hash) != Some(name)).await.is_ok();
+        if !gone {
+            // The process ends.
+            std::future::pending().await
+        }
+    }
 }
 
 impl Tokens {
     /// # Errors
     /// The file cannot be read, or a line of it makes no sense.
     pub(crate) fn new(path: &Path) -> anyhow::Result<Self> {
-        let names = ArcSwap::from_pointee(read(path)?);
+        let names = watch::Sender::new(Arc::new(read(path)?));
         Ok(Self { path: path.to_owned(), names })
     }
 
-    /// Whose token it is.
-    pub(crate) fn name_of(&self, token: &str) -> Option<Arc<str>> {
-        let hash = <[u8; SHA256_OUTPUT_LEN]>::try_from(digest(&SHA256, token.as_bytes()).as_ref()).ok()?;
-        self.names.load_full().get(&hash).cloned()
+    /// A token that is known, with whose it is.
+    pub(crate) fn find(&self, token: &str) -> Option<Given> {
+        let hash = Hash::try_from(digest(&SHA256, token.as_bytes()).as_ref()).ok()?;
+        let names = self.names.subscribe();
+        let name = names.borrow().get(&hash).cloned()?;
+        Some(Given { hash, name, names })
     }
 
-    /// Reads the file as it changes, for ever. What is wrong with it is said, and what was good stays. Streams that are open
-    /// keep what they began with.
+    /// Reads the file as it changes, for ever. What is wrong with it is said, and what was good stays.
     pub(crate) async fn follow(self: Arc<Self>) {
         let mut changes = FileWatcher::new().watch(vec![self.path.clone()], QUIET);
         loop {
             changes.changed().await;
             match read(&self.path) {
                 Ok(names) => {
-                    tracing::info!(tokens = names.len(), "the tokens changed; new streams need the new ones");
-                    self.names.store(Arc::new(names));
+                    tracing::info!(tokens = names.len(), "the tokens changed; streams of those that are gone end");
+                    self.names.send_replace(Arc::new(names));
                 }
                 Err(error) => tracing::error!("the tokens changed and are refused, the former stay: {error:#}"),
             }
@@ -96,10 +119,25 @@ mod tests {
     fn a_token_is_known_by_its_hash_alone() {
         // printf %s secret | sha256sum
         let text = "# nodes\n\nspiffe://t/n1 2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b\n";
-        let tokens = Tokens { path: PathBuf::new(), names: ArcSwap::from_pointee(parse(text).unwrap()) };
-        assert_eq!(tokens.name_of("secret").as_deref(), Some("spiffe://t/n1"));
+        let tokens = Tokens { path: PathBuf::new(), names: watch::Sender::new(Arc::new(parse(text).unwrap())) };
+        assert_eq!(tokens.find("secret").map(|given| given.name).as_deref(), Some("spiffe://t/n1"));
         for wrong in ["", "Secret", "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"] {
-            assert_eq!(tokens.name_of(wrong), None, "{wrong:?}");
+            assert!(tokens.find(wrong).is_none(), "{wrong:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_is_taken_back_when_it_is_gone_or_is_anothers() {
+        let hash = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
+        for (text, expected) in
+            [(String::new(), true), (format!("b {hash}\n"), true), (format!("# again\na {hash}\n"), false)]
+        {
+            let first = parse(&format!("a {hash}\n")).unwrap();
+            let tokens = Tokens { path: PathBuf::new(), names: watch::Sender::new(Arc::new(first)) };
+            let mut revoked = std::pin::pin!(tokens.find("secret").unwrap().revoked());
+            assert!(futures_util::poll!(&mut revoked).is_pending(), "it is known");
+            tokens.names.send_replace(Arc::new(parse(&text).unwrap()));
+            assert_eq!(futures_util::poll!(&mut revoked).is_ready(), expected, "{text:?}");
         }
     }
 

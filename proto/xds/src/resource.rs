@@ -134,9 +134,19 @@ impl Resource {
         self.wire.get(self.any.clone()).unwrap_or_default()
     }
 
+    /// The encoded `Any`, shared.
+    pub(crate) fn any_bytes(&self) -> Bytes {
+        self.wire.slice(self.any.clone())
+    }
+
     /// The encoded `discovery.v3.Resource`.
     pub(crate) fn wire(&self) -> &[u8] {
         &self.wire
+    }
+
+    /// The encoded `discovery.v3.Resource`, shared.
+    pub(crate) fn bytes(&self) -> Bytes {
+        self.wire.clone()
     }
 }
 

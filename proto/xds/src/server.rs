@@ -15,7 +15,7 @@ mod tests;
 
 pub use node::{NodeIdentity, NodeRefused};
 pub use request::RequestError;
-pub use response::Response;
+pub use response::{Pieces, Response};
 pub use session::{Occupied, Session, SessionConfig};
 pub use staging::{Limits as StagingLimits, Progress};
 pub use status::{ResourceState, ResourceStatus, TypeStatus};

@@ -6,6 +6,8 @@ use culvert_api::envoy::service::discovery::v3::aggregated_discovery_service_cli
 use culvert_api::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
+use culvert_api::envoy::service::status::v3::client_status_discovery_service_client::ClientStatusDiscoveryServiceClient;
+use culvert_api::envoy::service::status::v3::{ClientStatusRequest, ClientStatusResponse};
 use culvert_api::type_url::{CLUSTER, SECRET};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -94,9 +96,25 @@ async fn who_has_a_token_is_who_the_token_says() {
     let mut health = HealthClient::new(daemon.channel().await);
     health.check(HealthCheckRequest::default()).await.expect("health is nobody's secret");
 
-    // A token that is taken back opens nothing more.
+    // A token that is taken back opens nothing more, and what it opened ends; others go on.
+    let (mut ending, mut lasting) =
+        (open(&daemon, Some("secret-n"), "n").await.unwrap(), open(&daemon, Some("secret-m"), "m").await.unwrap());
+    for stream in [&mut ending, &mut lasting] {
+        let first = stream.next().await;
+        stream.answer(&first, None).await;
+    }
+    let (asking, questions) = Stream::<ClientStatusRequest, ClientStatusResponse>::queue();
+    let mut watching = ClientStatusDiscoveryServiceClient::new(with(&daemon, Some("secret-n")).await);
+    let mut watching = watching.stream_client_status(questions).await.unwrap().into_inner();
+    asking.send(ClientStatusRequest::default()).await;
+    assert!(watching.message().await.unwrap().is_some(), "client status is streamed");
     folder.beside("tokens", &format!("spiffe://culvert.test/node/m {}\n", sha256("secret-m")));
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    let status = ending.failure().await;
+    assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
+    let status = watching.message().await.expect_err("another service's stream ends too");
+    assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
+    assert!(lasting.is_quiet().await, "whose token is known goes on");
     while open(&daemon, Some("secret-n"), "n").await.is_ok() {
         assert!(tokio::time::Instant::now() < deadline, "the token is still good");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;

@@ -24,7 +24,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 /// For anything that should happen.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 /// For what should not happen: some times the directory's quiet time.
 const QUIET: Duration = Duration::from_millis(400);
 
@@ -297,6 +297,11 @@ impl<Request, Response> Stream<Request, Response> {
     /// Whether nothing comes for a while.
     pub(crate) async fn is_quiet(&mut self) -> bool {
         self.message(QUIET).await.is_none()
+    }
+
+    /// The next response, or how the stream fails.
+    pub(crate) async fn answer_or_failure(&mut self) -> Result<Response, Status> {
+        self.message(DEADLINE).await.expect("an answer in time").map(|response| response.expect("no end"))
     }
 
     /// How the stream fails.

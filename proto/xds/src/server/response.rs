@@ -1,5 +1,7 @@
 //! What is sent: shared resources and a little of its own.
 
+mod pieces;
+
 use std::sync::Arc;
 
 use bytes::BufMut;
@@ -7,13 +9,15 @@ use culvert_api::envoy::config::core::v3::ControlPlane;
 use culvert_api::envoy::service::discovery::v3 as discovery;
 use culvert_api::google::rpc;
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
 
 use crate::resource::{Resource, TypeUrl, field_len, put_field};
 use crate::snapshot::TypeSet;
 use crate::{Name, Variant};
 
-/// A response to one stream. Holds the resources themselves only by reference: [`Response::encode`] copies their bytes
-/// straight into the stream's buffer.
+pub use pieces::Pieces;
+
+/// A response to one stream. Holds the resources themselves only by reference.
 #[derive(Debug, Clone)]
 pub struct Response {
     pub(crate) variant: Variant,
@@ -112,32 +116,19 @@ impl Response {
                 resources + removed + hollow
             }
         };
-        body + self.head().encoded_len()
+        body + self.head_len()
     }
 
-    /// Appends the encoded `DiscoveryResponse` or `DeltaDiscoveryResponse`: copies of bytes that are shared by every
+    /// The encoded `DiscoveryResponse` or `DeltaDiscoveryResponse` behind `prefix`, in pieces: bytes that are shared by every
     /// response with the same resources, and this response's own version, nonce and type.
+    #[must_use]
+    pub fn into_pieces(self, prefix: &[u8]) -> Pieces {
+        Pieces::new(self, prefix)
+    }
+
+    /// Appends what [`Response::into_pieces`] gives.
     pub fn encode(&self, buf: &mut impl BufMut) {
-        match &self.body {
-            Body::Whole(set) => buf.put_slice(set.encoded()),
-            Body::Sotw(resources) => {
-                for resource in resources {
-                    put_field(buf, 2, resource.any_wire());
-                }
-            }
-            Body::Delta { resources, removed, hollow } => {
-                for resource in resources {
-                    put_field(buf, 2, resource.wire());
-                }
-                for name in hollow {
-                    put_field(buf, 2, &hollow_resource(name).encode_to_vec());
-                }
-                for name in removed {
-                    put_field(buf, 6, name.as_bytes());
-                }
-            }
-        }
-        buf.put_slice(&self.head().encode());
+        self.clone().into_pieces(&[]).for_each(|piece| buf.put(piece));
     }
 
     /// As a typed message. Resources share their bytes.
@@ -185,50 +176,38 @@ impl Response {
         ControlPlane { identifier: self.control_plane.to_string() }
     }
 
-    /// Everything but resources and removals.
-    fn head(&self) -> Head {
-        let version_info = self.version.clone();
-        let type_url = self.type_url.to_string();
-        let nonce = self.nonce.clone();
-        let control_plane = Some(self.control_plane());
+    /// Everything but resources and removals: fields of strings and messages, by number.
+    fn head(&self) -> [(u32, &[u8]); 3] {
+        // Alike in both variants.
+        [(1, self.version.as_bytes()), (4, self.type_url.as_bytes()), (5, self.nonce.as_bytes())]
+    }
+
+    /// The numbers of `control_plane` and `resource_errors`.
+    fn tags(&self) -> (u32, u32) {
         match self.variant {
-            Variant::Sotw => Head::Sotw(discovery::DiscoveryResponse {
-                version_info,
-                type_url,
-                nonce,
-                control_plane,
-                resource_errors: self.resource_errors(),
-                ..discovery::DiscoveryResponse::default()
-            }),
-            Variant::Delta => Head::Delta(discovery::DeltaDiscoveryResponse {
-                system_version_info: version_info,
-                type_url,
-                nonce,
-                control_plane,
-                resource_errors: self.resource_errors(),
-                ..discovery::DeltaDiscoveryResponse::default()
-            }),
-        }
-    }
-}
-
-enum Head {
-    Sotw(discovery::DiscoveryResponse),
-    Delta(discovery::DeltaDiscoveryResponse),
-}
-
-impl Head {
-    fn encoded_len(&self) -> usize {
-        match self {
-            Self::Sotw(head) => head.encoded_len(),
-            Self::Delta(head) => head.encoded_len(),
+            Variant::Sotw => (6, 7),
+            Variant::Delta => (7, 9),
         }
     }
 
-    fn encode(&self) -> Vec<u8> {
-        match self {
-            Self::Sotw(head) => head.encode_to_vec(),
-            Self::Delta(head) => head.encode_to_vec(),
+    fn head_len(&self) -> usize {
+        let (control_plane, errors) = self.tags();
+        let fields: usize = self.head().iter().map(|(tag, value)| field_len(*tag, value.len())).sum();
+        let sender = field_len(control_plane, field_len(1, self.control_plane.len()));
+        let errors = self.resource_errors().into_iter().map(|error| field_len(errors, error.encoded_len()));
+        fields + sender + errors.sum::<usize>()
+    }
+
+    fn put_head(&self, buf: &mut impl BufMut) {
+        let (control_plane, errors) = self.tags();
+        for (tag, value) in self.head() {
+            put_field(buf, tag, value);
+        }
+        encode_key(control_plane, WireType::LengthDelimited, buf);
+        encode_varint(field_len(1, self.control_plane.len()) as u64, buf);
+        put_field(buf, 1, self.control_plane.as_bytes());
+        for error in self.resource_errors() {
+            put_field(buf, errors, &error.encode_to_vec());
         }
     }
 }

@@ -1,0 +1,289 @@
+//! gRPC's framing of a stream's messages, both ways (gRPC over HTTP/2, "Length-Prefixed-Message"). **A stream that has nothing
+//! to say holds no buffer, and what many streams are sent is handed to each transport by reference**: tonic's own codec
+//! keeps 16 KB for each stream and copies every response whole.
+
+use std::convert::Infallible;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use culvert_xds::Response;
+use culvert_xds::server::Pieces;
+use futures_util::Stream;
+use http::HeaderMap;
+use http_body_util::BodyExt;
+use hyper::body::{Body, Frame};
+use prost::Message;
+use tonic::Status;
+
+/// Largest request: 60,000 names are 5 MB.
+pub(crate) const MAX_REQUEST: usize = 64 << 20;
+/// Most names and versions in one request.
+const MAX_FIELDS: usize = 300_000;
+/// A flag and a length.
+const PREFIX: usize = 5;
+
+/// The requests of a stream.
+#[derive(Debug)]
+pub(crate) struct Requests<R, B> {
+    body: B,
+    /// What was read of a request that is not whole yet.
+    read: BytesMut,
+    message: PhantomData<fn() -> R>,
+}
+
+impl<R, B> Requests<R, B>
+where
+    R: Message + Default,
+    B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
+{
+    pub(crate) fn new(body: B) -> Self {
+        Self { body, read: BytesMut::new(), message: PhantomData }
+    }
+
+    /// The next request; `None`: the client has ended the stream. May be dropped and called again.
+    ///
+    /// # Errors
+    /// What came is no request, or a larger one than is taken, or the stream broke.
+    pub(crate) async fn next(&mut self) -> Result<Option<R>, Status> {
+        loop {
+            if let Some(message) = self.take()? {
+                return decode(message).map(Some);
+            }
+            match self.body.frame().await {
+                // The rest are trailers, which say nothing.
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.read.extend_from_slice(&data);
+                    }
+                }
+                Some(Err(error)) => return Err(Status::cancelled(error.to_string())),
+                None if self.read.is_empty() => return Ok(None),
+                None => return Err(Status::internal("the stream ends within a request")),
+            }
+        }
+    }
+
+    /// A whole message, if there is one.
+    fn take(&mut self) -> Result<Option<Bytes>, Status> {
+        let Some(prefix) = self.read.first_chunk::<PREFIX>() else { return Ok(None) };
+        let [flag, length @ ..] = *prefix;
+        if flag != 0 {
+            return Err(Status::internal(format!("a request with the flag {flag}: compression is not offered here")));
+        }
+        let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+        if length > MAX_REQUEST {
+            let reason = format!("a request of {length} bytes; at most {MAX_REQUEST} are taken");
+            return Err(Status::out_of_range(reason));
+        }
+        if self.read.len() < PREFIX + length {
+            return Ok(None);
+        }
+        self.read.advance(PREFIX);
+        let message = self.read.split_to(length).freeze();
+        if self.read.is_empty() {
+            self.read = BytesMut::new();
+        }
+        Ok(Some(message))
+    }
+}
+
+fn decode<R: Message + Default>(message: Bytes) -> Result<R, Status> {
+    // Before it takes memory: a million short names are ten times as large decoded.
+    if has_more_fields_than(MAX_FIELDS, &message) {
+        return Err(Status::resource_exhausted(format!("a request with more than {MAX_FIELDS} names and versions")));
+    }
+    R::decode(message).map_err(|error| Status::internal(error.to_string()))
+}
+
+/// Whether an encoded message has more top-level fields; what does not parse is left to the decoder.
+fn has_more_fields_than(limit: usize, mut message: &[u8]) -> bool {
+    let mut count = 0;
+    while !message.is_empty() {
+        count += 1;
+        let Ok((tag, wire_type)) = prost::encoding::decode_key(&mut message) else { return false };
+        let context = prost::encoding::DecodeContext::default();
+        if prost::encoding::skip_field(wire_type, tag, &mut message, context).is_err() {
+            return false;
+        }
+        if count > limit {
+            return true;
+        }
+    }
+    false
+}
+
+/// The responses of a stream as the body of its HTTP response: pieces of each, one by one as the transport takes them, then
+/// the status as trailers.
+pub(crate) struct Responses<S> {
+    /// Asked for the next response when the one before has left.
+    responses: Option<Pin<Box<S>>>,
+    pieces: Option<Pieces>,
+}
+
+impl<S> Responses<S> {
+    pub(crate) fn new(responses: S) -> Self {
+        Self { responses: Some(Box::pin(responses)), pieces: None }
+    }
+}
+
+impl<S: Stream<Item = Result<Response, Status>>> Body for Responses<S> {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        loop {
+            if let Some(piece) = self.pieces.as_mut().and_then(Iterator::next) {
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            self.pieces = None;
+            let Some(responses) = self.responses.as_mut() else { return Poll::Ready(None) };
+            let status = match ready!(responses.as_mut().poll_next(cx)) {
+                Some(Ok(response)) => match prefix(&response) {
+                    Ok(prefix) => {
+                        self.pieces = Some(response.into_pieces(&prefix));
+                        continue;
+                    }
+                    Err(status) => status,
+                },
+                Some(Err(status)) => status,
+                None => Status::ok(""),
+            };
+            self.responses = None;
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers(&status)))));
+        }
+    }
+}
+
+fn prefix(response: &Response) -> Result<[u8; PREFIX], Status> {
+    let length = u32::try_from(response.encoded_len())
+        .map_err(|_| Status::resource_exhausted("a response of more than 4 GiB cannot be sent"))?;
+    let [a, b, c, d] = length.to_be_bytes();
+    Ok([0, a, b, c, d])
+}
+
+/// A status as a stream's last word.
+pub(crate) fn trailers(status: &Status) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    if let Err(error) = status.add_header(&mut trailers) {
+        tracing::warn!(%error, "a status cannot be told");
+    }
+    trailers
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::{Arc, LazyLock};
+
+    use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+    use culvert_api::type_url;
+    use culvert_xds::{Resource, Session, SessionConfig, Snapshot, StreamId, StreamKind, Variant};
+    use http_body_util::StreamBody;
+    use tonic::Code;
+
+    use super::*;
+
+    /// What comes of these bytes, however they are cut.
+    async fn read(bytes: &[u8], cut: usize) -> Result<Vec<String>, Code> {
+        let frames = bytes.chunks(cut).map(|chunk| Ok::<_, Infallible>(Frame::data(Bytes::copy_from_slice(chunk))));
+        let frames: Vec<_> = frames.collect();
+        let mut requests = Requests::<DiscoveryRequest, _>::new(StreamBody::new(futures_util::stream::iter(frames)));
+        let mut types = Vec::new();
+        while let Some(request) = requests.next().await.map_err(|status| status.code())? {
+            assert!(!requests.read.is_empty() || requests.read.capacity() == 0, "nothing is kept between requests");
+            types.push(request.type_url);
+        }
+        Ok(types)
+    }
+
+    fn framed(flag: u8, type_url: &str) -> Vec<u8> {
+        let message = DiscoveryRequest { type_url: type_url.to_owned(), ..Default::default() }.encode_to_vec();
+        let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+        [&[flag], &length[..], &message].concat()
+    }
+
+    #[tokio::test]
+    async fn requests_are_read_however_they_are_cut_and_bad_framing_has_a_code() {
+        let (one, two) = (framed(0, "one"), framed(0, "two"));
+        let both = [one.clone(), two].concat();
+        let names = |names: &[&str]| Ok(names.iter().map(ToString::to_string).collect());
+        for (what, bytes, expected) in [
+            ("nothing", Vec::new(), names(&[])),
+            ("an empty message", vec![0; 5], names(&[""])),
+            ("two messages", both.clone(), names(&["one", "two"])),
+            ("half a prefix", one[..3].to_vec(), Err(Code::Internal)),
+            ("half a message", one[..7].to_vec(), Err(Code::Internal)),
+            ("a flag of compression", framed(1, "one"), Err(Code::Internal)),
+            ("a length of 4 GiB", vec![0, 255, 255, 255, 255], Err(Code::OutOfRange)),
+            ("what is no message", vec![0, 0, 0, 0, 2, 255, 255], Err(Code::Internal)),
+        ] {
+            for cut in 1..=both.len() {
+                assert_eq!(read(&bytes, cut).await, expected, "{what}, cut into pieces of {cut}");
+            }
+        }
+    }
+
+    /// The response of a node that asks for all of 200 resources of 1 MB.
+    fn response(variant: Variant) -> Response {
+        static SNAPSHOT: LazyLock<Arc<Snapshot>> = LazyLock::new(|| {
+            let mut builder = Snapshot::builder();
+            for number in 0..200 {
+                let value = vec![0; 1 << 20];
+                builder.insert(Arc::new(Resource::new(&type_url::CLUSTER.into(), format!("c{number}"), &value)));
+            }
+            Arc::new(builder.build())
+        });
+        let snapshot = Arc::clone(&SNAPSHOT);
+        let mut session = Session::new(SessionConfig::default(), Arc::default(), snapshot);
+        session.open(StreamId(0), StreamKind { variant, type_url: None }).unwrap();
+        let type_url = type_url::CLUSTER.to_owned();
+        match variant {
+            Variant::Sotw => {
+                let request = DiscoveryRequest { type_url, ..Default::default() };
+                session.on_request(StreamId(0), &request).unwrap()
+            }
+            Variant::Delta => {
+                let request = DeltaDiscoveryRequest { type_url, ..Default::default() };
+                session.on_delta_request(StreamId(0), &request).unwrap()
+            }
+        };
+        session.poll_stream(StreamId(0), std::time::Duration::ZERO).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_response_of_200_megabytes_is_handed_on_without_a_copy() {
+        for variant in [Variant::Sotw, Variant::Delta] {
+            // Each transport takes the same bytes: what is copied is at another address in each.
+            let mut seen = Vec::new();
+            for _ in 0..2 {
+                let responses = futures_util::stream::iter([Ok(response(variant))]);
+                let mut body = Responses::new(responses);
+                let (mut length, mut pieces) = (0, BTreeMap::new());
+                while let Some(frame) = body.frame().await {
+                    let Ok(piece) = frame.unwrap().into_data() else { break };
+                    assert!(!piece.is_empty(), "an empty frame");
+                    length += piece.len();
+                    pieces.insert(piece.as_ptr().addr(), piece);
+                }
+                assert!(length > 200 << 20, "{variant:?}: the whole has {length} bytes");
+                seen.push(pieces);
+            }
+            let own = seen[0].iter().filter(|(address, _)| !seen[1].contains_key(*address));
+            let copied: usize = own.map(|(_, piece)| piece.len()).sum();
+            assert!(copied < 64 << 10, "{variant:?}: {copied} bytes of a stream's own");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_status_of_a_stream_is_its_trailers() {
+        for (last, code) in [(None, "0"), (Some(Status::permission_denied("no")), "7")] {
+            let responses = futures_util::stream::iter(last.map(Err::<Response, _>));
+            let mut body = Responses::new(responses);
+            let frame = body.frame().await.expect("trailers").unwrap();
+            assert_eq!(frame.into_trailers().expect("trailers")["grpc-status"], code);
+            assert!(body.frame().await.is_none(), "nothing after the trailers");
+        }
+    }
+}
