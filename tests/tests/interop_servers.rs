@@ -108,7 +108,7 @@ async fn go_control_plane_configures_filters_by_name() -> Result {
     let Some((program, _folder)) = go_program().await? else { return Ok(()) };
     for sotw in [true, false] {
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let mut server = Server::start(&program, &["-address-file", "address"])?;
+        let mut server = Running::start(Command::new(&program).args(["-address-file", "address"]))?;
         let snapshot = |version: u32, filters: &[(&str, Value)]| {
             let source = json!({ "config_source": { "ads": {}, "resource_api_version": "V3" },
                 "type_urls": [filter("")["@type"]] });
