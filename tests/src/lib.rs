@@ -17,6 +17,7 @@ pub mod peer;
 pub mod plane;
 pub mod process;
 pub mod relay;
+pub mod reverse;
 pub mod site;
 pub mod tunnel;
 pub mod wait;

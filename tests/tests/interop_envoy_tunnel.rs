@@ -1,6 +1,5 @@
 //! Envoy's reverse tunnels between the real Envoy and us: its initiator at our server, our agent at its responder.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -10,79 +9,19 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use culvert_tests::Result;
 use culvert_tests::backend::Backend;
-use culvert_tests::ca::{Authority, Leaf};
-use culvert_tests::client::{Answer, read_head, send};
+use culvert_tests::client::{read_head, send};
 use culvert_tests::envoy::Envoy;
-use culvert_tests::gateway::{Gateway, HTTP2, cluster, hosted_agent, http_listener};
+use culvert_tests::gateway::{Gateway, cluster, hosted_agent, http_listener};
 use culvert_tests::peer::Peer;
+use culvert_tests::reverse::{
+    BY_NODE, agents, ask, initiator, initiator_extension, our_cloud, our_edge, real_cloud, real_edge, served, tls,
+    tunnel_listener,
+};
 use culvert_tests::wait::{eventually, in_time};
 use http_body_util::Full;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-
-/// A listener for agents with Envoy's own filter.
-fn tunnel_listener(filter: &str, chain: &str) -> String {
-    format!(
-        "  - name: tunnel\n    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}\n    filter_chains:\n    - filters:\n      - name: envoy.filters.network.reverse_tunnel\n        typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.network.reverse_tunnel.v3.ReverseTunnel, {filter}}}\n{chain}"
-    )
-}
-
-/// Envoy's cluster of agents.
-fn agents(name: &str, formats: &str) -> String {
-    format!(
-        "  - name: {name}\n    lb_policy: CLUSTER_PROVIDED\n    connect_timeout: 2s\n    cluster_type:\n      name: envoy.clusters.reverse_connection\n      typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.clusters.reverse_connection.v3.ReverseConnectionClusterConfig, {formats}}}\n    {HTTP2}\n"
-    )
-}
-
-/// The initiator's listener, with its backend.
-fn initiator(node: &str, count: u32) -> String {
-    let listener = http_listener("edge", "[{match: {prefix: /}, route: {cluster: backend}}]", "", "");
-    listener.replace(
-        "{socket_address: {address: 127.0.0.1, port_value: 0}}",
-        &format!(
-            "{{socket_address: {{address: \"rc://{node}:edge-cluster:tenant-a@cloud:{count}\", port_value: 0, resolver_name: envoy.resolvers.reverse_connection}}}}\n    listener_filters_timeout: 0s"
-        ),
-    )
-}
-
-fn initiator_extension(fields: &str) -> String {
-    format!(
-        "bootstrap_extensions:\n- name: envoy.bootstrap.reverse_tunnel.downstream_socket_interface\n  typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.bootstrap.reverse_tunnel.downstream_socket_interface.v3.DownstreamReverseConnectionSocketInterface, stat_prefix: edge, maintain_interval: 0.1s, {fields}}}\n"
-    )
-}
-
-/// A request for an agent.
-async fn ask(gateway: SocketAddr, node: &str) -> Result<Answer> {
-    let request = http::Request::get("/").header("host", "test").header("x-node-id", node);
-    send(gateway, request.body(Full::new(Bytes::new()))?).await
-}
-
-async fn served(gateway: SocketAddr, node: &str, by: &str) -> Result {
-    eventually(&format!("{node} serves"), async || {
-        let answer = ask(gateway, node).await?;
-        ensure!(answer.status == 200 && answer.text().contains(by), "saw {} {}", answer.status, answer.text());
-        Ok(())
-    })
-    .await
-}
-
-const BY_NODE: &str = "host_id_format: \"%REQ(x-node-id)%\"";
-
-/// Our server: a gateway whose route leads to the agents.
-async fn our_cloud(filter: &str, formats: &str, more: &str) -> Result<Gateway> {
-    let gateway = http_listener("in", "[{match: {prefix: /}, route: {cluster: agents}}]", "", "");
-    let listeners = gateway + &tunnel_listener(filter, "");
-    Gateway::start_in(TempDir::with_prefix("culvert-")?, &listeners, &agents("agents", formats), more, 2).await
-}
-
-async fn real_edge(node: &str, cloud: SocketAddr, backend: SocketAddr, fields: &str) -> Result<Option<Envoy>> {
-    let Some(program) = Peer::Envoy.find()? else { return Ok(None) };
-    let clusters = cluster("cloud", &[cloud], "") + &cluster("backend", &[backend], "");
-    let folder = TempDir::with_prefix("culvert-")?;
-    let extension = initiator_extension(fields);
-    Envoy::start_in(folder, &program, &initiator(node, 1), &clusters, &extension, 1).await.map(Some)
-}
 
 #[tokio::test]
 async fn a_real_initiator_serves_through_our_server_in_both_modes() -> Result {
@@ -119,22 +58,6 @@ async fn a_real_initiator_serves_through_our_server_in_both_modes() -> Result {
     Ok(())
 }
 
-/// A real cloud: one worker, whose route leads to the agents.
-async fn real_cloud(folder: TempDir, filter: &str, chain: &str) -> Result<Option<Envoy>> {
-    let Some(program) = Peer::Envoy.find()? else { return Ok(None) };
-    let gateway = http_listener("in", "[{match: {prefix: /}, route: {cluster: agents}}]", "", "");
-    let listeners = gateway + &tunnel_listener(filter, chain);
-    let extension = "bootstrap_extensions:\n- name: envoy.bootstrap.reverse_tunnel.upstream_socket_interface\n  typed_config: {\"@type\": type.googleapis.com/envoy.extensions.bootstrap.reverse_tunnel.upstream_socket_interface.v3.UpstreamReverseConnectionSocketInterface, stat_prefix: cloud}\n";
-    Envoy::start_in(folder, &program, &listeners, &agents("agents", BY_NODE), extension, 1).await.map(Some)
-}
-
-/// Our edge with Envoy's own configuration.
-async fn our_edge(node: &str, cloud: SocketAddr, tls: &str, backend: SocketAddr, fields: &str) -> Result<Gateway> {
-    let clusters = cluster("cloud", &[cloud], tls) + &cluster("backend", &[backend], "");
-    let (folder, extension) = (TempDir::with_prefix("culvert-")?, initiator_extension(fields));
-    Gateway::start_in(folder, &initiator(node, 1), &clusters, &extension, 2).await
-}
-
 #[tokio::test]
 async fn our_agent_serves_through_a_real_responder_in_both_modes() -> Result {
     // Not below a second: Envoy 1.40 takes a fraction of one for none, and gives up at once.
@@ -168,39 +91,6 @@ async fn our_agent_serves_through_a_real_responder_in_both_modes() -> Result {
         }
     }
     Ok(())
-}
-
-/// Certificates of both ends, and a chain and a cluster that demand them.
-struct Tls {
-    folder: TempDir,
-    chain: String,
-    cluster: String,
-}
-
-fn tls(server: &str, client: &str) -> Result<Tls> {
-    let folder = TempDir::with_prefix("culvert-")?;
-    let authority = Authority::new("tunnel CA")?;
-    let trusted = authority.write(folder.path())?;
-    let common = |leaf: &Leaf| {
-        format!(
-            "common_tls_context: {{tls_certificates: [{{certificate_chain: {{filename: \"{}\"}}, private_key: {{filename: \"{}\"}}}}], validation_context: {{trusted_ca: {{filename: \"{}\"}}}}}}",
-            leaf.certificate.display(),
-            leaf.key.display(),
-            trusted.display()
-        )
-    };
-    let server_leaf = authority.issue(folder.path(), "server", &[server])?;
-    let client_leaf = authority.issue(folder.path(), "client", &[client])?;
-    let kind = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3";
-    let chain = format!(
-        "      transport_socket: {{name: envoy.transport_sockets.tls, typed_config: {{\"@type\": {kind}.DownstreamTlsContext, require_client_certificate: true, {}}}}}\n",
-        common(&server_leaf)
-    );
-    let cluster = format!(
-        "transport_socket: {{name: envoy.transport_sockets.tls, typed_config: {{\"@type\": {kind}.UpstreamTlsContext, sni: {server}, {}}}}}",
-        common(&client_leaf)
-    );
-    Ok(Tls { folder, chain, cluster })
 }
 
 const BOUND: &str = "ping_interval: 1s, validation: {node_id_format: \"%DOWNSTREAM_PEER_DNS_SAN%\"}";

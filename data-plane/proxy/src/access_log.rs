@@ -8,7 +8,7 @@ use std::sync::Arc;
 use culvert_model::access_log::{AccessLog, Comparison, Filter, LogFormat, Sink};
 use culvert_runtime::access_log::{AccessLogs, Destination, LogWriter, OpenError};
 
-use crate::format::{Absent, write_format, write_json};
+use crate::format::{Absent, Values, write_format, write_json};
 use crate::record::Scene;
 use crate::routes::header_matches;
 
@@ -68,11 +68,11 @@ impl WorkerLogs {
 }
 
 /// Appends one line. A text format brings its own line feed, as in Envoy.
-pub(crate) fn write_line(format: &LogFormat, scene: &Scene<'_>, line: &mut Vec<u8>) {
+pub(crate) fn write_line(format: &LogFormat, values: &impl Values, line: &mut Vec<u8>) {
     match format {
-        LogFormat::Text(format) => write_format(format, Absent::Dash, scene, line),
+        LogFormat::Text(format) => write_format(format, Absent::Dash, values, line),
         LogFormat::Json(object) => {
-            write_json(object, scene, line);
+            write_json(object, values, line);
             line.push(b'\n');
         }
     }
@@ -100,7 +100,7 @@ pub(crate) fn passes(filter: &Filter, scene: &Scene<'_>) -> bool {
     }
 }
 
-const fn compare(op: Comparison, value: u64, with: u64) -> bool {
+pub(crate) const fn compare(op: Comparison, value: u64, with: u64) -> bool {
     match op {
         Comparison::Equal => value == with,
         Comparison::NotEqual => value != with,
@@ -109,7 +109,7 @@ const fn compare(op: Comparison, value: u64, with: u64) -> bool {
     }
 }
 
-fn destination(sink: &Sink) -> Destination {
+pub(crate) fn destination(sink: &Sink) -> Destination {
     match sink {
         Sink::File(path) => Destination::File(path.clone()),
         Sink::Stdout => Destination::Stdout,

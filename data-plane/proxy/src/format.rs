@@ -13,20 +13,39 @@ use culvert_http::{Fields, RequestHead, Version};
 use culvert_model::access_log::{Format, Operator, Part};
 use tokio::time::Instant;
 
-pub(crate) use json::write_json;
+pub(crate) use json::{quoted, write_json};
 pub(crate) use time::{http_date, write_time};
 
 use crate::flags::ResponseFlag;
 use crate::record::Scene;
 
-/// Appends what `format` makes of `scene`. An absent value is `-`, or nothing if the format or the caller says so.
-pub(crate) fn write_format(format: &Format, omit_empty: Absent, scene: &Scene<'_>, out: &mut Vec<u8>) {
+/// What the operators of a format stand for.
+pub(crate) trait Values {
+    /// Appends an operator's value; whether there is one.
+    fn write(&self, operator: &Operator, out: &mut Vec<u8>) -> bool;
+
+    /// Values that are numbers, also in JSON.
+    fn number(&self, operator: &Operator) -> Option<u64>;
+}
+
+impl Values for Scene<'_> {
+    fn write(&self, operator: &Operator, out: &mut Vec<u8>) -> bool {
+        write_operator(operator, self, out)
+    }
+
+    fn number(&self, operator: &Operator) -> Option<u64> {
+        number(operator, self)
+    }
+}
+
+/// Appends what `format` makes of `values`. An absent value is `-`, or nothing if the format or the caller says so.
+pub(crate) fn write_format(format: &Format, omit_empty: Absent, values: &impl Values, out: &mut Vec<u8>) {
     for part in &format.parts {
         match part {
             Part::Literal(text) => out.extend_from_slice(text.as_bytes()),
             Part::Operator { operator, max_length } => {
                 let start = out.len();
-                if write_operator(operator, scene, out) {
+                if values.write(operator, out) {
                     truncate(out, start, *max_length);
                 } else if omit_empty == Absent::Dash && !format.omit_empty {
                     out.push(b'-');
@@ -52,7 +71,7 @@ fn truncate(out: &mut Vec<u8>, start: usize, max: Option<usize>) {
 }
 
 /// Appends an operator's value; whether there is one.
-pub(super) fn write_operator(operator: &Operator, scene: &Scene<'_>, out: &mut Vec<u8>) -> bool {
+fn write_operator(operator: &Operator, scene: &Scene<'_>, out: &mut Vec<u8>) -> bool {
     let record = scene.record;
     if let Some(number) = number(operator, scene) {
         let mut digits = itoa::Buffer::new();
@@ -91,7 +110,7 @@ pub(super) fn write_operator(operator: &Operator, scene: &Scene<'_>, out: &mut V
 }
 
 /// Values that are numbers, also in JSON.
-pub(super) fn number(operator: &Operator, scene: &Scene<'_>) -> Option<u64> {
+fn number(operator: &Operator, scene: &Scene<'_>) -> Option<u64> {
     let record = scene.record;
     let since_start = |at: Option<Instant>| at.map(|at| milliseconds(record.start, at));
     match operator {
@@ -126,6 +145,7 @@ fn text<'a>(operator: &Operator, scene: &Scene<'a>) -> Option<Cow<'a, str>> {
         Operator::DownstreamTlsVersion => tls?.version,
         Operator::DownstreamTlsCipher => &tls?.cipher,
         Operator::DownstreamPeerUriSan => return peer.map(|peer| Cow::Owned(peer.uri_sans.join(","))),
+        Operator::DownstreamPeerDnsSan => return peer.map(|peer| Cow::Owned(peer.dns_sans.join(","))),
         Operator::DownstreamPeerSubject => &peer?.subject,
         Operator::DownstreamPeerFingerprint256 => &peer?.sha256,
         Operator::RequestedServerName => record.connection.server_name.as_deref()?,

@@ -31,13 +31,15 @@ mod tcp_proxy;
 mod testing;
 mod timer;
 mod tunnel;
+mod tunnel_log;
 mod worker;
 
-pub use access_log::LogSinks;
+pub use access_log::{LogError, LogSinks};
 pub use flags::{ResponseFlag, ResponseFlags};
 pub use listener::{ChainInputs, CompileError, FilterChains, ListenerSlot, Listeners, TlsSlot, serve_listener};
 pub use routes::{RouteSlot, RouteSlots, RouteTable};
 pub use source::{SourceError, read_source};
 pub use stats::{HttpMetric, ListenerMetric, TcpMetric};
 pub use tunnel::TunnelHosting;
+pub use tunnel_log::TunnelLogs;
 pub use worker::{Process, Worker};

@@ -230,6 +230,7 @@ const fn flag_of(failure: &UpstreamFailure) -> ResponseFlag {
         | UpstreamFailure::ConnectTimeout { .. }
         | UpstreamFailure::TlsFailure { .. }
         | UpstreamFailure::ProtocolFailure { .. }
+        | UpstreamFailure::OtherTransport
         | UpstreamFailure::TunnelClosed => ResponseFlag::UpstreamConnectionFailure,
     }
 }

@@ -9,8 +9,11 @@ use culvert_runtime::drain::Watch;
 use culvert_runtime::telemetry::{Scope, ScopePath};
 use culvert_tunnel::agent::{Hosted, Hosting};
 use culvert_tunnel::metrics::ServerMetric;
-use culvert_tunnel::server::{Acceptor, Claim, CloseReason, Ended, HostLease, HostRegistry, Peer, PeerNames, Refusal};
+use culvert_tunnel::server::{
+    Acceptor, Arrival, Claim, CloseReason, Ended, HostLease, HostRegistry, Peer, PeerNames, Refusal,
+};
 use culvert_upstream::{Clusters, RegisterError, ReverseNames, TunnelClaim, TunnelEnd, TunnelLease};
+use tokio::time::Instant;
 
 use crate::listener::{Downstream, OfTunnel, Requests, serve_hosted};
 use crate::worker::{Counters, Process, Worker};
@@ -57,10 +60,12 @@ pub(crate) fn serve<'a>(
         dns: peer.dns_sans.clone(),
         expires: Some(peer.not_after),
     });
+    let agreed = downstream.tls.as_ref().map(|tls| (Instant::now(), format!("{} {}", tls.version, tls.cipher).into()));
     let peer = Peer {
         address: Some(downstream.remote),
         identity: name.map(|name| name.as_str().into()),
         names: names.map(Arc::new),
+        arrival: Some(Arc::new(Arrival { at: downstream.start, tls: agreed })),
     };
     tunnel.filter.acceptor.serve(io, peer, hosts, &tunnel.counters, watch)
 }
@@ -123,6 +128,7 @@ impl HostLease for Lease {
                 TunnelEnd::Drained => CloseReason::Drained,
                 TunnelEnd::ClusterRemoved => CloseReason::ClusterRemoved,
                 TunnelEnd::ProtocolFailure => CloseReason::ProtocolFailure,
+                TunnelEnd::TlsFailure => CloseReason::TlsFailure,
             }
         }
     }

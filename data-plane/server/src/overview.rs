@@ -9,6 +9,7 @@ use culvert_model::bootstrap::reverse::ReverseTunnels;
 use culvert_proxy::{Process, TlsSlot};
 use culvert_runtime::tls::CertificateDetails;
 use culvert_tunnel::agent::Agent;
+use culvert_tunnel::lifecycle::Journal;
 use culvert_tunnel::server::{ReverseLimits, Tunnels};
 use culvert_tunnel::status::TunnelStatus;
 use parking_lot::Mutex;
@@ -61,13 +62,14 @@ impl TunnelView {
 }
 
 impl Overview {
-    pub(crate) fn new(reverse: &ReverseTunnels) -> Arc<Self> {
+    /// `journal`: where the life of tunnels is logged.
+    pub(crate) fn new(reverse: &ReverseTunnels, journal: Option<Arc<dyn Journal>>) -> Arc<Self> {
         let limits = ReverseLimits {
             ping_failure_threshold: reverse.ping_failure_threshold,
             tenant_isolation: reverse.tenant_isolation,
             max_connections_per_node: usize::try_from(reverse.max_connections_per_node).unwrap_or(usize::MAX),
         };
-        Arc::new(Self { tunnels: Arc::new(Tunnels::new(limits)), ..Self::default() })
+        Arc::new(Self { tunnels: Arc::new(Tunnels::new(limits, journal)), ..Self::default() })
     }
 }
 

@@ -13,7 +13,7 @@ use culvert_model::bootstrap::Bootstrap;
 use culvert_model::cluster::{Discovery, UpstreamProtocol};
 use culvert_model::resource::Resource;
 use culvert_model::tls::UpstreamTls;
-use culvert_proxy::{Process, TunnelHosting, Worker};
+use culvert_proxy::{LogError, Process, TunnelHosting, TunnelLogs, Worker};
 use culvert_runtime::access_log::AccessLogs;
 use culvert_runtime::drain::{self, Trigger};
 use culvert_runtime::files::FileWatcher;
@@ -22,6 +22,7 @@ use culvert_runtime::process::Signals;
 use culvert_runtime::readiness::ReadinessBlocker;
 use culvert_runtime::telemetry::{Registry, ScopePath};
 use culvert_runtime::workers::Workers;
+use culvert_tunnel::lifecycle::Journal;
 use culvert_upstream::{Clusters, Resolver, WorkerPools};
 use prost::Message;
 use tokio::sync::mpsc;
@@ -49,6 +50,8 @@ pub(crate) enum StartError {
     Bind(Vec<String>),
     #[error("{what}: {source}")]
     System { what: &'static str, source: std::io::Error },
+    #[error(transparent)]
+    AccessLog(#[from] LogError),
     #[error(transparent)]
     Workers(#[from] culvert_runtime::workers::StartError),
     #[error("{}: cannot be written: {source}", path.display())]
@@ -82,6 +85,12 @@ impl Base {
         });
         Self { process, drain, logs, secrets: Secrets::new(&bootstrap.secrets) }
     }
+
+    /// Where the life of tunnels is logged: of the server's, and of the agents'.
+    fn journals(&self, bootstrap: &Bootstrap) -> Result<[Option<Arc<dyn Journal>>; 2], LogError> {
+        let open = |logs| TunnelLogs::open(logs, &self.logs, &self.process.hostname);
+        Ok([open(&bootstrap.reverse.server_logs)?, open(&bootstrap.reverse.agent_logs)?])
+    }
 }
 
 /// Checks the static resources and nothing else: no file is made, nothing is bound.
@@ -92,7 +101,9 @@ pub(crate) async fn validate(started: &Started) -> Result<(), StartError> {
     let base = Base::new(&started.bootstrap, AccessLogs::dry(), false);
     let found = crate::check::statics(started, &base.process, &base.secrets);
     let new = found.iter().filter(|finding| !started.texts.explain(finding));
-    let errors: Vec<String> = started.errors.iter().cloned().chain(new.map(|new| started.texts.place(new))).collect();
+    let mut errors: Vec<String> =
+        started.errors.iter().cloned().chain(new.map(|new| started.texts.place(new))).collect();
+    errors.extend(base.journals(&started.bootstrap).err().map(|error| format!("bootstrap_extensions: {error}")));
     if errors.is_empty() { Ok(()) } else { Err(StartError::Configuration(errors)) }
 }
 
@@ -112,7 +123,8 @@ pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -
     let (workers, drain_time) = (options.workers(), Duration::from_secs(options.drain_time_s.into()));
     let process = Arc::clone(&base.process);
     let threads = Arc::new(start_workers(workers, &process)?);
-    let (overview, inventory) = (Overview::new(&started.bootstrap.reverse), Inventory::default());
+    let [server_journal, agent_journal] = base.journals(&started.bootstrap)?;
+    let (overview, inventory) = (Overview::new(&started.bootstrap.reverse, server_journal), Inventory::default());
     let mut applier = Applier::new(Parts {
         process: Arc::clone(&process),
         workers: Arc::clone(&threads),
@@ -121,6 +133,7 @@ pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -
         metrics: process.registry.scope::<ManagerMetric>(ScopePath::process("")).block(),
         node_id: Arc::clone(&started.bootstrap.node.id),
         reverse: started.bootstrap.reverse.clone(),
+        agent_journal,
         drain_time,
         successor: options.successor,
     });
@@ -136,10 +149,7 @@ pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -
         started: Instant::now(),
         state: Arc::clone(&state),
     };
-    process.registry.add_source({
-        let looked = looked.clone();
-        move |samples| looked.samples(samples)
-    });
+    looked.sampled();
     let (queue, commands) = mpsc::channel(COMMANDS);
     let apply = ApplyHandle::new(queue);
     if let Some(socket) = admin_socket {

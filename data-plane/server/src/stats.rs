@@ -54,6 +54,12 @@ pub(crate) struct Looked {
 }
 
 impl Looked {
+    /// Has the registry show it.
+    pub(crate) fn sampled(&self) {
+        let looked = self.clone();
+        self.process.registry.add_source(move |samples| looked.samples(samples));
+    }
+
     /// Everything that is not counted but known.
     pub(crate) fn samples(&self, samples: &mut Vec<Sample>) {
         self.server(samples);

@@ -26,10 +26,12 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::lifecycle::Journal;
 use crate::metrics::AgentMetric;
 use crate::status::AgentStatus;
 use crate::wire::Instance;
 
+mod chronicle;
 mod connection;
 mod control;
 mod credential;
@@ -100,6 +102,8 @@ pub struct AgentInputs {
     pub tls: Option<watch::Receiver<Option<Arc<rustls::ClientConfig>>>>,
     /// The assignment of each `ServerSource::Eds`, by service name. `None` inside: not arrived.
     pub eds: Vec<(Name, watch::Receiver<Option<Arc<Endpoints>>>)>,
+    /// Where the life of its connections is logged.
+    pub journal: Option<Arc<dyn Journal>>,
 }
 
 /// Which share of an agent's connections a worker dials: those that it will host.

@@ -22,6 +22,12 @@ pub enum EventKind {
     Waiting,
     /// The agent dials: connect, TLS, handshake.
     Dialing,
+    /// TCP stands; our end of it.
+    Connected,
+    /// TLS stands; what was agreed on.
+    Tls,
+    /// The server has read the agent's handshake and admitted it; its dialect.
+    Handshake,
     /// The tunnel stands.
     Established,
     /// The first byte that came in after the handshake.
@@ -51,6 +57,9 @@ impl EventKind {
         match self {
             Self::Waiting => "waiting",
             Self::Dialing => "dialing",
+            Self::Connected => "connected",
+            Self::Tls => "tls",
+            Self::Handshake => "handshake",
             Self::Established => "established",
             Self::FirstByte => "first_byte",
             Self::FirstPing => "first_ping",
@@ -65,7 +74,7 @@ impl EventKind {
     }
 }
 
-/// The latest [`MOST_EVENTS`]. An idle tunnel has three or four, and holds no room for more.
+/// The latest [`MOST_EVENTS`]. An idle tunnel has four or five, and holds no room for more.
 #[derive(Debug)]
 pub(crate) struct History {
     began: Instant,
@@ -81,12 +90,17 @@ impl History {
         if self.events.len() >= MOST_EVENTS {
             self.events.pop_front();
         }
-        // One by one at first: most never have a fifth.
-        if self.events.len() < 4 {
+        // One by one at first: most never have a sixth.
+        if self.events.len() < 5 {
             self.events.reserve_exact(1);
         }
         let at_ms = u64::try_from(at.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX);
         self.events.push_back(Event { at_ms, kind, detail });
+    }
+
+    /// When it began.
+    pub(crate) fn began(&self) -> Instant {
+        self.began
     }
 
     /// Whether that has happened, as far as is remembered.

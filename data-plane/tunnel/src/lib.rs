@@ -16,6 +16,7 @@ pub mod envoy;
 pub mod history;
 mod http2;
 mod keepalive;
+pub mod lifecycle;
 pub mod metrics;
 pub mod server;
 pub mod status;

@@ -47,6 +47,8 @@ pub enum ServerMetric {
     Superseded,
     /// Refused: another agent with its identity serves.
     RefusedDuplicate,
+    /// Tunnels inside of which TLS could not be opened.
+    TlsFailures,
     /// Registered connections at the moment.
     Active,
     /// Aside connections at the moment.
@@ -81,6 +83,7 @@ impl Metrics for ServerMetric {
         counter("withdrawn"),
         counter("superseded"),
         counter("refused_duplicate"),
+        counter("tls_failures"),
         gauge("active"),
         gauge("asides"),
         gauge("pending"),

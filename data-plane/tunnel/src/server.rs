@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use culvert_http::{ClientExchange, Http2ClientOptions, Io};
 use culvert_model::tunnel::TunnelProtocol;
+use tokio::time::Instant;
 
 use crate::dialect::Dialect;
 use crate::envoy::ping::IdleError;
@@ -22,6 +23,7 @@ use crate::wire::{Instance, Status};
 
 mod acceptor;
 mod acknowledged;
+mod chronicle;
 mod control;
 mod duplicates;
 mod envoy;
@@ -35,14 +37,16 @@ mod negotiation;
 mod pending;
 mod policy;
 mod registered;
+mod reverse_limits;
 mod standing;
 mod tunnels;
 
 pub use acceptor::{Acceptor, Ended};
 pub use identity::{Grant, Identity, Policy, PolicyMaterial};
 pub use policy::Tokens;
+pub use reverse_limits::ReverseLimits;
 pub use standing::Policies;
-pub use tunnels::{ReverseLimits, Tunnels};
+pub use tunnels::Tunnels;
 
 /// Where admitted agents become hosts. Implemented by the proxy over its clusters; one per worker.
 pub trait HostRegistry {
@@ -98,6 +102,8 @@ pub enum CloseReason {
     ClusterRemoved,
     #[error("HTTP/2 could not be opened over it")]
     ProtocolFailure,
+    #[error("TLS could not be opened inside of it")]
+    TlsFailure,
     #[error("the agent is silently gone")]
     Lost,
     #[error("cut off at the drain's deadline")]
@@ -185,6 +191,17 @@ pub struct Peer {
     pub identity: Option<Arc<str>>,
     /// What the certificate says.
     pub names: Option<Arc<PeerNames>>,
+    /// How it came, for its history; `None`: it begins with the handshake.
+    pub arrival: Option<Arc<Arrival>>,
+}
+
+/// How a connection came to the tunnel listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arrival {
+    /// When it was accepted.
+    pub at: Instant,
+    /// When TLS stood, and what was agreed on; `None`: there is none.
+    pub tls: Option<(Instant, Box<str>)>,
 }
 
 /// What a verified certificate says.

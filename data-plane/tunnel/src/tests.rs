@@ -172,7 +172,7 @@ impl Listening {
     }
 
     async fn serve(self, io: Io, address: SocketAddr) {
-        let mut peer = Peer { address: Some(address), identity: None, names: None };
+        let mut peer = Peer { address: Some(address), ..Peer::default() };
         let io = match &self.tls {
             None => io,
             Some(tls) => {

@@ -45,6 +45,9 @@ pub enum UpstreamFailure {
     /// `TDD`: what came through a tunnel may not go there.
     #[error("the tunnel agent allows nobody to go to {address}")]
     DestinationDenied { address: SocketAddr },
+    /// `UF`: the agent's tunnels were opened for a cluster with another `transport_socket`.
+    #[error("the agent's tunnels serve another transport socket")]
+    OtherTransport,
     /// `UF`: the tunnel closed before the request was sent.
     #[error("the tunnel closed")]
     TunnelClosed,

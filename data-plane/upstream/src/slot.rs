@@ -19,7 +19,7 @@ use crate::clusters::Publisher;
 use crate::failure::UpstreamFailure;
 use crate::host::Host;
 use crate::stats::{ClusterMetric, UpdateCounts};
-use crate::tunnel::{Absence, Queue, RegisterError, TunnelClaim, TunnelLease};
+use crate::tunnel::{Absence, Opening, Queue, RegisterError, TunnelClaim, TunnelLease};
 use builder::Builder;
 pub(crate) use builder::DnsName;
 
@@ -58,6 +58,8 @@ pub(crate) struct Generation {
 pub struct ClusterConfig {
     pub cluster: Arc<Cluster>,
     pub(crate) tls: Option<TlsClients>,
+    /// What it demands inside of tunnels; only clusters of the `reverse_connection` type demand anything.
+    pub(crate) opening: Opening,
     /// Changes when connections must be opened in another way: pooled ones of an older epoch are not reused.
     pub(crate) epoch: u64,
 }

@@ -65,6 +65,7 @@ pub enum ClusterMetric {
     TunnelAgentOffline,
     TunnelAgentDenied,
     TunnelDestinationDenied,
+    TunnelOtherTransport,
     SslHandshake,
     SslConnectionError,
     /// TCP and TLS, in milliseconds.
@@ -183,6 +184,7 @@ impl Metrics for ClusterMetric {
         counter("tunnel.agent_offline"),
         counter("tunnel.agent_denied"),
         counter("tunnel.destination_denied"),
+        counter("tunnel.other_transport"),
         counter("ssl.handshake"),
         counter("ssl.connection_error"),
         histogram("upstream_cx_connect_ms"),

@@ -7,6 +7,7 @@
 mod connection;
 mod lane;
 mod lent;
+mod opening;
 mod presence;
 mod queue;
 mod reverse;
@@ -29,6 +30,7 @@ use crate::slot::ClusterSlot;
 pub(crate) use connection::{Phase, TunnelConnection};
 pub(crate) use lane::{Lane, lend_among};
 pub(crate) use lent::{Lent, Whole};
+pub(crate) use opening::Opening;
 pub(crate) use presence::Absence;
 pub(crate) use queue::{Full, Queue};
 pub use reverse::ReverseNames;
@@ -92,6 +94,8 @@ pub enum TunnelEnd {
     ClusterRemoved,
     /// HTTP/2 could not be opened over it.
     ProtocolFailure,
+    /// TLS inside of it, which a cluster demands, could not be.
+    TlsFailure,
 }
 
 /// A registered host. **Dropping it is the only removal.**
@@ -153,12 +157,18 @@ impl TunnelLease {
             options.keepalive_interval = Some(interval);
             options.keepalive_timeout = interval.mul_f64(1.75);
         }
+        let opening = self.connection.opening();
+        let io = match Box::pin(tokio::time::timeout(OPEN_TIMEOUT, opening.open(io))).await {
+            Ok(Ok(io)) => io,
+            Ok(Err(error)) => return self.refused("TLS", &error, TunnelEnd::TlsFailure),
+            Err(elapsed) => return self.refused("TLS", &elapsed, TunnelEnd::TlsFailure),
+        };
         // Boxed by itself: what opening needs is given back before the tunnel's life begins.
         let opened = Box::pin(tokio::time::timeout(OPEN_TIMEOUT, Http2Client::connect(io, &options))).await;
         let (client, driver) = match opened {
             Ok(Ok(opened)) => opened,
-            Ok(Err(error)) => return self.refused(&error),
-            Err(elapsed) => return self.refused(&elapsed),
+            Ok(Err(error)) => return self.refused("HTTP/2", &error, TunnelEnd::ProtocolFailure),
+            Err(elapsed) => return self.refused("HTTP/2", &elapsed, TunnelEnd::ProtocolFailure),
         };
         *self.open.lock() = Some(client.clone());
         self.opened.notify_waiters();
@@ -175,10 +185,10 @@ impl TunnelLease {
         }
     }
 
-    fn refused(&self, error: &dyn std::fmt::Display) -> TunnelEnd {
+    fn refused(&self, what: &str, error: &dyn std::fmt::Display, end: TunnelEnd) -> TunnelEnd {
         let agent = &self.connection.claim().agent;
-        tracing::warn!(cluster = %self.slot.name(), %agent, %error, "cannot open HTTP/2 over the tunnel");
-        TunnelEnd::ProtocolFailure
+        tracing::warn!(cluster = %self.slot.name(), %agent, %error, "cannot open {what} over the tunnel");
+        end
     }
 
     async fn ended(&self) -> TunnelEnd {
@@ -265,7 +275,7 @@ fn default_http2() -> Http2ClientOptions {
 /// Of a response head, in bytes: Envoy's default for upstream headers.
 const MAX_RESPONSE_HEAD: u32 = 60 * 1024;
 
-/// For HTTP/2's preface to be written on an established tunnel.
+/// For TLS inside of an established tunnel, and for HTTP/2's preface to be written on it.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]

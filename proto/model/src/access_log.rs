@@ -20,6 +20,7 @@ use crate::report::Report;
 use crate::scalar;
 
 pub use format::{Format, Operator, Part};
+pub(crate) use format::{Subject, parts};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct AccessLog {
@@ -82,7 +83,24 @@ pub enum Comparison {
 
 /// Parses a repeated field of access logs. A logger that is not built in is left out with a warning.
 pub(crate) fn list(report: &mut Report, field: &'static str, messages: &[api::AccessLog]) -> Vec<Arc<AccessLog>> {
-    report.items(field, messages, |report, message| access_log(report, message).map(Arc::new))
+    of_subject(report, field, messages, Subject::Request)
+}
+
+/// As [`list`], of formats that speak of that.
+pub(crate) fn of_subject(
+    report: &mut Report,
+    field: &'static str,
+    messages: &[api::AccessLog],
+    subject: Subject,
+) -> Vec<Arc<AccessLog>> {
+    report.items(field, messages, |report, message| access_log(report, message, subject).map(Arc::new))
+}
+
+/// How the formats of a log are read.
+#[derive(Debug, Clone, Copy)]
+struct Style {
+    omit_empty: bool,
+    subject: Subject,
 }
 
 /// The log that a path alone asks for, in the default format.
@@ -90,7 +108,7 @@ pub(crate) fn to_file(path: &str) -> AccessLog {
     AccessLog { sink: sink(path), format: LogFormat::Text(Format::default_line()), filter: None }
 }
 
-fn access_log(report: &mut Report, message: &api::AccessLog) -> Option<AccessLog> {
+fn access_log(report: &mut Report, message: &api::AccessLog, subject: Subject) -> Option<AccessLog> {
     use api::access_log::ConfigType;
     let filter = message.filter.as_ref();
     let filter = filter.and_then(|filter| report.field("filter", |report| parse_filter(report, filter)));
@@ -98,50 +116,51 @@ fn access_log(report: &mut Report, message: &api::AccessLog) -> Option<AccessLog
         report.error_at("typed_config", "is missing; name a logger");
         return None;
     };
-    let (sink, format) = report.field("typed_config", |report| logger(report, config))?;
+    let (sink, format) = report.field("typed_config", |report| logger(report, config, subject))?;
     Some(AccessLog { sink, format, filter })
 }
 
-fn logger(report: &mut Report, config: &Any) -> Option<(Sink, LogFormat)> {
+fn logger(report: &mut Report, config: &Any, subject: Subject) -> Option<(Sink, LogFormat)> {
     let name = config.type_name();
     if name == file::FileAccessLog::full_name() {
         let message: file::FileAccessLog = report.unpack(config)?;
-        return file_logger(report, &message);
+        return file_logger(report, &message, subject);
     }
     if name == stream::StdoutAccessLog::full_name() {
         use stream::stdout_access_log::AccessLogFormat;
         let message: stream::StdoutAccessLog = report.unpack(config)?;
         let format = message.access_log_format.as_ref().map(|AccessLogFormat::LogFormat(format)| format);
-        return Some((Sink::Stdout, log_format(report, format)?));
+        return Some((Sink::Stdout, log_format(report, format, subject)?));
     }
     if name == stream::StderrAccessLog::full_name() {
         use stream::stderr_access_log::AccessLogFormat;
         let message: stream::StderrAccessLog = report.unpack(config)?;
         let format = message.access_log_format.as_ref().map(|AccessLogFormat::LogFormat(format)| format);
-        return Some((Sink::Stderr, log_format(report, format)?));
+        return Some((Sink::Stderr, log_format(report, format, subject)?));
     }
     report.warn(format!("{name} is not built in; nothing is logged there (file, stdout and stderr are)"));
     None
 }
 
 #[expect(deprecated, reason = "format and json_format are still used")]
-fn file_logger(report: &mut Report, message: &file::FileAccessLog) -> Option<(Sink, LogFormat)> {
+fn file_logger(report: &mut Report, message: &file::FileAccessLog, subject: Subject) -> Option<(Sink, LogFormat)> {
     use file::file_access_log::AccessLogFormat;
     if message.path.is_empty() || message.path.contains('\0') {
         report.error_at("path", "is not the path of a file");
         return None;
     }
+    let style = Style { omit_empty: false, subject };
     let format = match &message.access_log_format {
         None => LogFormat::Text(Format::default_line()),
         Some(AccessLogFormat::Format(text)) if text.is_empty() => LogFormat::Text(Format::default_line()),
-        Some(AccessLogFormat::Format(text)) => LogFormat::Text(Format::report(report, "format", text, false)?),
+        Some(AccessLogFormat::Format(text)) => LogFormat::Text(text_format(report, "format", text, style)?),
         Some(AccessLogFormat::JsonFormat(json)) => {
-            LogFormat::Json(report.field("json_format", |report| object(report, json, false)))
+            LogFormat::Json(report.field("json_format", |report| object(report, json, style)))
         }
         Some(AccessLogFormat::TypedJsonFormat(json)) => {
-            LogFormat::Json(report.field("typed_json_format", |report| object(report, json, false)))
+            LogFormat::Json(report.field("typed_json_format", |report| object(report, json, style)))
         }
-        Some(AccessLogFormat::LogFormat(format)) => log_format(report, Some(format))?,
+        Some(AccessLogFormat::LogFormat(format)) => log_format(report, Some(format), subject)?,
     };
     Some((sink(&message.path), format))
 }
@@ -154,19 +173,30 @@ fn sink(path: &str) -> Sink {
     }
 }
 
-fn log_format(report: &mut Report, message: Option<&core::SubstitutionFormatString>) -> Option<LogFormat> {
+fn log_format(
+    report: &mut Report,
+    message: Option<&core::SubstitutionFormatString>,
+    subject: Subject,
+) -> Option<LogFormat> {
     let Some(message) = message else { return Some(LogFormat::Text(Format::default_line())) };
-    report.field("log_format", |report| substitution_format(report, message))
+    let style = Style { omit_empty: message.omit_empty_values, subject };
+    report.field("log_format", |report| substitution_format(report, message, style))
+}
+
+fn text_format(report: &mut Report, field: &'static str, text: &str, style: Style) -> Option<Format> {
+    let format = Format::parse_of(text, style.omit_empty, style.subject);
+    format.map_err(|reason| report.error_at(field, reason)).ok()
 }
 
 #[expect(deprecated, reason = "text_format is still used")]
-fn substitution_format(report: &mut Report, message: &core::SubstitutionFormatString) -> Option<LogFormat> {
+fn substitution_format(
+    report: &mut Report,
+    message: &core::SubstitutionFormatString,
+    style: Style,
+) -> Option<LogFormat> {
     use core::substitution_format_string::Format as Source;
-    let omit_empty = message.omit_empty_values;
     match &message.format {
-        Some(Source::TextFormat(text)) => {
-            Some(LogFormat::Text(Format::report(report, "text_format", text, omit_empty)?))
-        }
+        Some(Source::TextFormat(text)) => Some(LogFormat::Text(text_format(report, "text_format", text, style)?)),
         Some(Source::TextFormatSource(source)) => report.field("text_format_source", |report| {
             use core::data_source::Specifier;
             let text = match &source.specifier {
@@ -177,10 +207,10 @@ fn substitution_format(report: &mut Report, message: &core::SubstitutionFormatSt
                     return None;
                 }
             };
-            Some(LogFormat::Text(Format::report(report, "inline_string", text, omit_empty)?))
+            Some(LogFormat::Text(text_format(report, "inline_string", text, style)?))
         }),
         Some(Source::JsonFormat(json)) => {
-            Some(LogFormat::Json(report.field("json_format", |report| object(report, json, omit_empty))))
+            Some(LogFormat::Json(report.field("json_format", |report| object(report, json, style))))
         }
         None => {
             report.error("names no format; set text_format_source or json_format");
@@ -189,10 +219,10 @@ fn substitution_format(report: &mut Report, message: &core::SubstitutionFormatSt
     }
 }
 
-fn object(report: &mut Report, json: &prost_types::Struct, omit_empty: bool) -> Vec<(Arc<str>, JsonValue)> {
+fn object(report: &mut Report, json: &prost_types::Struct, style: Style) -> Vec<(Arc<str>, JsonValue)> {
     let mut fields = Vec::with_capacity(json.fields.len());
     for (key, value) in &json.fields {
-        if let Some(value) = report.key(key, |report| json_value(report, value, omit_empty)) {
+        if let Some(value) = report.key(key, |report| json_value(report, value, style)) {
             fields.push((key.as_str().into(), value));
         }
     }
@@ -201,18 +231,19 @@ fn object(report: &mut Report, json: &prost_types::Struct, omit_empty: bool) -> 
     fields
 }
 
-fn json_value(report: &mut Report, value: &prost_types::Value, omit_empty: bool) -> Option<JsonValue> {
+fn json_value(report: &mut Report, value: &prost_types::Value, style: Style) -> Option<JsonValue> {
     match value.kind.as_ref() {
         Some(Kind::StringValue(text)) => {
-            let format = Format::parse(text, omit_empty).map_err(|reason| report.error(reason)).ok()?;
+            let format =
+                Format::parse_of(text, style.omit_empty, style.subject).map_err(|reason| report.error(reason)).ok()?;
             Some(JsonValue::Format(format))
         }
         Some(Kind::NumberValue(number)) if number.is_finite() => Some(JsonValue::Number(*number)),
         Some(Kind::BoolValue(value)) => Some(JsonValue::Bool(*value)),
-        Some(Kind::StructValue(inner)) => Some(JsonValue::Object(object(report, inner, omit_empty))),
+        Some(Kind::StructValue(inner)) => Some(JsonValue::Object(object(report, inner, style))),
         Some(Kind::ListValue(list)) => {
             let values = list.values.iter().enumerate();
-            let value = |(index, value)| report.index(index, |report| json_value(report, value, omit_empty));
+            let value = |(index, value)| report.index(index, |report| json_value(report, value, style));
             Some(JsonValue::List(values.filter_map(value).collect()))
         }
         Some(Kind::NumberValue(_) | Kind::NullValue(_)) | None => {

@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use culvert_model::access_log::{JsonValue, Part};
 
-use super::{Absent, number, write_format, write_operator};
-use crate::record::Scene;
+use super::{Absent, Values, write_format};
 
 /// Appends a JSON object. A format that is one operator keeps its type: a number, a string, or null when absent.
-pub(crate) fn write_json(object: &[(Arc<str>, JsonValue)], scene: &Scene<'_>, out: &mut Vec<u8>) {
+pub(crate) fn write_json(object: &[(Arc<str>, JsonValue)], values: &impl Values, out: &mut Vec<u8>) {
     out.push(b'{');
     for ((key, value), index) in object.iter().zip(0_usize..) {
         if index > 0 {
@@ -16,47 +15,47 @@ pub(crate) fn write_json(object: &[(Arc<str>, JsonValue)], scene: &Scene<'_>, ou
         }
         quoted(out, |out| out.extend_from_slice(key.as_bytes()));
         out.push(b':');
-        write_value(value, scene, out);
+        write_value(value, values, out);
     }
     out.push(b'}');
 }
 
-fn write_value(value: &JsonValue, scene: &Scene<'_>, out: &mut Vec<u8>) {
+fn write_value(value: &JsonValue, values: &impl Values, out: &mut Vec<u8>) {
     match value {
-        JsonValue::Object(object) => write_json(object, scene, out),
-        JsonValue::List(values) => {
+        JsonValue::Object(object) => write_json(object, values, out),
+        JsonValue::List(items) => {
             out.push(b'[');
-            for (value, index) in values.iter().zip(0_usize..) {
+            for (value, index) in items.iter().zip(0_usize..) {
                 if index > 0 {
                     out.push(b',');
                 }
-                write_value(value, scene, out);
+                write_value(value, values, out);
             }
             out.push(b']');
         }
         JsonValue::Bool(value) => out.extend_from_slice(if *value { b"true" } else { b"false" }),
         JsonValue::Number(value) => out.extend_from_slice(value.to_string().as_bytes()),
         JsonValue::Format(format) => match format.parts.as_slice() {
-            [Part::Operator { operator, max_length: None }] if number(operator, scene).is_some() => {
-                write_operator(operator, scene, out);
+            [Part::Operator { operator, max_length: None }] if values.number(operator).is_some() => {
+                values.write(operator, out);
             }
             [Part::Operator { operator, .. }] => {
                 let start = out.len();
-                let present = write_operator(operator, scene, out);
+                let present = values.write(operator, out);
                 out.truncate(start);
                 if present {
-                    quoted(out, |out| write_format(format, Absent::Nothing, scene, out));
+                    quoted(out, |out| write_format(format, Absent::Nothing, values, out));
                 } else {
                     out.extend_from_slice(if format.omit_empty { b"\"\"" } else { b"null" });
                 }
             }
-            _ => quoted(out, |out| write_format(format, Absent::Dash, scene, out)),
+            _ => quoted(out, |out| write_format(format, Absent::Dash, values, out)),
         },
     }
 }
 
 /// Appends a JSON string of what `write` appends. Bytes that are no UTF-8 become U+FFFD.
-fn quoted(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+pub(crate) fn quoted(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     out.push(b'"');
     let start = out.len();
     write(out);

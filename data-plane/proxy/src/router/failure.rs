@@ -164,6 +164,9 @@ fn unavailable(failure: &UpstreamFailure, retried: u32, cluster_not_found: u16) 
         }
         UpstreamFailure::ProtocolFailure { .. } => reset(connect("protocol error"), retried, None),
         UpstreamFailure::TunnelClosed => reset(connect("connection termination"), retried, None),
+        UpstreamFailure::OtherTransport => {
+            reset(connect("remote connection failure"), retried, Some("the_tunnel_serves_another_transport_socket"))
+        }
     }
 }
 

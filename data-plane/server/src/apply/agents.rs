@@ -66,8 +66,12 @@ impl Applier {
             }
             None => (None, None),
         };
-        let inputs =
-            AgentInputs { node_id: Arc::clone(&self.node_id), tls: tls_receiver, eds: self.agent_eds(&config) };
+        let inputs = AgentInputs {
+            node_id: Arc::clone(&self.node_id),
+            tls: tls_receiver,
+            eds: self.agent_eds(&config),
+            journal: self.agent_journal.clone(),
+        };
         let agent = Agent::new(Arc::clone(&config), inputs);
         run_agent(&self.process, &self.workers, &name, &agent).await;
         self.overview.agents.lock().insert(Arc::clone(&name), Arc::clone(&agent));

@@ -16,6 +16,7 @@ use culvert_proxy::{Process, RouteSlot, RouteTable, TunnelHosting, Worker};
 use culvert_runtime::files::FileWatcher;
 use culvert_runtime::telemetry::Block;
 use culvert_runtime::workers::Workers;
+use culvert_tunnel::lifecycle::Journal;
 use culvert_upstream::ClusterSlot;
 use tokio::sync::{mpsc, watch};
 
@@ -52,6 +53,8 @@ pub(crate) struct Applier {
     pub(super) agents: Agents,
     pub(super) policies: InForce,
     pub(super) reverse: ReverseListeners,
+    /// Where the life of agents' connections is logged.
+    pub(super) agent_journal: Option<Arc<dyn Journal>>,
     /// Assignments by service name, for clusters and agents that come later.
     pub(super) endpoints: HashMap<Name, Arc<Endpoints>>,
     /// Assignments that agents look at.
@@ -77,6 +80,7 @@ pub(crate) struct Parts {
     pub(crate) node_id: Arc<str>,
     /// Envoy's extensions of the bootstrap.
     pub(crate) reverse: ReverseTunnels,
+    pub(crate) agent_journal: Option<Arc<dyn Journal>>,
     pub(crate) drain_time: Duration,
     pub(crate) successor: bool,
 }
@@ -95,6 +99,7 @@ impl Applier {
             agents: Agents::default(),
             policies: InForce::new(),
             reverse: ReverseListeners::new(parts.reverse),
+            agent_journal: parts.agent_journal,
             endpoints: HashMap::new(),
             assignments: HashMap::new(),
             routes: HashMap::new(),

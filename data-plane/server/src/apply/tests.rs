@@ -48,6 +48,7 @@ impl Site {
             secrets: Secrets::default(),
             metrics,
             node_id: "test".into(),
+            agent_journal: None,
             reverse: culvert_model::bootstrap::reverse::ReverseTunnels::default(),
             drain_time: Duration::from_secs(1),
             successor: false,

@@ -1,5 +1,6 @@
 //! One of a peer's connections: dials, is hosted, dials again. Independent of the others.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::pin::pin;
 use std::rc::Rc;
@@ -16,6 +17,7 @@ use tokio::task::{JoinSet, spawn_local};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::chronicle::Stood;
 use super::dial::{self, DialError, Established, Retry, Target};
 use super::envoy::Initiator;
 use super::peer::{Order, Peer, Phase};
@@ -75,10 +77,13 @@ impl<H: Hosting> Connection<H> {
                 break;
             }
             this.metrics.inc(AgentMetric::Lost);
-            let delay = after_tunnel(&mut backoff, served);
+            let delay = after_tunnel(&mut backoff, &served);
             let (agent, server) = (&this.agent.config.name, this.peer.address);
-            tracing::info!(event = "connection_closed", %agent, %server, connection = this.index, ?delay, "tunnel ended");
-            this.peer.note_error(this.index, EventKind::Ended, "the connection ended".to_owned());
+            tracing::info!(
+                event = "connection_closed", %agent, %server, connection = this.index, reason = %served.end, ?delay,
+                "tunnel ended"
+            );
+            this.peer.note_error(this.index, EventKind::Ended, served.end.into_owned());
             this.pause(delay).await;
         }
         while retired.join_next().await.is_some() {}
@@ -100,6 +105,7 @@ impl<H: Hosting> Connection<H> {
             let served = || Served {
                 lived: established.elapsed(),
                 used: if http2 { tenure.is_used() } else { meter.read() >= USED },
+                end: tenure.end(),
             };
             let mut hosted = Box::pin(Rc::clone(self).host(tunnel, Rc::clone(&tenure)));
             let (reason, next) = tokio::select! {
@@ -140,6 +146,7 @@ impl<H: Hosting> Connection<H> {
             let delay = self.delay(&error, backoff);
             let (agent, server) = (&self.agent.config.name, self.peer.address);
             tracing::info!(%agent, %server, connection = self.index, ?reason, %error, ?delay, "not replaced yet");
+            self.tell("handshake_failure", &error.to_string(), None);
             sleep(delay).await;
         }
     }
@@ -191,6 +198,7 @@ impl<H: Hosting> Connection<H> {
                 agent = %config.name, server = %self.peer.address, connection = self.index, %error, ?delay,
                 "no tunnel"
             );
+            self.tell("handshake_failure", &error.to_string(), None);
             self.peer.note_error(self.index, EventKind::Failed, error.to_string());
             if failures.is_multiple_of(UNREACHABLE) && error.is_unreachable() && self.peer.live() == 0 {
                 // Another one of the list takes its place, if there is any.
@@ -231,6 +239,7 @@ impl<H: Hosting> Connection<H> {
 
     async fn dial(&self, target: &Target) -> Result<Established, DialError> {
         let config = &self.agent.config;
+        let told = |kind, detail| self.peer.note_step(self.index, kind, detail);
         if let Some(envoy) = &config.envoy {
             let token = match &config.credential {
                 Some(configured) => Some(credential::read(&configured.value).await?),
@@ -244,7 +253,7 @@ impl<H: Hosting> Connection<H> {
                 connection: self.index,
                 token,
             };
-            return super::envoy::establish(target, &initiator).await;
+            return super::envoy::establish(target, &initiator, &told).await;
         }
         let mut init = Init {
             cluster_name: config.cluster.to_string(),
@@ -258,7 +267,7 @@ impl<H: Hosting> Connection<H> {
             init.credential_policy = configured.policy.to_string();
             init.credential = credential::read(&configured.value).await?;
         }
-        dial::establish(target, init).await
+        dial::establish(target, init, &told).await
     }
 
     fn count(&self, error: &DialError) {
@@ -273,8 +282,8 @@ impl<H: Hosting> Connection<H> {
     }
 
     /// Has the tunnel served until it ends; when the peer is closed, as long as that lets it.
-    async fn host(self: Rc<Self>, tunnel: Established, tenure: Rc<Tenure>) {
-        let _live = Live::begin(&self, &tunnel);
+    async fn host(self: Rc<Self>, mut tunnel: Established, tenure: Rc<Tenure>) {
+        let _live = Live::begin(&self, &mut tunnel);
         let hosted = Hosted {
             listener: self.agent.config.hosting_listener.clone(),
             agent: self.agent.config.name.clone(),
@@ -294,7 +303,7 @@ impl<H: Hosting> Connection<H> {
         let phase = tokio::select! {
             biased;
             _ = &mut served => return,
-            () = &mut lost => return,
+            () = &mut lost => return tenure.note_end(SILENT),
             phase = self.peer.reached(|phase| phase > Phase::Leaving) => phase,
         };
         if !tenure.is_retired() {
@@ -312,7 +321,7 @@ impl<H: Hosting> Connection<H> {
         tokio::select! {
             biased;
             _ = served => {}
-            () = lost => {}
+            () = lost => tenure.note_end(SILENT),
             _ = cut => tracing::info!(
                 %agent, %server, connection = self.index, "tunnel cut off: graceful_close_max_wait is over"
             ),
@@ -322,7 +331,7 @@ impl<H: Hosting> Connection<H> {
     /// As what was agreed on.
     async fn serve(&self, tunnel: Established, hosted: Hosted, tenure: &Rc<Tenure>) {
         if self.agent.config.envoy.is_some() {
-            return self.serve_envoy(tunnel.io, hosted).await;
+            return self.serve_envoy(tunnel.io, hosted, tenure).await;
         }
         if !tunnel.http2 {
             return self.hosting.serve(tunnel.io, hosted).await;
@@ -339,7 +348,7 @@ impl<H: Hosting> Connection<H> {
     }
 
     /// In Envoy's dialect, from the first byte that is no ping.
-    async fn serve_envoy(&self, mut io: Io, hosted: Hosted) {
+    async fn serve_envoy(&self, mut io: Io, hosted: Hosted, tenure: &Tenure) {
         let first = tokio::select! {
             biased;
             () = hosted.drain.draining() => return,
@@ -350,6 +359,7 @@ impl<H: Hosting> Connection<H> {
             Err(reason) => {
                 let (agent, server) = (&self.agent.config.name, self.peer.address);
                 tracing::info!(%agent, %server, connection = self.index, %reason, "an unused tunnel ends");
+                tenure.note_end(reason.to_string());
             }
         }
     }
@@ -389,7 +399,7 @@ fn offer(init: &mut Init, choice: ProtocolChoice, index: u32) {
 /// How long to wait after a tunnel that lived so long and brought so many bytes. After one that lasted, or was used,
 /// hardly at all: the back-off begins when dialling fails. Any other is no success, else a server that accepts and closes
 /// would be stormed.
-pub(super) fn after_tunnel(backoff: &mut Backoff, served: Served) -> Duration {
+pub(super) fn after_tunnel(backoff: &mut Backoff, served: &Served) -> Duration {
     if served.lived < LASTED && !served.used {
         return backoff.next_delay();
     }
@@ -398,21 +408,23 @@ pub(super) fn after_tunnel(backoff: &mut Backoff, served: Served) -> Duration {
 }
 
 /// What became of a connection that was established.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Served {
     pub(super) lived: Duration,
     /// It brought a request.
     pub(super) used: bool,
+    /// Why it ended.
+    pub(super) end: Cow<'static, str>,
 }
 
 /// Counts an established connection as long as it lives.
-struct Live<'a> {
-    peer: &'a Peer,
-    metrics: &'a Block<AgentMetric>,
+struct Live<'a, H> {
+    connection: &'a Connection<H>,
+    stood: Stood,
 }
 
-impl<'a> Live<'a> {
-    fn begin<H: Hosting>(connection: &'a Connection<H>, tunnel: &Established) -> Self {
+impl<'a, H: Hosting> Live<'a, H> {
+    fn begin(connection: &'a Connection<H>, tunnel: &mut Established) -> Self {
         let (peer, metrics) = (&*connection.peer, &*connection.metrics);
         metrics.inc(AgentMetric::Established);
         metrics.inc(AgentMetric::Active);
@@ -425,17 +437,21 @@ impl<'a> Live<'a> {
             agent = %connection.agent.config.name, server = %peer.address, connection = connection.index,
             local = %tunnel.local, id = tunnel.id, "tunnel established"
         );
-        Self { peer, metrics }
+        let stood = Stood { local: tunnel.local, began: Instant::now(), meter: tunnel.io.meter() };
+        connection.tell("handshake_success", "", Some(&stood));
+        Self { connection, stood }
     }
 }
 
-impl Drop for Live<'_> {
+impl<H> Drop for Live<'_, H> {
     fn drop(&mut self) {
-        self.metrics.dec(AgentMetric::Active);
-        self.peer.count_live(false);
+        self.connection.metrics.dec(AgentMetric::Active);
+        self.connection.peer.count_live(false);
+        self.connection.tell("connection_closed", "", Some(&self.stood));
     }
 }
 
+const SILENT: &str = "the server is silently gone";
 /// A server that so many dials in a row have not reached is replaced by the next one in the agent's ranking.
 const UNREACHABLE: u32 = 3;
 /// A connection that lived so long was a success.

@@ -12,6 +12,7 @@ use tokio_rustls::TlsConnector;
 
 use super::credential::CredentialError;
 use crate::envoy::wire::ResponseError;
+use crate::history::EventKind;
 use crate::keepalive;
 use crate::wire::{CAPABILITY, Carried, DecodeError, Decoder, EncodeError, Frame, Init, Kind, MAX_PAYLOAD, Status};
 
@@ -24,6 +25,9 @@ pub(super) struct Target {
     /// How often TCP probes the server.
     pub(super) ping_interval: Duration,
 }
+
+/// Who is told how far an attempt has come.
+pub(super) type Told<'a> = &'a dyn Fn(EventKind, String);
 
 /// A tunnel: the server accepted the handshake.
 #[derive(Debug)]
@@ -114,20 +118,44 @@ impl DialError {
 }
 
 /// A connection without a handshake, as aside connections are.
-pub(super) async fn connect(target: &Target) -> Result<Io, DialError> {
+pub(super) async fn connect(target: &Target, told: Told<'_>) -> Result<Io, DialError> {
+    connect_through(target, told, |io| io).await
+}
+
+/// The same; TLS reads through what `layer` makes of the connection.
+pub(super) async fn connect_through(
+    target: &Target,
+    told: Told<'_>,
+    layer: impl FnOnce(Io) -> Io,
+) -> Result<Io, DialError> {
     let io = Io::tcp(TcpStream::connect(target.address).await.map_err(DialError::Connect)?);
     keepalive::enable(&io, target.ping_interval);
+    told(EventKind::Connected, io.local_addr().map_or_else(String::new, |local| local.to_string()));
     let Some(config) = &target.tls else { return Ok(io) };
     let name = ServerName::try_from(target.server_name.to_string())
         .map_err(|_| DialError::ServerName(Arc::clone(&target.server_name)))?;
     let connector = TlsConnector::from(Arc::clone(config));
-    Ok(Io::tls_client(connector.connect(name, Box::new(io)).await.map_err(DialError::Tls)?))
+    let stream = connector.connect(name, Box::new(layer(io))).await.map_err(DialError::Tls)?;
+    told(EventKind::Tls, agreed(stream.get_ref().1));
+    Ok(Io::tls_client(stream))
+}
+
+/// `TLSv1.3 TLS_AES_256_GCM_SHA384`, as access logs have it.
+fn agreed(connection: &rustls::ClientConnection) -> String {
+    let version = match connection.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
+        Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
+        _ => "-",
+    };
+    let suite = connection.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite()));
+    // rustls marks the suites of TLS 1.3.
+    format!("{version} {}", suite.unwrap_or_default().replacen("TLS13_", "TLS_", 1))
 }
 
 /// A tunnel connection.
-pub(super) async fn establish(target: &Target, init: Init) -> Result<Established, DialError> {
+pub(super) async fn establish(target: &Target, init: Init, told: Told<'_>) -> Result<Established, DialError> {
     let frame = Frame::Init(init).encode()?;
-    let io = connect(target).await?;
+    let io = connect(target, told).await?;
     let local = io.local_addr().unwrap_or(target.address);
     let established = handshake(io, &frame, local).await?;
     Ok(Established { tls: target.tls.clone(), ..established })

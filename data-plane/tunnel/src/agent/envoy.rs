@@ -1,18 +1,13 @@
 //! Envoy's dialect on the agent: its request, its answer, and what comes before the tunnel is used.
 
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use culvert_http::Io;
 use culvert_model::agent::EnvoyInitiator;
-use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
-use super::dial::{DialError, Established, Target};
+use super::dial::{DialError, Established, Target, Told, connect_through};
 use crate::envoy::wire::{RequestHead, ResponseReader};
-use crate::keepalive;
 use crate::wire::Secret;
 
 /// Who asks, for one connection.
@@ -28,8 +23,13 @@ pub(super) struct Initiator<'a> {
 }
 
 /// A tunnel connection.
-pub(super) async fn establish(target: &Target, initiator: &Initiator<'_>) -> Result<Established, DialError> {
-    let io = connect(target).await?;
+pub(super) async fn establish(
+    target: &Target,
+    initiator: &Initiator<'_>,
+    told: Told<'_>,
+) -> Result<Established, DialError> {
+    // TLS reads no byte behind the record that it needs: an Envoy goes on without TLS right behind its answer.
+    let io = connect_through(target, told, Io::record_by_record).await?;
     let local = io.local_addr().unwrap_or(target.address);
     let head = initiator.head(&target.address.to_string(), io.is_tls());
     let (io, tls_kept) = handshake(io, &head, initiator.config.upgrade).await?;
@@ -47,19 +47,6 @@ pub(super) async fn establish(target: &Target, initiator: &Initiator<'_>) -> Res
         });
     }
     Ok(Established { io: io.as_one_stream(), local, id: None, capable: false, http2: false, tls: target.tls.clone() })
-}
-
-/// As for MOSN's dialect, but that **TLS reads no byte behind the record that it needs**: an Envoy goes on without TLS
-/// right behind its answer.
-async fn connect(target: &Target) -> Result<Io, DialError> {
-    let io = Io::tcp(TcpStream::connect(target.address).await.map_err(DialError::Connect)?);
-    keepalive::enable(&io, target.ping_interval);
-    let Some(config) = &target.tls else { return Ok(io) };
-    let name = ServerName::try_from(target.server_name.to_string())
-        .map_err(|_| DialError::ServerName(Arc::clone(&target.server_name)))?;
-    let connector = TlsConnector::from(Arc::clone(config));
-    let stream = connector.connect(name, Box::new(io.record_by_record())).await.map_err(DialError::Tls)?;
-    Ok(Io::tls_client(stream))
 }
 
 /// Sends the request and reads the answer; whether the server keeps TLS.

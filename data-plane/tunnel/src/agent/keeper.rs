@@ -95,7 +95,8 @@ async fn keep_aside(agent: &Agent, peer: &Peer, aside: &mut Option<Io>) {
                 let ended = wait_for_end(aside.insert(io)).await;
                 *aside = None;
                 tracing::debug!(agent = %config.name, server = %peer.address, ?ended, "aside connection ended");
-                delay = Some(after_tunnel(&mut backoff, Served { lived: opened.elapsed(), used: false }));
+                let served = Served { lived: opened.elapsed(), used: false, end: "".into() };
+                delay = Some(after_tunnel(&mut backoff, &served));
             }
             Ok(Err(error)) => {
                 tracing::debug!(agent = %config.name, server = %peer.address, %error, "no aside connection");
@@ -108,7 +109,7 @@ async fn keep_aside(agent: &Agent, peer: &Peer, aside: &mut Option<Io>) {
 }
 
 async fn open(agent: &Agent, peer: &Peer) -> Result<Io, DialError> {
-    dial::connect(&agent.target(peer).await).await
+    dial::connect(&agent.target(peer).await, &|_, _| {}).await
 }
 
 /// Nothing is expected to come in.

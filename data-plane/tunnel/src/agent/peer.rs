@@ -291,6 +291,13 @@ impl Peer {
         }
     }
 
+    /// How far an attempt has come.
+    pub(super) fn note_step(&self, index: u32, kind: EventKind, detail: String) {
+        if let Some(slot) = self.slots.lock().get_mut(&index) {
+            slot.history.note(Instant::now(), kind, Some(detail));
+        }
+    }
+
     pub(super) fn note_meter(&self, index: u32, meter: Arc<Meter>) {
         if let Some(slot) = self.slots.lock().get_mut(&index) {
             slot.meter = Some(meter);

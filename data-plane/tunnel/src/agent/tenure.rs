@@ -1,6 +1,7 @@
 //! How long one tunnel is the one that serves: what makes a replacement due.
 
-use std::cell::Cell;
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +40,8 @@ pub(super) struct Tenure {
     trigger: Trigger,
     retired: Cell<bool>,
     used: Cell<bool>,
+    /// Why it has ended.
+    end: RefCell<Cow<'static, str>>,
 }
 
 impl Tenure {
@@ -55,6 +58,7 @@ impl Tenure {
             trigger: drain::channel().0,
             retired: Cell::new(false),
             used: Cell::new(false),
+            end: RefCell::new(Cow::Borrowed("closed by the server, or broken")),
         })
     }
 
@@ -65,6 +69,16 @@ impl Tenure {
 
     pub(super) fn drain(&self, within: Duration) {
         self.trigger.start(within);
+    }
+
+    /// Says why it has ended.
+    pub(super) fn note_end(&self, why: impl Into<Cow<'static, str>>) {
+        *self.end.borrow_mut() = why.into();
+    }
+
+    /// Why it has ended; what is said as long as nobody knows better.
+    pub(super) fn end(&self) -> Cow<'static, str> {
+        self.end.borrow().clone()
     }
 
     /// Another one has its place.

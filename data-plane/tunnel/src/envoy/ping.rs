@@ -19,6 +19,17 @@ pub struct Pings {
     pub threshold: u32,
 }
 
+/// What befalls an idle tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ping {
+    Sent,
+    Answered,
+    /// So many in a row were not answered in their interval.
+    Missed(u32),
+    /// And that was too many.
+    Silent(u32),
+}
+
 /// Why an idle tunnel is of no use any more.
 #[derive(Debug, thiserror::Error)]
 pub enum IdleError {
@@ -55,12 +66,17 @@ pub fn may_become_ping(bytes: &[u8]) -> bool {
     bytes.len() < RPING.len() && RPING.starts_with(bytes)
 }
 
-/// The server's side: pings until `wanted` resolves. **No answer is under way when it returns**, so that what comes next
+/// The server's side: pings until `wanted` resolves; `told` hears of each. **No answer is under way when it returns**, so that what comes next
 /// from the peer is HTTP/2.
 ///
 /// # Errors
 /// The tunnel is dead.
-pub async fn idle(io: &mut Io, pings: Pings, wanted: impl Future<Output = ()>) -> Result<(), IdleError> {
+pub async fn idle(
+    io: &mut Io,
+    pings: Pings,
+    wanted: impl Future<Output = ()>,
+    told: impl Fn(Ping),
+) -> Result<(), IdleError> {
     let mut wanted = std::pin::pin!(wanted);
     let (mut is_wanted, mut unanswered, mut missed) = (false, 0_u32, 0_u32);
     let mut buffer = BytesMut::new();
@@ -83,19 +99,25 @@ pub async fn idle(io: &mut Io, pings: Pings, wanted: impl Future<Output = ()>) -
                     return Err(if poisoned { IdleError::Poisoned } else { IdleError::Unexpected });
                 }
                 unanswered -= answered;
+                if answered > 0 {
+                    told(Ping::Answered);
+                }
                 missed = if answered > 0 { 0 } else { missed };
             }
             () = sleep_until(next) => {
                 if unanswered > 0 {
                     missed += 1;
                     if missed >= pings.threshold {
+                        told(Ping::Silent(missed));
                         return Err(IdleError::Silent(missed));
                     }
+                    told(Ping::Missed(missed));
                 }
                 // Once the tunnel is wanted, nothing may be asked that would be answered later.
                 if !is_wanted {
                     write(io, RPING, pings.interval).await?;
                     unanswered += 1;
+                    told(Ping::Sent);
                 }
                 next = Instant::now() + jittered(pings.interval);
             }

@@ -339,7 +339,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
         drop(pending);
         let first = if knows_id { First::AtOnce } else { First::WhenRead };
         let standing = standing.map(Box::new);
-        Ok(Came::Joined(Box::new(Joined { claim, lease, place, closed, standing, io, first })))
+        Ok(Came::Joined(Box::new(Joined { claim, lease, place, closed, standing, io, first, initiator: None })))
     }
 
     /// Policy, limits, then the registry. What it yields goes back when dropped.

@@ -11,14 +11,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use culvert_http::{Http2ClientOptions, Io, RoundTrip};
+use culvert_model::access_log::Operator;
 use culvert_model::tunnel::TunnelProtocol;
-use culvert_model::tunnel::id_format::{IdFormat, IdSource};
+use culvert_model::tunnel::id_format::IdFormat;
 use culvert_model::tunnel::reverse::{HandshakeMode, JwtValidator, ReverseTunnel};
 use culvert_runtime::drain::{Trigger, Watch};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::acceptor::{Accepted, Came, Ended, Failure, shown};
+use super::chronicle::{Chronicle, Initiator};
 use super::handshake::{OpeningError, linger};
 use super::identity::{Credential, Denial, Proof, Wish};
 use super::joined::{First, Joined, run};
@@ -51,6 +53,7 @@ struct Admitted {
     upgrade: bool,
     keeps_tls: bool,
     standing: Option<Standing>,
+    initiator: Option<Box<Initiator>>,
 }
 
 /// A registered connection, and what drains it.
@@ -86,11 +89,19 @@ impl<R: HostRegistry> Accepted<'_, R> {
         };
         let first = First::WhenWanted(pings, trigger);
         let standing = admitted.standing.map(Box::new);
-        Ok(Came::Joined(Box::new(Joined { claim, lease, place, closed, standing, io, first })))
+        let initiator = admitted.initiator;
+        Ok(Came::Joined(Box::new(Joined { claim, lease, place, closed, standing, io, first, initiator })))
     }
 
     /// Runs a registered connection: idle until somebody wants it, then as any tunnel.
-    pub(super) async fn host(&self, lease: &R::Lease, mut io: Io, closed: &Watch, pings: Pings) -> CloseReason {
+    pub(super) async fn host(
+        &self,
+        lease: &R::Lease,
+        mut io: Io,
+        closed: &Watch,
+        pings: Pings,
+        chronicle: Option<&Chronicle>,
+    ) -> CloseReason {
         let ping_interval = self.acceptor.config.ping_interval;
         {
             let mut lost = pin!(keepalive::lost(keepalive::ends(&io), ping_interval));
@@ -108,12 +119,15 @@ impl<R: HostRegistry> Accepted<'_, R> {
                     return CloseReason::Drained;
                 }
                 () = &mut lost => return CloseReason::Lost,
-                idle = ping::idle(&mut io, pings, wanted) => idle,
+                idle = ping::idle(&mut io, pings, wanted, |ping| chronicle.iter().for_each(|told| told.pinged(ping))) => idle,
             };
             if let Err(reason) = idle {
                 tracing::info!(%reason, "an unused Envoy tunnel ends");
                 return CloseReason::Idle(reason);
             }
+        }
+        if let Some(chronicle) = chronicle {
+            chronicle.handed_off();
         }
         let leaving = async {
             tokio::select! {
@@ -256,7 +270,9 @@ impl<R: HostRegistry> Accepted<'_, R> {
         if joining.io.is_tls() && !keeps_tls && !reverse.leaves_tls {
             return Err(Answer::TlsLeft.into());
         }
-        Ok(Admitted { identity, policy, upgrade, keeps_tls, standing })
+        let logged = acceptor.tunnels.journal().is_some();
+        let initiator = logged.then(|| initiator(request)).flatten().map(Box::new);
+        Ok(Admitted { identity, policy, upgrade, keeps_tls, standing, initiator })
     }
 
     /// What the listener's identity policy, if it has one, says of the initiator.
@@ -379,6 +395,16 @@ fn mode(reverse: &ReverseTunnel, request: &Request) -> Result<bool, Answer> {
     }
 }
 
+/// What Envoy 1.40 says of its own end, as far as it says it.
+fn initiator(request: &Request) -> Option<Initiator> {
+    let said = |what: &str| {
+        let value = request.field(&format!("{HEADER_PREFIX}-reverse-tunnel-{what}")).ok().flatten();
+        value.filter(|value| value.len() <= MOST_SAID).unwrap_or_default().to_owned()
+    };
+    let initiator = Initiator { worker: said("worker-id"), connection: said("connection-id") };
+    (!initiator.worker.is_empty() || !initiator.connection.is_empty()).then_some(initiator)
+}
+
 /// A field's value without `Bearer `.
 fn bearer<'r>(request: &'r Request, name: &str) -> Result<Option<&'r str>, Answer> {
     Ok(request.field(name)?.map(|value| value.strip_prefix("Bearer ").unwrap_or(value)))
@@ -387,14 +413,14 @@ fn bearer<'r>(request: &'r Request, name: &str) -> Result<Option<&'r str>, Answe
 /// `validation`: a format that yields nothing lets nobody in.
 fn validate(reverse: &ReverseTunnel, identity: &Identity, peer: &Peer, claims: Option<&Claims>) -> Result<(), Answer> {
     let claims = claims.zip(reverse.jwt.as_ref());
-    let value = |source: &IdSource| match source {
-        IdSource::PeerUriSan => peer.names.as_ref().map(|names| Cow::Owned(names.uris.join(","))),
-        IdSource::PeerDnsSan => peer.names.as_ref().map(|names| Cow::Owned(names.dns.join(","))),
-        IdSource::Metadata { namespace, path } => claims
+    let value = |operator: &Operator| match operator {
+        Operator::DownstreamPeerUriSan => peer.names.as_ref().map(|names| Cow::Owned(names.uris.join(","))),
+        Operator::DownstreamPeerDnsSan => peer.names.as_ref().map(|names| Cow::Owned(names.dns.join(","))),
+        Operator::DynamicMetadata { namespace, path } => claims
             .filter(|(_, validator)| validator.claims_namespace == *namespace)
             .and_then(|(claims, _)| claims.text(path))
             .map(Cow::Owned),
-        IdSource::RequestHeader { .. } => None,
+        _ => None,
     };
     let agrees = |format: &Option<IdFormat>, id: &str| {
         format.as_ref().is_none_or(|format| format.evaluate(value).is_some_and(|expected| expected == id))
@@ -409,5 +435,7 @@ fn validate(reverse: &ReverseTunnel, identity: &Identity, peer: &Peer, claims: O
 const HEADER_PREFIX: &str = "x-envoy";
 /// An Envoy 1.40 that got the first request's bytes too early holds them until more come: a PING is more.
 const NUDGE: Duration = Duration::from_millis(15);
+/// Of what an initiator says of its own end, in bytes.
+const MOST_SAID: usize = 64;
 /// Bytes that are asked for at once.
 const READ: usize = 2048;

@@ -8,6 +8,7 @@ use culvert_http::Io;
 use culvert_runtime::drain::{Trigger, Watch};
 
 use super::acceptor::{Accepted, Ended, shown};
+use super::chronicle::{Chronicle, Initiator};
 use super::control::Notices;
 use super::gauge::Gauge;
 use super::registered::Registered;
@@ -31,6 +32,8 @@ pub(super) struct Joined<L> {
     pub(super) standing: Option<Box<Standing>>,
     pub(super) io: Io,
     pub(super) first: First,
+    /// Only where lifecycles are logged.
+    pub(super) initiator: Option<Box<Initiator>>,
 }
 
 /// When its first byte may follow the reply.
@@ -48,8 +51,8 @@ pub(super) enum First {
 impl<R: HostRegistry> Accepted<'_, R> {
     /// A tunnel's life, from the reply on.
     pub(super) async fn attend(&self, joined: Box<Joined<R::Lease>>) -> Ended {
-        let Joined { claim, lease, place, closed, standing, mut io, first } = *joined;
-        place.note(EventKind::Established, io.is_tls().then(|| "within TLS".to_owned()));
+        let Joined { claim, lease, place, closed, standing, mut io, first, initiator } = *joined;
+        place.note(EventKind::Established, None);
         place.metered(io.meter());
         self.metrics.inc(ServerMetric::Accepted);
         let _counted = Gauge::enter(self.metrics, ServerMetric::Active);
@@ -59,6 +62,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
             event = "tunnel_setup", id = %claim.id, dialect = claim.dialect.name(), tenant, cluster = shown(&claim.cluster), host_name = shown(&claim.host_name),
             origin = %claim.peer.origin(), weight = claim.weight, "tunnel registered"
         );
+        let chronicle = Chronicle::begin(&self.acceptor.tunnels, &claim, initiator, &mut io);
         if !matches!(first, First::AtOnce) {
             Box::pin(acknowledged::reply_read(&io)).await;
         }
@@ -73,17 +77,23 @@ impl<R: HostRegistry> Accepted<'_, R> {
             }
             First::WhenWanted(pings, trigger) => {
                 let mut standing = standing;
-                let (claim, lease, closed) = (&claim, &lease, &closed);
+                let (claim, lease, closed, chronicle) = (&claim, &lease, &closed, chronicle.as_deref());
                 Box::pin(async move {
                     tokio::select! {
                         biased;
-                        reason = self.host(lease, io, closed, pings) => reason,
+                        reason = self.host(lease, io, closed, pings, chronicle) => reason,
                         () = self.follow_envoy((&mut standing, claim), lease, &trigger) => CloseReason::Forbidden,
                     }
                 })
                 .await
             }
         };
+        if matches!(reason, CloseReason::TlsFailure) {
+            self.metrics.inc(ServerMetric::TlsFailures);
+        }
+        if let Some(chronicle) = &chronicle {
+            chronicle.closed(&reason);
+        }
         place.note(EventKind::Ended, Some(reason.to_string()));
         tracing::info!(
             event = "tunnel_closed", id = %claim.id, cluster = shown(&claim.cluster),

@@ -70,6 +70,12 @@ impl Live {
         listener: &Arc<str>,
     ) -> Self {
         let since = Instant::now();
+        let arrival = claim.peer.arrival.as_ref();
+        let mut history = History::new(arrival.map_or(since, |arrival| arrival.at));
+        if let Some((at, agreed)) = arrival.and_then(|arrival| arrival.tls.as_ref()) {
+            history.note(*at, EventKind::Tls, Some(agreed.to_string()));
+        }
+        history.note(since, EventKind::Handshake, Some(claim.dialect.name().to_owned()));
         Self {
             claim: Arc::clone(claim),
             since,
@@ -78,7 +84,7 @@ impl Live {
             weight,
             notices: None,
             meter: None,
-            history: History::new(since),
+            history,
             created: SystemTime::now(),
             listener: Arc::clone(listener),
         }
@@ -92,7 +98,8 @@ impl Live {
     fn events(&self) -> Vec<Event> {
         let mut events = self.history.events();
         if let Some(first) = self.meter.as_ref().and_then(|meter| meter.first_read()) {
-            let at_ms = u64::try_from(first.saturating_duration_since(self.since).as_millis()).unwrap_or(u64::MAX);
+            let at_ms =
+                u64::try_from(first.saturating_duration_since(self.history.began()).as_millis()).unwrap_or(u64::MAX);
             let place = events.partition_point(|event| event.at_ms <= at_ms);
             events.insert(place, Event { at_ms, kind: EventKind::FirstByte, detail: None });
         }

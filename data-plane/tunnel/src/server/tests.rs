@@ -159,7 +159,7 @@ impl Fixture {
     }
 
     fn with_limits(config: TunnelServer, tokens: Tokens, limits: ReverseLimits) -> Self {
-        let tunnels = Arc::new(Tunnels::new(limits));
+        let tunnels = Arc::new(Tunnels::new(limits, None));
         let (trigger, watch) = drain::channel();
         let registry = Registry(Rc::new(RegistryState {
             diary: RefCell::default(),
@@ -184,7 +184,7 @@ impl Fixture {
 
     /// An agent at `address` connects.
     fn connect(&self, address: &str) -> Connected {
-        self.connect_as(Peer { address: Some(address.parse().unwrap()), identity: None, names: None })
+        self.connect_as(Peer { address: Some(address.parse().unwrap()), ..Peer::default() })
     }
 
     fn connect_as(&self, peer: Peer) -> Connected {

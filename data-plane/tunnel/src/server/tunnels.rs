@@ -19,8 +19,9 @@ use tokio::time::Instant;
 use super::duplicates::{self, Holder, Verdict};
 use super::live::{Live, Weight};
 use super::pending::network;
-use super::{Claim, ConnectionId, Identity, Origin, Policies, Refusal};
+use super::{Claim, ConnectionId, Identity, Origin, Policies, Refusal, ReverseLimits};
 use crate::history::EventKind;
+use crate::lifecycle::Journal;
 use crate::status::{EndedTunnel, TunnelStatus};
 use crate::wire::GracefulClose;
 
@@ -31,6 +32,7 @@ pub struct Tunnels {
     inner: Mutex<Inner>,
     reverse: ReverseLimits,
     policies: Policies,
+    journal: Option<Arc<dyn Journal>>,
     stage: watch::Sender<Stage>,
     /// Counts what [`Self::version`] tells.
     version: AtomicU64,
@@ -48,23 +50,7 @@ enum Stage {
 
 impl Default for Tunnels {
     fn default() -> Self {
-        Self::new(ReverseLimits::default())
-    }
-}
-
-/// What Envoy's bootstrap says of all its tunnels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ReverseLimits {
-    pub ping_failure_threshold: u32,
-    /// Ids count within their tenant.
-    pub tenant_isolation: bool,
-    /// Holds where a listener enables it; over all workers.
-    pub max_connections_per_node: usize,
-}
-
-impl Default for ReverseLimits {
-    fn default() -> Self {
-        Self { ping_failure_threshold: 3, tenant_isolation: false, max_connections_per_node: 0 }
+        Self::new(ReverseLimits::default(), None)
     }
 }
 
@@ -179,12 +165,14 @@ pub(super) struct Closed {
 }
 
 impl Tunnels {
+    /// `journal`: where the life of tunnels is logged.
     #[must_use]
-    pub fn new(reverse: ReverseLimits) -> Self {
+    pub fn new(reverse: ReverseLimits, journal: Option<Arc<dyn Journal>>) -> Self {
         Self {
             inner: Mutex::default(),
             reverse,
             policies: Policies::default(),
+            journal,
             stage: watch::Sender::new(Stage::Serving),
             version: AtomicU64::new(0),
         }
@@ -194,6 +182,10 @@ impl Tunnels {
     #[must_use]
     pub fn policies(&self) -> &Policies {
         &self.policies
+    }
+
+    pub(super) fn journal(&self) -> Option<&Arc<dyn Journal>> {
+        self.journal.as_ref()
     }
 
     pub(super) fn reverse(&self) -> &ReverseLimits {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::failure::UpstreamFailure;
 use crate::slot::ClusterSlot;
-use crate::tunnel::{ANY, Queue, TunnelConnection, place};
+use crate::tunnel::{ANY, Opening, Queue, TunnelConnection, place};
 
 /// A queue, and the name under which the request waits there.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub(super) struct Line {
     is_named: bool,
     /// Envoy does not tell an agent that nobody knows from one that is gone.
     as_envoy: bool,
+    /// How the tunnel has to be opened.
+    opening: Opening,
     /// The one that the balancer chose.
     pub(super) chosen: Option<Arc<TunnelConnection>>,
 }
@@ -29,6 +31,7 @@ impl Line {
             name: agent.map(Box::from),
             is_named: agent.is_some(),
             as_envoy: false,
+            opening: Opening::default(),
             chosen: None,
         }
     }
@@ -36,12 +39,14 @@ impl Line {
     /// For agents in Envoy's dialect that joined `cluster` by its name.
     pub(super) fn joined(reverse: &Arc<ClusterSlot>, cluster: &str, agent: Option<&str>) -> Self {
         let name = place(cluster, agent.unwrap_or(ANY)).into();
-        Self { slot: Arc::clone(reverse), name: Some(name), is_named: agent.is_some(), as_envoy: false, chosen: None }
+        let is_named = agent.is_some();
+        Self { name: Some(name), is_named, ..Self::own(reverse, None) }
     }
 
     /// For agents in Envoy's dialect that have that name of their own.
-    pub(super) fn reverse(reverse: &Arc<ClusterSlot>, name: String) -> Self {
-        Self { slot: Arc::clone(reverse), name: Some(name.into()), is_named: true, as_envoy: true, chosen: None }
+    pub(super) fn reverse(reverse: &Arc<ClusterSlot>, name: String, opening: &Opening) -> Self {
+        let opening = opening.clone();
+        Self { name: Some(name.into()), is_named: true, as_envoy: true, opening, ..Self::own(reverse, None) }
     }
 
     pub(super) fn at(self, chosen: &Arc<TunnelConnection>) -> Self {
@@ -54,6 +59,10 @@ impl Line {
 
     pub(super) fn name(&self) -> Option<&str> {
         self.name.as_deref()
+    }
+
+    pub(super) fn opening(&self) -> &Opening {
+        &self.opening
     }
 
     /// Whether it is the line of that slot.

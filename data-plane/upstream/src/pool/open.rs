@@ -313,7 +313,7 @@ impl Wait {
             UpstreamFailure::QueueFull
         };
         let _pending = Pending::begin(stats, self.priority)?;
-        let turn = self.line.queue().wait(self.line.name()).map_err(overflow)?;
+        let turn = self.line.queue().wait(self.line.name(), self.line.opening()).map_err(overflow)?;
         // One may have become free, or have come, before we stood in the queue.
         self.pool.serve_waiters(&self.line);
         let lent = match tokio::time::timeout_at(turn.deadline, self.answered(turn.answer)).await {

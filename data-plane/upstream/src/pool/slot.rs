@@ -200,15 +200,20 @@ impl SlotPool {
             self.count(ClusterMetric::RqNoneHealthy);
             return Err(UpstreamFailure::NoHealthyHost);
         };
-        let line = |name| Line::reverse(&self.reverse, name);
+        let line = |name| Line::reverse(&self.reverse, name, &config.opening);
         let mut cache = self.agents.borrow_mut();
         let picked = cache.load().hosts.pick_reverse(&wish, cursors);
         let Some((choice, is_group)) = picked else { return self.nobody([line(wish.group), line(wish.node)], false) };
         let wished = if is_group { wish.group } else { wish.node };
-        match (lend_among(&choice), choice.host.tunnel()) {
-            (Some((host, lent)), _) => Ok(Picked::Lent { host: self.host(host, config), lent, least_request: false }),
-            (None, Some(connection)) => Ok(self.queued(line(wished), connection, false)),
-            (None, None) => self.nobody([line(wished)], false),
+        if let Some((host, lent)) = lend_among(&choice, &config.opening) {
+            return Ok(Picked::Lent { host: self.host(host, config), lent, least_request: false });
+        }
+        let suits = |connection: &&Arc<TunnelConnection>| connection.suits(&config.opening);
+        let tunnels = std::iter::once(choice.host).chain(choice.among).filter_map(|host| host.tunnel());
+        match tunnels.clone().find(suits) {
+            Some(connection) => Ok(self.queued(line(wished), connection, false)),
+            None if tunnels.count() > 0 => Err(self.counted(UpstreamFailure::OtherTransport)),
+            None => self.nobody([line(wished)], false),
         }
     }
 
@@ -249,6 +254,7 @@ impl SlotPool {
         self.count(match failure {
             UpstreamFailure::AgentUnknown => ClusterMetric::TunnelAgentUnknown,
             UpstreamFailure::DestinationDenied { .. } => ClusterMetric::TunnelDestinationDenied,
+            UpstreamFailure::OtherTransport => ClusterMetric::TunnelOtherTransport,
             _ => ClusterMetric::TunnelAgentOffline,
         });
         failure
@@ -296,11 +302,13 @@ impl SlotPool {
     pub(super) fn want_another(&self, line: &Line, asked: &mut Vec<Arc<TunnelConnection>>) {
         let mut cache = self.candidates(line).borrow_mut();
         let rests = |connection: &&Arc<TunnelConnection>| {
-            connection.phase() == Phase::Pending && !asked.iter().any(|other| Arc::ptr_eq(other, connection))
+            connection.phase() == Phase::Pending
+                && connection.suits(line.opening())
+                && !asked.iter().any(|other| Arc::ptr_eq(other, connection))
         };
         let next = line.chosen.iter().chain(tunnels(&cache.load().hosts, line)).find(rests).map(Arc::clone);
         if let Some(next) = next {
-            next.want();
+            next.want(line.opening());
             asked.push(next);
         }
     }

@@ -14,7 +14,7 @@ use super::{ClusterConfig, ClusterSlot, Generation, TlsClients};
 use crate::balance::{HostSet, Member, Policy};
 use crate::clusters::Publisher;
 use crate::host::{Host, HostPlace, Target};
-use crate::tunnel::{Queue, RegisterError, TunnelClaim, TunnelConnection, TunnelEnd};
+use crate::tunnel::{Opening, Queue, RegisterError, TunnelClaim, TunnelConnection, TunnelEnd};
 
 /// A name and a port to be resolved.
 pub(crate) type DnsName = (Arc<str>, u16);
@@ -60,7 +60,11 @@ impl Builder {
             self.assignment = None;
         }
         let tls = tls.map(|tls| TlsClients::new(tls, cluster.protocol));
-        self.config = Some(Arc::new(ClusterConfig { cluster, tls, epoch: self.epochs }));
+        let opening = match (&cluster.discovery, &cluster.tls, &tls) {
+            (Discovery::Reverse(_), Some(context), Some(clients)) => Opening::of(context, &clients.http2),
+            _ => Opening::default(),
+        };
+        self.config = Some(Arc::new(ClusterConfig { cluster, tls, opening, epoch: self.epochs }));
     }
 
     /// Starts, keeps or ends lookups, as the configuration says.

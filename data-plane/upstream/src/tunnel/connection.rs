@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::lent::{Lent, What};
+use super::opening::Opening;
 use super::queue::Queue;
 use super::{TunnelClaim, TunnelEnd};
 use crate::host::Host;
@@ -43,6 +44,8 @@ pub(crate) struct TunnelConnection {
     requests: AtomicU64,
     /// A request waits for it to be attached.
     wanted: Notify,
+    /// Of Envoy's dialect: as whoever wanted it first demands.
+    opening: OnceLock<Opening>,
 }
 
 #[derive(Debug)]
@@ -95,9 +98,10 @@ impl TunnelConnection {
             active: AtomicU32::new(0),
             requests: AtomicU64::new(0),
             wanted: Notify::new(),
+            opening: OnceLock::new(),
         });
-        if awaited {
-            connection.want();
+        if let Some(opening) = awaited {
+            connection.want(&opening);
         }
         connection
     }
@@ -181,9 +185,26 @@ impl TunnelConnection {
         name.is_none_or(|wanted| self.claim.names().any(|name| **name == *wanted))
     }
 
-    /// Says that a request waits for it, to whoever attaches it.
-    pub(crate) fn want(&self) {
+    /// Says that a request waits for it, to whoever attaches it. The first one decides how it is opened.
+    pub(crate) fn want(&self, opening: &Opening) {
+        if self.claim.reverse.is_some() {
+            self.opening.get_or_init(|| opening.clone());
+            self.queue.note_opening(opening);
+        }
         self.wanted.notify_one();
+    }
+
+    /// Whether whoever demands that may use it, as far as is decided.
+    pub(crate) fn suits(&self, opening: &Opening) -> bool {
+        self.opening.get().is_none_or(|own| own.serves(opening))
+    }
+
+    /// How it is to be opened. One that nobody wants, which is opened to say goodbye, as the last one that somebody wanted.
+    pub(super) fn opening(&self) -> Opening {
+        if self.claim.reverse.is_none() {
+            return Opening::default();
+        }
+        self.opening.get_or_init(|| self.queue.last_opening()).clone()
     }
 
     /// Waits for [`Self::want`]; returns at once if it was called before.
@@ -201,10 +222,12 @@ impl TunnelConnection {
         self.give_back_stream();
     }
 
-    /// Lends the connection if it is free: whole when it is plain, a stream when it is HTTP/2.
-    pub(crate) fn try_lend(self: &Arc<Self>) -> Option<Lent> {
+    /// Lends the connection if it is free: whole when it is plain, a stream when it is HTTP/2; and if it was opened as is
+    /// demanded.
+    pub(crate) fn try_lend(self: &Arc<Self>, opening: &Opening) -> Option<Lent> {
         let mut inner = self.inner.lock();
-        if self.is_draining() {
+        // Asked under the lock: what is open is decided.
+        if self.is_draining() || !self.suits(opening) {
             return None;
         }
         let what = match std::mem::replace(&mut inner.state, State::Borrowed) {

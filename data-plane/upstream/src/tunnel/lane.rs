@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use culvert_model::tunnel::TunnelProtocol;
 
-use super::{Lent, Phase, TunnelConnection};
+use super::{Lent, Opening, Phase, TunnelConnection};
 use crate::balance::{Choice, HostSet};
 use crate::host::Host;
 
@@ -46,13 +46,17 @@ impl Lane {
 
 /// Lends the chosen tunnel if it is free, else any with the same rights. For agents in Envoy's dialect: others that have
 /// the same name may be another tenant's.
-pub(crate) fn lend_among<'a>(choice: &Choice<'a>) -> Option<(&'a Arc<Host>, Lent)> {
-    std::iter::once(choice.host).chain(choice.among).find_map(lend)
+pub(crate) fn lend_among<'a>(choice: &Choice<'a>, opening: &Opening) -> Option<(&'a Arc<Host>, Lent)> {
+    std::iter::once(choice.host).chain(choice.among).find_map(|host| lend_opened(host, opening))
 }
 
 fn lend(host: &Arc<Host>) -> Option<(&Arc<Host>, Lent)> {
+    lend_opened(host, &Opening::default())
+}
+
+fn lend_opened<'a>(host: &'a Arc<Host>, opening: &Opening) -> Option<(&'a Arc<Host>, Lent)> {
     let free = |connection: &&Arc<TunnelConnection>| matches!(connection.phase(), Phase::Idle | Phase::Open);
-    Some((host, host.tunnel().filter(free)?.try_lend()?))
+    Some((host, host.tunnel().filter(free)?.try_lend(opening)?))
 }
 
 /// Of the chosen agent's HTTP/2 tunnels the one with the fewest streams for its weight; the chosen one when they are even,

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::TunnelClaim;
 use super::connection::TunnelConnection;
 use super::lent::Lent;
+use super::opening::Opening;
 use super::presence::{Absence, Hope, Presence};
 
 /// The wait queue of a cluster's tunnels.
@@ -28,6 +29,8 @@ pub(crate) struct Queue {
     used: AtomicBool,
     /// Agents are expected that never were here.
     expecting: AtomicBool,
+    /// How the last tunnel was to be opened that somebody wanted.
+    opening: Mutex<Opening>,
 }
 
 #[derive(Debug, Default)]
@@ -48,6 +51,8 @@ type Lane = VecDeque<Waiter>;
 struct Waiter {
     /// Who came first.
     ticket: u64,
+    /// What the tunnel has to be opened with.
+    opening: Opening,
     answer: oneshot::Sender<Result<Lent, Full>>,
 }
 
@@ -83,13 +88,21 @@ impl Queue {
         self.expecting.store(true, Ordering::Relaxed);
     }
 
-    /// Counts a connection that may become free; whether somebody waits for it.
-    pub(super) fn join(&self, claim: &TunnelClaim) -> bool {
+    /// Counts a connection that may become free; how it is to be opened, if somebody waits for it.
+    pub(super) fn join(&self, claim: &TunnelClaim) -> Option<Opening> {
         let mut inner = self.inner.lock();
         inner.presence.join(claim.names());
         inner.limits = Limits { timeout: claim.queue_timeout, places: claim.max_queued_requests };
         self.set_used();
-        inner.next_lane(claim).is_some()
+        inner.next(claim, |_| true).map(|next| next.opening)
+    }
+
+    pub(super) fn note_opening(&self, opening: &Opening) {
+        *self.opening.lock() = opening.clone();
+    }
+
+    pub(super) fn last_opening(&self) -> Opening {
+        self.opening.lock().clone()
     }
 
     /// A connection will not become free any more. Those that wait for its names go on waiting as long as it is expected
@@ -137,9 +150,9 @@ impl Queue {
         self.inner.lock().presence.hope(agent, Instant::now()) == Hope::Live
     }
 
-    /// Queues up for any connection, or for one of that agent. Afterwards the caller has every connection that it could
+    /// Queues up for any connection, or for one of that agent, that is opened in such a way. Afterwards the caller has every connection that it could
     /// use look at the queue ([`Self::serve`]).
-    pub(crate) fn wait(&self, agent: Option<&str>) -> Result<Turn, Full> {
+    pub(crate) fn wait(&self, agent: Option<&str>, opening: &Opening) -> Result<Turn, Full> {
         let now = Instant::now();
         let mut inner = self.inner.lock();
         let (answer, answered) = oneshot::channel();
@@ -152,7 +165,7 @@ impl Queue {
         };
         inner.make_room(agent)?;
         inner.tickets += 1;
-        let waiter = Waiter { ticket: inner.tickets, answer };
+        let waiter = Waiter { ticket: inner.tickets, opening: opening.clone(), answer };
         inner.lane(agent).push_back(waiter);
         inner.len += 1;
         self.len.store(inner.len, Ordering::SeqCst);
@@ -177,10 +190,10 @@ impl Queue {
         let mut inner = self.inner.lock();
         let mut refused = None;
         while refused.is_none()
-            && let Some(lane) = inner.next_lane(connection.claim())
-            && let Some(lent) = connection.try_lend()
+            && let Some(next) = inner.next(connection.claim(), |opening| connection.suits(opening))
+            && let Some(lent) = connection.try_lend(&next.opening)
         {
-            refused = inner.pop(lane).and_then(|waiter| waiter.answer.send(Ok(lent)).err());
+            refused = inner.pop(&next).and_then(|waiter| waiter.answer.send(Ok(lent)).err());
         }
         self.len.store(inner.len, Ordering::SeqCst);
         refused
@@ -221,29 +234,31 @@ impl Waiting {
         Ok(())
     }
 
-    /// The lane of whoever has waited longest of those that such a connection serves.
-    fn next_lane<'c>(&mut self, claim: &'c TunnelClaim) -> Option<Which<'c>> {
+    /// Whoever has waited longest of those that such a connection serves.
+    fn next<'c>(&mut self, claim: &'c TunnelClaim, suits: impl Fn(&Opening) -> bool) -> Option<Next<'c>> {
         let mut dropped = 0;
         let mut first = |lane: &mut Lane| {
             while lane.front().is_some_and(|waiter| waiter.answer.is_closed()) {
                 lane.pop_front();
                 dropped += 1;
             }
-            lane.front().map(|waiter| waiter.ticket)
+            // Nearly always the first one.
+            let at = lane.iter().position(|waiter| suits(&waiter.opening))?;
+            lane.get(at).map(|waiter| (at, waiter.ticket, waiter.opening.clone()))
         };
-        let any = first(&mut self.any).map(|ticket| (ticket, Which::Any));
+        let any = first(&mut self.any).map(|found| (found, Which::Any));
         let named = claim.names().filter_map(|name| Some((first(self.named.get_mut(name)?)?, Which::Named(name))));
-        let next = named.chain(any).min_by_key(|(ticket, _)| *ticket);
+        let next = named.chain(any).min_by_key(|((_, ticket, _), _)| *ticket);
         self.len -= dropped;
-        next.map(|(_, lane)| lane)
+        next.map(|((at, _, opening), lane)| Next { lane, at, opening })
     }
 
-    fn pop(&mut self, lane: Which<'_>) -> Option<Waiter> {
-        let waiter = match lane {
-            Which::Any => self.any.pop_front(),
+    fn pop(&mut self, next: &Next<'_>) -> Option<Waiter> {
+        let waiter = match next.lane {
+            Which::Any => self.any.remove(next.at),
             Which::Named(name) => {
                 let lane = self.named.get_mut(name)?;
-                let waiter = lane.pop_front();
+                let waiter = lane.remove(next.at);
                 if lane.is_empty() {
                     self.named.remove(name);
                 }
@@ -255,9 +270,12 @@ impl Waiting {
     }
 }
 
-/// Of a `TunnelServer` that says nothing else.
-const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
-const QUEUE_PLACES: usize = 1024;
+/// A waiter's place, and what it demands.
+struct Next<'c> {
+    lane: Which<'c>,
+    at: usize,
+    opening: Opening,
+}
 
 /// One of the lanes that a connection serves.
 #[derive(Debug, Clone, Copy)]
@@ -266,3 +284,7 @@ enum Which<'c> {
     /// Of those that wait for one of its names.
     Named(&'c Arc<str>),
 }
+
+/// Of a `TunnelServer` that says nothing else.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+const QUEUE_PLACES: usize = 1024;

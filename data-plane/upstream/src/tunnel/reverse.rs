@@ -6,8 +6,9 @@
 use std::sync::Arc;
 
 use culvert_http::RequestHead;
+use culvert_model::access_log::Operator;
 use culvert_model::cluster::ReverseConnection;
-use culvert_model::tunnel::id_format::{IdFormat, IdSource};
+use culvert_model::tunnel::id_format::IdFormat;
 
 /// Who an agent in Envoy's dialect says it is, as clusters look for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,8 +71,8 @@ pub(crate) fn place(cluster: &str, node: &str) -> String {
 }
 
 fn evaluate(format: &IdFormat, request: Option<&RequestHead>) -> Option<String> {
-    format.evaluate(|source| {
-        let IdSource::RequestHeader { name, alternative } = source else { return None };
+    format.evaluate(|operator| {
+        let Operator::RequestHeader { name, alternative } = operator else { return None };
         let request = request?;
         let value = |name: &str| match name {
             ":authority" | "host" => Some(request.authority.as_str()),

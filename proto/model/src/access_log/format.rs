@@ -9,7 +9,7 @@ use crate::report::{Report, clip};
 use crate::scalar;
 
 /// A format string, cut into literals and operators.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Format {
     pub parts: Vec<Part>,
     /// `omit_empty_values`: an absent value is nothing instead of `-`.
@@ -23,26 +23,18 @@ impl Format {
     /// What is wrong: an operator that is not known (with the nearest one that is), an argument that it does not take,
     /// or a `%` that begins nothing (`%%` is a percent sign).
     pub fn parse(text: &str, omit_empty: bool) -> Result<Self, String> {
-        let mut parts = Vec::new();
-        let mut literal = String::new();
-        let mut rest = text;
-        while let Some((before, after)) = rest.split_once('%') {
-            literal.push_str(before);
-            if let Some(after) = after.strip_prefix('%') {
-                literal.push('%');
-                rest = after;
-                continue;
-            }
-            if !literal.is_empty() {
-                parts.push(Part::Literal(std::mem::take(&mut literal).into()));
-            }
-            let (part, after) = operator(after)?;
-            parts.push(part);
-            rest = after;
-        }
-        literal.push_str(rest);
-        if !literal.is_empty() {
-            parts.push(Part::Literal(literal.into()));
+        Self::parse_of(text, omit_empty, Subject::Request)
+    }
+
+    /// As [`Self::parse`], for a format of that subject.
+    ///
+    /// # Errors
+    /// As [`Self::parse`], and an operator that the subject has nothing for.
+    pub(crate) fn parse_of(text: &str, omit_empty: bool, subject: Subject) -> Result<Self, String> {
+        let parts = parts(text)?;
+        let metadata = |part: &Part| matches!(part, Part::Operator { operator: Operator::DynamicMetadata { .. }, .. });
+        if subject == Subject::Request && parts.iter().any(metadata) {
+            return Err("`%DYNAMIC_METADATA%`: requests have no dynamic metadata; tunnels have".to_owned());
         }
         Ok(Self { parts, omit_empty })
     }
@@ -69,10 +61,45 @@ impl Format {
     }
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
     Literal(Arc<str>),
     Operator { operator: Operator, max_length: Option<usize> },
+}
+
+/// What a format speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Subject {
+    /// A request or a connection.
+    Request,
+    /// An event in a tunnel's life.
+    Tunnel,
+}
+
+/// Cuts a format string into literals and operators.
+pub(crate) fn parts(text: &str) -> Result<Vec<Part>, String> {
+    let mut parts = Vec::new();
+    let mut literal = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('%') {
+        literal.push_str(before);
+        if let Some(after) = after.strip_prefix('%') {
+            literal.push('%');
+            rest = after;
+            continue;
+        }
+        if !literal.is_empty() {
+            parts.push(Part::Literal(std::mem::take(&mut literal).into()));
+        }
+        let (part, after) = operator(after)?;
+        parts.push(part);
+        rest = after;
+    }
+    literal.push_str(rest);
+    if !literal.is_empty() {
+        parts.push(Part::Literal(literal.into()));
+    }
+    Ok(parts)
 }
 
 /// Envoy's command operators that culvert-proxy knows; any other is refused with its name.
@@ -128,6 +155,7 @@ pub enum Operator {
     DownstreamTlsVersion,
     DownstreamTlsCipher,
     DownstreamPeerUriSan,
+    DownstreamPeerDnsSan,
     DownstreamPeerSubject,
     DownstreamPeerFingerprint256,
     RequestedServerName,
@@ -142,6 +170,26 @@ pub enum Operator {
     /// `OK`, `INVALID_ARGUMENT`.
     GrpcStatusSnake,
     GrpcStatusNumber,
+    /// `NAMESPACE:KEY:KEY`; no key: the whole namespace, as JSON.
+    DynamicMetadata {
+        namespace: Arc<str>,
+        path: Vec<Arc<str>>,
+    },
+}
+
+impl Operator {
+    /// As it stands in formats.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::StartTime(_) => "START_TIME",
+            Self::RequestHeader { .. } => "REQ",
+            Self::ResponseHeader { .. } => "RESP",
+            Self::ResponseTrailer { .. } => "TRAILER",
+            Self::GrpcStatus | Self::GrpcStatusSnake => "GRPC_STATUS",
+            Self::DynamicMetadata { .. } => "DYNAMIC_METADATA",
+            plain => PLAIN.iter().find(|(_, operator)| operator == plain).map_or("", |(name, _)| name),
+        }
+    }
 }
 
 /// Parses what stands behind an opening `%`; also yields what stands behind the closing one.
@@ -195,6 +243,12 @@ fn named(name: &str, argument: Option<&str>) -> Result<Operator, String> {
         }
         "TRAILER" | "RESPONSE_TRAILER" => {
             return header().map(|(name, alternative)| Operator::ResponseTrailer { name, alternative });
+        }
+        "DYNAMIC_METADATA" => {
+            let mut words = argument.unwrap_or_default().split(':').map(Arc::<str>::from);
+            let namespace = words.next().filter(|namespace| !namespace.is_empty());
+            let namespace = namespace.ok_or("`%DYNAMIC_METADATA()%` names no namespace; write NAMESPACE:KEY")?;
+            return Ok(Operator::DynamicMetadata { namespace, path: words.collect() });
         }
         "GRPC_STATUS" => {
             return match argument {
@@ -262,8 +316,17 @@ fn distance(left: &str, right: &str) -> usize {
     row.last().copied().unwrap_or_default()
 }
 
-const WITH_ARGUMENT: &[&str] =
-    &["START_TIME", "REQ", "REQUEST_HEADER", "RESP", "RESPONSE_HEADER", "TRAILER", "RESPONSE_TRAILER", "GRPC_STATUS"];
+const WITH_ARGUMENT: &[&str] = &[
+    "START_TIME",
+    "REQ",
+    "REQUEST_HEADER",
+    "RESP",
+    "RESPONSE_HEADER",
+    "TRAILER",
+    "RESPONSE_TRAILER",
+    "GRPC_STATUS",
+    "DYNAMIC_METADATA",
+];
 
 /// Operators that take no argument.
 const PLAIN: &[(&str, Operator)] = &[
@@ -301,6 +364,7 @@ const PLAIN: &[(&str, Operator)] = &[
     ("DOWNSTREAM_TLS_VERSION", Operator::DownstreamTlsVersion),
     ("DOWNSTREAM_TLS_CIPHER", Operator::DownstreamTlsCipher),
     ("DOWNSTREAM_PEER_URI_SAN", Operator::DownstreamPeerUriSan),
+    ("DOWNSTREAM_PEER_DNS_SAN", Operator::DownstreamPeerDnsSan),
     ("DOWNSTREAM_PEER_SUBJECT", Operator::DownstreamPeerSubject),
     ("DOWNSTREAM_PEER_FINGERPRINT_256", Operator::DownstreamPeerFingerprint256),
     ("REQUESTED_SERVER_NAME", Operator::RequestedServerName),

@@ -8,7 +8,7 @@ use crate::testing::{good, message, refused, warned};
 fn parse(message: &api::AccessLog) -> Parsed<AccessLog> {
     let mut report = Report::default();
     report.check(message);
-    let log = access_log(&mut report, message);
+    let log = access_log(&mut report, message, Subject::Request);
     report.finish(log)
 }
 

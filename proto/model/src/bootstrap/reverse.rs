@@ -1,5 +1,6 @@
 //! Envoy's two bootstrap extensions of reverse tunnels.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_api::envoy::extensions::bootstrap::reverse_tunnel::downstream_socket_interface::v3::{
@@ -7,12 +8,13 @@ use culvert_api::envoy::extensions::bootstrap::reverse_tunnel::downstream_socket
 };
 use culvert_api::envoy::extensions::bootstrap::reverse_tunnel::upstream_socket_interface::v3::UpstreamReverseConnectionSocketInterface;
 
+use crate::access_log::{self, AccessLog, Subject};
 use crate::agent::{EnvoyInitiator, initiator};
 use crate::report::Report;
 use crate::scalar;
 
 /// What holds for all tunnels of Envoy's configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ReverseTunnels {
     /// What every `rc://` address says besides its own names, which are empty here.
     pub handshake: EnvoyInitiator,
@@ -25,6 +27,10 @@ pub struct ReverseTunnels {
     pub tenant_isolation: bool,
     /// Where a listener enables the limit.
     pub max_connections_per_node: u32,
+    /// Of the life of agents' connections, in every dialect.
+    pub agent_logs: Vec<Arc<AccessLog>>,
+    /// Of the life of registered tunnels, in every dialect.
+    pub server_logs: Vec<Arc<AccessLog>>,
 }
 
 impl Default for ReverseTunnels {
@@ -37,6 +43,8 @@ impl Default for ReverseTunnels {
             ping_failure_threshold: THRESHOLD,
             tenant_isolation: false,
             max_connections_per_node: 0,
+            agent_logs: Vec::new(),
+            server_logs: Vec::new(),
         }
     }
 }
@@ -46,6 +54,7 @@ impl ReverseTunnels {
     pub(super) fn downstream(&mut self, report: &mut Report, message: &DownstreamReverseConnectionSocketInterface) {
         let limit = message.max_reconnect_backoff.as_ref();
         self.max_reconnect_backoff = scalar::positive(report, "max_reconnect_backoff", limit, BACKOFF);
+        self.agent_logs = access_log::of_subject(report, "access_log", &message.access_log, Subject::Tunnel);
         let Some(handshake) = &message.http_handshake else { return };
         report.field("http_handshake", |report| {
             let timeout = handshake.handshake_timeout.as_ref();
@@ -62,6 +71,7 @@ impl ReverseTunnels {
         self.ping_failure_threshold = scalar::at_least(report, "ping_failure_threshold", threshold, 1, THRESHOLD);
         self.tenant_isolation = message.enable_tenant_isolation.unwrap_or(false);
         self.max_connections_per_node = message.max_connections_per_node;
+        self.server_logs = access_log::of_subject(report, "access_log", &message.access_log, Subject::Tunnel);
     }
 }
 

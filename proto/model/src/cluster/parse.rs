@@ -29,11 +29,10 @@ pub(crate) fn cluster(report: &mut Report, message: &api::Cluster) -> Option<Clu
         report.field("circuit_breakers", |report| breakers(report, message))
     });
     let tls = message.transport_socket.as_ref().and_then(|socket| tls::upstream_socket(report, socket));
-    if tls.is_some() && matches!(discovery, Some(Discovery::Reverse(_))) {
-        let reason = "is not opened inside of tunnels; Culvert's agents keep TLS on the tunnel itself, without it";
-        report.error_at("transport_socket", reason);
-    }
     let options = protocol_options(report, message, tls.as_ref());
+    if let (Some(Discovery::Reverse(_)), Some(tls)) = (&discovery, &tls) {
+        reverse::inside(report, tls, options.auto_sni.is_some());
+    }
     let (panic_threshold_percent, locality_weighted, close_connections_on_host_removal) =
         common_lb(report, message.common_lb_config.as_ref());
     let source_address = message

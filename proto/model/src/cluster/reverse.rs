@@ -5,7 +5,20 @@ use culvert_api::envoy::extensions::clusters::reverse_connection::v3::ReverseCon
 use prost::Name as _;
 
 use crate::report::{Report, clip};
+use crate::tls::UpstreamTls;
 use crate::tunnel::id_format::{IdFormat, Place};
+
+/// Checks the TLS context that is spoken inside of tunnels: one tunnel has one, whatever its requests ask for.
+pub(super) fn inside(report: &mut Report, tls: &UpstreamTls, auto_sni: bool) {
+    if auto_sni {
+        let reason = "stands in auto_sni, and tunnels are opened for the requests of all hosts; set sni";
+        report.error_at("typed_extension_protocol_options", reason);
+    }
+    if tls.auto_host_sni && tls.sni.is_none() {
+        let reason = "has auto_host_sni, and agents have no host names; set sni, or a validation_context that says whose certificates are good";
+        report.error_at("transport_socket", reason);
+    }
+}
 
 /// Which agent a request goes to.
 #[derive(Debug, Clone, PartialEq, Eq)]

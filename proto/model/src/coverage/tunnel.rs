@@ -44,7 +44,13 @@ pub(super) const TABLE: &[Covered] = &[
     ),
     covered(
         "culvert.tunnel.v1.JwtProvider",
-        &[honoured(&["name", "issuer", "audiences", "local_jwks", "subject_claim", "clock_skew"])],
+        &[
+            honoured(&["name", "issuer", "audiences", "local_jwks", "subject_claim", "clock_skew"]),
+            refused(
+                &["remote_jwks", "one_time_tokens"],
+                "keys are not fetched and tokens not counted yet; use local_jwks",
+            ),
+        ],
     ),
     covered("culvert.tunnel.v1.StaticToken", &[honoured(&["name", "tokens"])]),
     covered(
@@ -131,21 +137,19 @@ pub(super) const TABLE: &[Covered] = &[
     covered(
         "envoy.extensions.bootstrap.reverse_tunnel.downstream_socket_interface.v3.DownstreamReverseConnectionSocketInterface",
         &[
-            honoured(&["http_handshake", "max_reconnect_backoff"]),
+            honoured(&["http_handshake", "max_reconnect_backoff", "access_log"]),
             carried(&["stat_prefix"]),
             warned(&["maintain_interval"], "a lost tunnel is noticed and dialled anew at once"),
             warned(&["enable_detailed_stats"], "each agent has its statistics"),
-            warned(&["access_log"], "tunnels are logged and stand in /tunnels"),
         ],
     ),
     covered(
         "envoy.extensions.bootstrap.reverse_tunnel.upstream_socket_interface.v3.UpstreamReverseConnectionSocketInterface",
         &[
-            honoured(&["ping_failure_threshold", "enable_tenant_isolation", "max_connections_per_node"]),
+            honoured(&["ping_failure_threshold", "enable_tenant_isolation", "max_connections_per_node", "access_log"]),
             carried(&["stat_prefix"]),
             warned(&["enable_detailed_stats"], "each listener has its statistics"),
             warned(&["reporter_config"], "they are reported over the connection of ADS, and stand in /tunnels"),
-            warned(&["access_log"], "tunnels are logged and stand in /tunnels"),
         ],
     ),
     covered(

@@ -1,34 +1,15 @@
-//! Formats that yield an id: a subset of Envoy's access-log formats, with a source for each operator.
+//! Formats that yield an id: access-log formats of few operators.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
-use crate::report::{Report, clip};
+use crate::access_log::{Operator, Part, parts};
+use crate::report::Report;
 
 /// Literals and operators. **An operator without a value makes the whole format yield nothing** (Envoy writes `-`, which
 /// somebody could be called).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdFormat {
     parts: Vec<Part>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Part {
-    Literal(Arc<str>),
-    Operator { source: IdSource, max_length: Option<usize> },
-}
-
-/// Where an operator's value comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum IdSource {
-    /// `%REQ(NAME?ALTERNATIVE)%`; names in lower case.
-    RequestHeader { name: Arc<str>, alternative: Option<Arc<str>> },
-    /// `%DYNAMIC_METADATA(NAMESPACE:KEY:KEY)%`.
-    Metadata { namespace: Arc<str>, path: Vec<Arc<str>> },
-    /// `%DOWNSTREAM_PEER_URI_SAN%`.
-    PeerUriSan,
-    /// `%DOWNSTREAM_PEER_DNS_SAN%`.
-    PeerDnsSan,
 }
 
 /// What a format may ask for, by where it stands.
@@ -42,13 +23,13 @@ pub(crate) enum Place {
 
 impl IdFormat {
     /// What the format yields; `None`: an operator has no value.
-    pub fn evaluate<'v>(&self, value: impl Fn(&IdSource) -> Option<Cow<'v, str>>) -> Option<String> {
+    pub fn evaluate<'v>(&self, value: impl Fn(&Operator) -> Option<Cow<'v, str>>) -> Option<String> {
         let mut id = String::new();
         for part in &self.parts {
             match part {
                 Part::Literal(text) => id.push_str(text),
-                Part::Operator { source, max_length } => {
-                    let value = value(source).filter(|value| !value.is_empty())?;
+                Part::Operator { operator, max_length } => {
+                    let value = value(operator).filter(|value| !value.is_empty())?;
                     let end = max_length.map_or(value.len(), |most| value.floor_char_boundary(most));
                     id.push_str(value.get(..end)?);
                 }
@@ -83,74 +64,26 @@ impl IdFormat {
 }
 
 fn parse(text: &str, place: Place) -> Result<IdFormat, String> {
-    let (mut parts, mut literal, mut rest) = (Vec::new(), String::new(), text);
-    while let Some((before, after)) = rest.split_once('%') {
-        literal.push_str(before);
-        if let Some(after) = after.strip_prefix('%') {
-            literal.push('%');
-            rest = after;
-            continue;
-        }
-        if !literal.is_empty() {
-            parts.push(Part::Literal(std::mem::take(&mut literal).into()));
-        }
-        let (operator, after) = after
-            .split_once('%')
-            .ok_or_else(|| "a % begins an operator that does not end; %% is a percent sign".to_owned())?;
-        parts.push(part(operator, place)?);
-        rest = after;
-    }
-    literal.push_str(rest);
-    if !literal.is_empty() {
-        parts.push(Part::Literal(literal.into()));
-    }
-    Ok(IdFormat { parts })
-}
-
-/// `NAME(ARGUMENT):LENGTH`.
-fn part(operator: &str, place: Place) -> Result<Part, String> {
-    let (call, length) = match operator.rsplit_once("):") {
-        Some((call, length)) => (format!("{call})"), Some(length)),
-        None => (operator.to_owned(), None),
-    };
-    let max_length = match length.map(str::parse::<usize>) {
-        None => None,
-        Some(Ok(length)) => Some(length),
-        Some(Err(_)) => return Err(format!("%{}%: its length is no number", clip(operator))),
-    };
-    let (name, argument) = match call.split_once('(') {
-        Some((name, rest)) => (name, rest.strip_suffix(')')),
-        None => (call.as_str(), None),
-    };
-    let source = match (name, argument, place) {
-        ("REQ", Some(names), Place::Request) => {
-            let (name, alternative) = names.split_once('?').map_or((names, None), |(name, other)| (name, Some(other)));
-            let lower = |name: &str| Arc::<str>::from(name.to_ascii_lowercase());
-            IdSource::RequestHeader { name: lower(name), alternative: alternative.map(lower) }
-        }
-        ("DYNAMIC_METADATA", Some(path), Place::Handshake) => {
-            let mut words = path.split(':').map(Arc::<str>::from);
-            let namespace = words.next().unwrap_or_default();
-            IdSource::Metadata { namespace, path: words.collect() }
-        }
-        ("DOWNSTREAM_PEER_URI_SAN", None, Place::Handshake) => IdSource::PeerUriSan,
-        ("DOWNSTREAM_PEER_DNS_SAN", None, Place::Handshake) => IdSource::PeerDnsSan,
-        _ => {
+    let parts = parts(text)?;
+    for part in &parts {
+        let Part::Operator { operator, .. } = part else { continue };
+        let known = match (operator, place) {
+            (Operator::RequestHeader { .. }, Place::Request)
+            | (Operator::DownstreamPeerUriSan | Operator::DownstreamPeerDnsSan, Place::Handshake) => true,
+            (Operator::DynamicMetadata { path, .. }, Place::Handshake) => !path.is_empty(),
+            _ => false,
+        };
+        if !known {
             let known = match place {
                 Place::Request => "%REQ(NAME)% and literal text are",
                 Place::Handshake => {
                     "%DOWNSTREAM_PEER_URI_SAN%, %DOWNSTREAM_PEER_DNS_SAN%, %DYNAMIC_METADATA(NAMESPACE:KEY)% and literal text are"
                 }
             };
-            return Err(format!("%{}% is not there: {known}", clip(operator)));
+            return Err(format!("%{}% is not there: {known}", operator.name()));
         }
-    };
-    if matches!(&source, IdSource::RequestHeader { name, .. } if name.is_empty())
-        || matches!(&source, IdSource::Metadata { path, .. } if path.is_empty())
-    {
-        return Err(format!("%{}%: names nothing", clip(operator)));
     }
-    Ok(Part::Operator { source, max_length })
+    Ok(IdFormat { parts })
 }
 
 #[cfg(test)]
@@ -158,16 +91,18 @@ mod tests {
     use super::*;
 
     fn check(text: &str, place: Place, expected: Result<Option<&str>, &str>) {
-        let value = |source: &IdSource| match source {
-            IdSource::RequestHeader { name, alternative } => match (&**name, alternative.as_deref()) {
+        let value = |operator: &Operator| match operator {
+            Operator::RequestHeader { name, alternative } => match (&**name, alternative.as_deref()) {
                 ("x-node", _) => Some(Cow::Borrowed("edge-7")),
                 (_, Some("x-node")) => Some(Cow::Borrowed("other")),
                 ("x-empty", _) => Some(Cow::Borrowed("")),
                 _ => None,
             },
-            IdSource::Metadata { namespace, path } => (&**namespace == "ns" && path.len() == 2).then(|| "claim".into()),
-            IdSource::PeerUriSan => Some("spiffe://a/b".into()),
-            IdSource::PeerDnsSan => None,
+            Operator::DynamicMetadata { namespace, path } => {
+                (&**namespace == "ns" && path.len() == 2).then(|| "claim".into())
+            }
+            Operator::DownstreamPeerUriSan => Some("spiffe://a/b".into()),
+            _ => None,
         };
         match (parse(text, place), expected) {
             (Ok(format), Ok(expected)) => assert_eq!(format.evaluate(value).as_deref(), expected, "{text:?}"),
@@ -187,11 +122,11 @@ mod tests {
             ("%REQ(x-node):4%", Ok(Some("edge"))),
             ("%REQ(x-none)%", Ok(None)),
             ("a%REQ(x-empty)%", Ok(None)),
-            ("%REQ(x-node):x%", Err("its length is no number")),
-            ("%REQ()%", Err("names nothing")),
-            ("%REQ%", Err("%REQ% is not there")),
-            ("%REQ(x-node)", Err("does not end")),
-            ("%CEL(request.path)%", Err("%CEL(request.path)% is not there")),
+            ("%REQ(x-node):x%", Err("is not closed")),
+            ("%REQ()%", Err("is a header name")),
+            ("%REQ%", Err("is a header name")),
+            ("%REQ(x-node)", Err("is not closed")),
+            ("%CEL(request.path)%", Err("`%CEL%` is not a known operator")),
             ("%DYNAMIC_METADATA(ns:a)%", Err("is not there")),
             ("%DOWNSTREAM_PEER_URI_SAN%", Err("is not there")),
         ] {
@@ -206,7 +141,7 @@ mod tests {
             ("%DOWNSTREAM_PEER_DNS_SAN%", Ok(None)),
             ("%DYNAMIC_METADATA(ns:a:b)%", Ok(Some("claim"))),
             ("%DYNAMIC_METADATA(ns:a)%", Ok(None)),
-            ("%DYNAMIC_METADATA(ns)%", Err("names nothing")),
+            ("%DYNAMIC_METADATA(ns)%", Err("%DYNAMIC_METADATA% is not there")),
             ("%REQ(x-node)%", Err("is not there")),
         ] {
             check(text, Place::Handshake, expected);

@@ -43,7 +43,7 @@ async fn a_server_pings_until_the_tunnel_is_wanted() {
     let (mut io, mut peer) = pair();
     let (want, wanted) = oneshot::channel::<()>();
     let start = Instant::now();
-    let idle = tokio::spawn(async move { (idle(&mut io, PINGS, async { drop(wanted.await) }).await, io) });
+    let idle = tokio::spawn(async move { (idle(&mut io, PINGS, async { drop(wanted.await) }, |_| {}).await, io) });
     for turn in 1..=5 {
         assert_eq!(read(&mut peer, 5).await, RPING);
         let after = start.elapsed();
@@ -63,7 +63,7 @@ async fn a_server_pings_until_the_tunnel_is_wanted() {
 async fn a_wanted_tunnel_waits_for_the_answer_that_is_under_way() {
     let (mut io, mut peer) = pair();
     let (want, wanted) = oneshot::channel::<()>();
-    let idle = tokio::spawn(async move { (idle(&mut io, PINGS, async { drop(wanted.await) }).await, io) });
+    let idle = tokio::spawn(async move { (idle(&mut io, PINGS, async { drop(wanted.await) }, |_| {}).await, io) });
     read(&mut peer, 5).await;
     want.send(()).unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -76,7 +76,7 @@ async fn a_wanted_tunnel_waits_for_the_answer_that_is_under_way() {
 #[tokio::test(start_paused = true)]
 async fn a_tunnel_that_is_wanted_at_once_is_never_pinged() {
     let (mut io, peer) = pair();
-    assert!(idle(&mut io, PINGS, std::future::ready(())).await.is_ok());
+    assert!(idle(&mut io, PINGS, std::future::ready(()), |_| {}).await.is_ok());
     drop(io);
     let mut rest = Vec::new();
     let mut peer = peer;
@@ -88,7 +88,7 @@ async fn a_tunnel_that_is_wanted_at_once_is_never_pinged() {
 async fn a_silent_agent_is_dead_after_the_threshold() {
     let (mut io, _peer) = pair();
     let start = Instant::now();
-    let result = idle(&mut io, PINGS, pending()).await;
+    let result = idle(&mut io, PINGS, pending(), |_| {}).await;
     assert!(matches!(result, Err(IdleError::Silent(3))), "saw {result:?}");
     let after = start.elapsed();
     assert!(after >= Duration::from_secs(8) && after <= Duration::from_secs(10), "after {after:?}");
@@ -105,12 +105,12 @@ async fn what_is_no_answer_ends_an_idle_tunnel() {
     ] {
         let (mut io, mut peer) = pair();
         peer.write_all(bytes.as_bytes()).await.unwrap();
-        let result = idle(&mut io, PINGS, pending()).await;
+        let result = idle(&mut io, PINGS, pending(), |_| {}).await;
         assert_eq!(format!("{:?}", result.unwrap_err()), expected, "{bytes:?}");
     }
     let (mut io, peer) = pair();
     drop(peer);
-    let result = idle(&mut io, PINGS, pending()).await;
+    let result = idle(&mut io, PINGS, pending(), |_| {}).await;
     assert!(matches!(result, Err(IdleError::Closed)), "saw {result:?}");
 }
 

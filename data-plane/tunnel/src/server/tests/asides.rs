@@ -114,7 +114,7 @@ async fn the_certificate_decides_who_the_agent_is() {
     let peer = |address: &str, identity: &str| Peer {
         address: Some(address.parse().unwrap()),
         identity: Some(identity.into()),
-        names: None,
+        ..Peer::default()
     };
     LocalSet::new()
         .run_until(async {

@@ -52,7 +52,7 @@ impl Fixture {
         let names = PeerNames { dns: vec![name.to_owned()], ..PeerNames::default() };
         let address = Some(address.parse().unwrap());
         let mut connected =
-            self.connect_as(Peer { address, identity: Some(name.into()), names: Some(Arc::new(names)) });
+            self.connect_as(Peer { address, identity: Some(name.into()), names: Some(Arc::new(names)), arrival: None });
         connected.send(Frame::Init(init)).await;
         let response = connected.response().await;
         (connected, response)

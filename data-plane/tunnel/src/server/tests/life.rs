@@ -70,7 +70,7 @@ async fn the_reply_is_alone_in_its_segment() {
             for round in 0..20 {
                 let mut agent = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
                 let (server, peer) = listener.accept().await.unwrap();
-                let served = fixture.serve(Io::tcp(server), Peer { address: Some(peer), identity: None, names: None });
+                let served = fixture.serve(Io::tcp(server), Peer { address: Some(peer), ..Peer::default() });
                 agent.write_all(&Frame::Init(init("edge")).encode().unwrap()).await.unwrap();
                 // A reader that is late, but not later than the 20 ms.
                 tokio::time::sleep(Duration::from_millis(round % 10)).await;
@@ -101,7 +101,7 @@ async fn a_refusal_reaches_an_agent_that_keeps_on_sending() {
             for round in 0..20 {
                 let mut agent = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
                 let (server, peer) = listener.accept().await.unwrap();
-                let served = fixture.serve(Io::tcp(server), Peer { address: Some(peer), identity: None, names: None });
+                let served = fixture.serve(Io::tcp(server), Peer { address: Some(peer), ..Peer::default() });
                 let mut bytes = Frame::Init(init("edge")).encode().unwrap();
                 bytes.extend_from_slice(&[b'x'; 3000]);
                 agent.write_all(&bytes).await.unwrap();

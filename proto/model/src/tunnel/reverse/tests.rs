@@ -74,7 +74,11 @@ fn filters_that_cannot_be_used() {
     for (fields, field, text) in [
         (r#"{"handshake_timeout": "301s"}"#, "handshake_timeout", "more than 300 s"),
         (r#"{"request_path": "/a b"}"#, "request_path", "white space"),
-        (r#"{"validation": {"node_id_format": "%CEL(x)%"}}"#, "validation.node_id_format", "%CEL(x)% is not there"),
+        (
+            r#"{"validation": {"node_id_format": "%CEL(x)%"}}"#,
+            "validation.node_id_format",
+            "`%CEL%` is not a known operator",
+        ),
         (r#"{"jwt_validator": {"issuer": "i"}}"#, "jwt_validator.local_jwks", "is missing"),
     ] {
         refused(&tunnel_listener(&json!({})), crate::listener::parse, &[(&inside(fields), &at(field), text)]);
@@ -109,13 +113,23 @@ fn clusters_choose_agents() {
             (
                 r#"{"cluster_type": {"typed_config": {"tenant_id_format": "%"}}}"#,
                 "cluster_type.typed_config.tenant_id_format",
-                "does not end",
+                "write `%%`",
+            ),
+            (
+                r#"{"transport_socket": {"name": "tls", "typed_config": {"auto_host_sni": true,
+                    "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"}}}"#,
+                "transport_socket",
+                "agents have no host names",
             ),
             (
                 r#"{"transport_socket": {"name": "tls", "typed_config": {
-                    "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"}}}"#,
-                "transport_socket",
-                "not opened inside of tunnels",
+                    "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"}},
+                    "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                    "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                    "explicit_http_config": {"http2_protocol_options": {}},
+                    "upstream_http_protocol_options": {"auto_sni": true}}}}"#,
+                "typed_extension_protocol_options",
+                "tunnels are opened for the requests of all hosts",
             ),
         ],
     );
