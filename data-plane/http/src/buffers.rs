@@ -139,11 +139,6 @@ impl Buffer {
         from..self.start
     }
 
-    /// The block is full.
-    pub(crate) fn is_full(&self) -> bool {
-        self.block.as_ref().is_some_and(|block| self.end - self.start == block.len())
-    }
-
     /// Gives the block back if there is nothing in it.
     pub(crate) fn release(&mut self) {
         if self.is_empty()

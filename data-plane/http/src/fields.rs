@@ -1,6 +1,10 @@
 //! Header and trailer fields as a flat list over one buffer: no allocation per field, reused from request to request.
 
+mod section;
+
 use std::fmt;
+
+pub(crate) use section::{Line, Malformed, Section};
 
 /// Fields in order of arrival. Names are lower-case and valid, values hold no control bytes but tab: [`Fields::push`]
 /// and [`Fields::set`] refuse anything else, so that no field can smuggle a line (RFC 9110, 5.5).
@@ -140,19 +144,20 @@ impl Fields {
     fn append_value(&mut self, start: usize, name: usize, value: &[u8]) {
         self.bytes.extend_from_slice(value);
         self.bytes.extend_from_slice(b"\r\n");
-        let (Ok(start), Ok(name), Ok(value)) = (u32::try_from(start), u32::try_from(name), u32::try_from(value.len()))
-        else {
-            tracing::warn!("a header field beyond 4 GiB was not added");
-            return;
-        };
-        self.list.push(Field { start, name, value });
+        self.list_field(start, name, value.len());
     }
 
-    /// Takes over a head that a parser has checked, in one copy; which of its fields are kept is said one by one.
-    pub(crate) fn copy_head<'a>(&'a mut self, head: &'a [u8]) -> CopiedHead<'a> {
-        let base = self.bytes.len();
-        self.bytes.extend_from_slice(head);
-        CopiedHead { fields: self, head, base }
+    /// Makes a field of bytes that stand there as on the wire.
+    fn list_field(&mut self, start: usize, name: usize, value: usize) {
+        match (u32::try_from(start), u32::try_from(name), u32::try_from(value)) {
+            (Ok(start), Ok(name), Ok(value)) => self.list.push(Field { start, name, value }),
+            _ => tracing::warn!("a header field beyond 4 GiB was not added"),
+        }
+    }
+
+    /// Takes over field lines in one copy; which of them become fields is said one by one.
+    pub(crate) fn section(&mut self, lines: &[u8]) -> Section<'_> {
+        Section::new(self, lines)
     }
 
     /// The first value of that name (lower-case).
@@ -272,65 +277,6 @@ impl Fields {
 
     pub(crate) fn raw(&self) -> &[u8] {
         &self.bytes
-    }
-}
-
-/// See [`Fields::copy_head`].
-pub(crate) struct CopiedHead<'a> {
-    pub(crate) fields: &'a mut Fields,
-    head: &'a [u8],
-    /// Where its copy begins among the fields' bytes.
-    base: usize,
-}
-
-/// A field of a [`CopiedHead`] that may be kept.
-#[derive(Clone, Copy)]
-pub(crate) struct Candidate<'a> {
-    value: &'a [u8],
-    /// Where it stands in the head.
-    from: usize,
-    name: usize,
-}
-
-impl CopiedHead<'_> {
-    /// Looks at a field of the head: its name is lower-case from here on.
-    pub(crate) fn candidate<'v>(&mut self, name: &[u8], value: &'v [u8]) -> Candidate<'v> {
-        let from = name.as_ptr().addr().wrapping_sub(self.head.as_ptr().addr());
-        let candidate = Candidate { value, from, name: name.len() };
-        if let Some(name) = self.fields.bytes.get_mut(self.base..).and_then(|copy| copy.get_mut(candidate.name())) {
-            name.make_ascii_lowercase();
-        }
-        candidate
-    }
-
-    /// The name, in lower case.
-    pub(crate) fn name(&self, candidate: Candidate<'_>) -> &[u8] {
-        self.fields.bytes.get(self.base..).and_then(|copy| copy.get(candidate.name())).unwrap_or_default()
-    }
-
-    /// Keeps a field of the head. One that is not written as we write fields (`name: value`) is copied once more.
-    pub(crate) fn keep(&mut self, candidate: Candidate<'_>) {
-        let Candidate { value, from, name } = candidate;
-        let after_name = self.head.get(from + name..).unwrap_or_default();
-        let as_we_write = after_name.split_at_checked(2).is_some_and(|(separator, rest)| {
-            // The parser's value is looked for where it must stand, not compared: it is the same memory.
-            separator == b": "
-                && rest.as_ptr() == value.as_ptr()
-                && rest.get(value.len()..value.len() + 2) == Some(b"\r\n")
-        });
-        match (u32::try_from(self.base + from), u32::try_from(name), u32::try_from(value.len())) {
-            (Ok(start), Ok(name), Ok(value)) if as_we_write => self.fields.list.push(Field { start, name, value }),
-            _ => {
-                let name = self.head.get(candidate.name()).unwrap_or_default();
-                self.fields.push_valid(name, value);
-            }
-        }
-    }
-}
-
-impl Candidate<'_> {
-    fn name(self) -> std::ops::Range<usize> {
-        self.from..self.from + self.name
     }
 }
 

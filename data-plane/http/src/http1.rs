@@ -1,4 +1,4 @@
-//! Our own HTTP/1 codec, on `httparse` for the lines.
+//! Our own HTTP/1 codec, from its lines to its bodies.
 //!
 //! A connection is one [`Wire`] that both directions reach at the same time (borrowed for the length of one poll), a
 //! [`read::Reader`] and a [`write::Writer`]. At rest all three hold no buffer.

@@ -1,4 +1,4 @@
-use super::Fields;
+use super::{Fields, Malformed};
 
 fn wire(fields: &Fields) -> String {
     let mut out = Vec::new();
@@ -64,4 +64,43 @@ fn parsed_names_are_lower_cased() {
     let mut fields = Fields::new();
     fields.push_valid(b"X-Request-ID", b"Abc");
     assert_eq!(fields.get(b"x-request-id"), Some(&b"Abc"[..]));
+}
+
+#[test]
+fn lines_become_fields() {
+    let lines = b"Host: h\r\nX-A:b\r\nc:  d \t\r\nempty:\r\nspace: \r\n\r\n";
+    let mut fields = Fields::new();
+    assert!(fields.push(b"before", b"x"));
+    let mut section = fields.section(lines);
+    while let Some(line) = section.next_line().unwrap() {
+        if section.name(&line) != b"host" {
+            section.keep(&line);
+        }
+    }
+    assert_eq!(wire(&fields), "before: x\r\nx-a: b\r\nc: d\r\nempty: \r\nspace: \r\n");
+    assert_eq!(fields.get(b"x-a"), Some(&b"b"[..]));
+}
+
+#[test]
+fn lines_that_a_neighbour_may_read_differently_are_malformed() {
+    for (lines, why) in [
+        (&b"a : b\r\n"[..], Malformed::Name),
+        (b" a: b\r\n", Malformed::Name),
+        (b"\ta: b\r\n", Malformed::Name),
+        (b": b\r\n", Malformed::Name),
+        (b"a\r\n", Malformed::Name),
+        (b"a", Malformed::Name),
+        (b"\xc3\xa9: b\r\n", Malformed::Name),
+        (b"\0: b\r\n", Malformed::Name),
+        (b"\r\n\r\n", Malformed::Name),
+        (b"a: b\x01\r\n", Malformed::Value),
+        (b"a: b\rc\r\n", Malformed::Value),
+        (b"a: b\x7f\r\n", Malformed::Value),
+        (b"a: b", Malformed::Value),
+        (b"a: b\n", Malformed::BareLf),
+        (b"\n", Malformed::BareLf),
+    ] {
+        let seen = Fields::new().section(lines).next_line().expect_err("a malformed line");
+        assert_eq!(seen, why, "{}", lines.escape_ascii());
+    }
 }

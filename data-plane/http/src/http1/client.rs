@@ -154,14 +154,10 @@ impl Source<'_> {
     fn poll_head(&mut self, cx: &mut Context<'_>, into: &mut ResponseHead) -> Poll<Result<BodyKind, StreamError>> {
         loop {
             let data = self.read.buffer.data();
-            let worth_it = !data.is_empty()
-                && (self.state.scanned == 0
-                    || super::fields::may_end_head(data, self.state.scanned)
-                    || self.read.buffer.is_full());
-            self.state.scanned = data.len();
-            if worth_it {
+            if !data.is_empty() {
                 let broken = |detail| StreamError::protocol(Blame::Upstream, 502, detail);
-                if let Some(parsed) = response::parse(data, self.state.asked, into).map_err(broken)? {
+                let from = std::mem::replace(&mut self.state.scanned, data.len());
+                if let Some(parsed) = response::parse(data, from, self.state.asked, into).map_err(broken)? {
                     return Poll::Ready(self.accept(into, parsed));
                 }
             }

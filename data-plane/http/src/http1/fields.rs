@@ -1,12 +1,11 @@
 //! What requests and responses have in common in their header sections.
 
-use memchr::memchr_iter;
+use memchr::{memchr, memchr_iter, memrchr};
 use smallvec::SmallVec;
 
 use crate::Fields;
+use crate::fields::Malformed;
 
-/// More fields than this are parsed on the heap.
-pub(crate) const STACK_FIELDS: usize = 128;
 pub(crate) const MAX_HEAD_BYTES: usize = 60 * 1024;
 pub(crate) const MAX_FIELDS: usize = 100;
 
@@ -51,21 +50,25 @@ pub(crate) fn is_forbidden_trailer(name: &[u8]) -> bool {
         || name.starts_with(b"x-envoy-")
 }
 
-/// Every line of a head must end in CRLF: a lenient neighbour may see other lines than we do.
-pub(crate) fn has_bare_lf(head: &[u8]) -> bool {
-    // Without an early end, so that it is a few vector instructions.
-    let bare = |bare, (before, byte): (&u8, &u8)| bare | ((*byte == b'\n') & (*before != b'\r'));
-    head.starts_with(b"\n") || head.iter().zip(head.get(1..).unwrap_or_default()).fold(false, bare)
+/// Where a head ends, behind its blank line, if not before `from`. One that a bare LF makes ends it too: it is refused
+/// then, and not waited for.
+pub(crate) fn end_of_head(data: &[u8], from: usize) -> Option<usize> {
+    let from = from.saturating_sub(3);
+    memchr_iter(b'\n', data.get(from..).unwrap_or_default()).find_map(|at| {
+        let behind = from + at + 1;
+        match data.get(behind..) {
+            Some([b'\r', b'\n', ..]) => Some(behind + 2),
+            Some([b'\n', ..]) => Some(behind + 1),
+            _ => None,
+        }
+    })
 }
 
-/// Whether the blank line that ends a head may stand at or after `from`.
-pub(crate) fn may_end_head(data: &[u8], from: usize) -> bool {
-    let from = from.saturating_sub(3);
-    let tail = data.get(from..).unwrap_or_default();
-    memchr_iter(b'\n', tail).any(|at| {
-        let rest = tail.get(at + 1..).unwrap_or_default();
-        rest.starts_with(b"\r\n") || rest.starts_with(b"\n")
-    })
+/// The first line, without its CRLF, and what is behind it; `None`: it ends in a bare LF.
+pub(crate) fn first_line(head: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = memchr(b'\n', head)?;
+    let line = head.get(..end)?.strip_suffix(b"\r")?;
+    Some((line, head.get(end + 1..)?))
 }
 
 /// What the `connection` fields say.
@@ -170,30 +173,52 @@ pub(crate) fn is_chunked(value: &[u8]) -> Result<(), CodingError> {
     }
 }
 
-/// Parses a trailer section: its length, or `None` if more must be read.
+/// Looks at the lines that are whole of a section that has only begun.
+pub(crate) fn lines_begin_well(data: &[u8]) -> Result<(), Malformed> {
+    let whole = memrchr(b'\n', data).and_then(|last| data.get(..=last)).unwrap_or_default();
+    let mut scratch = Fields::new();
+    let mut section = scratch.section(whole);
+    while section.next_line()?.is_some() {}
+    Ok(())
+}
+
+/// Parses a trailer section, which does not end before `from`: its length, or `None` if more must be read.
 ///
 /// # Errors
 /// It is malformed, or there is too much of it.
-pub(crate) fn trailers(data: &[u8], into: &mut Option<Box<Fields>>) -> Result<Option<usize>, &'static str> {
+pub(crate) fn trailers(
+    data: &[u8],
+    from: usize,
+    into: &mut Option<Box<Fields>>,
+) -> Result<Option<usize>, &'static str> {
     if data.starts_with(b"\r\n") {
         return Ok(Some(2));
     }
-    let mut parsed = [httparse::EMPTY_HEADER; MAX_FIELDS];
-    match httparse::parse_headers(data, &mut parsed) {
-        Ok(httparse::Status::Complete((len, fields))) if len <= MAX_HEAD_BYTES => {
-            if has_bare_lf(data.get(..len).unwrap_or_default()) {
-                return Err("a trailer line ends in a bare LF");
-            }
-            let kept = into.get_or_insert_default();
-            for field in fields {
-                kept.push_valid(field.name.as_bytes(), field.value);
-            }
-            kept.retain(|name, _| !is_forbidden_trailer(name));
-            Ok(Some(len))
+    let Some(end) = end_of_head(data, from).filter(|&end| end <= MAX_HEAD_BYTES) else {
+        if data.len() > MAX_HEAD_BYTES {
+            return Err("trailers exceed 60 KiB");
         }
-        Ok(httparse::Status::Partial) if data.len() <= MAX_HEAD_BYTES => Ok(None),
-        Ok(_) => Err("trailers exceed 60 KiB"),
-        Err(httparse::Error::TooManyHeaders) => Err("too many trailers"),
-        Err(_) => Err("malformed trailers"),
+        // At once if it is garbage; not with each byte, which would cost their square.
+        return if from == 0 { lines_begin_well(data).map(|()| None).map_err(malformed_trailer) } else { Ok(None) };
+    };
+    let kept = into.get_or_insert_default();
+    let mut section = kept.section(data.get(..end).unwrap_or_default());
+    let mut count = 0;
+    while let Some(line) = section.next_line().map_err(malformed_trailer)? {
+        count += 1;
+        if count > MAX_FIELDS {
+            return Err("too many trailers");
+        }
+        if !is_forbidden_trailer(section.name(&line)) {
+            section.keep(&line);
+        }
+    }
+    Ok(Some(end))
+}
+
+const fn malformed_trailer(why: Malformed) -> &'static str {
+    match why {
+        Malformed::Name | Malformed::Value => "malformed trailers",
+        Malformed::BareLf => "a trailer line ends in a bare LF",
     }
 }

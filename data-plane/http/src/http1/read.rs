@@ -5,7 +5,7 @@ use std::task::{Context, Poll, ready};
 
 use super::Wire;
 use super::chunked::{Decoder, Step};
-use super::fields::{self, MAX_HEAD_BYTES};
+use super::fields;
 use crate::buffers::{Buffer, SMALL};
 use crate::{Blame, BodyKind, Fields, StreamError};
 
@@ -109,17 +109,8 @@ impl Reader {
                     Ok(Step::Trailers(offset)) => {
                         self.buffer.consume(offset);
                         let data = self.buffer.data();
-                        // Parsed at its first bytes, so that garbage is known at once, and when its end may be there:
-                        // bytes that come one by one would cost their square otherwise.
-                        let worth_it = self.scanned == 0
-                            || fields::may_end_head(data, self.scanned)
-                            || data.starts_with(b"\r\n")
-                            || data.len() >= MAX_HEAD_BYTES;
-                        self.scanned = data.len();
-                        if !worth_it {
-                            return None;
-                        }
-                        match fields::trailers(data, &mut self.trailers) {
+                        let from = std::mem::replace(&mut self.scanned, data.len());
+                        match fields::trailers(data, from, &mut self.trailers) {
                             Ok(Some(len)) => {
                                 self.buffer.consume(len);
                                 self.body = Body::Done;

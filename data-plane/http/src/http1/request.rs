@@ -1,17 +1,20 @@
 //! Request heads off the wire (RFC 9112, 3 and 5): where implementations disagree, the strict reading.
 
-use std::mem::MaybeUninit;
+use memchr::{memchr, memrchr};
 
 use super::fields::{
-    CodingError, ConnectionTokens, STACK_FIELDS, content_length, has_bare_lf, is_chunked, is_hop_field, list,
+    CodingError, ConnectionTokens, content_length, end_of_head, first_line, is_chunked, is_hop_field, lines_begin_well,
+    list,
 };
 use super::target::{self, Target};
-use crate::fields::CopiedHead;
+use crate::fields::{Line, Malformed, Section, is_token};
 use crate::server::ServerOptions;
 use crate::{BodyKind, Method, RequestHead, Version};
 
 /// A longer target is answered by 414.
 const MAX_TARGET_BYTES: usize = 8 * 1024;
+/// So is a line that is longer, without looking at it: method and version have their place beside the target.
+const MAX_LINE_BYTES: usize = MAX_TARGET_BYTES + 64;
 
 /// A request that is answered by the codec; the connection ends with the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,57 +38,71 @@ pub(crate) struct Parsed {
     pub(crate) expects_continue: bool,
 }
 
-/// Parses a head at the front of `data`; `None` if it is not all there yet.
+/// Parses a head at the front of `data`, which does not end before `from`; `None` if it is not all there yet.
 ///
 /// # Errors
 /// The request is refused.
-pub(crate) fn parse(data: &[u8], options: &ServerOptions, head: &mut RequestHead) -> Result<Option<Parsed>, Refusal> {
-    let mut stack = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; STACK_FIELDS];
-    let mut heap = Vec::new();
-    let slots = if options.max_fields <= STACK_FIELDS {
-        stack.get_mut(..options.max_fields).unwrap_or_default()
+pub(crate) fn parse(
+    data: &[u8],
+    from: usize,
+    options: &ServerOptions,
+    head: &mut RequestHead,
+) -> Result<Option<Parsed>, Refusal> {
+    let end = end_of_head(data, from);
+    let len = end.unwrap_or(data.len());
+    if len > options.max_head_bytes || (end.is_none() && len == options.max_head_bytes) {
+        let line = memchr(b'\n', data).unwrap_or(data.len());
+        return if line <= MAX_LINE_BYTES {
+            refuse(431, "the request head is too large")
+        } else {
+            refuse(414, "the request target exceeds 8 KiB")
+        };
+    }
+    if end.is_none() {
+        return if from == 0 { begins_well(data, options).map(|()| None) } else { Ok(None) };
+    }
+    let Some((line, lines)) = data.get(..len).and_then(first_line) else { return refuse_bare_lf() };
+    head.clear();
+    head.scheme = options.scheme;
+    read_line(line, options, head)?;
+    read_fields(lines, options, head).map(|parsed| Some(Parsed { len, ..parsed }))
+}
+
+/// Looks at the lines of a head that has only begun: what is none is refused at once.
+fn begins_well(data: &[u8], options: &ServerOptions) -> Result<(), Refusal> {
+    if memchr(b'\n', data).is_some() {
+        let Some((line, lines)) = first_line(data) else { return refuse_bare_lf() };
+        read_line(line, options, &mut RequestHead::new())?;
+        return lines_begin_well(lines).map_err(malformed);
+    }
+    let line = data.strip_suffix(b"\r").unwrap_or(data);
+    let visible = |byte: &u8| matches!(byte, b' '..=b'~' | 0x80..);
+    if line.len() > MAX_LINE_BYTES {
+        refuse(414, "the request target exceeds 8 KiB")
+    } else if line.first().is_none_or(|&byte| is_token(byte)) && line.iter().all(visible) {
+        Ok(())
     } else {
-        heap.resize_with(options.max_fields, MaybeUninit::uninit);
-        &mut heap[..]
-    };
-    let mut request = httparse::Request::new(&mut []);
-    match request.parse_with_uninit_headers(data, slots) {
-        Ok(httparse::Status::Complete(len)) if len <= options.max_head_bytes => {
-            if has_bare_lf(data.get(..len).unwrap_or_default()) {
-                return refuse(400, "a header line ends in a bare LF");
-            }
-            let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
-                return refuse(400, "malformed request line");
-            };
-            if target.len() > MAX_TARGET_BYTES {
-                return refuse(414, "the request target exceeds 8 KiB");
-            }
-            head.clear();
-            head.version = if version == 0 { Version::Http10 } else { Version::Http11 };
-            head.scheme = options.scheme;
-            read_line(method, target, options, head)?;
-            let bytes = data.get(..len).unwrap_or_default();
-            read_fields(bytes, request.headers, options, head).map(|parsed| Some(Parsed { len, ..parsed }))
-        }
-        Ok(httparse::Status::Partial) if data.len() < options.max_head_bytes => {
-            let line = memchr::memchr(b'\n', data).unwrap_or(data.len());
-            if line > MAX_TARGET_BYTES + 64 { refuse(414, "the request target exceeds 8 KiB") } else { Ok(None) }
-        }
-        Ok(_) => match memchr::memchr(b'\n', data) {
-            Some(line) if line <= MAX_TARGET_BYTES + 64 => refuse(431, "the request head is too large"),
-            _ => refuse(414, "the request target exceeds 8 KiB"),
-        },
-        Err(httparse::Error::TooManyHeaders) => refuse(431, "too many header fields"),
-        Err(httparse::Error::Version) => unknown_version(data),
-        Err(httparse::Error::HeaderName) => refuse(400, "malformed header name"),
-        Err(httparse::Error::HeaderValue) => refuse(400, "malformed header value"),
-        Err(_) => refuse(400, "malformed request line"),
+        refuse(400, "malformed request line")
     }
 }
 
+fn malformed(why: Malformed) -> Refusal {
+    let detail = match why {
+        Malformed::Name => "malformed header name",
+        Malformed::Value => "malformed header value",
+        Malformed::BareLf => BARE_LF,
+    };
+    Refusal { status: 400, detail }
+}
+
+const BARE_LF: &str = "a header line ends in a bare LF";
+
+const fn refuse_bare_lf<T>() -> Result<T, Refusal> {
+    refuse(400, BARE_LF)
+}
+
 /// A version of the right form that is not ours is 505, anything else no HTTP at all.
-fn unknown_version(data: &[u8]) -> Result<Option<Parsed>, Refusal> {
-    let line = data.split(|&byte| byte == b'\r' || byte == b'\n').next().unwrap_or_default();
+fn unknown_version(line: &[u8]) -> Result<Version, Refusal> {
     if line == b"PRI * HTTP/2.0" {
         return refuse(400, "HTTP/2 on an HTTP/1 listener");
     }
@@ -100,7 +117,22 @@ fn unknown_version(data: &[u8]) -> Result<Option<Parsed>, Refusal> {
     }
 }
 
-fn read_line(method: &str, target: &str, options: &ServerOptions, head: &mut RequestHead) -> Result<(), Refusal> {
+fn read_line(line: &[u8], options: &ServerOptions, head: &mut RequestHead) -> Result<(), Refusal> {
+    let (Some(first), Some(last)) = (memchr(b' ', line), memrchr(b' ', line)) else {
+        return refuse(400, "malformed request line");
+    };
+    let word = |range: std::ops::Range<usize>| std::str::from_utf8(line.get(range).unwrap_or_default());
+    head.version = match line.get(last + 1..) {
+        Some(b"HTTP/1.1") => Version::Http11,
+        Some(b"HTTP/1.0") => Version::Http10,
+        _ => unknown_version(line)?,
+    };
+    let (Ok(method), Ok(target)) = (word(0..first), word(first + 1..last)) else {
+        return refuse(400, "malformed request line");
+    };
+    if target.len() > MAX_TARGET_BYTES {
+        return refuse(414, "the request target exceeds 8 KiB");
+    }
     head.method = match Method::parse(method, options.custom_methods) {
         Some(method) => method,
         None => return refuse(400, "unknown method"),
@@ -132,16 +164,16 @@ struct Special<'a> {
     expect: Option<&'a [u8]>,
 }
 
-fn read_fields(
-    bytes: &[u8],
-    parsed: &[httparse::Header<'_>],
-    options: &ServerOptions,
-    head: &mut RequestHead,
-) -> Result<Parsed, Refusal> {
+fn read_fields(lines: &[u8], options: &ServerOptions, head: &mut RequestHead) -> Result<Parsed, Refusal> {
     let mut special = Special::default();
-    let mut copied = head.fields.copy_head(bytes);
-    for field in parsed {
-        read_field(field, &mut special, &mut copied)?;
+    let mut section = head.fields.section(lines);
+    let mut count = 0;
+    while let Some(line) = section.next_line().map_err(malformed)? {
+        count += 1;
+        if count > options.max_fields {
+            return refuse(431, "too many header fields");
+        }
+        read_field(&line, lines.get(line.value.clone()).unwrap_or_default(), &mut special, &mut section)?;
     }
     special.connection.apply(&mut head.fields);
     let body = body_kind(&special, head.version)?;
@@ -161,46 +193,46 @@ fn read_fields(
 }
 
 fn read_field<'a>(
-    field: &httparse::Header<'a>,
+    line: &Line,
+    value: &'a [u8],
     special: &mut Special<'a>,
-    copied: &mut CopiedHead<'_>,
+    section: &mut Section<'_>,
 ) -> Result<(), Refusal> {
-    let once = |slot: &mut Option<&'a [u8]>, detail| match slot.replace(field.value) {
+    let once = |slot: &mut Option<&'a [u8]>, detail| match slot.replace(value) {
         None => Ok(()),
         Some(_) => refuse(400, detail),
     };
-    let candidate = copied.candidate(field.name.as_bytes(), field.value);
-    let name = copied.name(candidate);
+    let name = section.name(line);
     // By length first: most names are told apart by it.
     match name.len() {
         4 if name == b"host" => return once(&mut special.host, "more than one host"),
         2 if name == b"te" => {
             // RFC 9110, 10.1.4: all that crosses a proxy is whether trailers are wanted.
-            if list(field.value).any(|token| token.eq_ignore_ascii_case(b"trailers")) {
-                copied.fields.push_valid(b"te", b"trailers");
+            if list(value).any(|token| token.eq_ignore_ascii_case(b"trailers")) {
+                section.fields().push_valid(b"te", b"trailers");
             }
             return Ok(());
         }
         6 if name == b"expect" => once(&mut special.expect, "more than one expectation")?,
         7 if name == b"upgrade" => {
-            special.upgrade.get_or_insert(field.value);
+            special.upgrade.get_or_insert(value);
             return Ok(());
         }
         10 if name == b"connection" => {
-            return special.connection.read(field.value).or_else(|detail| refuse(400, detail));
+            return special.connection.read(value).or_else(|detail| refuse(400, detail));
         }
         10 if name == b"keep-alive" => return Ok(()),
         14 if name == b"content-length" => once(&mut special.length, "more than one content-length")?,
         14 if name == b"http2-settings" => return Ok(()),
         16 if name == b"proxy-connection" => {
             // Older clients mean their connection by it, and Envoy takes them at their word.
-            special.connection.close |= list(field.value).any(|token| token.eq_ignore_ascii_case(b"close"));
+            special.connection.close |= list(value).any(|token| token.eq_ignore_ascii_case(b"close"));
             return Ok(());
         }
         17 if name == b"transfer-encoding" => return once(&mut special.coding, "more than one transfer-encoding"),
         length => debug_assert!(!is_hop_field(name) || length == 14, "a hop-by-hop field is kept"),
     }
-    copied.keep(candidate);
+    section.keep(line);
     Ok(())
 }
 

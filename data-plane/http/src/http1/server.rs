@@ -8,11 +8,11 @@ use std::task::{Context, Poll};
 use tokio::io::AsyncWrite;
 use tokio::time::Instant;
 
+use super::Wire;
 use super::encode::{self, Asked};
 use super::read::Reader;
 use super::request::{self, Parsed, Refusal};
 use super::write::{Framing, Writer};
-use super::{Wire, fields};
 use crate::buffers::{Buffer, give_request, take_request};
 use crate::deadline::{Deadline, STALLED};
 use crate::drain::{Drain, GRACE};
@@ -185,16 +185,8 @@ impl Connection<'_> {
             [b'\r' | b'\n', ..] => return Err(Refusal { status: 400, detail: "malformed request line" }),
             _ => {}
         }
-        // The whole head is parsed once it may be there; at the first bytes too, so that garbage is known at once.
-        let worth_it = self.scanned == 0
-            || fields::may_end_head(data, self.scanned)
-            || data.len() >= self.options.max_head_bytes
-            || self.read.buffer.is_full();
-        self.scanned = data.len();
-        if !worth_it {
-            return Ok(None);
-        }
-        let parsed = request::parse(data, self.options, head.get_or_insert_with(take_request))?;
+        let from = std::mem::replace(&mut self.scanned, data.len());
+        let parsed = request::parse(data, from, self.options, head.get_or_insert_with(take_request))?;
         match parsed {
             Some(parsed) => {
                 self.read.buffer.consume(parsed.len);
