@@ -126,7 +126,7 @@ impl Context {
     fn new(chain: &FilterChain, tls: &Arc<DownstreamTls>, slot: Arc<TlsSlot>, material: Option<Material>) -> Self {
         let tunnels = match &chain.filter {
             NetworkFilter::Tunnel(config) => Some(Arc::clone(&config.stat_prefix)),
-            NetworkFilter::Http(_) | NetworkFilter::Tcp(_) => None,
+            NetworkFilter::Http(_) | NetworkFilter::Tcp(_) | NetworkFilter::Discovered(_) => None,
         };
         Self { tls: Arc::clone(tls), slot, tunnels, material }
     }
