@@ -18,6 +18,7 @@ pub mod plane;
 pub mod process;
 pub mod relay;
 pub mod reverse;
+pub mod scale;
 pub mod site;
 pub mod tunnel;
 pub mod wait;

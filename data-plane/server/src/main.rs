@@ -42,6 +42,7 @@ fn main() -> ExitCode {
     for (target, level) in &options.component_log_level {
         log.set(target, *level);
     }
+    culvert_runtime::process::refuse_huge_pages();
     culvert_runtime::process::install_panic_hook();
     let code = run(options, log.clone());
     log.flush(Duration::from_secs(1));
