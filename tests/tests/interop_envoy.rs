@@ -174,3 +174,42 @@ async fn what_envoy_refuses_is_visible_and_is_not_sent_again() -> Result {
     )
     .await
 }
+
+/// On delta it is said again without a body; Envoy takes what it does not hear of any more for gone.
+#[tokio::test]
+async fn a_cluster_with_a_ttl_lives_as_long_as_its_control_plane() -> Result {
+    let Some(envoy) = Peer::Envoy.find()? else { return Ok(()) };
+    let site = Site::lay_out()?;
+    let _backends = (site.start_backend(1).await?, site.start_backend(2).await?);
+    let mut control = site.start_control()?;
+    site.ready(&mut control, Port::ControlAdmin).await?;
+    let envoy = start_envoy(&site, &envoy)?;
+    site.answered_by(Port::EnvoyGateway, "backend-1").await?;
+    let brief = "resources:\n- \"@type\": type.googleapis.com/envoy.service.discovery.v3.Resource\n  name: brief\n  ttl: 3s\n  \
+        resource: {\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: brief, type: STATIC}\n";
+    site.edit("envoy/routes.yaml", |text| text.replacen("resources:\n", brief, 1))?;
+    let (admin, control_admin) = (site.address(Port::EnvoyAdmin), site.address(Port::ControlAdmin));
+    let has = async |wanted: bool| {
+        let clusters = get(admin, "/clusters").await?.text();
+        ensure!(clusters.contains("brief::") == wanted, "expected brief: {wanted}, saw {clusters}");
+        Ok(())
+    };
+    let sent = async || {
+        let text = get(control_admin, "/metrics").await?.text();
+        let value = text.lines().find_map(|line| line.strip_prefix("culvert_control_responses_total "));
+        value.context("no such metric")?.trim().parse::<u64>().context("no number")
+    };
+    eventually("the cluster is there", async || has(true).await).await?;
+    let before = sent().await?;
+    eventually("it is said again, for twice its TTL", async || {
+        ensure!(sent().await? >= before + 6, "{before} and now {}", sent().await?);
+        Ok(())
+    })
+    .await
+    .with_context(|| control.output())?;
+    has(true).await.with_context(|| envoy.output())?;
+    control.kill().await?;
+    eventually("its TTL is over", async || has(false).await).await.with_context(|| envoy.output())?;
+    site.answered_by(Port::EnvoyGateway, "backend-1").await?;
+    Ok(())
+}

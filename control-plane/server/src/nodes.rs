@@ -331,7 +331,7 @@ impl Attached {
 
     /// When to poll again although nothing was heard.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        let timeout = self.node.state.lock().session.poll_timeout()?;
+        let timeout = self.node.state.lock().session.poll_timeout(self.stream)?;
         Some(self.node.begun + timeout)
     }
 

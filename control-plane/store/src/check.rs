@@ -210,11 +210,11 @@ fn place(content: Content, before: &Directory) -> Directory {
     for draft in drafts {
         let next = selectors.len();
         let selector = *selectors.entry((*draft.selector).clone()).or_insert(next);
-        let key = (draft.type_url.as_str(), &*draft.name, Version::of(&draft.value));
+        let key = (draft.type_url.as_str(), &*draft.name, Version::of_all(&draft.value, &draft.extras));
         let resource = known.get(&key).map_or_else(
             || {
                 let url = urls.entry(draft.type_url.clone()).or_insert_with(|| draft.type_url.as_str().into());
-                Arc::new(Resource::new(url, Name::clone(&draft.name), &draft.value))
+                Arc::new(Resource::with(url, Name::clone(&draft.name), &draft.value, draft.extras.clone()))
             },
             |known| Arc::clone(known),
         );

@@ -12,7 +12,8 @@ use culvert_api::document::node::{Entry, Value};
 use culvert_api::document::{self, Limits, Node, Position};
 use culvert_api::envoy::service::discovery::v3::Resource as Wrapper;
 use culvert_api::{Any, pool, type_url};
-use culvert_xds::Name;
+use culvert_xds::resource::Extras;
+use culvert_xds::{Name, xdstp};
 
 use crate::access::Grant;
 use crate::read::Text;
@@ -21,6 +22,9 @@ use crate::selector::Selector;
 
 /// Longest name of a resource in bytes: what clients and logs can bear.
 const MAX_NAME: usize = 4096;
+
+/// A client hears of a resource three times in its TTL.
+const SHORTEST_TTL: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A resource as it stands in a file.
 #[derive(Debug)]
@@ -33,6 +37,7 @@ pub(crate) struct Draft {
     pub(crate) type_url: String,
     pub(crate) name: Name,
     pub(crate) value: Bytes,
+    pub(crate) extras: Extras,
 }
 
 impl Draft {
@@ -151,7 +156,7 @@ impl File<'_> {
                 return self.findings.extend(problems.into_iter().map(|problem| Finding::of(self.path, problem)));
             }
         };
-        let (any, name) = match named(any) {
+        let Named { any, name, extras } = match named(any) {
             Ok(named) => named,
             Err(reason) => return self.report(tree.at, reason),
         };
@@ -163,6 +168,7 @@ impl File<'_> {
             type_url: any.type_url,
             name: name.into(),
             value: any.value,
+            extras,
         });
     }
 
@@ -171,12 +177,20 @@ impl File<'_> {
     }
 }
 
-/// A resource and its name. One whose type has no name of its own stands in a `discovery.v3.Resource` with one.
-fn named(any: Any) -> Result<(Any, String), String> {
-    let (any, name) = if any.type_url == type_url::RESOURCE {
+/// A resource, its name and what is said beside it.
+struct Named {
+    any: Any,
+    name: String,
+    extras: Extras,
+}
+
+/// One whose type has no name of its own, or that has aliases or a TTL, stands in a `discovery.v3.Resource`.
+fn named(any: Any) -> Result<Named, String> {
+    let (any, name, extras) = if any.type_url == type_url::RESOURCE {
         let wrapper: Wrapper = any.unpack().map_err(|error| error.to_string())?;
+        let extras = extras(&wrapper)?;
         let inner = wrapper.resource.ok_or("the field \"resource\" is missing")?;
-        (inner, wrapper.name)
+        (inner, wrapper.name, extras)
     } else {
         let name = pool::resource_name(&any.type_url, &any.value).ok_or_else(|| {
             format!(
@@ -185,8 +199,13 @@ fn named(any: Any) -> Result<(Any, String), String> {
                 type_url::message_name(type_url::RESOURCE),
             )
         })?;
-        (any, name)
+        (any, name, Extras::default())
     };
+    // xDS TP1: equal names are equal as text.
+    let name = xdstp::canonical(&name).into_owned();
+    if xdstp::is_glob(&name) {
+        return Err(format!("the name {name:?} stands for a whole collection; a resource has one of its own"));
+    }
     if name.is_empty() {
         return Err("the resource has no name".to_owned());
     }
@@ -196,5 +215,28 @@ fn named(any: Any) -> Result<(Any, String), String> {
     // Clients compare type URLs as text.
     let url = type_url::of_name(type_url::message_name(&any.type_url));
     let known = pool::message(&url).is_some();
-    Ok((Any { type_url: if known { url } else { any.type_url }, value: any.value }, name))
+    Ok(Named { any: Any { type_url: if known { url } else { any.type_url }, value: any.value }, name, extras })
+}
+
+/// Aliases and TTL of a wrapper. The rest of what it may say is the server's to say.
+fn extras(wrapper: &Wrapper) -> Result<Extras, String> {
+    let Wrapper { version, cache_control, metadata, resource_name, .. } = wrapper;
+    let ours = [
+        ("version", !version.is_empty()),
+        ("cache_control", cache_control.is_some()),
+        ("metadata", metadata.is_some()),
+        ("resource_name", resource_name.is_some()),
+    ];
+    if let Some((field, _)) = ours.into_iter().find(|(_, set)| *set) {
+        return Err(format!("the field \"{field}\" is not honoured; leave it out"));
+    }
+    let ttl = wrapper.ttl.map(std::time::Duration::try_from).transpose();
+    let ttl = ttl.map_err(|_| "the field \"ttl\" is negative".to_owned())?;
+    if ttl.is_some_and(|ttl| ttl < SHORTEST_TTL) {
+        return Err(format!("the field \"ttl\" is shorter than {SHORTEST_TTL:?}: too short to be kept alive in time"));
+    }
+    if let Some(long) = wrapper.aliases.iter().find(|alias| alias.is_empty() || alias.len() > MAX_NAME) {
+        return Err(format!("an alias has {} bytes; at least 1 and at most {MAX_NAME} are allowed", long.len()));
+    }
+    Ok(Extras { aliases: wrapper.aliases.iter().map(|alias| Name::from(alias.as_str())).collect(), ttl })
 }

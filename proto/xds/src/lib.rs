@@ -13,6 +13,7 @@ pub mod resource;
 pub mod server;
 pub mod snapshot;
 mod wire;
+pub mod xdstp;
 
 pub use client::{
     Absence, Client, ClientConfig, Interest, Missing, Received, Rejection, Request, ResponseError, Update,

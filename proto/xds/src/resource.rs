@@ -3,9 +3,11 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use culvert_api::{Any, type_url};
+use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -26,12 +28,33 @@ impl Version {
         Self::never_zero(xxh3_64(content))
     }
 
+    /// The version of a resource: of its content alone where nothing else is said of it.
+    #[must_use]
+    pub fn of_all(content: &[u8], extras: &Extras) -> Self {
+        if *extras == Extras::default() {
+            return Self::of(content);
+        }
+        let mut hash = Xxh3::new();
+        hash.update(content);
+        hash.update(&extras.ttl.unwrap_or_default().as_millis().to_le_bytes());
+        for alias in &*extras.aliases {
+            hash.update(&(alias.len() as u64).to_le_bytes());
+            hash.update(alias.as_bytes());
+        }
+        Self::never_zero(hash.digest())
+    }
+
     /// The version of a set of resources, which depends on names and versions and not on what came before.
     pub(crate) fn of_set<'a>(resources: impl Iterator<Item = &'a Resource>) -> Self {
+        Self::of_named(resources.map(|resource| (&resource.name, resource)))
+    }
+
+    /// The same, of resources under names that need not be their own.
+    pub(crate) fn of_named<'a>(resources: impl Iterator<Item = (&'a Name, &'a Resource)>) -> Self {
         let mut hash = Xxh3::new();
-        for resource in resources {
-            hash.update(&(resource.name.len() as u64).to_le_bytes());
-            hash.update(resource.name.as_bytes());
+        for (name, resource) in resources {
+            hash.update(&(name.len() as u64).to_le_bytes());
+            hash.update(name.as_bytes());
             hash.update(&resource.version.0.to_le_bytes());
         }
         Self::never_zero(hash.digest())
@@ -70,6 +93,7 @@ pub struct Resource {
     name: Name,
     type_url: TypeUrl,
     version: Version,
+    extras: Extras,
     /// `envoy.service.discovery.v3.Resource`, encoded.
     wire: Bytes,
     /// Where in `wire` the encoded `Any` stands.
@@ -82,8 +106,14 @@ impl Resource {
     /// Packs an encoded message of type `type_url`.
     #[must_use]
     pub fn new(type_url: &TypeUrl, name: impl Into<Name>, value: &[u8]) -> Self {
+        Self::with(type_url, name, value, Extras::default())
+    }
+
+    /// The same, with what is said beside it.
+    #[must_use]
+    pub fn with(type_url: &TypeUrl, name: impl Into<Name>, value: &[u8], extras: Extras) -> Self {
         let name = name.into();
-        let version = Version::of(value);
+        let version = Version::of_all(value, &extras);
         let text = version.to_string();
         let any_len = field_len(1, type_url.len()) + if value.is_empty() { 0 } else { field_len(2, value.len()) };
         let mut wire =
@@ -99,7 +129,25 @@ impl Resource {
         let any = any_start..wire.len();
         let value = any.end - value.len()..any.end;
         put_field(&mut wire, 3, name.as_bytes());
-        Self { name, type_url: Arc::clone(type_url), version, wire: wire.freeze(), any, value }
+        for alias in &*extras.aliases {
+            put_field(&mut wire, 4, alias.as_bytes());
+        }
+        if let Some(ttl) = extras.ttl.and_then(|ttl| prost_types::Duration::try_from(ttl).ok()) {
+            put_field(&mut wire, 6, &ttl.encode_to_vec());
+        }
+        Self { name, type_url: Arc::clone(type_url), version, extras, wire: wire.freeze(), any, value }
+    }
+
+    /// Other names by which it may be asked for, in the delta variant.
+    #[must_use]
+    pub fn aliases(&self) -> &[Name] {
+        &self.extras.aliases
+    }
+
+    /// For how long a client may use it without hearing of it.
+    #[must_use]
+    pub fn ttl(&self) -> Option<Duration> {
+        self.extras.ttl
     }
 
     #[must_use]
@@ -150,6 +198,13 @@ impl Resource {
     }
 }
 
+/// What is said of a resource beside its content.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Extras {
+    pub aliases: Arc<[Name]>,
+    pub ttl: Option<Duration>,
+}
+
 impl fmt::Debug for Resource {
     /// Never the content: it may be a secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -185,10 +240,8 @@ pub(crate) fn may_be_asked_for_without_names(type_url: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use culvert_api::envoy::service::discovery::v3 as discovery;
-    use prost::Message;
-
     use super::*;
+    use culvert_api::envoy::service::discovery::v3 as discovery;
 
     #[test]
     fn packed_bytes_decode_as_resource_and_as_any() {

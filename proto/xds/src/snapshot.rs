@@ -3,7 +3,9 @@
 mod bridge;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use culvert_api::envoy::config::cluster::v3::{Cluster, cluster};
@@ -12,8 +14,8 @@ use culvert_api::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use culvert_api::type_url;
 use prost::Message;
 
-use crate::Name;
 use crate::resource::{Resource, TypeUrl, Version, put_field};
+use crate::{Name, xdstp};
 
 use bridge::Bridges;
 pub(crate) use bridge::{Bridge, is_referred_to};
@@ -62,7 +64,8 @@ impl Snapshot {
 #[derive(Debug, Default)]
 pub struct TypeSet {
     resources: BTreeMap<Name, Arc<Resource>>,
-    /// Served to who asks by name, never to a wildcard: the empty assignments of clusters that have none.
+    /// Served to who asks by name, never to a wildcard: the empty assignments of clusters that have none, and resources under
+    /// their aliases.
     stand_ins: BTreeMap<Name, Arc<Resource>>,
     /// Those of both that the node should no longer have, but may keep while something refers to them.
     pub(crate) retained: BTreeSet<Name>,
@@ -75,6 +78,8 @@ pub struct TypeSet {
     history: Vec<Changes>,
     /// `resources` as the repeated field of a `DiscoveryResponse`, encoded when first needed.
     encoded: OnceLock<Bytes>,
+    /// The shortest TTL of all resources, found when first needed.
+    shortest_ttl: OnceLock<Option<Duration>>,
 }
 
 /// Names whose content differs between the set that holds this and an earlier one.
@@ -147,8 +152,21 @@ impl TypeSet {
         })
     }
 
+    /// The shortest TTL of a resource; `None`: none has one.
+    pub(crate) fn shortest_ttl(&self) -> Option<Duration> {
+        *self.shortest_ttl.get_or_init(|| self.resources.values().filter_map(|resource| resource.ttl()).min())
+    }
+
+    /// The resources of a collection (xDS TP1), in name order.
+    pub(crate) fn members<'a>(&'a self, glob: &'a str) -> impl Iterator<Item = &'a Arc<Resource>> {
+        let prefix = xdstp::prefix_of_members(glob);
+        let from = self.resources.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+        let named = from.take_while(move |(name, _)| name.starts_with(prefix));
+        named.filter(move |(name, _)| xdstp::collection_of(name).as_deref() == Some(glob)).map(|(_, resource)| resource)
+    }
+
     fn identity(&self) -> Identity {
-        let stand_ins = Version::of_set(self.stand_ins.values().map(|resource| &**resource));
+        let stand_ins = Version::of_named(self.stand_ins.iter().map(|(name, resource)| (name, &**resource)));
         (self.version, stand_ins, self.retained.clone(), Arc::clone(&self.denied))
     }
 
@@ -213,11 +231,16 @@ impl SnapshotBuilder {
         }
         let mut types = BTreeMap::new();
         for (type_url, resources) in std::mem::take(&mut self.types) {
-            let stand_ins = if &*type_url == type_url::CLUSTER_LOAD_ASSIGNMENT {
+            let mut stand_ins = if &*type_url == type_url::CLUSTER_LOAD_ASSIGNMENT {
                 std::mem::take(&mut stand_ins)
             } else {
                 BTreeMap::new()
             };
+            for resource in resources.values() {
+                // A resource's own name comes before another one's alias.
+                let aliases = resource.aliases().iter().filter(|alias| !resources.contains_key(*alias));
+                stand_ins.extend(aliases.map(|alias| (Arc::clone(alias), Arc::clone(resource))));
+            }
             let version = Some(Version::of_set(resources.values().map(|resource| &**resource)));
             let denied = Arc::new(self.denied.remove(&type_url).unwrap_or_default());
             let set = TypeSet { resources, stand_ins, version, denied, ..TypeSet::default() };

@@ -300,3 +300,34 @@ fn a_mistake_made_many_times_does_not_fill_the_log() {
     assert_eq!(errors.len(), 1001);
     assert!(errors[1000].ends_with("and 4000 more"), "{}", errors[1000]);
 }
+
+#[test]
+fn a_wrapper_gives_a_resource_aliases_and_a_ttl_and_nothing_that_is_not_honoured() {
+    let wrapper = |name: &str, more: &str| {
+        format!(
+            "{{\"@type\": type.googleapis.com/envoy.service.discovery.v3.Resource, name: \"{name}\"{more}, \
+              resource: {{\"@type\": type.googleapis.com/envoy.config.route.v3.VirtualHost, name: v, domains: [v]}}}}\n"
+        )
+    };
+    let folder = Folder::new(&[("a.yaml", &wrapper("r/v", ", aliases: [r/w, r/x], ttl: 30s"))]);
+    let first = folder.good();
+    let (resource, ..) = first.at(0).unwrap();
+    let aliases: Vec<&str> = resource.aliases().iter().map(|alias| &**alias).collect();
+    assert_eq!((aliases, resource.ttl()), (vec!["r/w", "r/x"], Some(std::time::Duration::from_secs(30))));
+    folder.write("a.yaml", &wrapper("r/v", ", aliases: [r/w], ttl: 30s"));
+    let second = folder.good();
+    assert_ne!(second.at(0).unwrap().0.version(), resource.version(), "what is said beside it is part of its version");
+
+    folder.write("a.yaml", &wrapper("xdstp://a/t/x?b=1&a=2", ""));
+    assert_eq!(&**folder.good().at(0).unwrap().0.name(), "xdstp://a/t/x?a=2&b=1", "names have one spelling");
+    for (name, more, expected) in [
+        ("r/v", ", ttl: 0.5s", "\"ttl\" is shorter than 1s"),
+        ("r/v", ", aliases: [\"\"]", "an alias has 0 bytes"),
+        ("r/v", ", version: v", "\"version\" is not honoured"),
+        ("r/v", ", cache_control: {do_not_cache: true}", "\"cache_control\" is not honoured"),
+        ("xdstp://a/t/*", "", "stands for a whole collection"),
+    ] {
+        folder.write("a.yaml", &wrapper(name, more));
+        check(&folder.errors(), &[expected]);
+    }
+}

@@ -4,14 +4,17 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::RequestError;
-use crate::Name;
 use crate::resource::may_be_asked_for_without_names;
+use crate::{Name, xdstp};
 
 /// The subscription of one stream to one type.
 #[derive(Debug, Default)]
 pub(crate) struct Interest {
     pub(crate) wildcard: bool,
+    /// Globs of collections (xDS TP1) among them.
     pub(crate) names: BTreeSet<Name>,
+    /// How many of the names are globs.
+    globs: usize,
     /// Names (or `*`) were given on this stream: an empty list no longer means everything.
     named: bool,
 }
@@ -37,7 +40,17 @@ impl Interest {
     const MAX_NAME: usize = 16 * 1024;
 
     pub(crate) fn covers(&self, name: &str) -> bool {
-        self.wildcard || self.names.contains(name)
+        self.wildcard || self.names.contains(name) || self.collects(name)
+    }
+
+    /// Whether the name is in a collection that is asked for.
+    pub(crate) fn collects(&self, name: &str) -> bool {
+        self.globs > 0 && xdstp::collection_of(name).is_some_and(|glob| self.names.contains(glob.as_str()))
+    }
+
+    /// The collections that are asked for.
+    pub(crate) fn globs(&self) -> impl Iterator<Item = &Name> {
+        self.names.iter().filter(|name| self.globs > 0 && xdstp::is_glob(name))
     }
 
     /// Everything, and nothing by name.
@@ -64,8 +77,9 @@ impl Interest {
         let mut names = BTreeSet::new();
         for name in list.iter().filter(|name| *name != "*") {
             check_name(name)?;
-            if !names.contains(name.as_str()) {
-                names.insert(self.names.get(name.as_str()).map_or_else(|| Name::from(name.as_str()), Arc::clone));
+            let name = &*xdstp::canonical(name);
+            if !names.contains(name) {
+                names.insert(self.names.get(name).map_or_else(|| Name::from(name), Arc::clone));
                 check_count(type_url, names.len())?;
             }
         }
@@ -78,6 +92,7 @@ impl Interest {
         self.named |= !list.is_empty();
         self.wildcard = wildcard;
         self.names = names;
+        self.globs = self.names.iter().filter(|name| xdstp::is_glob(name)).count();
         Ok(change)
     }
 
@@ -105,7 +120,8 @@ impl Interest {
                 continue;
             }
             check_name(name)?;
-            let name = self.names.get(name.as_str()).map_or_else(|| Name::from(name.as_str()), Arc::clone);
+            let name = &*xdstp::canonical(name);
+            let name = self.names.get(name).map_or_else(|| Name::from(name), Arc::clone);
             self.names.insert(Arc::clone(&name));
             check_count(type_url, self.names.len())?;
             added.insert(name);
@@ -113,11 +129,12 @@ impl Interest {
         for name in unsubscribe {
             if name == "*" {
                 self.wildcard = false;
-            } else if let Some(name) = self.names.take(name.as_str()) {
+            } else if let Some(name) = self.names.take(&*xdstp::canonical(name)) {
                 added.remove(&name);
                 change.dropped.push(name);
             }
         }
+        self.globs = self.names.iter().filter(|name| xdstp::is_glob(name)).count();
         change.added = added.into_iter().collect();
         change.wildcard_on = self.wildcard && !had_wildcard;
         change.wildcard_off = !self.wildcard && had_wildcard;

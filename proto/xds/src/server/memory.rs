@@ -68,9 +68,9 @@ impl Memory {
         self.accepted_at.get(name).copied()
     }
 
-    /// The refusal of exactly this content.
-    pub(crate) fn refusal(&self, resource: &Resource) -> Option<&Refusal> {
-        self.refused.get(resource.name()).filter(|refusal| refusal.version == resource.version())
+    /// The refusal of exactly this content under this name, its own or an alias.
+    pub(crate) fn refusal(&self, name: &str, resource: &Resource) -> Option<&Refusal> {
+        self.refused.get(name).filter(|refusal| refusal.version == resource.version())
     }
 
     pub(crate) fn refused_names(&self) -> impl ExactSizeIterator<Item = &Name> {

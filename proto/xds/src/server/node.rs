@@ -1,6 +1,7 @@
 //! Who a client says it is.
 
 use culvert_api::envoy::config::core::v3::{Locality, Node};
+use culvert_api::type_url;
 use prost::Message;
 
 use crate::PARTIAL_ACK;
@@ -68,6 +69,15 @@ impl NodeIdentity {
     /// after 15 s. Envoy 1.40 does not look at them.
     pub(crate) fn hears_of_absence(&self) -> bool {
         self.user_agent.to_ascii_lowercase().contains("grpc")
+    }
+
+    /// Whether it takes resources with a TTL in state of the world, wrapped: the feature as the specification has it, and as
+    /// gRPC's clients send it. Never of an Envoy for assignments and routes: one crashes when those expire.
+    pub(crate) fn takes_ttl(&self, type_url: &str) -> bool {
+        let said = ["xds.config.supports-resource-in-sotw", "xds.config.resource-in-sotw"];
+        let crashes = matches!(type_url, type_url::CLUSTER_LOAD_ASSIGNMENT | type_url::ROUTE_CONFIGURATION)
+            && self.user_agent.to_ascii_lowercase().contains("envoy");
+        !crashes && self.client_features.iter().any(|feature| said.contains(&feature.as_str()))
     }
 
     pub(crate) fn acknowledges_in_part(&self) -> bool {

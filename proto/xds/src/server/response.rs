@@ -8,6 +8,7 @@ use bytes::BufMut;
 use culvert_api::envoy::config::core::v3::ControlPlane;
 use culvert_api::envoy::service::discovery::v3 as discovery;
 use culvert_api::google::rpc;
+use culvert_api::{Any, type_url};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
@@ -28,6 +29,8 @@ pub struct Response {
     pub(crate) body: Body,
     /// Why names that were asked for have no resource.
     pub(crate) errors: Vec<(Name, Absent)>,
+    /// The node takes TTLs: in state of the world a resource that has one is wrapped with it.
+    pub(crate) with_ttl: bool,
 }
 
 /// Why there is no resource of a name.
@@ -60,6 +63,8 @@ pub(crate) enum Body {
         /// Names that exist for nobody, answered with a resource without a body (on-demand VHDS waits for one).
         hollow: Vec<Name>,
     },
+    /// Delta: these are as they were. Sent without a body for their TTL to begin anew.
+    Alive(Vec<Arc<Resource>>),
 }
 
 impl Response {
@@ -91,6 +96,7 @@ impl Response {
         match &self.body {
             Body::Whole(set) => set.resources().collect(),
             Body::Sotw(resources) | Body::Delta { resources, .. } => resources.iter().collect(),
+            Body::Alive(_) => Vec::new(),
         }
     }
 
@@ -99,7 +105,7 @@ impl Response {
     pub fn removed(&self) -> &[Name] {
         match &self.body {
             Body::Delta { removed, .. } => removed,
-            Body::Whole(_) | Body::Sotw(_) => &[],
+            Body::Whole(_) | Body::Sotw(_) | Body::Alive(_) => &[],
         }
     }
 
@@ -108,7 +114,10 @@ impl Response {
     pub fn encoded_len(&self) -> usize {
         let body: usize = match &self.body {
             Body::Whole(set) => set.encoded().len(),
-            Body::Sotw(resources) => resources.iter().map(|resource| field_len(2, resource.any_wire().len())).sum(),
+            Body::Sotw(resources) => resources.iter().map(|resource| field_len(2, self.any_len(resource))).sum(),
+            Body::Alive(resources) => {
+                resources.iter().map(|resource| field_len(2, alive_resource(resource).encoded_len())).sum()
+            }
             Body::Delta { resources, removed, hollow } => {
                 let resources: usize = resources.iter().map(|resource| field_len(2, resource.wire().len())).sum();
                 let removed: usize = removed.iter().map(|name| field_len(6, name.len())).sum();
@@ -138,7 +147,7 @@ impl Response {
             version_info: self.version.clone(),
             nonce: self.nonce.clone(),
             type_url: self.type_url.to_string(),
-            resources: self.resources().into_iter().map(|resource| resource.any()).collect(),
+            resources: self.resources().into_iter().map(|resource| self.any(resource)).collect(),
             resource_errors: self.resource_errors(),
             control_plane: Some(self.control_plane()),
             ..discovery::DiscoveryResponse::default()
@@ -149,8 +158,10 @@ impl Response {
     #[must_use]
     pub fn to_delta(&self) -> discovery::DeltaDiscoveryResponse {
         let mut resources: Vec<_> = self.resources().into_iter().map(|resource| delta_resource(resource)).collect();
-        if let Body::Delta { hollow, .. } = &self.body {
-            resources.extend(hollow.iter().map(hollow_resource));
+        match &self.body {
+            Body::Delta { hollow, .. } => resources.extend(hollow.iter().map(hollow_resource)),
+            Body::Alive(alive) => resources.extend(alive.iter().map(|resource| alive_resource(resource))),
+            Body::Whole(_) | Body::Sotw(_) => {}
         }
         discovery::DeltaDiscoveryResponse {
             system_version_info: self.version.clone(),
@@ -162,6 +173,25 @@ impl Response {
             control_plane: Some(self.control_plane()),
             ..discovery::DeltaDiscoveryResponse::default()
         }
+    }
+
+    /// Whether a resource of a state-of-the-world response goes within a `Resource`, and its bytes then are those.
+    fn wraps(&self, resource: &Resource) -> bool {
+        self.with_ttl && resource.ttl().is_some()
+    }
+
+    fn any(&self, resource: &Resource) -> Any {
+        if self.wraps(resource) {
+            return Any { type_url: type_url::RESOURCE.to_owned(), value: resource.bytes() };
+        }
+        resource.any()
+    }
+
+    fn any_len(&self, resource: &Resource) -> usize {
+        if self.wraps(resource) {
+            return field_len(1, type_url::RESOURCE.len()) + field_len(2, resource.wire().len());
+        }
+        resource.any_wire().len()
     }
 
     fn resource_errors(&self) -> Vec<discovery::ResourceError> {
@@ -217,8 +247,24 @@ fn delta_resource(resource: &Resource) -> discovery::Resource {
         name: resource.name().to_string(),
         version: resource.version().to_string(),
         resource: Some(resource.any()),
+        aliases: resource.aliases().iter().map(ToString::to_string).collect(),
+        ttl: ttl(resource),
         ..discovery::Resource::default()
     }
+}
+
+/// xDS, "Time to live": with its name, its version and no body.
+fn alive_resource(resource: &Resource) -> discovery::Resource {
+    discovery::Resource {
+        name: resource.name().to_string(),
+        version: resource.version().to_string(),
+        ttl: ttl(resource),
+        ..discovery::Resource::default()
+    }
+}
+
+fn ttl(resource: &Resource) -> Option<prost_types::Duration> {
+    resource.ttl().and_then(|ttl| ttl.try_into().ok())
 }
 
 fn hollow_resource(name: &Name) -> discovery::Resource {

@@ -1,5 +1,7 @@
 //! One node and its streams.
 
+mod change;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,13 +11,13 @@ use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Discover
 use culvert_api::type_url;
 
 use super::memory::Memory;
-use super::staging::{Answers, Limits, Progress, Staging};
+use super::staging::{Limits, Progress, Staging};
 use super::status::{self, TypeStatus};
-use super::subscription::{Held, RequestSettings, Subscription};
+use super::subscription::{RequestSettings, Subscription};
 use super::{Heard, NodeIdentity, RequestError, Response, StreamId, StreamKind};
 use crate::Variant;
 use crate::resource::{Resource, TypeUrl, may_be_asked_for_without_names};
-use crate::snapshot::{Snapshot, TypeSet, is_referred_to};
+use crate::snapshot::{Snapshot, TypeSet};
 
 /// Settings of a [`Session`].
 #[derive(Debug, Clone)]
@@ -212,10 +214,13 @@ impl Session {
         }
     }
 
-    /// When to poll again although nothing was heard.
+    /// When to poll the stream again although nothing was heard.
     #[must_use]
-    pub fn poll_timeout(&self) -> Option<Duration> {
-        self.staging.deadline(self.config.staging.as_ref()?)
+    pub fn poll_timeout(&self, stream: StreamId) -> Option<Duration> {
+        let step = self.config.staging.as_ref().and_then(|limits| self.staging.deadline(limits));
+        // Of its own: what another stream has to say does not come by polling this one.
+        let own = self.streams.get(&stream).into_iter().flat_map(|stream| &stream.subscriptions);
+        step.into_iter().chain(own.filter_map(Subscription::deadline)).min()
     }
 
     /// The next response that may be sent, in push order per stream. `None`: nothing to say, or every subscription
@@ -251,61 +256,6 @@ impl Session {
             subscription.memory.now = self.now;
             subscription.next(set, nonce, &self.config.control_plane)
         })
-    }
-
-    /// Goes on to the next step of a change if the present one is over. True: what is served changed.
-    fn advance(&mut self, now: Duration) -> bool {
-        let Some(limits) = self.config.staging else { return false };
-        if self.staging.bridge().is_none() {
-            return false;
-        }
-        let answers = self.answers();
-        if self.staging.is_late(&limits, now) {
-            tracing::warn!(node = self.node.id, progress = ?self.progress(), "a change goes on without the node's answer");
-            self.parked.values_mut().for_each(|parked| parked.awaited = false);
-        }
-        let advanced = self.staging.advance(&answers, &limits, now);
-        self.steps += u64::from(advanced);
-        if let Progress::Halted { type_url, reason } = self.staging.progress() {
-            self.log_halt(&type_url, &reason);
-        }
-        advanced
-    }
-
-    /// Whether the node answered all that the present step of a change sent it.
-    fn answers(&self) -> Answers {
-        let adding = self.progress() == Progress::Adding;
-        let counts = |type_url: &str| !adding || is_referred_to(type_url);
-        let is_in = |subscription: &Subscription| {
-            let set = self.staging.served().of_type(&subscription.type_url).unwrap_or(&self.nothing);
-            !counts(&subscription.type_url) || subscription.is_answered(set)
-        };
-        let returns = |(type_url, parked): (&TypeUrl, &Parked)| parked.awaited && counts(type_url);
-        if !self.subscriptions().all(is_in) || self.parked.iter().any(returns) || (adding && self.lacks_assignments()) {
-            return Answers::Awaited;
-        }
-        // While adding: what the node does not have in any version. While switching: what it has in an older one, which
-        // may refer to what is to be removed.
-        let refused = self.subscriptions().filter(|one| is_referred_to(&one.type_url) == adding).find_map(|one| {
-            let set = self.staging.target().of_type(&one.type_url)?;
-            let reason = one.refused_and(set, if adding { Held::Never } else { Held::Older })?;
-            Some(Answers::Refused { type_url: Arc::clone(&one.type_url), reason })
-        });
-        refused.unwrap_or(Answers::In)
-    }
-
-    /// Whether clusters are new to a node that takes all clusters and did not ask for their assignments yet: on streams
-    /// of their own, its answer for the clusters may arrive before.
-    fn lacks_assignments(&self) -> bool {
-        let takes_all = |one: &Subscription| &*one.type_url == type_url::CLUSTER && one.interest.wildcard;
-        if !self.subscriptions().any(takes_all) {
-            return false;
-        }
-        let asked = |name: &str| {
-            let mut all = self.subscriptions().filter(|one| &*one.type_url == type_url::CLUSTER_LOAD_ASSIGNMENT);
-            all.any(|one| one.interest.covers(name))
-        };
-        !self.staging.new_assignments().all(|name| asked(name))
     }
 
     /// Whether a response of this type is unanswered on any stream.
@@ -399,6 +349,7 @@ impl Session {
                 let at = subscriptions.partition_point(|other| type_url::push_order(&other.type_url) <= order);
                 let mut new = Subscription::new(variant, url, memory);
                 new.tells_absence = self.node.hears_of_absence();
+                new.takes_ttl = self.node.takes_ttl(type_url);
                 subscriptions.insert(at, new);
                 at
             }
@@ -406,32 +357,5 @@ impl Session {
         let subscription = subscriptions.get_mut(index).ok_or(RequestError::NoSuchStream)?;
         subscription.memory.now = self.now;
         Ok((subscription, set))
-    }
-
-    /// What an answer means for the change that is under way.
-    fn after(&mut self, heard: Heard, (type_url, reason): (TypeUrl, Arc<str>)) {
-        if heard != Heard::Nack {
-            return;
-        }
-        tracing::warn!(node = self.node.id, type_url = &*type_url, message = &*reason, "the node refused a response");
-        // A late answer may be about something that there is no more.
-        let target = Arc::clone(self.staging.target().of_type(&type_url).unwrap_or(&self.nothing));
-        let all = self.streams.values_mut().flat_map(|stream| &mut stream.subscriptions);
-        let counts = all.filter(|one| one.type_url == type_url).any(|one| {
-            one.release(&target);
-            one.refuses_any(&target)
-        });
-        if counts && self.staging.on_refusal(&type_url, &reason) {
-            self.log_halt(&type_url, &reason);
-        }
-    }
-
-    fn halted_by(&self, by: &TypeUrl) -> bool {
-        matches!(self.progress(), Progress::Halted { type_url, .. } if type_url == *by)
-    }
-
-    fn log_halt(&self, type_url: &str, reason: &str) {
-        let node = &self.node.id;
-        tracing::error!(node, type_url, reason, "the change ends here for this node, until there is another one");
     }
 }

@@ -63,9 +63,9 @@ pub struct TypeStatus {
 pub(crate) fn of_subscription(subscription: &Subscription, set: &TypeSet) -> TypeStatus {
     let mut resources = Vec::new();
     let stand_ins = subscription.interest.names.iter().filter(|name| set.get_listed(name).is_none());
-    let stand_ins = stand_ins.filter_map(|name| set.get(name));
-    for resource in set.resources().chain(stand_ins) {
-        resources.push(of_resource(subscription, resource));
+    let stand_ins = stand_ins.filter_map(|name| Some((name, set.get(name)?)));
+    for (name, resource) in set.resources().map(|resource| (resource.name(), resource)).chain(stand_ins) {
+        resources.push(of_resource(subscription, name, resource));
     }
     for name in subscription.sent.keys().filter(|name| subscription.lookup(set, name).is_none()) {
         let accepted = subscription.memory.accepted(name).map(|accepted| accepted.version());
@@ -97,10 +97,10 @@ pub(crate) fn of_subscription(subscription: &Subscription, set: &TypeSet) -> Typ
 pub(crate) fn of_parked(type_url: &TypeUrl, set: &TypeSet, memory: Option<&Memory>) -> TypeStatus {
     let resources = set.resources().map(|resource| {
         let accepted = memory.and_then(|memory| memory.accepted(resource.name()));
-        let refusal = memory.and_then(|memory| memory.refusal(resource));
+        let refusal = memory.and_then(|memory| memory.refusal(resource.name(), resource));
         let state = if refusal.is_some() { ResourceState::Error } else { ResourceState::NotSent };
         let at = refusal.map(|refusal| refusal.at);
-        status(resource, state, accepted, refusal, at)
+        status(resource.name(), resource, state, accepted, refusal, at)
     });
     TypeStatus {
         type_url: Arc::clone(type_url),
@@ -117,10 +117,9 @@ pub(crate) fn of_parked(type_url: &TypeUrl, set: &TypeSet, memory: Option<&Memor
     }
 }
 
-fn of_resource(subscription: &Subscription, resource: &Arc<Resource>) -> ResourceStatus {
-    let name = resource.name();
+fn of_resource(subscription: &Subscription, name: &Name, resource: &Arc<Resource>) -> ResourceStatus {
     let accepted = subscription.memory.accepted(name);
-    let refusal = subscription.memory.refusal(resource);
+    let refusal = subscription.memory.refusal(name, resource);
     let waits = subscription
         .outstanding
         .as_ref()
@@ -141,10 +140,11 @@ fn of_resource(subscription: &Subscription, resource: &Arc<Resource>) -> Resourc
         ResourceState::Stale if waits => subscription.outstanding.as_ref().map(|outstanding| outstanding.at),
         ResourceState::Stale | ResourceState::NotSent => None,
     };
-    status(resource, state, accepted, refusal, at)
+    status(name, resource, state, accepted, refusal, at)
 }
 
 fn status(
+    name: &Name,
     resource: &Resource,
     state: ResourceState,
     accepted: Option<&Arc<Resource>>,
@@ -152,7 +152,7 @@ fn status(
     at: Option<Duration>,
 ) -> ResourceStatus {
     ResourceStatus {
-        name: Arc::clone(resource.name()),
+        name: Arc::clone(name),
         state,
         version: Some(resource.version()),
         accepted: accepted.map(|accepted| accepted.version()),

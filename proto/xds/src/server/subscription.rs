@@ -16,7 +16,7 @@ use super::response::Absent;
 use super::{Heard, RequestError};
 use crate::resource::{Resource, TypeUrl, Version};
 use crate::snapshot::TypeSet;
-use crate::{Name, Variant};
+use crate::{Name, Variant, xdstp};
 
 /// **Invariants:** at most one response is unanswered; what the node holds (`memory`) moves only when it answers; a
 /// name is in `due` only if its content may have to be sent.
@@ -38,6 +38,10 @@ pub(crate) struct Subscription {
     absent: BTreeMap<Name, Absent>,
     /// In state of the world the node is told what does not exist.
     pub(crate) tells_absence: bool,
+    /// In state of the world the node takes resources with a TTL.
+    pub(crate) takes_ttl: bool,
+    /// When to say again that resources with a TTL are as they were.
+    beat_at: Option<Duration>,
     /// A response is owed even if it is empty.
     owed: bool,
     pub(crate) outstanding: Option<Outstanding>,
@@ -79,6 +83,8 @@ impl Subscription {
             forced: BTreeSet::new(),
             absent: BTreeMap::new(),
             tells_absence: false,
+            takes_ttl: false,
+            beat_at: None,
             owed: false,
             outstanding: None,
             nonce: String::new(),
@@ -98,12 +104,18 @@ impl Subscription {
     /// What the subscription is served under this name.
     pub(crate) fn lookup<'s>(&self, set: &'s TypeSet, name: &str) -> Option<&'s Arc<Resource>> {
         if self.interest.names.contains(name) {
-            set.get(name)
-        } else if self.interest.wildcard {
+            // xDS: in state of the world a resource has no other name than its own.
+            set.get(name).filter(|resource| self.variant == Variant::Delta || &**resource.name() == name)
+        } else if self.interest.wildcard || self.interest.collects(name) {
             set.get_listed(name)
         } else {
             None
         }
+    }
+
+    /// When to look again although nothing was heard.
+    pub(crate) fn deadline(&self) -> Option<Duration> {
+        self.beat_at.filter(|_| self.outstanding.is_none())
     }
 
     /// Whether the node was sent all of `set` that it asked for, and answered.
@@ -115,7 +127,7 @@ impl Subscription {
     /// Why the node refused a resource as it is in `set`, of one that it has as `held` says.
     pub(crate) fn refused_and(&self, set: &TypeSet, held: Held) -> Option<Arc<str>> {
         self.memory.refused_names().find_map(|name| {
-            let refusal = self.memory.refusal(self.lookup(set, name)?)?;
+            let refusal = self.memory.refusal(name, self.lookup(set, name)?)?;
             (self.memory.accepted(name).is_none() == (held == Held::Never)).then(|| Arc::clone(&refusal.reason))
         })
     }
@@ -132,8 +144,8 @@ impl Subscription {
 
     /// Whether the node refused something as it is in `set`.
     pub(crate) fn refuses_any(&self, set: &TypeSet) -> bool {
-        let refused = |name| self.lookup(set, name).is_some_and(|resource| self.memory.refusal(resource).is_some());
-        self.memory.refused_names().any(|name| refused(name))
+        let refused = |name| Some(self.memory.refusal(name, self.lookup(set, name)?)?.version);
+        self.memory.refused_names().any(|name| refused(name).is_some())
     }
 
     pub(crate) fn refuses_nothing(&self) -> bool {
@@ -165,11 +177,11 @@ impl Subscription {
             if self.start_sotw(&request.version_info, set) {
                 return Ok(Heard::Subscription);
             }
-            self.apply(change);
+            self.apply(change, set);
             return Ok(Heard::Subscription);
         }
         let heard = self.answer(&request.response_nonce, request.error_detail.as_ref(), settings);
-        self.apply(change);
+        self.apply(change, set);
         Ok(heard)
     }
 
@@ -186,13 +198,13 @@ impl Subscription {
         self.started = true;
         if first {
             self.start_delta(request, set, &mut change);
-            self.apply(change);
+            self.apply(change, set);
             self.owed = true;
             return Ok(Heard::Subscription);
         }
         // xDS: in delta a nonce only says what is answered; changes of the subscription count on any nonce.
         let heard = self.answer(&request.response_nonce, request.error_detail.as_ref(), settings);
-        self.apply(change);
+        self.apply(change, set);
         Ok(heard)
     }
 
@@ -240,8 +252,8 @@ impl Subscription {
     }
 
     /// Puts a changed subscription into what is due.
-    fn apply(&mut self, change: InterestChange) {
-        if change.wildcard_off {
+    fn apply(&mut self, change: InterestChange, set: &TypeSet) {
+        if change.wildcard_off || change.dropped.iter().any(|name| xdstp::is_glob(name)) {
             let interest = &self.interest;
             self.sent.retain(|name, _| interest.covers(name));
             self.memory.retain(|name| interest.covers(name));
@@ -249,7 +261,7 @@ impl Subscription {
             self.forced.retain(|name| interest.covers(name));
         }
         for name in change.dropped {
-            if self.interest.wildcard {
+            if self.interest.covers(&name) {
                 // xDS: who gives up a name under a wildcard is told what the wildcard has under it.
                 if self.variant == Variant::Delta {
                     self.forced.insert(Arc::clone(&name));
@@ -265,8 +277,11 @@ impl Subscription {
         }
         for name in change.added {
             self.absent.remove(&name);
-            self.forced.insert(Arc::clone(&name));
-            self.due.insert(name);
+            let members: Vec<Name> = set.members(&name).map(|resource| Arc::clone(resource.name())).collect();
+            // xDS TP1: of an empty collection it is the glob that does not exist.
+            let asked = if members.is_empty() { vec![name] } else { members };
+            self.forced.extend(asked.iter().cloned());
+            self.due.extend(asked);
         }
         if change.wildcard_on {
             // Everything is looked at again, and answered even if there is nothing.

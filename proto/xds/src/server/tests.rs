@@ -1,6 +1,7 @@
 //! The rules of the protocol, one test each; named by the rule.
 
 mod delta;
+mod named;
 mod sotw;
 mod staging;
 mod streams;

@@ -2,16 +2,18 @@
 //! no more than a piece**.
 
 use bytes::{Bytes, BytesMut};
+use culvert_api::type_url;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
-use super::{Body, Response, hollow_resource};
-use crate::resource::put_field;
+use super::{Body, Response, alive_resource, hollow_resource};
+use crate::resource::{field_len, put_field};
 
 /// The encoding of a [`Response`]; see [`Response::into_pieces`].
 #[derive(Debug)]
 pub struct Pieces {
     body: Body,
+    with_ttl: bool,
     /// Of the body's parts the next one.
     part: usize,
     /// What is copied, until it is worth a piece.
@@ -32,7 +34,7 @@ impl Pieces {
         copied.extend_from_slice(prefix);
         // protobuf: fields may come in any order. First, so that a small response is one piece.
         response.put_head(&mut copied);
-        Self { body: response.body, part: 0, copied, shared: None }
+        Self { body: response.body, with_ttl: response.with_ttl, part: 0, copied, shared: None }
     }
 
     /// Takes the next part of the body. False: there is none.
@@ -42,7 +44,20 @@ impl Pieces {
         match &self.body {
             Body::Whole(set) if part == 0 => self.shared = Some(set.encoded().clone()),
             Body::Sotw(resources) => match resources.get(part) {
+                Some(resource) if self.with_ttl && resource.ttl().is_some() => {
+                    let wire = resource.bytes();
+                    let len = field_len(1, type_url::RESOURCE.len()) + field_len(2, wire.len());
+                    encode_key(2, WireType::LengthDelimited, &mut self.copied);
+                    encode_varint(len as u64, &mut self.copied);
+                    put_field(&mut self.copied, 1, type_url::RESOURCE.as_bytes());
+                    // The value of the `Any` is field 2 as well.
+                    field(&mut self.copied, &mut self.shared, wire);
+                }
                 Some(resource) => field(&mut self.copied, &mut self.shared, resource.any_bytes()),
+                None => return false,
+            },
+            Body::Alive(resources) => match resources.get(part) {
+                Some(resource) => put_field(&mut self.copied, 2, &alive_resource(resource).encode_to_vec()),
                 None => return false,
             },
             Body::Delta { resources, removed, hollow } => {

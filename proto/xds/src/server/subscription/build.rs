@@ -24,7 +24,14 @@ impl Subscription {
             return None;
         }
         self.observe(set);
-        if self.outstanding.is_some() || (self.due.is_empty() && !self.owed) {
+        if self.outstanding.is_some() {
+            return None;
+        }
+        let alive = self.alive(set);
+        let beats = !alive.is_empty();
+        // Its full state is what keeps a resource alive.
+        self.owed |= !alive.is_empty() && self.is_full_state();
+        if alive.is_empty() && self.due.is_empty() && !self.owed {
             return None;
         }
         let mut due = std::mem::take(&mut self.due);
@@ -42,10 +49,13 @@ impl Subscription {
         // An answer that holds nothing else.
         self.owed |= !errors.is_empty() && self.variant == Variant::Sotw;
         let (version, body, items) = match self.variant {
-            Variant::Delta => self.build_delta(set, due, &forced),
-            Variant::Sotw if self.is_full_state() => self.build_full(set, due, &forced),
-            Variant::Sotw => self.build_partial(set, due, &forced),
-        }?;
+            Variant::Delta if !alive.is_empty() => (set.version(), Body::Alive(alive), Vec::new()),
+            Variant::Delta => self.build_delta(set, due, &forced)?,
+            Variant::Sotw if self.is_full_state() => self.build_full(set, due, &forced)?,
+            Variant::Sotw if !alive.is_empty() => (set.version(), Body::Sotw(alive), Vec::new()),
+            Variant::Sotw => self.build_partial(set, due, &forced)?,
+        };
+        self.set_beat(set, beats);
         self.owed = false;
         self.counts.sent += 1;
         let version = version.to_string();
@@ -60,7 +70,42 @@ impl Subscription {
             control_plane: Arc::clone(control_plane),
             body,
             errors,
+            with_ttl: self.tells_ttl(),
         })
+    }
+
+    fn tells_ttl(&self) -> bool {
+        self.variant == Variant::Delta || self.takes_ttl
+    }
+
+    /// What the node has and keeps only if it hears of it again, once it is time for that and there is nothing else to say.
+    fn alive(&mut self, set: &TypeSet) -> Vec<Arc<Resource>> {
+        let Some(ttl) = set.shortest_ttl().filter(|_| self.beat_at.is_some_and(|at| self.memory.now >= at)) else {
+            return Vec::new();
+        };
+        // Whatever comes of it: not due again at once, or the stream's driver would not rest.
+        self.beat_at = Some(self.memory.now + ttl / 12);
+        if !self.due.is_empty() || self.owed {
+            return Vec::new();
+        }
+        let has = |resource: &Arc<Resource>| {
+            let name = resource.name();
+            resource.ttl().is_some() && self.interest.covers(name) && self.sent.get(name) == Some(&resource.version())
+        };
+        let alive: Vec<_> = set.resources().filter(|resource| has(resource)).cloned().collect();
+        if alive.is_empty() {
+            self.beat_at = None;
+        }
+        alive
+    }
+
+    /// Three times in the shortest TTL: two may come late. Other responses do not put it off: what they do not carry lives
+    /// no longer for them.
+    fn set_beat(&mut self, set: &TypeSet, beats: bool) {
+        let ttl = set.shortest_ttl().filter(|_| self.tells_ttl());
+        let next = ttl.map(|ttl| self.memory.now + ttl / 3);
+        let before = self.beat_at.filter(|_| !beats);
+        self.beat_at = next.map(|next| before.map_or(next, |before| before.min(next)));
     }
 
     /// Why names that are asked for have no resource, once for each reason (xDS TP3). In delta what does not exist is said by
@@ -99,14 +144,17 @@ impl Subscription {
                 self.due.extend(set.resources().map(|resource| Arc::clone(resource.name())));
             }
             self.due.extend(self.interest.names.iter().cloned());
+            for glob in self.interest.globs() {
+                self.due.extend(set.members(glob).map(|resource| Arc::clone(resource.name())));
+            }
             self.due.extend(self.sent.keys().cloned());
         }
         self.seen = Some(Arc::clone(set));
     }
 
     /// Whether this content is news to the stream and not known to be refused.
-    fn wants(&self, resource: &Resource) -> bool {
-        self.memory.refusal(resource).is_none() && self.sent.get(resource.name()) != Some(&resource.version())
+    fn wants(&self, name: &Name, resource: &Resource) -> bool {
+        self.memory.refusal(name, resource).is_none() && self.sent.get(name) != Some(&resource.version())
     }
 
     fn build_delta(
@@ -132,9 +180,13 @@ impl Subscription {
                 continue;
             }
             match accepted.or_else(|| self.lookup(set, &name).filter(|_| !is_kept)) {
-                Some(resource) if forced || self.wants(resource) => {
+                Some(resource) if forced || self.wants(&name, resource) => {
                     self.sent.insert(Arc::clone(&name), resource.version());
-                    resources.push(Arc::clone(resource));
+                    // Asked for by two of its names it is sent once.
+                    let aliased = !resource.aliases().is_empty();
+                    if !aliased || !resources.iter().any(|sent| Arc::ptr_eq(sent, resource)) {
+                        resources.push(Arc::clone(resource));
+                    }
                     items.push((name, Some(Arc::clone(resource))));
                 }
                 Some(_) => {}
@@ -171,11 +223,11 @@ impl Subscription {
                 continue;
             };
             let resource = self.memory.accepted(&name).filter(|_| set.frozen).unwrap_or(resource);
-            let refused = self.memory.refusal(resource).is_some();
+            let refused = self.memory.refusal(&name, resource).is_some();
             if set.retained.contains(&name) && !forced.contains(&name) {
                 continue;
             }
-            let resource = if self.wants(resource) || (forced.contains(&name) && !refused) {
+            let resource = if self.wants(&name, resource) || (forced.contains(&name) && !refused) {
                 resource
             } else if refused && !self.sent.contains_key(&name) {
                 // A new stream of a node that refused the present content: it gets what it accepted.
@@ -203,7 +255,7 @@ impl Subscription {
     ) -> Option<(Version, Body, Vec<Item>)> {
         let news = |name: &Name| match self.lookup(set, name) {
             Some(_) if set.retained.contains(name) => forced.contains(name),
-            Some(resource) => forced.contains(name) || self.wants(resource),
+            Some(resource) => forced.contains(name) || self.wants(name, resource),
             None => forced.contains(name) || self.sent.contains_key(name),
         };
         if !self.owed && !due.iter().any(news) {
@@ -229,13 +281,16 @@ impl Subscription {
                 items.push((name, content));
             }
         }
-        if self.interest.wildcard && as_it_is {
+        let has_ttl = self.takes_ttl && set.shortest_ttl().is_some();
+        if self.interest.wildcard && as_it_is && !has_ttl {
             return Some((set.version(), Body::Whole(Arc::clone(set)), items));
         }
         let served: Vec<&Arc<Resource>> = if self.interest.wildcard {
             set.resources().collect()
+        } else if self.interest.globs().next().is_some() {
+            set.resources().filter(|resource| self.interest.covers(resource.name())).collect()
         } else {
-            self.interest.names.iter().filter_map(|name| set.get(name)).collect()
+            self.interest.names.iter().filter_map(|name| self.lookup(set, name)).collect()
         };
         let resources: Vec<_> =
             served.into_iter().filter_map(|resource| self.content(set, resource)).cloned().collect();
@@ -250,7 +305,7 @@ impl Subscription {
         if set.frozen || set.retained.contains(resource.name()) {
             return self.memory.accepted_once(resource.name());
         }
-        if self.memory.refusal(resource).is_none() {
+        if self.memory.refusal(resource.name(), resource).is_none() {
             return Some(resource);
         }
         self.memory.accepted(resource.name()).or(if self.holds_unknown { Some(resource) } else { None })

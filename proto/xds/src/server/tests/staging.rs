@@ -63,10 +63,10 @@ fn a_swap_adds_then_switches_then_removes() {
     assert_eq!(peer.session.progress(), Progress::Switching);
     peer.delta_answer(ROUTE_CONFIGURATION, &nonce, None);
     peer.expect_silence();
-    assert_eq!(peer.session.poll_timeout(), Some(REMOVAL), "the removal has its delay");
+    assert_eq!(peer.session.poll_timeout(peer.stream), Some(REMOVAL), "the removal has its delay");
     peer.expect_at(REMOVAL, "Cluster -old");
     assert_eq!(peer.session.progress(), Progress::Settled);
-    assert_eq!(peer.session.poll_timeout(), None);
+    assert_eq!(peer.session.poll_timeout(peer.stream), None);
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn a_change_does_not_wait_for_ever() {
     let mut peer = synced(&[(CLUSTER, "old=1"), (ROUTE_CONFIGURATION, "r=old")]);
     peer.publish_next(&[(CLUSTER, "new=1"), (ROUTE_CONFIGURATION, "r=new")]);
     let clusters = peer.expect("Cluster new=1");
-    assert_eq!(peer.session.poll_timeout(), Some(LATE));
+    assert_eq!(peer.session.poll_timeout(peer.stream), Some(LATE));
     peer.expect_at(LATE, "RouteConfiguration r=new");
     peer.expect_silence_at(2 * LATE);
     assert_eq!(peer.session.progress(), Progress::Settled, "the removal waits only for the answer about the clusters");

@@ -1,0 +1,262 @@
+//! Other ways to name resources, and how long they last: collections (xDS TP1), aliases, TTLs.
+
+use culvert_api::Any;
+use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse, Resource as Wrapper};
+use culvert_api::type_url::{
+    CLUSTER, CLUSTER_LOAD_ASSIGNMENT as EDS, LISTENER, RESOURCE, ROUTE_CONFIGURATION as RDS, VIRTUAL_HOST,
+};
+
+use super::*;
+use crate::Name;
+use crate::resource::Extras;
+
+const A: &str = "xdstp://dc/t/edge/a?env=prod&zone=1";
+const B: &str = "xdstp://dc/t/edge/b?env=prod&zone=1";
+const GLOB: &str = "xdstp://dc/t/edge/*?env=prod&zone=1";
+/// The same, as somebody else would write it.
+const GLOB_TOO: &str = "xdstp://dc/t/edge/*?zone=1&env=prod";
+
+fn of(type_url: &str, names: &[&str]) -> Snapshot {
+    let mut builder = Snapshot::builder();
+    for name in names {
+        builder.insert(Arc::new(Resource::new(&type_url.into(), *name, b"")));
+    }
+    builder.build()
+}
+
+/// Names, and `-` before removed ones.
+fn names(peer: &mut Peer) -> Option<(Vec<String>, String)> {
+    let response = peer.session.poll_stream(peer.stream, Duration::ZERO)?;
+    let names = response.resources().into_iter().map(|resource| resource.name().to_string());
+    let removed = response.removed().iter().map(|name| format!("-{name}"));
+    Some((names.chain(removed).collect(), response.nonce().to_owned()))
+}
+
+#[track_caller]
+fn expect(peer: &mut Peer, expected: &[&str]) -> String {
+    let (seen, nonce) = names(peer).unwrap_or_else(|| panic!("expected {expected:?}, nothing was sent"));
+    assert_eq!(seen, expected);
+    nonce
+}
+
+#[test]
+fn a_glob_is_one_level_of_a_collection_with_the_same_parameters() {
+    let others =
+        ["plain", "xdstp://dc/t/edge/a", "xdstp://dc/t/edge/deep/a?env=prod&zone=1", "xdstp://dc/t/a?env=prod&zone=1"];
+    let with = |names: &[&'static str]| of(LISTENER, &[names, &others].concat());
+    let mut peer = Peer::new(Variant::Delta, with(&[A, B]));
+    peer.delta(LISTENER, &[GLOB_TOO], &[]);
+    let nonce = expect(&mut peer, &[A, B]);
+    peer.delta_answer(LISTENER, &nonce, None);
+    // What comes and goes in it is told by its own name.
+    peer.publish(with(&[B, "xdstp://dc/t/edge/c?env=prod&zone=1"]));
+    let nonce = expect(&mut peer, &["xdstp://dc/t/edge/c?env=prod&zone=1", &format!("-{A}")]);
+    peer.delta_answer(LISTENER, &nonce, None);
+    // One that is asked for by name too stays with its name.
+    peer.delta(LISTENER, &[B], &[]);
+    let nonce = expect(&mut peer, &[B]);
+    peer.delta_answer(LISTENER, &nonce, None);
+    peer.delta(LISTENER, &[], &[GLOB]);
+    peer.publish(with(&[A]));
+    let nonce = expect(&mut peer, &[&format!("-{B}")]);
+    peer.delta_answer(LISTENER, &nonce, None);
+    peer.expect_silence();
+}
+
+#[test]
+fn of_an_empty_collection_the_glob_does_not_exist() {
+    let mut peer = Peer::new(Variant::Delta, of(LISTENER, &["plain"]));
+    peer.delta(LISTENER, &[GLOB], &[]);
+    let nonce = expect(&mut peer, &[&format!("-{GLOB}")]);
+    peer.delta_answer(LISTENER, &nonce, None);
+    peer.publish(of(LISTENER, &["plain", A]));
+    let nonce = expect(&mut peer, &[A]);
+    peer.delta_answer(LISTENER, &nonce, None);
+    peer.expect_silence();
+}
+
+#[test]
+fn a_glob_in_state_of_the_world_is_the_state_of_its_collection() {
+    for (type_url, after_removal) in [(LISTENER, Some(vec![B.to_owned()])), (RDS, None)] {
+        let mut peer = Peer::new(Variant::Sotw, of(type_url, &[A, B, "plain"]));
+        peer.sotw(type_url, &[GLOB_TOO], "", "");
+        let nonce = expect(&mut peer, &[A, B]);
+        peer.sotw(type_url, &[GLOB_TOO], "", &nonce);
+        peer.expect_silence();
+        peer.publish(of(type_url, &[B, "plain"]));
+        let seen = names(&mut peer).map(|(names, _)| names);
+        assert_eq!(seen, after_removal, "{type_url}: one is gone");
+    }
+}
+
+fn host(aliases: &[&str], mark: &str) -> Arc<Resource> {
+    let extras = Extras { aliases: aliases.iter().map(|alias| Name::from(*alias)).collect(), ttl: None };
+    Arc::new(Resource::with(&VIRTUAL_HOST.into(), "r/host", mark.as_bytes(), extras))
+}
+
+fn with(resource: Arc<Resource>) -> Snapshot {
+    let mut builder = Snapshot::builder();
+    builder.insert(resource);
+    builder.build()
+}
+
+#[test]
+fn a_resource_is_found_by_its_aliases_and_says_them() {
+    let mut peer = Peer::new(Variant::Delta, with(host(&["r/a", "r/b"], "\n\x06r/host")));
+    peer.delta(VIRTUAL_HOST, &["r/a", "r/b", "r/c"], &[]);
+    let response = peer.session.poll_stream(peer.stream, Duration::ZERO).unwrap();
+    let mut bytes = Vec::new();
+    response.encode(&mut bytes);
+    let decoded = DeltaDiscoveryResponse::decode(&*bytes).unwrap();
+    assert_eq!(decoded, response.to_delta(), "both ways to say it are the same");
+    let seen: Vec<_> = decoded
+        .resources
+        .iter()
+        .map(|one| (one.name.as_str(), one.aliases.join(" "), one.resource.is_some()))
+        .collect();
+    let expected = [("r/host", "r/a r/b".to_owned(), true), ("r/c", "r/c".to_owned(), false)];
+    assert_eq!(seen, expected, "once for both of its names; what does not exist has no body");
+    peer.delta_answer(VIRTUAL_HOST, response.nonce(), None);
+    peer.expect_silence();
+    assert!(peer.status(VIRTUAL_HOST).contains("r/a=Synced"), "{}", peer.status(VIRTUAL_HOST));
+
+    // Refused under an alias it is not sent again; changed it is.
+    peer.publish(with(host(&["r/a", "r/b"], "\n\x06r/host2")));
+    let nonce = expect(&mut peer, &["r/host"]);
+    peer.delta_answer(VIRTUAL_HOST, &nonce, Some("no"));
+    peer.expect_silence();
+    peer.publish(with(host(&["r/a"], "\n\x06r/host3")));
+    let response = peer.session.poll_stream(peer.stream, Duration::ZERO).unwrap().to_delta();
+    let seen: Vec<_> = response.resources.iter().map(|one| (one.name.as_str(), one.resource.is_some())).collect();
+    assert_eq!(seen, [("r/host", true), ("r/b", false)], "an alias that is gone is gone");
+}
+
+fn brief(type_url: &str) -> Snapshot {
+    let extras = Extras { aliases: Arc::default(), ttl: Some(Duration::from_secs(30)) };
+    let mut builder = Snapshot::builder();
+    builder.insert(Arc::new(Resource::with(&type_url.into(), "brief", b"\x0a\x05brief", extras)));
+    builder.insert(Arc::new(Resource::new(&type_url.into(), "lasting", b"\x0a\x07lasting")));
+    builder.build()
+}
+
+fn at(peer: &mut Peer, seconds: u64) -> Option<Response> {
+    peer.session.poll_stream(peer.stream, Duration::from_secs(seconds))
+}
+
+#[test]
+fn a_ttl_goes_with_its_resource_and_begins_anew_three_times() {
+    let mut peer = Peer::new(Variant::Delta, brief(CLUSTER));
+    peer.delta(CLUSTER, &[], &[]);
+    let first = at(&mut peer, 0).unwrap().to_delta();
+    let ttls = |response: &DeltaDiscoveryResponse| -> Vec<_> {
+        let one = |one: &Wrapper| (one.name.clone(), one.ttl.map(|ttl| ttl.seconds), one.resource.is_some());
+        response.resources.iter().map(one).collect()
+    };
+    assert_eq!(ttls(&first), [("brief".into(), Some(30), true), ("lasting".into(), None, true)]);
+    assert!(at(&mut peer, 20).is_none(), "nothing more before the first is answered");
+    peer.delta_answer(CLUSTER, &first.nonce, None);
+    assert_eq!(peer.session.poll_timeout(peer.stream), Some(Duration::from_secs(10)));
+    assert!(at(&mut peer, 9).is_none(), "it is too early");
+    for seconds in [10, 20, 30] {
+        let response = at(&mut peer, seconds).unwrap_or_else(|| panic!("nothing was sent at {seconds} s"));
+        let mut bytes = Vec::new();
+        response.encode(&mut bytes);
+        assert_eq!(bytes.len(), response.encoded_len());
+        let beat = DeltaDiscoveryResponse::decode(&*bytes).unwrap();
+        assert_eq!(ttls(&beat), [("brief".into(), Some(30), false)], "without a body, at {seconds} s");
+        assert_eq!(beat.resources[0].version, first.resources[0].version);
+        assert!(at(&mut peer, seconds).is_none());
+        peer.delta_answer(CLUSTER, &beat.nonce, None);
+    }
+    assert_eq!(peer.status(CLUSTER), "brief=Synced lasting=Synced");
+    peer.delta(CLUSTER, &[], &["*"]);
+    assert!(at(&mut peer, 100).is_none(), "who no longer asks hears no more");
+}
+
+/// Neither other changes nor a client that is slow to answer may let a resource expire, or keep the driver from resting.
+#[test]
+fn changes_do_not_put_off_what_keeps_a_resource_alive() {
+    let changed = |mark: u64| {
+        let mut builder = Snapshot::builder();
+        let brief = brief(CLUSTER);
+        builder.insert(Arc::clone(brief.of_type(CLUSTER).unwrap().get("brief").unwrap()));
+        builder.insert(resource(CLUSTER, &format!("lasting={mark}")));
+        builder.build()
+    };
+    let mut peer = Peer::new(Variant::Delta, changed(0));
+    peer.delta(CLUSTER, &[], &[]);
+    let mut alive = Vec::new();
+    for seconds in 0..60 {
+        if seconds % 4 == 0 {
+            peer.session.on_snapshot(Arc::new(changed(seconds)), Duration::from_secs(seconds));
+        }
+        while let Some(response) = at(&mut peer, seconds) {
+            let response = response.to_delta();
+            if response.resources.iter().any(|one| one.name == "brief") {
+                alive.push(seconds);
+            }
+            let rests = |peer: &Peer| {
+                let timeout = peer.session.poll_timeout(peer.stream);
+                assert!(
+                    timeout.is_none_or(|at| at > Duration::from_secs(seconds)),
+                    "polled again at once: {timeout:?}"
+                );
+            };
+            rests(&peer);
+            peer.delta_answer(CLUSTER, &response.nonce, None);
+        }
+        let timeout = peer.session.poll_timeout(peer.stream);
+        assert!(timeout.is_some_and(|at| at > Duration::from_secs(seconds)), "{timeout:?} at {seconds} s");
+    }
+    let gaps: Vec<u64> = alive.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(gaps.len() >= 4 && gaps.iter().all(|gap| *gap <= 15), "alive at {alive:?}");
+}
+
+#[test]
+fn in_state_of_the_world_a_ttl_is_sent_to_who_takes_it_and_never_to_an_envoy_that_it_would_kill() {
+    let feature = ["xds.config.resource-in-sotw"];
+    for (type_url, user_agent, features, wrapped) in [
+        (CLUSTER, "gRPC C-core", &feature[..], true),
+        (CLUSTER, "gRPC C-core", &[], false),
+        (CLUSTER, "envoy 1.40", &feature, true),
+        (EDS, "envoy 1.40", &feature, false),
+        (RDS, "envoy 1.40", &feature, false),
+        (EDS, "gRPC C-core", &feature, true),
+    ] {
+        let client_features = features.iter().map(ToString::to_string).collect();
+        let node = NodeIdentity { user_agent: user_agent.into(), client_features, ..NodeIdentity::default() };
+        let mut session = Session::new(SessionConfig::default(), Arc::new(node), Arc::new(brief(type_url)));
+        session.open(StreamId(0), StreamKind { variant: Variant::Sotw, type_url: None }).unwrap();
+        session.on_request(StreamId(0), &sotw(type_url, &["brief", "lasting"], "", "")).unwrap();
+        let mut nonce = String::new();
+        for seconds in [0, 10, 20] {
+            let case = format!("{type_url} to {user_agent} at {seconds} s");
+            let response = session.poll_stream(StreamId(0), Duration::from_secs(seconds));
+            let Some(response) = response else {
+                assert!(!wrapped && seconds > 0, "{case}: nothing was sent");
+                continue;
+            };
+            assert!(wrapped || seconds == 0, "{case}: nobody is kept alive");
+            let mut bytes = Vec::new();
+            response.encode(&mut bytes);
+            let decoded = DiscoveryResponse::decode(&*bytes).unwrap();
+            assert_eq!(decoded, response.to_sotw(), "both ways to say it are the same");
+            assert_eq!(bytes.len(), response.encoded_len());
+            let of = |any: &Any| any.type_url.clone();
+            let types: Vec<_> = decoded.resources.iter().map(of).collect();
+            let brief = if wrapped { RESOURCE } else { type_url };
+            // A type whose responses are a full state carries all; of another, what is to live on.
+            let alone = seconds > 0 && type_url != CLUSTER;
+            let expected = if alone { vec![brief] } else { vec![brief, type_url] };
+            assert_eq!(types, expected, "{case}");
+            if wrapped {
+                let inner = Wrapper::decode(&*decoded.resources[0].value).unwrap();
+                assert_eq!((inner.name.as_str(), inner.ttl.map(|ttl| ttl.seconds)), ("brief", Some(30)), "{case}");
+                assert!(inner.resource.is_some(), "{case}: gRPC's clients refuse one without a body");
+            }
+            nonce = response.nonce().to_owned();
+            session.on_request(StreamId(0), &sotw(type_url, &["brief", "lasting"], "", &nonce)).unwrap();
+        }
+        assert!(!nonce.is_empty());
+    }
+}
