@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use memchr::memchr;
-
 use super::{Field, Fields, is_token, is_value};
 
 /// The field lines of a head or trailer section: [`Self::next_line`] checks them one after the other, [`Self::keep`]
@@ -59,22 +57,21 @@ impl<'a> Section<'a> {
             Some(b'\n') => return Err(Malformed::BareLf),
             _ => return Err(Malformed::Name),
         }
-        let behind = rest.get(name + 1..).unwrap_or_default();
-        let end = memchr(b'\n', behind).ok_or(Malformed::Value)?;
-        let Some((b'\r', line)) = behind.get(..end).and_then(<[u8]>::split_last) else {
-            return Err(Malformed::BareLf);
-        };
-        let leading = line.iter().take_while(|byte| is_padding(**byte)).count();
-        let trailing = line.iter().skip(leading).rev().take_while(|byte| is_padding(**byte)).count();
-        let value = leading..line.len() - trailing;
-        if !is_value(line.get(value.clone()).unwrap_or_default()) {
-            return Err(Malformed::Value);
+        let padded = rest.get(name + 1..).unwrap_or_default();
+        // Whatever may not stand in a value ends it; nothing but a CRLF may.
+        let (padded, end) = padded.split_at(value_length(padded));
+        match end {
+            [b'\r', b'\n', ..] => {}
+            [b'\n', ..] => return Err(Malformed::BareLf),
+            _ => return Err(Malformed::Value),
         }
-        let as_we_write = line.starts_with(b" ") && leading == 1 && trailing == 0;
         let start = self.at;
         let value_at = start + name + 1;
-        self.at = value_at + end + 1;
-        Ok(Some(Line { name: start..start + name, value: value_at + value.start..value_at + value.end, as_we_write }))
+        self.at = value_at + padded.len() + 2;
+        let (leading, length) = trim(padded);
+        let as_we_write = padded.starts_with(b" ") && leading == 1 && length + 1 == padded.len();
+        let value = value_at + leading..value_at + leading + length;
+        Ok(Some(Line { name: start..start + name, value, as_we_write }))
     }
 
     /// A line's name, in lower case.
@@ -106,8 +103,41 @@ impl<'a> Section<'a> {
     }
 }
 
-const fn is_padding(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t')
+/// Without spaces and tabs around it: where a value begins, and its length.
+fn trim(padded: &[u8]) -> (usize, usize) {
+    let mut value = padded;
+    while let [b' ' | b'\t', rest @ ..] = value {
+        value = rest;
+    }
+    let leading = padded.len() - value.len();
+    while let [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    (leading, value.len())
+}
+
+/// Where the first byte stands that may not stand in a value (RFC 9110, 5.5: control bytes but tab), eight at a time.
+fn value_length(bytes: &[u8]) -> usize {
+    const EACH: u64 = u64::from_le_bytes([1; 8]);
+    let mut at = 0;
+    while let Some(eight) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
+        let eight = u64::from_le_bytes(*eight);
+        // The lowest bit that is set is right; a borrow may set higher ones.
+        let control = eight.wrapping_sub(EACH * 0x20) & !eight;
+        let delete = eight ^ (EACH * 0x7f);
+        let hits = (control | (delete.wrapping_sub(EACH) & !delete)) & (EACH * 0x80);
+        if hits == 0 {
+            at += 8;
+            continue;
+        }
+        at += hits.trailing_zeros() as usize / 8;
+        if bytes.get(at) != Some(&b'\t') {
+            return at;
+        }
+        at += 1;
+    }
+    let rest = bytes.get(at..).unwrap_or_default();
+    at + rest.iter().position(|&byte| !is_value(&[byte])).unwrap_or(rest.len())
 }
 
 /// Brings the token at the front into lower case; how long it is.

@@ -1,4 +1,7 @@
-use super::{Fields, Malformed};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::{Fields, Malformed, is_value};
 
 fn wire(fields: &Fields) -> String {
     let mut out = Vec::new();
@@ -102,5 +105,21 @@ fn lines_that_a_neighbour_may_read_differently_are_malformed() {
     ] {
         let seen = Fields::new().section(lines).next_line().expect_err("a malformed line");
         assert_eq!(seen, why, "{}", lines.escape_ascii());
+    }
+}
+
+proptest! {
+    /// Eight bytes at a time come to the same as one.
+    #[test]
+    fn a_value_ends_where_its_first_foreign_byte_stands(
+        value in vec(prop_oneof![8 => b' '..=b'~', 1 => any::<u8>(), 1 => Just(b'\t')], 0..40),
+    ) {
+        let lines = [b"a: v", &value[..], b"\r\n"].concat();
+        let seen = Fields::new().section(&lines).next_line();
+        let valid = is_value(&value);
+        prop_assert_eq!(seen.is_ok(), valid, "{}", lines.escape_ascii());
+        if let Ok(Some(line)) = seen {
+            prop_assert_eq!(lines[line.value].trim_ascii_end(), lines[3..lines.len() - 2].trim_ascii_end());
+        }
     }
 }

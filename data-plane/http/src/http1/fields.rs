@@ -1,6 +1,9 @@
 //! What requests and responses have in common in their header sections.
 
-use memchr::{memchr, memchr_iter, memrchr};
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+use memchr::{memchr, memrchr};
 use smallvec::SmallVec;
 
 use crate::Fields;
@@ -53,15 +56,14 @@ pub(crate) fn is_forbidden_trailer(name: &[u8]) -> bool {
 /// Where a head ends, behind its blank line, if not before `from`. One that a bare LF makes ends it too: it is refused
 /// then, and not waited for.
 pub(crate) fn end_of_head(data: &[u8], from: usize) -> Option<usize> {
+    static END: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\n\r\n"));
+    static BARE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\n\n"));
     let from = from.saturating_sub(3);
-    memchr_iter(b'\n', data.get(from..).unwrap_or_default()).find_map(|at| {
-        let behind = from + at + 1;
-        match data.get(behind..) {
-            Some([b'\r', b'\n', ..]) => Some(behind + 2),
-            Some([b'\n', ..]) => Some(behind + 1),
-            _ => None,
-        }
-    })
+    let tail = data.get(from..).unwrap_or_default();
+    match END.find(tail) {
+        Some(at) => Some(from + at + 3),
+        None => BARE.find(tail).map(|at| from + at + 2),
+    }
 }
 
 /// The first line, without its CRLF, and what is behind it; `None`: it ends in a bare LF.
