@@ -313,11 +313,15 @@ impl Wait {
             UpstreamFailure::QueueFull
         };
         let _pending = Pending::begin(stats, self.priority)?;
+        let mut place = InLine { line: &self.line, is_served: false };
         let turn = self.line.queue().wait(self.line.name(), self.line.opening()).map_err(overflow)?;
         // One may have become free, or have come, before we stood in the queue.
         self.pool.serve_waiters(&self.line);
         let lent = match tokio::time::timeout_at(turn.deadline, self.answered(turn.answer)).await {
-            Ok(Ok(lent)) => lent.map_err(overflow)?,
+            Ok(Ok(lent)) => {
+                place.is_served = true;
+                lent.map_err(overflow)?
+            }
             Ok(Err(_)) => return Err(self.pool.nobody_left(&self.line)),
             Err(_) if self.line.queue().has_live(self.line.name()) => {
                 stats.block.inc(ClusterMetric::TunnelQueueTimeout);
@@ -340,6 +344,20 @@ impl Wait {
             if let Ok(answer) = tokio::time::timeout(WANT_ANOTHER, &mut answer).await {
                 return answer;
             }
+        }
+    }
+}
+
+/// A place in a queue, which nobody keeps who has given up: also by being dropped.
+struct InLine<'a> {
+    line: &'a Line,
+    is_served: bool,
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        if !self.is_served {
+            self.line.queue().forget(self.line.name());
         }
     }
 }

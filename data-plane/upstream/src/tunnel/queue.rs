@@ -172,6 +172,26 @@ impl Queue {
         Ok(Turn { answer: answered, deadline })
     }
 
+    /// Takes those out who have given up waiting for the same: for names that nobody has, nobody else would.
+    pub(crate) fn forget(&self, agent: Option<&str>) {
+        let mut inner = self.inner.lock();
+        let lane = match agent {
+            None => Some(&mut inner.any),
+            Some(agent) => inner.named.get_mut(agent),
+        };
+        let Some(lane) = lane else { return };
+        let before = lane.len();
+        lane.retain(|waiter| !waiter.answer.is_closed());
+        let (left, gone) = (lane.len(), before - lane.len());
+        if left == 0
+            && let Some(agent) = agent
+        {
+            inner.named.remove(agent);
+        }
+        inner.len -= gone;
+        self.len.store(inner.len, Ordering::SeqCst);
+    }
+
     pub(crate) fn has_waiters(&self) -> bool {
         self.len.load(Ordering::SeqCst) > 0
     }

@@ -126,12 +126,46 @@ async fn requests_wait_for_an_agent_that_is_expected_back() {
             let (gone, waited) = start(agent("a")).await.unwrap();
             assert_eq!(gone, Err(UpstreamFailure::AgentOffline { seconds: 3 }), "{protocol:?}: it stays away");
             assert!(waited >= Duration::from_secs(3), "{protocol:?}: waited only {waited:?}");
+            assert!(!slot.queue().has_waiters(), "{protocol:?}: who gave up leaves the queue");
             let (gone, waited) = start(any()).await.unwrap();
             assert_eq!(gone, Err(UpstreamFailure::NoHealthyHost), "{protocol:?}: after the window");
             assert_eq!(waited, Duration::ZERO, "{protocol:?}: at once");
         })
         .await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_successor_has_requests_wait_for_agents_that_it_never_saw() {
+    on_worker(async {
+        let (clusters, pools, slot) = edge();
+        slot.queue().expect(tokio::time::Instant::now() + Duration::from_secs(10));
+        let start = |context: PickContext<'static>| {
+            let (pools, slot) = (Rc::clone(&pools), Arc::clone(&slot));
+            spawn_local(async move {
+                match pools.checkout(&slot, &context).await {
+                    Ok(mut checkout) => Ok(get(&mut checkout, "/").await.unwrap()),
+                    Err(failure) => Err(failure),
+                }
+            })
+        };
+        let (by_name, unnamed, nobody) = (start(agent("a")), start(any()), start(agent("bogus")));
+        let left = start(agent("left"));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!by_name.is_finished() && !unnamed.is_finished() && !nobody.is_finished(), "they wait");
+        left.abort();
+        let tunnel = open(&clusters, claim("edge", "a")).await;
+        for request in [by_name, unnamed] {
+            assert_eq!(request.await.unwrap(), Ok("200 a /".to_owned()), "by the agent that has come");
+        }
+        assert_eq!(nobody.await.unwrap(), Err(UpstreamFailure::AgentUnknown), "it has not come");
+        assert!(!slot.queue().has_waiters(), "who gave up, or left, leaves nothing behind");
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(start(agent("bogus")).await.unwrap(), Err(UpstreamFailure::AgentUnknown), "at once");
+        tunnel.agent.abort();
+        tunnel.end().await;
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
