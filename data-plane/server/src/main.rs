@@ -11,6 +11,7 @@ mod inventory;
 mod lifecycle;
 mod options;
 mod overview;
+mod remote_keys;
 mod secrets;
 mod start;
 mod stats;

@@ -14,6 +14,8 @@ use culvert_tunnel::server::{ReverseLimits, Tunnels};
 use culvert_tunnel::status::TunnelStatus;
 use parking_lot::Mutex;
 
+use crate::remote_keys::RemoteKeys;
+
 /// Values of the moment. Shared.
 #[derive(Debug, Default)]
 pub(crate) struct Overview {
@@ -24,6 +26,8 @@ pub(crate) struct Overview {
     pub warming_clusters: Mutex<BTreeMap<Name, Vec<String>>>,
     /// Connections of every tunnel listener.
     pub tunnels: Arc<Tunnels>,
+    /// Keys that are fetched for them.
+    pub remote_keys: RemoteKeys,
 }
 
 /// The registered tunnels, with what their clusters know of them. Cheap to clone.

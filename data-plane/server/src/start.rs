@@ -150,6 +150,7 @@ pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -
         state: Arc::clone(&state),
     };
     looked.sampled();
+    overview.remote_keys.begin(&process.clusters);
     let (queue, commands) = mpsc::channel(COMMANDS);
     let apply = ApplyHandle::new(queue);
     if let Some(socket) = admin_socket {

@@ -117,5 +117,8 @@ impl Looked {
             gauge("tunnel_server", "connections", self.overview.tunnels.status().len()),
             gauge("tunnel_agent", "agents", self.overview.agents.lock().len()),
         ]);
+        let (fetched, failed) = self.overview.remote_keys.counts();
+        let counter = |name, value| Sample::counter(ScopePath::process("remote_jwks"), name, value);
+        samples.extend([counter("fetch_success", fetched), counter("fetch_failed", failed)]);
     }
 }

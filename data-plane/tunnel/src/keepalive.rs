@@ -56,8 +56,9 @@ impl Cord {
 }
 
 /// Resolves when the peer is silently gone: within three intervals, idle or with bytes on their way. Never resolves for
-/// a connection that the kernel cannot be asked about: there [`USER_TIMEOUT`] ends it.
-pub(crate) async fn lost(ends: Option<(SocketAddr, SocketAddr)>, interval: Duration) {
+/// a connection that the kernel cannot be asked about: there [`USER_TIMEOUT`] ends it. `stalled` is called when bytes of ours
+/// have not been acknowledged for too long.
+pub(crate) async fn lost(ends: Option<(SocketAddr, SocketAddr)>, interval: Duration, stalled: impl Fn()) {
     let Some((local, peer)) = ends else { return std::future::pending().await };
     let patience = patience(interval);
     let mut suspected = false;
@@ -71,7 +72,13 @@ pub(crate) async fn lost(ends: Option<(SocketAddr, SocketAddr)>, interval: Durat
                 return;
             }
             Ok(diagnosis) => {
-                suspected = is_silent(diagnosis, patience);
+                let silent = is_silent(diagnosis, patience);
+                if silent && !suspected && diagnosis.unacknowledged > 0 {
+                    let bytes = diagnosis.unacknowledged;
+                    tracing::info!(%peer, bytes, silence = ?diagnosis.silence, "bytes of a tunnel are not acknowledged");
+                    stalled();
+                }
+                suspected = silent;
                 // No sooner than it can have been silent for too long.
                 pause = patience.saturating_sub(diagnosis.silence).max(interval / 4);
             }

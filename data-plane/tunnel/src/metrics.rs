@@ -49,6 +49,8 @@ pub enum ServerMetric {
     RefusedDuplicate,
     /// Tunnels inside of which TLS could not be opened.
     TlsFailures,
+    /// Times that bytes to an agent were not acknowledged for 1.75 ping intervals.
+    StalledWrites,
     /// Registered connections at the moment.
     Active,
     /// Aside connections at the moment.
@@ -84,6 +86,7 @@ impl Metrics for ServerMetric {
         counter("superseded"),
         counter("refused_duplicate"),
         counter("tls_failures"),
+        counter("stalled_writes"),
         gauge("active"),
         gauge("asides"),
         gauge("pending"),
@@ -111,6 +114,8 @@ pub enum AgentMetric {
     Established,
     /// Tunnel connections that ended without being asked to.
     Lost,
+    /// Times that bytes to a server were not acknowledged for 1.75 ping intervals.
+    StalledWrites,
     /// Tunnel connections that took the place of one that served.
     Replaced,
     /// Attempts after the first of a connection.
@@ -137,6 +142,7 @@ impl Metrics for AgentMetric {
         counter("refused"),
         counter("established"),
         counter("lost"),
+        counter("stalled_writes"),
         counter("replaced"),
         counter("reconnects"),
         counter("given_up"),

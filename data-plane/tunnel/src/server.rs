@@ -34,6 +34,7 @@ mod joined;
 mod live;
 mod log_limit;
 mod negotiation;
+mod one_time;
 mod pending;
 mod policy;
 mod registered;

@@ -28,6 +28,7 @@ pub use clusters::Clusters;
 pub use dns::Resolver;
 pub use failure::UpstreamFailure;
 pub use host::{Host, HostMetric};
+pub use pool::direct::connect;
 pub use pool::{Checkout, DownstreamProtocol, PickContext, TcpCheckout, TcpUpstream, WorkerPools};
 pub use slot::{ClusterConfig, ClusterSlot};
 pub use snapshot::{ClusterSnapshot, HostSnapshot, TunnelSnapshot};

@@ -8,6 +8,7 @@
 mod checkout;
 mod connection;
 mod dial;
+pub mod direct;
 mod host;
 mod line;
 mod named;

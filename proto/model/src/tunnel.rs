@@ -2,6 +2,7 @@
 
 pub mod destinations;
 pub mod id_format;
+pub mod jwks;
 pub mod policy;
 pub mod reverse;
 

@@ -112,6 +112,7 @@ impl Applier {
 
     /// Carries out commands until the process ends, and watches the files that configurations were built from.
     pub(crate) async fn run(mut self, mut queue: mpsc::Receiver<Command>, files: FileWatcher) {
+        let overview = Arc::clone(&self.overview);
         let mut paths = self.paths();
         let mut changes = files.watch(paths.iter().cloned().collect(), FILE_QUIET);
         loop {
@@ -140,9 +141,14 @@ impl Applier {
                     tracing::info!("certificate or credential files have changed");
                     self.refresh().await;
                 }
+                () = overview.remote_keys.fetched() => {
+                    self.refresh_credentials();
+                    self.refresh_policies();
+                }
                 () = self.listeners.due() => self.advance_all().await,
                 () = self.extensions.due() => self.complete_listeners().await,
             }
+            overview.remote_keys.retain(&self.keys_in_use());
             let now = self.paths();
             if now != paths {
                 paths = now;

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use culvert_model::Name;
 use culvert_model::listener::Listener;
+use culvert_model::tunnel::jwks::RemoteJwks;
 use culvert_proxy::{FilterChains, ListenerSlot, Process, serve_listener};
 use culvert_runtime::sockets::{self, BindError, ListenOptions, Reserved};
 use culvert_runtime::workers::Workers;
@@ -289,14 +290,24 @@ impl Applier {
                 tracing::warn!(%listener, %error, "new TLS material cannot be used; the old stays in force");
             }
         }
+        self.refresh_credentials();
+        self.advance_all().await;
+    }
+
+    /// A credential has changed, or other keys have come.
+    pub(super) fn refresh_credentials(&mut self) {
         self.listeners.credentials.retain(Credentials::is_in_use);
         for credentials in &self.listeners.credentials {
-            if let Err(error) = credentials.refresh() {
+            if let Err(error) = credentials.refresh(&self.overview.remote_keys) {
                 self.metrics.inc(ManagerMetric::TlsUpdateRejected);
                 tracing::warn!(%error, "new tunnel credentials cannot be used; the old stay in force");
             }
         }
-        self.advance_all().await;
+    }
+
+    pub(super) fn remote_keys_of_listeners(&self) -> impl Iterator<Item = Arc<RemoteJwks>> {
+        let in_use = self.listeners.credentials.iter().filter(|credentials| credentials.is_in_use());
+        in_use.filter_map(Credentials::remote).cloned()
     }
 
     pub(super) fn listener_files(&self, paths: &mut BTreeSet<PathBuf>) {

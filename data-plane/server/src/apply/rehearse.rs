@@ -18,6 +18,7 @@ use super::listeners::compile_for_check;
 use super::policies::material;
 use super::{ApplyError, Change, leaving};
 use crate::overview::Overview;
+use crate::remote_keys::RemoteKeys;
 use crate::tls::{Gathered, MaterialError, check_secret, gather};
 
 impl Applier {
@@ -31,7 +32,9 @@ impl Applier {
             Change::Set(Resource::Cluster(cluster)) => Ok(self.rehearse_client(cluster.tls.as_deref())?),
             Change::Set(Resource::Agent(agent)) => Ok(self.rehearse_client(agent.tls.as_deref())?),
             Change::Set(Resource::Extension(extension)) => self.rehearse_extension(extension),
-            Change::Set(Resource::Policy(policy)) => material(policy).map(drop).map_err(Into::into),
+            Change::Set(Resource::Policy(policy)) => {
+                material(policy, &RemoteKeys::default()).map(drop).map_err(Into::into)
+            }
             Change::Set(Resource::Routes(routes)) => self.rehearse_routes(routes),
             Change::Set(Resource::Listener(listener)) => self.rehearse_listener(listener, &leaving, &mut taken),
         });

@@ -294,7 +294,9 @@ impl<H: Hosting> Connection<H> {
             destinations: Arc::clone(&self.agent.config.destinations),
             outdated: Arc::clone(&tenure.outdated),
         };
-        let mut lost = pin!(keepalive::lost(keepalive::ends(&tunnel.io), self.agent.config.ping_interval));
+        let mut lost = pin!(keepalive::lost(keepalive::ends(&tunnel.io), self.agent.config.ping_interval, || self
+            .metrics
+            .inc(AgentMetric::StalledWrites)));
         // A task of its own: each of its requests would wake everything that is waited for here. A panic is logged by its
         // hook, and the tunnel is dialled anew.
         let (serving, used) = (Rc::clone(&self), Rc::clone(&tenure));

@@ -15,8 +15,8 @@ use culvert_model::tunnel::policy::TokenRules;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-/// The keys of a JWKS that can be used.
-#[derive(Debug)]
+/// The keys of a JWKS that can be used. By default there is none, and no token is good.
+#[derive(Debug, Default)]
 pub struct KeySet {
     keys: Vec<Key>,
 }

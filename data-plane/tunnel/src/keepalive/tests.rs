@@ -39,7 +39,7 @@ async fn fill(writer: &mut Io) -> usize {
 #[tokio::test]
 async fn an_idle_peer_is_not_lost() {
     let (writer, _reader) = pair().await;
-    assert!(timeout(Duration::from_secs(9), lost(ends(&writer), INTERVAL)).await.is_err(), "taken for lost");
+    assert!(timeout(Duration::from_secs(9), lost(ends(&writer), INTERVAL, || {})).await.is_err(), "taken for lost");
 }
 
 /// For longer than a dead one would be given.
@@ -47,7 +47,7 @@ async fn an_idle_peer_is_not_lost() {
 async fn a_peer_that_does_not_read_is_not_lost() {
     let (mut writer, mut reader) = pair().await;
     let filled = fill(&mut writer).await;
-    assert!(timeout(Duration::from_secs(9), lost(ends(&writer), INTERVAL)).await.is_err(), "taken for lost");
+    assert!(timeout(Duration::from_secs(9), lost(ends(&writer), INTERVAL, || {})).await.is_err(), "taken for lost");
     let mut all = vec![0; filled];
     reader.read_exact(&mut all).await.unwrap();
     assert!(writer.write_all(b"more").await.is_ok(), "ended while its peer did not read");
@@ -74,7 +74,7 @@ fn a_peer_that_is_silently_gone_is_lost() {
         busy.write_all(b"request").await.unwrap();
         let cut = tokio::time::Instant::now();
         let noticed = async |name: &str, io: &Io| {
-            let noticed = timeout(Duration::from_secs(20), lost(ends(io), INTERVAL)).await;
+            let noticed = timeout(Duration::from_secs(20), lost(ends(io), INTERVAL, || {})).await;
             assert!(noticed.is_ok(), "{name}: not noticed");
             let after = cut.elapsed();
             assert!(after < 3 * INTERVAL, "{name}: noticed after {after:?}");
@@ -123,7 +123,7 @@ async fn a_cord_ends_the_connection_whoever_holds_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_without_a_socket_is_never_lost() {
-    assert!(timeout(Duration::from_secs(3600), lost(None, INTERVAL)).await.is_err(), "lost");
+    assert!(timeout(Duration::from_secs(3600), lost(None, INTERVAL, || {})).await.is_err(), "lost");
     let nobody = Some(("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()));
-    assert!(timeout(Duration::from_secs(3600), lost(nobody, INTERVAL)).await.is_err(), "lost");
+    assert!(timeout(Duration::from_secs(3600), lost(nobody, INTERVAL, || {})).await.is_err(), "lost");
 }

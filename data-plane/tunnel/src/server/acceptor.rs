@@ -1,7 +1,7 @@
 //! Takes connections of one tunnel listener from their first byte to their end.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::BytesMut;
@@ -74,13 +74,17 @@ impl Acceptor {
     }
 
     /// Takes the keys of the `jwt_validator`; they count from the next handshake.
-    pub fn replace_keys(&self, keys: KeySet) {
-        self.keys.store(Some(Arc::new(keys)));
+    pub fn replace_keys(&self, keys: Arc<KeySet>) {
+        self.keys.store(Some(keys));
     }
 
     /// What the tunnel stands on that shows the proof and wants that; `None`: the listener has no identity policy.
     pub(super) fn standing(&self, proof: Proof, wish: Wish<'_>) -> Result<Option<Standing>, Denial> {
-        self.identities.clone().map(|policy| Standing::new(policy, proof, wish)).transpose()
+        let standing = self.identities.clone().map(|policy| Standing::new(policy, proof, wish)).transpose()?;
+        if let Some(token) = standing.as_ref().and_then(|standing| standing.grant().token.as_ref()) {
+            self.tunnels.used_tokens().take(token, SystemTime::now())?;
+        }
+        Ok(standing)
     }
 
     #[must_use]

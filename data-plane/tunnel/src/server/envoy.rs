@@ -103,8 +103,9 @@ impl<R: HostRegistry> Accepted<'_, R> {
         chronicle: Option<&Chronicle>,
     ) -> CloseReason {
         let ping_interval = self.acceptor.config.ping_interval;
+        let stalled = || self.metrics.inc(ServerMetric::StalledWrites);
         {
-            let mut lost = pin!(keepalive::lost(keepalive::ends(&io), ping_interval));
+            let mut lost = pin!(keepalive::lost(keepalive::ends(&io), ping_interval, stalled));
             // An agent can be told that its tunnel ends only over HTTP/2.
             let wanted = async {
                 tokio::select! {
@@ -135,7 +136,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
                 () = self.replaced_envoy(lease) => {}
             }
         };
-        Box::pin(run(lease, io, leaving, closed, ping_interval)).await
+        Box::pin(run(lease, io, leaving, closed, (ping_interval, stalled))).await
     }
 
     /// Returns when this tunnel alone is to end.
@@ -321,9 +322,15 @@ impl<R: HostRegistry> Accepted<'_, R> {
         let answer = match &failure {
             Failure::Envoy(answer) => *answer,
             Failure::Policy(PolicyError::CredentialMissing | PolicyError::CredentialWrong) => Answer::Unauthenticated,
-            Failure::Identity(Denial::PolicyAbsent) => Answer::Unavailable,
+            Failure::Identity(Denial::PolicyAbsent | Denial::TokensFull) => Answer::Unavailable,
             Failure::Identity(
-                Denial::Token(_) | Denial::StaticToken | Denial::Nobody | Denial::WayUnknown | Denial::TokenWithoutTls,
+                Denial::Token(_)
+                | Denial::StaticToken
+                | Denial::Nobody
+                | Denial::WayUnknown
+                | Denial::TokenWithoutTls
+                | Denial::NoTokenId
+                | Denial::TokenUsed,
             ) => Answer::Unauthenticated,
             Failure::Identity(_) | Failure::Policy(_) => Answer::ValidationFailed,
             Failure::Registry(Refusal::ClusterUnknown) => Answer::ClusterUnknown,

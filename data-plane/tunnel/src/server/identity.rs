@@ -13,6 +13,7 @@ use culvert_model::Name;
 use culvert_model::tunnel::NamePattern;
 use culvert_model::tunnel::policy::{DuplicateAgents, Principal, TunnelPolicy, TunnelRule};
 
+use super::one_time::OneTime;
 use super::policy::{MAX_HOST_NAME, any_matches};
 use super::{Peer, PeerNames};
 use crate::envoy::jwt::{JwtError, KeySet};
@@ -29,7 +30,7 @@ pub struct Policy {
 #[derive(Debug, Default)]
 pub struct PolicyMaterial {
     /// Of each provider, in their order.
-    pub keys: Vec<KeySet>,
+    pub keys: Vec<Arc<KeySet>>,
     /// Of each static token, in their order.
     pub tokens: Vec<Vec<Arc<[u8]>>>,
 }
@@ -76,6 +77,8 @@ pub struct Grant {
     pub duplicates: DuplicateAgents,
     /// Until when it holds if nothing changes.
     pub until: Option<SystemTime>,
+    /// The token that it stands on, if that counts for one handshake only.
+    pub(super) token: Option<OneTime>,
 }
 
 /// Who an agent is. Two ways to prove the same text are two identities.
@@ -100,6 +103,12 @@ pub(super) enum Denial {
     Token(#[from] JwtError),
     #[error("its token does not say who it is")]
     Nobody,
+    #[error("its token has no id (jti), by which it would count once")]
+    NoTokenId,
+    #[error("its token has been used")]
+    TokenUsed,
+    #[error("as many tokens are remembered as may be")]
+    TokensFull,
     #[error("its static token is wrong")]
     StaticToken,
     #[error("its certificate has expired")]
@@ -118,7 +127,7 @@ impl Denial {
     pub(super) fn status(self) -> Status {
         match self {
             // It may come: the agent is to try again.
-            Self::PolicyAbsent => Status::Unknown,
+            Self::PolicyAbsent | Self::TokensFull => Status::Unknown,
             Self::WayUnknown => Status::PolicyNotFound,
             _ => Status::AuthFailed,
         }
@@ -150,6 +159,7 @@ impl Identity {
 struct Proved {
     identity: Identity,
     until: Option<SystemTime>,
+    token: Option<OneTime>,
 }
 
 impl Policy {
@@ -178,7 +188,7 @@ impl Policy {
         if !rule.clusters.iter().any(|pattern| pattern.matches(wish.cluster)) {
             return Err(Denial::Cluster);
         }
-        let token = proved.and_then(|proved| proved.until);
+        let (token_until, token) = proved.map_or((None, None), |proved| (proved.until, proved.token));
         Ok(Grant {
             host_name: host_name(rule, &identity, wish.host_name)?.into(),
             rule: Arc::clone(&rule.name),
@@ -187,7 +197,8 @@ impl Policy {
             max_connections: rule.max_connections,
             max_connections_per_source: self.config.max_connections_per_source.map(usize::from),
             duplicates: rule.duplicates,
-            until: [expires, token, rule.expires].into_iter().flatten().min(),
+            until: [expires, token_until, rule.expires].into_iter().flatten().min(),
+            token,
             identity,
         })
     }
@@ -207,10 +218,13 @@ impl Policy {
                     let subject = claims.text(&[&provider.subject_claim]).filter(|subject| !subject.is_empty());
                     let subject = subject.ok_or(Denial::Nobody)?.into();
                     let skew = provider.expected.clock_skew;
-                    return Ok(Proved {
-                        identity: Identity::Jwt { provider: Arc::clone(&provider.name), subject },
-                        until: claims.expires().and_then(|expires| expires.checked_add(skew)),
-                    });
+                    let until = claims.expires().and_then(|expires| expires.checked_add(skew));
+                    let token = match provider.one_time_tokens {
+                        true => Some(OneTime::of(&provider.expected.issuer, &claims, until).ok_or(Denial::NoTokenId)?),
+                        false => None,
+                    };
+                    let identity = Identity::Jwt { provider: Arc::clone(&provider.name), subject };
+                    return Ok(Proved { identity, until, token });
                 }
                 Err(error) => failure = error.into(),
             }
@@ -219,7 +233,7 @@ impl Policy {
         for (token, accepted) in self.config.tokens.iter().zip(accepted).filter(|(token, _)| named(&token.name)) {
             if any_matches(accepted, secret.as_bytes()) {
                 let identity = Identity::StaticToken(Arc::clone(&token.name));
-                return Ok(Proved { identity, until: None });
+                return Ok(Proved { identity, until: None, token: None });
             }
             failure = Denial::StaticToken;
         }

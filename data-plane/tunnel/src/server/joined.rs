@@ -154,9 +154,9 @@ pub(super) async fn run<L: HostLease>(
     io: Io,
     leaving: impl Future<Output = ()>,
     drain: &Watch,
-    ping_interval: Duration,
+    (ping_interval, stalled): (Duration, impl Fn()),
 ) -> CloseReason {
-    let mut lost = pin!(keepalive::lost(keepalive::ends(&io), ping_interval));
+    let mut lost = pin!(keepalive::lost(keepalive::ends(&io), ping_interval, stalled));
     let mut attached = pin!(lease.attach(io));
     tokio::select! {
         biased;

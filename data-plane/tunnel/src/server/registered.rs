@@ -38,7 +38,9 @@ pub(super) struct Registered<'a, L> {
 impl<L: HostLease> Registered<'_, L> {
     /// `standing`: on what it stands, where the listener has an identity policy.
     pub(super) async fn run(&self, io: Io, place: &Place, mut standing: Option<Box<Standing>>) -> CloseReason {
-        let mut lost = pin!(keepalive::lost(keepalive::ends(&io), self.claim.ping_interval));
+        let mut lost = pin!(keepalive::lost(keepalive::ends(&io), self.claim.ping_interval, || self
+            .metrics
+            .inc(ServerMetric::StalledWrites)));
         // A plain connection that an exchange has borrowed whole is not closed by dropping what follows. (A second
         // descriptor, which others need not have.)
         let cord = match self.claim.protocol {

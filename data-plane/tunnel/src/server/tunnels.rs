@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::duplicates::{self, Holder, Verdict};
 use super::live::{Live, Weight};
+use super::one_time::UsedTokens;
 use super::pending::network;
 use super::{Claim, ConnectionId, Identity, Origin, Policies, Refusal, ReverseLimits};
 use crate::history::EventKind;
@@ -33,6 +34,7 @@ pub struct Tunnels {
     reverse: ReverseLimits,
     policies: Policies,
     journal: Option<Arc<dyn Journal>>,
+    used_tokens: UsedTokens,
     stage: watch::Sender<Stage>,
     /// Counts what [`Self::version`] tells.
     version: AtomicU64,
@@ -173,6 +175,7 @@ impl Tunnels {
             reverse,
             policies: Policies::default(),
             journal,
+            used_tokens: UsedTokens::default(),
             stage: watch::Sender::new(Stage::Serving),
             version: AtomicU64::new(0),
         }
@@ -182,6 +185,10 @@ impl Tunnels {
     #[must_use]
     pub fn policies(&self) -> &Policies {
         &self.policies
+    }
+
+    pub(super) fn used_tokens(&self) -> &UsedTokens {
+        &self.used_tokens
     }
 
     pub(super) fn journal(&self) -> Option<&Arc<dyn Journal>> {

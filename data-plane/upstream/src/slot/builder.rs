@@ -60,8 +60,8 @@ impl Builder {
             self.assignment = None;
         }
         let tls = tls.map(|tls| TlsClients::new(tls, cluster.protocol));
-        let opening = match (&cluster.discovery, &cluster.tls, &tls) {
-            (Discovery::Reverse(_), Some(context), Some(clients)) => Opening::of(context, &clients.http2),
+        let opening = match (&cluster.discovery, &cluster.tls) {
+            (Discovery::Reverse(_), Some(context)) => Opening::of(context, tls.as_ref().map(|clients| &clients.http2)),
             _ => Opening::default(),
         };
         self.config = Some(Arc::new(ClusterConfig { cluster, tls, opening, epoch: self.epochs }));

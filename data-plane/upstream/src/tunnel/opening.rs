@@ -20,13 +20,14 @@ pub(crate) struct Opening(Option<Inner>);
 struct Inner {
     /// What it was made of: equal contexts mean the same, whichever cluster has them.
     context: Arc<UpstreamTls>,
-    client: Arc<rustls::ClientConfig>,
+    /// `None`: there is nothing to open it with, and it is not opened at all.
+    client: Option<Arc<rustls::ClientConfig>>,
 }
 
 impl Opening {
     /// `client` offers HTTP/2.
-    pub(crate) fn of(context: &Arc<UpstreamTls>, client: &Arc<rustls::ClientConfig>) -> Self {
-        Self(Some(Inner { context: Arc::clone(context), client: Arc::clone(client) }))
+    pub(crate) fn of(context: &Arc<UpstreamTls>, client: Option<&Arc<rustls::ClientConfig>>) -> Self {
+        Self(Some(Inner { context: Arc::clone(context), client: client.cloned() }))
     }
 
     /// Whether a tunnel that is opened in this way serves whoever demands the other.
@@ -47,7 +48,8 @@ impl Opening {
         let named = inner.context.sni.as_deref().and_then(|name| ServerName::try_from(name.to_owned()).ok());
         // Agents have no names by which they could be addressed: none is sent then, as by Envoy.
         let name = named.unwrap_or_else(|| ServerName::IpAddress(Ipv4Addr::LOCALHOST.into()));
-        let connector = TlsConnector::from(Arc::clone(&inner.client));
+        let client = inner.client.as_ref().ok_or_else(|| std::io::Error::other("its TLS material is not there"))?;
+        let connector = TlsConnector::from(Arc::clone(client));
         Ok(Io::tls_client(connector.connect(name, Box::new(io)).await?))
     }
 }

@@ -44,13 +44,16 @@ pub(super) const TABLE: &[Covered] = &[
     ),
     covered(
         "culvert.tunnel.v1.JwtProvider",
-        &[
-            honoured(&["name", "issuer", "audiences", "local_jwks", "subject_claim", "clock_skew"]),
-            refused(
-                &["remote_jwks", "one_time_tokens"],
-                "keys are not fetched and tokens not counted yet; use local_jwks",
-            ),
-        ],
+        &[honoured(&[
+            "name",
+            "issuer",
+            "audiences",
+            "local_jwks",
+            "subject_claim",
+            "clock_skew",
+            "remote_jwks",
+            "one_time_tokens",
+        ])],
     ),
     covered("culvert.tunnel.v1.StaticToken", &[honoured(&["name", "tokens"])]),
     covered(
@@ -166,17 +169,35 @@ pub(super) const TABLE: &[Covered] = &[
     ),
     covered(
         "envoy.extensions.filters.common.jwks.v3.JwtHandshakeValidator",
+        &[honoured(&[
+            "issuer",
+            "audiences",
+            "local_jwks",
+            "remote_jwks",
+            "token_header",
+            "claims_metadata_namespace",
+            "allow_missing_or_failed",
+            "clock_skew_seconds",
+        ])],
+    ),
+    covered(
+        "envoy.extensions.filters.common.jwks.v3.RemoteJwks",
+        &[honoured(&["http_uri", "cache_duration", "async_fetch", "retry_policy"])],
+    ),
+    covered(
+        "envoy.extensions.filters.common.jwks.v3.JwksAsyncFetch",
+        &[honoured(&["failed_refetch_duration"]), carried(&["fast_listener"])],
+    ),
+    covered("envoy.config.core.v3.HttpUri", &[honoured(&["uri", "cluster", "timeout"])]),
+    covered(
+        "envoy.config.core.v3.RetryPolicy",
         &[
-            honoured(&[
-                "issuer",
-                "audiences",
-                "local_jwks",
-                "token_header",
-                "claims_metadata_namespace",
-                "allow_missing_or_failed",
-                "clock_skew_seconds",
-            ]),
-            refused(&["remote_jwks"], "keys are not fetched; put them into local_jwks, a file of which is followed"),
+            honoured(&["retry_back_off", "num_retries"]),
+            warned(
+                &["retry_on", "retry_priority", "retry_host_predicate", "host_selection_retry_max_attempts"],
+                "a fetch is tried again whatever failed, at whichever host",
+            ),
         ],
     ),
+    covered("envoy.config.core.v3.BackoffStrategy", &[honoured(&["base_interval", "max_interval"])]),
 ];

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use culvert_api::culvert::tunnel::v1 as api;
 
+use super::jwks::{self, Jwks};
 use super::{NamePattern, size};
 use crate::Name;
 use crate::listener::Cidr;
@@ -34,8 +35,10 @@ pub struct TunnelPolicy {
 pub struct JwtProvider {
     pub name: Name,
     pub expected: TokenRules,
-    pub jwks: DataSource,
+    pub jwks: Jwks,
     pub subject_claim: Arc<str>,
+    /// Each token counts for one handshake.
+    pub one_time_tokens: bool,
 }
 
 /// What a JSON Web Token must say of itself.
@@ -153,11 +156,23 @@ pub(crate) fn policy(report: &mut Report, message: &api::TunnelPolicy, place: Pl
 fn provider(report: &mut Report, message: &api::JwtProvider) -> Option<JwtProvider> {
     let name = scalar::name(report, "name", &message.name);
     let issuer = scalar::name(report, "issuer", &message.issuer);
-    let Some(jwks) = &message.local_jwks else {
-        report.error_at("local_jwks", "is missing; a provider without keys would let nobody in");
-        return None;
+    let jwks = match (&message.local_jwks, &message.remote_jwks) {
+        (Some(local), None) => {
+            report.field("local_jwks", |report| source::data_source(report, local, None)).map(Jwks::Local)
+        }
+        (None, Some(remote)) => report.field("remote_jwks", |report| jwks::remote(report, remote)).map(Jwks::Remote),
+        (Some(_), Some(_)) => {
+            report.error_at("remote_jwks", "stands beside local_jwks; keep one of them");
+            None
+        }
+        (None, None) => {
+            report.error_at(
+                "local_jwks",
+                "is missing, and so is remote_jwks; a provider without keys would let nobody in",
+            );
+            None
+        }
     };
-    let jwks = report.field("local_jwks", |report| source::data_source(report, jwks, None));
     let skew = scalar::duration(report, "clock_skew", message.clock_skew.as_ref()).unwrap_or(CLOCK_SKEW);
     if skew > MOST_SKEW {
         report.error_at("clock_skew", "is more than 10 minutes; set the clocks");
@@ -172,6 +187,7 @@ fn provider(report: &mut Report, message: &api::JwtProvider) -> Option<JwtProvid
         },
         jwks: jwks?,
         subject_claim: claim.into(),
+        one_time_tokens: message.one_time_tokens,
     })
 }
 

@@ -10,13 +10,14 @@ use culvert_api::envoy::extensions::filters::common::jwks::v3::jwt_handshake_val
 use culvert_api::envoy::extensions::filters::network::reverse_tunnel::v3 as api;
 
 use super::id_format::{IdFormat, Place};
+use super::jwks::{self, Jwks};
 use super::policy::TokenRules;
 use super::{
     HANDSHAKES_PER_SECOND, PENDING_PER_SOURCE, ProtocolChoice, RECONNECT_WINDOW, TunnelProtocol, TunnelServer,
 };
 use crate::report::Report;
 use crate::scalar;
-use crate::source::{self, DataSource};
+use crate::source;
 
 /// How Envoy's handshake is taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +54,7 @@ pub enum HandshakeMode {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JwtValidator {
     pub expected: TokenRules,
-    pub jwks: DataSource,
+    pub jwks: Jwks,
     /// In lower case.
     pub token_header: Arc<str>,
     /// Where `%DYNAMIC_METADATA%` finds the claims.
@@ -153,10 +154,11 @@ fn jwt(report: &mut Report, message: &JwtHandshakeValidator) -> Option<JwtValida
     let issuer = scalar::name(report, "issuer", &message.issuer);
     let jwks = match &message.jwks_source_specifier {
         Some(JwksSourceSpecifier::LocalJwks(source)) => {
-            report.field("local_jwks", |report| source::data_source(report, source, None))
+            report.field("local_jwks", |report| source::data_source(report, source, None)).map(Jwks::Local)
         }
-        // The coverage tables have refused it.
-        Some(JwksSourceSpecifier::RemoteJwks(_)) => None,
+        Some(JwksSourceSpecifier::RemoteJwks(remote)) => {
+            report.field("remote_jwks", |report| jwks::remote(report, remote)).map(Jwks::Remote)
+        }
         None => {
             report.error_at("local_jwks", "is missing; a validator without keys would let nobody in");
             None

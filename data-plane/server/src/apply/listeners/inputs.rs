@@ -8,13 +8,16 @@ use culvert_model::Name;
 use culvert_model::listener::{FilterChain, Listener, NetworkFilter};
 use culvert_model::tls::DownstreamTls;
 use culvert_model::tunnel::TunnelServer;
+use culvert_model::tunnel::jwks::RemoteJwks;
 use culvert_proxy::listener::CompileError;
 use culvert_proxy::{ChainInputs, FilterChains, ListenerSlot, Process, SourceError, TlsSlot, read_source};
 use culvert_tunnel::envoy::jwt::KeySet;
 use culvert_tunnel::server::{Acceptor, Tokens, Tunnels};
 
 use super::Listeners;
+use crate::apply::policies;
 use crate::overview::{CertificateView, Overview};
+use crate::remote_keys::RemoteKeys;
 use crate::secrets::Secrets;
 use crate::tls::{Gathered, Material, MaterialError, files, gather, source_files};
 
@@ -80,13 +83,18 @@ impl Credentials {
 
     pub(super) fn files(&self) -> impl Iterator<Item = PathBuf> {
         let tokens = self.config.policies.iter().flat_map(|policy| &policy.tokens);
-        tokens.chain(self.config.reverse.jwt.iter().map(|jwt| &jwt.jwks)).flat_map(source_files)
+        tokens.chain(self.config.reverse.jwt.iter().filter_map(|jwt| jwt.jwks.local())).flat_map(source_files)
     }
 
-    pub(super) fn refresh(&self) -> Result<(), SourceError> {
+    /// What is fetched for it.
+    pub(super) fn remote(&self) -> Option<&Arc<RemoteJwks>> {
+        self.config.reverse.jwt.as_ref()?.jwks.remote()
+    }
+
+    pub(super) fn refresh(&self, fetched: &RemoteKeys) -> Result<(), SourceError> {
         if let Some(acceptor) = self.acceptor.upgrade() {
             acceptor.replace_tokens(tokens(&self.config)?);
-            if let Some(keys) = keys(&self.config)? {
+            if let Some(keys) = keys(&self.config, fetched)? {
                 acceptor.replace_keys(keys);
             }
         }
@@ -105,10 +113,8 @@ fn tokens(config: &TunnelServer) -> Result<Tokens, SourceError> {
 }
 
 /// The keys of the `jwt_validator`, if there is one.
-fn keys(config: &TunnelServer) -> Result<Option<KeySet>, SourceError> {
-    let Some(validator) = &config.reverse.jwt else { return Ok(None) };
-    let bytes = read_source(&validator.jwks, JWKS_LIMIT)?;
-    KeySet::parse(&bytes).map(Some).map_err(|error| SourceError::Content(error.to_string()))
+fn keys(config: &TunnelServer, fetched: &RemoteKeys) -> Result<Option<Arc<KeySet>>, SourceError> {
+    config.reverse.jwt.as_ref().map(|validator| policies::keys(&validator.jwks, fetched)).transpose()
 }
 
 /// TLS of one chain that is not in force yet.
@@ -183,7 +189,7 @@ impl Prepared {
         let tunnel = |config: &Arc<TunnelServer>| {
             let tunnels: Arc<Tunnels> = Arc::clone(&overview.tunnels);
             let acceptor = Acceptor::new(Arc::clone(config), tokens(config)?, tunnels);
-            if let Some(keys) = keys(config)? {
+            if let Some(keys) = keys(config, &overview.remote_keys)? {
                 acceptor.replace_keys(keys);
             }
             let acceptor_use = Credentials { config: Arc::clone(config), acceptor: Arc::downgrade(&acceptor) };
@@ -213,4 +219,3 @@ fn chains(listener: &Listener) -> impl Iterator<Item = &Arc<FilterChain>> {
 
 /// Of one credential.
 const TOKEN_LIMIT: usize = 64 << 10;
-const JWKS_LIMIT: usize = 1 << 20;

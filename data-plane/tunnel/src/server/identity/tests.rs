@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use culvert_model::listener::Cidr;
 use culvert_model::source::DataSource;
+use culvert_model::tunnel::jwks::Jwks;
 use culvert_model::tunnel::policy::{JwtProvider, StaticToken, TokenRules};
 use serde_json::json;
 
@@ -39,8 +40,9 @@ fn config() -> TunnelPolicy {
         providers: vec![JwtProvider {
             name: "idp".into(),
             expected: TokenRules { ..validator() },
-            jwks: source(),
+            jwks: Jwks::Local(source()),
             subject_claim: "sub".into(),
+            one_time_tokens: false,
         }],
         tokens: vec![StaticToken { name: "old-site".into(), tokens: vec![source()] }],
         rules: vec![
@@ -58,7 +60,7 @@ fn policy(issuer: &Issuer, change: impl FnOnce(&mut TunnelPolicy)) -> Policy {
     let mut config = config();
     change(&mut config);
     let tokens = vec![vec![Arc::from(&b"sesame"[..]), Arc::from(&b"next"[..])]];
-    Policy::new(Arc::new(config), PolicyMaterial { keys: vec![issuer.keys()], tokens })
+    Policy::new(Arc::new(config), PolicyMaterial { keys: vec![Arc::new(issuer.keys())], tokens })
 }
 
 fn proof(uris: &[&str], dns: &[&str]) -> Proof {
@@ -190,7 +192,7 @@ fn keys_are_rotated() {
     let more = after.jwks()["keys"].as_array().unwrap().clone();
     jwks["keys"].as_array_mut().unwrap().extend(more);
     let both = KeySet::parse(jwks.to_string().as_bytes()).unwrap();
-    let material = |keys| PolicyMaterial { keys: vec![keys], tokens: vec![Vec::new()] };
+    let material = |keys| PolicyMaterial { keys: vec![Arc::new(keys)], tokens: vec![Vec::new()] };
     let rotating = Policy::new(Arc::new(config()), material(both));
     let rotated = Policy::new(Arc::new(config()), material(after.keys()));
     for (issuer, then) in [(&before, Err(Denial::Token(JwtError::Signature))), (&after, Ok(()))] {

@@ -49,6 +49,18 @@ fn what_is_wrong_is_named() {
             (r#"{"name": ""}"#, "name", ""),
             (r#"{"jwtProviders": null}"#, "rules[0].principals", "does not have"),
             (r#"{"staticTokens": null}"#, "rules[0].principals", "does not have"),
+            (
+                r#"{"jwtProviders": [{"name": "idp", "issuer": "i", "remoteJwks": {"httpUri":
+                    {"uri": "ftp://idp/keys", "cluster": "idp", "timeout": "1s"}}}]}"#,
+                "jwt_providers[0].remote_jwks.http_uri.uri",
+                "is not http(s)://",
+            ),
+            (
+                r#"{"jwtProviders": [{"name": "idp", "issuer": "i", "localJwks": {"filename": "/k"}, "remoteJwks": {"httpUri":
+                    {"uri": "https://idp/keys", "cluster": "idp", "timeout": "1s"}}}]}"#,
+                "jwt_providers[0].remote_jwks",
+                "keep one of them",
+            ),
             (r#"{"jwtProviders": [{"name": "idp", "issuer": "i"}]}"#, "jwt_providers[0].local_jwks", "is missing"),
             (
                 r#"{"jwtProviders": [{"name": "idp", "issuer": "i", "localJwks": {"filename": "/k"}, "clockSkew": "601s"}]}"#,
