@@ -36,6 +36,9 @@ impl Interest {
     /// Most names that one subscription may hold.
     pub(crate) const MAX_NAMES: usize = 100_000;
 
+    /// Most collections among them: each is looked for in what there is.
+    pub(crate) const MAX_GLOBS: usize = 1000;
+
     /// Longest name, in bytes.
     const MAX_NAME: usize = 16 * 1024;
 
@@ -92,7 +95,7 @@ impl Interest {
         self.named |= !list.is_empty();
         self.wildcard = wildcard;
         self.names = names;
-        self.globs = self.names.iter().filter(|name| xdstp::is_glob(name)).count();
+        self.globs = count_globs(type_url, &self.names)?;
         Ok(change)
     }
 
@@ -134,7 +137,7 @@ impl Interest {
                 change.dropped.push(name);
             }
         }
-        self.globs = self.names.iter().filter(|name| xdstp::is_glob(name)).count();
+        self.globs = count_globs(type_url, &self.names)?;
         change.added = added.into_iter().collect();
         change.wildcard_on = self.wildcard && !had_wildcard;
         change.wildcard_off = !self.wildcard && had_wildcard;
@@ -147,6 +150,14 @@ fn check_name(name: &str) -> Result<(), RequestError> {
         return Err(RequestError::NameTooLong { found: name.len(), limit: Interest::MAX_NAME });
     }
     Ok(())
+}
+
+fn count_globs(type_url: &str, names: &BTreeSet<Name>) -> Result<usize, RequestError> {
+    let globs = names.iter().filter(|name| xdstp::is_glob(name)).count();
+    if globs > Interest::MAX_GLOBS {
+        return Err(RequestError::TooManyGlobs { type_url: type_url.to_owned(), limit: Interest::MAX_GLOBS });
+    }
+    Ok(globs)
 }
 
 pub(crate) fn check_count(type_url: &str, count: usize) -> Result<(), RequestError> {

@@ -11,6 +11,8 @@ pub enum RequestError {
     NodeChanged { expected: String, found: String },
     #[error("more than {limit} resource names of {type_url} on one stream")]
     TooManyNames { type_url: String, limit: usize },
+    #[error("more than {limit} collections of {type_url} on one stream")]
+    TooManyGlobs { type_url: String, limit: usize },
     #[error("a resource name of {found} bytes is longer than the {limit} allowed")]
     NameTooLong { found: usize, limit: usize },
     #[error("more than {limit} resource types on one stream")]
@@ -30,7 +32,7 @@ impl RequestError {
             Self::MissingTypeUrl | Self::WrongType { .. } | Self::NodeChanged { .. } | Self::NameTooLong { .. } => {
                 INVALID_ARGUMENT
             }
-            Self::TooManyNames { .. } | Self::TooManyTypes { .. } => RESOURCE_EXHAUSTED,
+            Self::TooManyNames { .. } | Self::TooManyGlobs { .. } | Self::TooManyTypes { .. } => RESOURCE_EXHAUSTED,
             Self::NoSuchStream => INTERNAL,
         }
     }

@@ -199,6 +199,10 @@ impl Subscription {
         if first {
             self.start_delta(request, set, &mut change);
             self.apply(change, set);
+            // Members of a collection that the node holds are looked at, and no more.
+            for held in request.initial_resource_versions.keys() {
+                self.forced.remove(held.as_str());
+            }
             self.owed = true;
             return Ok(Heard::Subscription);
         }
@@ -277,9 +281,14 @@ impl Subscription {
         }
         for name in change.added {
             self.absent.remove(&name);
-            let members: Vec<Name> = set.members(&name).map(|resource| Arc::clone(resource.name())).collect();
-            // xDS TP1: of an empty collection it is the glob that does not exist.
-            let asked = if members.is_empty() { vec![name] } else { members };
+            let mut asked: Vec<Name> = Vec::new();
+            if xdstp::is_glob(&name) {
+                asked.extend(set.members(&name).map(|resource| Arc::clone(resource.name())));
+            }
+            if asked.is_empty() {
+                // xDS TP1: of an empty collection it is the glob that does not exist.
+                asked.push(name);
+            }
             self.forced.extend(asked.iter().cloned());
             self.due.extend(asked);
         }

@@ -64,6 +64,30 @@ fn a_glob_is_one_level_of_a_collection_with_the_same_parameters() {
 }
 
 #[test]
+fn who_comes_back_with_a_glob_is_sent_what_changed_of_it() {
+    let mut peer = Peer::new(Variant::Delta, of(LISTENER, &[A, B]));
+    let version = Resource::new(&LISTENER.into(), A, b"").version().to_string();
+    peer.delta_with(
+        LISTENER,
+        &[GLOB],
+        &[(A, &version), (B, "another"), ("xdstp://dc/t/edge/gone?env=prod&zone=1", "1")],
+    );
+    let nonce = expect(&mut peer, &[B, "-xdstp://dc/t/edge/gone?env=prod&zone=1"]);
+    peer.delta_answer(LISTENER, &nonce, None);
+    peer.expect_silence();
+}
+
+#[test]
+fn collections_are_limited() {
+    let mut peer = Peer::new(Variant::Delta, of(LISTENER, &[A]));
+    let globs: Vec<String> = (0..1001).map(|number| format!("xdstp://dc/t/{number}/*")).collect();
+    let globs: Vec<&str> = globs.iter().map(String::as_str).collect();
+    let refused = peer.session.on_delta_request(peer.stream, &delta(LISTENER, &globs, &[])).unwrap_err();
+    assert_eq!(refused.code(), 8, "{refused}");
+    assert_eq!(refused.to_string(), format!("more than 1000 collections of {LISTENER} on one stream"));
+}
+
+#[test]
 fn of_an_empty_collection_the_glob_does_not_exist() {
     let mut peer = Peer::new(Variant::Delta, of(LISTENER, &["plain"]));
     peer.delta(LISTENER, &[GLOB], &[]);
