@@ -53,6 +53,8 @@ fn a_listener_that_lacks_its_filter_stays_warming_without_end_and_names_it() {
     assert_eq!(world.publish(), "+Extension f +Listener l");
     let other = tcp("f", "c").replace("stat_prefix: t", "stat_prefix: u");
     world.receive_batch(Kind::Extension, &[&other], &[], false);
+    assert_eq!(world.publish(), "", "nobody has announced its cluster yet");
+    world.pass(2);
     assert_eq!(world.publish(), "+Extension f", "the listener itself did not change");
     world.receive_batch(Kind::Extension, &[], &["f"], false);
     assert_eq!(world.publish_all(), "", "what is taken away serves until another one comes");
