@@ -34,6 +34,7 @@ pub(crate) use accept::{Active, Downstream, OfTunnel, WorkerListener, serve_host
 pub use hosted::Requests;
 #[cfg(test)]
 pub(crate) use inspect::TlsDetails;
+pub use inspect::{Hello, read_ahead};
 
 use self::matching::ChainIndex;
 use crate::access_log::{LogError, LogTargets};

@@ -6,6 +6,7 @@ use http::header::{HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Request, Response, StatusCode, Uri};
 
+use crate::fields::is_token;
 use crate::http1::fields::{content_length, is_forbidden_trailer, is_hop_field};
 use crate::http1::target::{is_authority, is_path};
 use crate::server::ServerOptions;
@@ -35,7 +36,13 @@ pub(super) fn read_request<B>(
     if request.headers().len() > options.max_fields {
         return Err(Refusal::Answer(431, "too many header fields"));
     }
-    head.upgrade = request.extensions().get::<Protocol>().map(|protocol| protocol.as_str().into());
+    if let Some(protocol) = request.extensions().get::<Protocol>() {
+        // RFC 8441, 4: the name of an upgrade. Over HTTP/1 anything else could not be asked for, and would be a plain GET.
+        if !is_upgrade(protocol.as_str()) {
+            return Err(Refusal::Malformed("malformed :protocol"));
+        }
+        head.upgrade = Some(protocol.as_str().into());
+    }
     read_target(request, head)?;
     read_fields(request.headers(), head)
 }
@@ -73,6 +80,12 @@ fn read_target<B>(request: &Request<B>, head: &mut RequestHead) -> Result<(), Re
     }
     head.path.push_str(path);
     Ok(())
+}
+
+/// RFC 9110, 7.8: `protocol-name ["/" protocol-version]`.
+fn is_upgrade(protocol: &str) -> bool {
+    let (name, version) = protocol.split_once('/').unwrap_or((protocol, "x"));
+    [name, version].iter().all(|token| !token.is_empty() && token.bytes().all(is_token))
 }
 
 fn read_fields(map: &HeaderMap, head: &mut RequestHead) -> Result<(), Refusal> {

@@ -68,6 +68,11 @@ fn reset(frames: &[Frame]) -> Option<u32> {
     Some(u32::from_be_bytes(payload.as_slice().try_into().unwrap()))
 }
 
+fn websocket(protocol: &str) -> Vec<u8> {
+    let rest = [(":scheme", "http"), (":authority", "h"), (":path", "/")];
+    literals(&[&[(":method", "CONNECT"), (":protocol", protocol)][..], &rest].concat())
+}
+
 /// Malformed requests never get as far as the upstream (RFC 9113, 8.1.1, 8.2, 8.3).
 #[test]
 fn malformed_requests_are_reset() {
@@ -97,16 +102,10 @@ fn malformed_requests_are_reset() {
         ("no scheme", literals(&[(":method", "GET"), (":authority", "h"), (":path", "/")])),
         ("status in a request", request(&[(":status", "200")])),
         ("host differs", request(&[("host", "other")])),
-        (
-            "protocol without extended CONNECT",
-            literals(&[
-                (":method", "CONNECT"),
-                (":protocol", "websocket"),
-                (":scheme", "http"),
-                (":authority", "h"),
-                (":path", "/"),
-            ]),
-        ),
+        ("protocol without extended CONNECT", websocket("websocket")),
+        ("protocol with a NUL", websocket("websocket\0")),
+        ("protocol of two", websocket("a, b")),
+        ("no protocol", websocket("")),
         ("space before a value", request(&[("x-a", " b")])),
         ("space behind a value", request(&[("x-a", "b ")])),
         ("tab before a value", request(&[("x-a", "\tb")])),
@@ -122,7 +121,8 @@ fn malformed_requests_are_reset() {
             let (near, far) = duplex(1 << 16);
             let upstream = scripted(far, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
             let relay = Relay::http1(vec![near]);
-            let mut client = serving(&relay, ServerOptions::default());
+            let extended_connect = name != "protocol without extended CONNECT";
+            let mut client = serving(&relay, ServerOptions { extended_connect, ..ServerOptions::default() });
             begin(&mut client).await;
             client.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block)).await.unwrap();
             let (answer, _) = read_quiet(&mut client, Duration::from_millis(100)).await;

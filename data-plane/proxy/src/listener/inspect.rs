@@ -44,12 +44,12 @@ impl Inspection {
 }
 
 /// What was learnt of a connection.
-#[derive(Debug, Default)]
-pub(super) struct Hello {
-    pub(super) tls: bool,
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Hello {
+    pub tls: bool,
     /// Lower-case.
-    pub(super) server_name: Option<Arc<str>>,
-    pub(super) alpn: Vec<Vec<u8>>,
+    pub server_name: Option<Arc<str>>,
+    pub alpn: Vec<Vec<u8>>,
 }
 
 impl Hello {
@@ -79,8 +79,12 @@ pub(super) async fn begin_tls(io: Box<Io>) -> std::io::Result<StartHandshake<Box
     LazyConfigAcceptor::new(Acceptor::default(), io).await
 }
 
-/// Reads ahead until it is known whether the client speaks TLS, and if so until its hello is complete.
-pub(super) async fn read_ahead(mut io: Io) -> std::io::Result<(Io, Hello)> {
+/// Reads ahead until it is known whether the client speaks TLS, and if so until its hello is complete. What was read is
+/// put back.
+///
+/// # Errors
+/// The connection ended before, or its hello has more than 64 KiB.
+pub async fn read_ahead(mut io: Io) -> std::io::Result<(Io, Hello)> {
     let mut seen = BytesMut::with_capacity(1024);
     let mut acceptor = Acceptor::default();
     loop {

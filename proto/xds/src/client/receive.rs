@@ -121,8 +121,12 @@ impl Content {
         self.rejections.push(Rejection { name: String::new(), reason: format!("resources[{index}]: {reason}") });
     }
 
-    /// Of a name that occurs twice, which one is meant cannot be told: neither is taken.
+    /// Of a name that occurs twice, which one is meant cannot be told: neither is taken. Nor is one that also occurs with
+    /// another type: it would be applied, and as something refused not be held.
     fn without_duplicates(mut self) -> Self {
+        let refused: BTreeSet<&str> = self.rejections.iter().map(|rejection| &*rejection.name).collect();
+        self.resources.retain(|received| !refused.contains(&*received.name));
+        self.removed.retain(|name| !refused.contains(&**name));
         let mut times: BTreeMap<&Name, usize> = BTreeMap::new();
         for name in self.resources.iter().map(|received| &received.name).chain(&self.removed) {
             *times.entry(name).or_default() += 1;

@@ -189,6 +189,19 @@ fn duplicates_and_foreign_types_are_refused_and_the_rest_applies() {
     assert_eq!(client.held(CLUSTER).count(), 1);
 }
 
+/// What is applied is held, so that its end is noticed.
+#[test]
+fn a_name_that_also_occurs_with_another_type_is_not_applied() {
+    let mut client = client(Variant::Sotw);
+    client.watch(CLUSTER, Interest::everything());
+    next_sotw(&mut client);
+    let resources = vec![any(LISTENER, "a"), any(CLUSTER, "a"), any(CLUSTER, "b")];
+    let update = client.on_response(sotw(CLUSTER, "1", "1", resources)).unwrap();
+    assert_eq!(update.resources().iter().map(|received| &*received.name).collect::<Vec<_>>(), ["b"]);
+    let _nack = update.ack();
+    assert_eq!(client.held(CLUSTER).map(|(name, _)| &**name).collect::<Vec<_>>(), ["b"]);
+}
+
 #[test]
 fn a_wrapped_resource_goes_by_the_wrappers_name_and_one_without_a_body_stays() {
     let mut client = client(Variant::Sotw);

@@ -42,11 +42,13 @@ impl ResponseReader {
     /// # Errors
     /// It is no success in the mode that was asked for.
     pub fn next_response(&mut self, upgrade: bool) -> Result<Option<Accepted>, ResponseError> {
+        let started = self.buffer.len().min(START.len());
+        // Also of a head that is whole: the parser would skip empty lines before it.
+        if self.buffer[..started] != START[..started] {
+            return Err(ResponseError::Malformed("it does not begin with HTTP/1."));
+        }
         let Some(length) = self.end.find(&self.buffer) else {
-            let started = self.buffer.len().min(START.len());
-            return if self.buffer[..started] != START[..started] {
-                Err(ResponseError::Malformed("it does not begin with HTTP/1."))
-            } else if self.buffer.len() > MAX_HEAD {
+            return if self.buffer.len() > MAX_HEAD {
                 Err(ResponseError::Malformed("a head of more than 64 KiB"))
             } else {
                 Ok(None)

@@ -245,6 +245,8 @@ fn answers_that_are_no_success() {
             false,
             ResponseError::Malformed("a 200 with a body"),
         ),
+        // In one piece as in many.
+        (b"\nHTTP/1.1 200 OK\r\n\r\n".to_vec(), false, ResponseError::Malformed("it does not begin with HTTP/1.")),
         (b"SSH-2.0-x".to_vec(), false, ResponseError::Malformed("it does not begin with HTTP/1.")),
         (b"\x20\x88\x01".to_vec(), false, ResponseError::Malformed("it does not begin with HTTP/1.")),
         (
