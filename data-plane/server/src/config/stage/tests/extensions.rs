@@ -58,7 +58,7 @@ fn a_listener_that_lacks_its_filter_stays_warming_without_end_and_names_it() {
     assert_eq!(world.publish(), "+Extension f", "the listener itself did not change");
     world.receive_batch(Kind::Extension, &[], &["f"], false);
     assert_eq!(world.publish_all(), "", "what is taken away serves until another one comes");
-    world.receive(Kind::Listener, &[]);
+    world.receive_batch(Kind::Listener, &[], &["l"], true);
     assert_eq!(world.publish_all(), "-Listener l | -Extension f", "nobody asks for it any more");
     assert_eq!(world.interest(Kind::Extension), [] as [&str; 0]);
 }
@@ -100,7 +100,7 @@ fn a_filter_that_comes_waits_for_what_it_needs_and_its_clusters_stay() {
     assert_eq!(world.publish(), "+Routes r +Extension f +Listener l");
     world.receive_batch(Kind::Extension, &[&tcp("f", "c")], &[], false);
     assert_eq!(world.publish_all(), "+Extension f | -Routes r");
-    world.receive(Kind::Cluster, &[]);
+    world.receive_batch(Kind::Cluster, &[], &["c"], true);
     world.pass(10);
     assert_eq!(world.publish(), "", "traffic in force goes to the cluster");
 }
