@@ -1,11 +1,12 @@
-//! What a proxy asks its control plane for besides clusters, endpoints, listeners and routes: configurations of filters.
+//! What a proxy asks its control plane for besides clusters, endpoints, listeners and routes: configurations of filters,
+//! runtime keys.
 
 use std::net::{SocketAddr, TcpListener};
 
 use anyhow::{Context, ensure};
 use culvert_tests::Result;
 use culvert_tests::backend::Backend;
-use culvert_tests::client::get;
+use culvert_tests::client::{get, post};
 use culvert_tests::plane::{Plane, Way, assignment, by_rds, eds_cluster, envoy, listener, routes_to};
 use culvert_tests::wait::eventually;
 use serde_json::{Value, json};
@@ -147,5 +148,89 @@ async fn a_router_comes_by_its_name_and_the_connection_manager_by_which_it_did()
     let router = json!({ "@type": envoy(ROUTER), "suppress_envoy_headers": true });
     plane.put("router.json", &[extension("router", &router)])?;
     timed(&plane, false).await?;
+    plane.stop_proxy().await
+}
+
+/// Routes of which the first takes a share of the traffic that `key` changes.
+fn shared(name: &str, address: SocketAddr, key: &str) -> Value {
+    let answer = |body: &str| json!({ "status": 200, "body": { "inline_string": body } });
+    let fraction = json!({ "default_value": { "numerator": 0 }, "runtime_key": key });
+    let mut shared = listener(name, address, "", json!({}));
+    shared["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]["virtual_hosts"][0]["routes"] = json!([
+        { "match": { "prefix": "/", "runtime_fraction": fraction }, "direct_response": answer("canary") },
+        { "match": { "prefix": "/" }, "direct_response": answer("stable") },
+    ]);
+    shared
+}
+
+fn runtime(layer: &Value) -> Value {
+    json!({ "@type": envoy("service.runtime.v3.Runtime"), "name": "dynamic", "layer": layer })
+}
+
+const LAYERS: &str = "layered_runtime: {layers: [\
+    {name: base, static_layer: {canary: {share: 0}, other: 1}}, \
+    {name: control, rtds_layer: {name: dynamic, rtds_config: {ads: {}, resource_api_version: V3}}}, \
+    {name: hand, admin_layer: {}}]}\n";
+
+#[tokio::test]
+async fn runtime_keys_change_by_rtds_and_by_hand_without_a_new_configuration() -> Result {
+    for sotw in [false, true] {
+        let mut plane = Plane::start(&[]).await?;
+        let address = free_address()?;
+        plane.put("listeners.json", &[shared("in", address, "canary.share")])?;
+        plane.put("runtime.json", &[runtime(&json!({ "unrelated": "x" }))])?;
+        plane.start_proxy(Way { sotw, more: LAYERS, ..Way::default() }).await?;
+        answers(&plane, address, "stable").await?;
+        plane.put("runtime.json", &[runtime(&json!({ "canary": { "share": 100 } }))])?;
+        answers(&plane, address, "canary").await?;
+        let expected = json!({ "layer_values": ["0", "100", ""], "final_value": "100" });
+        let page = plane.page("/runtime").await?;
+        ensure!(page["layers"] == json!(["base", "control", "hand"]), "layers in {page}");
+        ensure!(page["entries"]["canary.share"] == expected, "entries in {page}");
+
+        plane.put("runtime.json", &[runtime(&json!({ "canary": { "share": [1] } }))])?;
+        let path = "layer[\"canary\"][\"share\"]: is a list or null";
+        stands(&plane, "ERROR", path).await?;
+        answers(&plane, address, "canary").await.context("the last good values hold")?;
+
+        let modify = async |query: &str| -> Result {
+            let answer = post(plane.admin, &format!("/runtime_modify{query}"), "").await?;
+            ensure!(answer.text() == "OK\n", "{query}: {} {:?}", answer.status, answer.text());
+            Ok(())
+        };
+        modify("?canary.share=0").await?;
+        answers(&plane, address, "stable").await.context("what is set by hand stands above")?;
+        modify("?canary.share=").await?;
+        answers(&plane, address, "canary").await.context("and can be taken back")?;
+        let none = json!({ "canary": { "share": { "numerator": 0, "denominator": "MILLION" } } });
+        plane.put("runtime.json", &[runtime(&none)])?;
+        answers(&plane, address, "stable").await.context("a fraction is one of its denominator")?;
+        stands(&plane, "SYNCED", "").await?;
+        let refused = post(plane.admin, "/runtime_modify", "").await?;
+        ensure!(refused.status == 400, "nothing to set: {}", refused.status);
+        plane.stop_proxy().await?;
+    }
+    Ok(())
+}
+
+async fn stands(plane: &Plane, state: &str, error: &str) -> Result {
+    eventually(&format!("the control plane knows the runtime as {state}"), async || {
+        let (seen, words) = plane.status("Runtime", "dynamic").await?;
+        ensure!(seen == state && words.contains(error), "saw {seen} {words:?}");
+        Ok(())
+    })
+    .await
+    .with_context(|| plane.proxy_log())
+}
+
+#[tokio::test]
+async fn a_runtime_that_does_not_come_leaves_the_other_layers() -> Result {
+    let mut plane = Plane::start(&[]).await?;
+    let address = free_address()?;
+    plane.put("listeners.json", &[shared("in", address, "canary.share")])?;
+    let layers = LAYERS.replace("share: 0", "share: 100");
+    plane.start_proxy(Way { more: &layers, ..Way::default() }).await?;
+    answers(&plane, address, "canary").await?;
+    plane.ready().await?;
     plane.stop_proxy().await
 }

@@ -6,11 +6,14 @@
 use std::sync::Arc;
 
 use culvert_model::access_log::{AccessLog, Comparison, Filter, LogFormat, Sink};
+use culvert_model::runtime::Share;
 use culvert_runtime::access_log::{AccessLogs, Destination, LogWriter, OpenError};
 
+use crate::Process;
 use crate::format::{Absent, Values, write_format, write_json};
 use crate::record::Scene;
 use crate::routes::header_matches;
+use crate::shares::{BoundShare, Shares};
 
 /// Where access logs go: the process's writer thread and its files.
 pub type LogSinks = AccessLogs;
@@ -21,7 +24,7 @@ pub type LogError = OpenError;
 /// The access logs of one place in the configuration; their destinations are open.
 #[derive(Debug)]
 pub(crate) struct LogTargets {
-    logs: Vec<(Arc<AccessLog>, Destination)>,
+    logs: Vec<Target>,
     sinks: LogSinks,
     /// Keeps the files open while no worker writes to them, so that a worker's own writer does not fail.
     #[expect(dead_code, reason = "held for its effect")]
@@ -29,16 +32,22 @@ pub(crate) struct LogTargets {
 }
 
 impl LogTargets {
-    pub(crate) fn open(logs: &[Arc<AccessLog>], sinks: &LogSinks) -> Result<Self, LogError> {
-        let logs: Vec<_> = logs.iter().map(|log| (Arc::clone(log), destination(&log.sink))).collect();
-        let held = logs.iter().map(|(_, destination)| sinks.writer(destination)).collect::<Result<_, _>>()?;
+    pub(crate) fn open(logs: &[Arc<AccessLog>], process: &Process) -> Result<Self, LogError> {
+        let sinks = &process.logs;
+        let target = |log: &Arc<AccessLog>| Target {
+            log: Arc::clone(log),
+            destination: destination(&log.sink),
+            shares: Arc::new(log.filter.as_ref().map(|filter| bind(filter, &process.shares)).unwrap_or_default()),
+        };
+        let logs: Vec<_> = logs.iter().map(target).collect();
+        let held = logs.iter().map(|target| sinks.writer(&target.destination)).collect::<Result<_, _>>()?;
         Ok(Self { logs, sinks: sinks.clone(), held })
     }
 
     /// One worker's writers.
     pub(crate) fn for_worker(&self) -> WorkerLogs {
-        let writer = |(log, destination): &(Arc<AccessLog>, Destination)| match self.sinks.writer(destination) {
-            Ok(writer) => Some((Arc::clone(log), writer)),
+        let writer = |target: &Target| match self.sinks.writer(&target.destination) {
+            Ok(writer) => Some((Arc::clone(&target.log), Arc::clone(&target.shares), writer)),
             Err(error) => {
                 tracing::warn!(%error, "this worker does not log");
                 None
@@ -48,9 +57,34 @@ impl LogTargets {
     }
 }
 
+/// One log and what its filter goes by.
+#[derive(Debug)]
+struct Target {
+    log: Arc<AccessLog>,
+    destination: Destination,
+    shares: Arc<FilterShares>,
+}
+
+/// The shares of a filter, bound to their keys: a few at most.
+pub(crate) type FilterShares = Vec<(Share, BoundShare)>;
+
+pub(crate) fn bind(filter: &Filter, shares: &Shares) -> FilterShares {
+    match filter {
+        Filter::Runtime(share) => vec![(share.clone(), shares.bind(share))],
+        Filter::And(filters) | Filter::Or(filters) => filters.iter().flat_map(|filter| bind(filter, shares)).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Whether this line is part of the share of a filter, all of whose shares are bound.
+pub(crate) fn is_sampled(share: &Share, shares: &FilterShares) -> bool {
+    let bound = shares.iter().find(|(known, _)| known == share);
+    bound.is_some_and(|(_, bound)| bound.has(fastrand::u64(..)))
+}
+
 /// One worker's access logs of one place in the configuration.
 #[derive(Debug, Default)]
-pub(crate) struct WorkerLogs(Vec<(Arc<AccessLog>, LogWriter)>);
+pub(crate) struct WorkerLogs(Vec<(Arc<AccessLog>, Arc<FilterShares>, LogWriter)>);
 
 impl WorkerLogs {
     pub(crate) fn is_empty(&self) -> bool {
@@ -59,8 +93,8 @@ impl WorkerLogs {
 
     /// Writes a line to every log whose filter lets it pass.
     pub(crate) fn write(&self, scene: &Scene<'_>) {
-        for (log, writer) in &self.0 {
-            if log.filter.as_ref().is_none_or(|filter| passes(filter, scene)) {
+        for (log, shares, writer) in &self.0 {
+            if log.filter.as_ref().is_none_or(|filter| passes(filter, shares, scene)) {
                 writer.append(|line| write_line(&log.format, scene, line));
             }
         }
@@ -78,7 +112,7 @@ pub(crate) fn write_line(format: &LogFormat, values: &impl Values, line: &mut Ve
     }
 }
 
-pub(crate) fn passes(filter: &Filter, scene: &Scene<'_>) -> bool {
+pub(crate) fn passes(filter: &Filter, shares: &FilterShares, scene: &Scene<'_>) -> bool {
     let record = scene.record;
     match filter {
         Filter::StatusCode { op, value } => compare(*op, u64::from(record.status), u64::from(*value)),
@@ -92,11 +126,11 @@ pub(crate) fn passes(filter: &Filter, scene: &Scene<'_>) -> bool {
         Filter::ResponseFlags(flags) => {
             record.flags.iter().any(|flag| flags.iter().any(|wanted| **wanted == *flag.short()))
         }
-        Filter::Runtime(fraction) => fastrand::u32(..1_000_000) < *fraction,
+        Filter::Runtime(share) => is_sampled(share, shares),
         // Nothing here answers health checks by itself, so no request is marked as one.
         Filter::NotHealthCheck => true,
-        Filter::And(filters) => filters.iter().all(|filter| passes(filter, scene)),
-        Filter::Or(filters) => filters.iter().any(|filter| passes(filter, scene)),
+        Filter::And(filters) => filters.iter().all(|filter| passes(filter, shares, scene)),
+        Filter::Or(filters) => filters.iter().any(|filter| passes(filter, shares, scene)),
     }
 }
 

@@ -54,7 +54,7 @@ impl HttpManager {
         let options = options(config, tls);
         Ok(Arc::new(Self {
             routes,
-            logs: LogTargets::open(&config.access_log, &process.logs)?,
+            logs: LogTargets::open(&config.access_log, process)?,
             stats: process.registry.scope(ScopePath::http(Arc::clone(&config.stat_prefix))),
             http1_options: ServerOptions { protocol: Protocol::Http1, ..options.clone() },
             http2_options: ServerOptions { protocol: Protocol::Http2, ..options.clone() },

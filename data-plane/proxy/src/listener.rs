@@ -158,7 +158,7 @@ impl FilterChains {
         Ok(Arc::new(Self {
             index: ChainIndex::compile(listener.filter_chains.iter().map(|chain| &chain.matches)),
             inspection: inspect::Inspection::of(&listener),
-            access_log: LogTargets::open(&listener.access_log, &process.logs)?,
+            access_log: LogTargets::open(&listener.access_log, process)?,
             chains,
             default,
             listener,
@@ -364,5 +364,5 @@ pub(crate) fn inline_routes(
     config: &Arc<RouteConfiguration>,
     process: &Process,
 ) -> Result<Arc<RouteTable>, CompileError> {
-    Ok(RouteTable::compile(Arc::clone(config), &process.clusters)?)
+    Ok(RouteTable::compile(Arc::clone(config), &process.clusters, &process.shares)?)
 }

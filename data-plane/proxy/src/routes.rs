@@ -13,6 +13,7 @@ mod tests;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::shares::{BoundShare, Shares};
 use arc_swap::ArcSwapOption;
 use culvert_model::Name;
 use culvert_model::route::{HeaderMutations, RequireTls, Route, RouteConfiguration, VirtualHost};
@@ -57,6 +58,7 @@ struct Host {
 pub(crate) struct CompiledRoute {
     /// Whether anything besides the path must hold.
     conditional: bool,
+    share: Option<BoundShare>,
     pub(crate) action: CompiledAction,
     /// Header mutations below the weighted cluster's, in the order in which they are applied.
     pub(crate) headers: SmallVec<[Arc<HeaderMutations>; 3]>,
@@ -84,7 +86,11 @@ impl RouteTable {
     ///
     /// # Errors
     /// See [`CompileError`].
-    pub fn compile(config: Arc<RouteConfiguration>, clusters: &Arc<Clusters>) -> Result<Arc<Self>, CompileError> {
+    pub fn compile(
+        config: Arc<RouteConfiguration>,
+        clusters: &Arc<Clusters>,
+        shares: &Shares,
+    ) -> Result<Arc<Self>, CompileError> {
         let domains = Domains::compile(
             config
                 .virtual_hosts
@@ -96,7 +102,7 @@ impl RouteTable {
         let hosts = config
             .virtual_hosts
             .iter()
-            .map(|host| Host::compile(host, &config, global.as_ref(), clusters))
+            .map(|host| Host::compile(host, &config, global.as_ref(), clusters, shares))
             .collect::<Result<_, _>>()?;
         Ok(Arc::new(Self { domains, hosts, clusters: Arc::clone(clusters), config }))
     }
@@ -127,11 +133,9 @@ impl RouteTable {
             return Some(Found::NeedsTls(host));
         }
         let index = compiled.paths.find(subject, |index| {
-            compiled
-                .routes
-                .get(index as usize)
-                .zip(host.routes.get(index as usize))
-                .is_some_and(|(compiled, route)| !compiled.conditional || conditions::hold(&route.matches, subject))
+            compiled.routes.get(index as usize).zip(host.routes.get(index as usize)).is_some_and(|(compiled, route)| {
+                !compiled.conditional || conditions::hold(&route.matches, compiled.share.as_ref(), subject)
+            })
         })? as usize;
         let (route, compiled) = (host.routes.get(index)?, compiled.routes.get(index)?);
         Some(Found::Route(Matched { host, route, compiled }))
@@ -144,6 +148,7 @@ impl Host {
         config: &RouteConfiguration,
         global: Option<&Arc<HeaderMutations>>,
         clusters: &Clusters,
+        shares: &Shares,
     ) -> Result<Self, CompileError> {
         let own = action::mutations(&host.headers);
         let routes = host
@@ -157,6 +162,7 @@ impl Host {
                 }
                 Ok(CompiledRoute {
                     conditional: conditions::any(&route.matches),
+                    share: route.matches.runtime_fraction.as_ref().map(|share| shares.bind(share)),
                     action: CompiledAction::compile(
                         &route.action,
                         host.retry.as_ref(),

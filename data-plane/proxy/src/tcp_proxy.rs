@@ -46,7 +46,7 @@ impl TcpProxy {
     pub(crate) fn compile(config: &Arc<listener::TcpProxy>, process: &Process) -> Result<Arc<Self>, CompileError> {
         Ok(Arc::new(Self {
             targets: Targets::compile(&config.clusters, &process.clusters),
-            logs: LogTargets::open(&config.access_log, &process.logs)?,
+            logs: LogTargets::open(&config.access_log, process)?,
             stats: process.registry.scope(ScopePath::tcp(Arc::clone(&config.stat_prefix))),
             config: Arc::clone(config),
         }))

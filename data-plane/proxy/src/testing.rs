@@ -250,6 +250,7 @@ impl Gateway {
             clusters: Clusters::new(tokio::runtime::Handle::current(), Resolver::system()),
             listeners: Listeners::default(),
             routes: RouteSlots::default(),
+            shares: crate::shares::Shares::default(),
             registry: Registry::default(),
             logs: LogSinks::start().unwrap(),
             hostname: "gw-1".into(),

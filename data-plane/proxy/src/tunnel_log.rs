@@ -9,13 +9,14 @@ use culvert_model::access_log::{AccessLog, Filter, Operator};
 use culvert_runtime::access_log::LogWriter;
 use culvert_tunnel::lifecycle::{Journal, Lifecycle};
 
-use crate::access_log::{LogError, LogSinks, compare, destination, write_line};
+use crate::Process;
+use crate::access_log::{FilterShares, LogError, bind, compare, destination, is_sampled, write_line};
 use crate::format::{Values, quoted, write_time};
 
 /// The logs of one extension; their destinations are open. One writer for all workers: events are rare.
 #[derive(Debug)]
 pub struct TunnelLogs {
-    logs: Vec<(Arc<AccessLog>, LogWriter)>,
+    logs: Vec<(Arc<AccessLog>, FilterShares, LogWriter)>,
     hostname: Arc<str>,
 }
 
@@ -24,25 +25,24 @@ impl TunnelLogs {
     ///
     /// # Errors
     /// A file cannot be opened.
-    pub fn open(
-        logs: &[Arc<AccessLog>],
-        sinks: &LogSinks,
-        hostname: &Arc<str>,
-    ) -> Result<Option<Arc<dyn Journal>>, LogError> {
+    pub fn open(logs: &[Arc<AccessLog>], process: &Process) -> Result<Option<Arc<dyn Journal>>, LogError> {
         if logs.is_empty() {
             return Ok(None);
         }
-        let open = |log: &Arc<AccessLog>| Ok((Arc::clone(log), sinks.writer(&destination(&log.sink))?));
+        let open = |log: &Arc<AccessLog>| {
+            let shares = log.filter.as_ref().map(|filter| bind(filter, &process.shares)).unwrap_or_default();
+            Ok((Arc::clone(log), shares, process.logs.writer(&destination(&log.sink))?))
+        };
         let logs = logs.iter().map(open).collect::<Result<_, LogError>>()?;
-        Ok(Some(Arc::new(Self { logs, hostname: Arc::clone(hostname) })))
+        Ok(Some(Arc::new(Self { logs, hostname: Arc::clone(&process.hostname) })))
     }
 }
 
 impl Journal for TunnelLogs {
     fn log(&self, event: &Lifecycle<'_>) {
         let told = Told { event, hostname: &self.hostname };
-        for (log, writer) in &self.logs {
-            if log.filter.as_ref().is_none_or(|filter| passes(filter, event)) {
+        for (log, shares, writer) in &self.logs {
+            if log.filter.as_ref().is_none_or(|filter| passes(filter, shares, event)) {
                 writer.append(|line| write_line(&log.format, &told, line));
             }
         }
@@ -50,15 +50,15 @@ impl Journal for TunnelLogs {
 }
 
 /// An event has no request, hence no status, header or flag. A filter that asks for one finds none, as in Envoy.
-fn passes(filter: &Filter, event: &Lifecycle<'_>) -> bool {
+fn passes(filter: &Filter, shares: &FilterShares, event: &Lifecycle<'_>) -> bool {
     match filter {
         Filter::StatusCode { op, value } => compare(*op, 0, u64::from(*value)),
         Filter::Duration { op, milliseconds: limit } => compare(*op, milliseconds(event), *limit),
         Filter::Header(_) | Filter::ResponseFlags(_) => false,
-        Filter::Runtime(fraction) => fastrand::u32(..1_000_000) < *fraction,
+        Filter::Runtime(share) => is_sampled(share, shares),
         Filter::NotHealthCheck => true,
-        Filter::And(filters) => filters.iter().all(|filter| passes(filter, event)),
-        Filter::Or(filters) => filters.iter().any(|filter| passes(filter, event)),
+        Filter::And(filters) => filters.iter().all(|filter| passes(filter, shares, event)),
+        Filter::Or(filters) => filters.iter().any(|filter| passes(filter, shares, event)),
     }
 }
 

@@ -16,6 +16,7 @@ use crate::access_log::LogSinks;
 use crate::http_manager::DateCache;
 use crate::listener::{ListenerSlot, Listeners, WorkerListener};
 use crate::routes::{RouteSlot, RouteSlots, RouteTable};
+use crate::shares::Shares;
 use crate::tcp_proxy::CopyBuffer;
 use crate::timer::Timers;
 
@@ -27,6 +28,8 @@ pub struct Process {
     pub listeners: Listeners,
     /// Route configurations that come by name.
     pub routes: RouteSlots,
+    /// What runtime keys change.
+    pub shares: Shares,
     pub registry: Registry,
     /// Where access logs go.
     pub logs: LogSinks,

@@ -48,6 +48,7 @@ pub(crate) enum Kind {
     Agent,
     Policy,
     Extension,
+    Runtime,
 }
 
 /// What became of a change that did not fail.
@@ -200,6 +201,7 @@ impl Change {
             Self::Set(Resource::Agent(agent)) => (Kind::Agent, Arc::clone(&agent.name)),
             Self::Set(Resource::Policy(policy)) => (Kind::Policy, Arc::clone(&policy.name)),
             Self::Set(Resource::Extension(extension)) => (Kind::Extension, Arc::clone(&extension.name)),
+            Self::Set(Resource::Runtime(runtime)) => (Kind::Runtime, Arc::clone(&runtime.name)),
             Self::Remove { kind, name } => (*kind, Arc::clone(name)),
         }
     }

@@ -358,7 +358,7 @@ async fn release_when_ready(shared: Arc<Shared>, ready: ReadinessBlocker) {
             {
                 let stage = shared.stage.lock();
                 let answered = [Kind::Cluster, Kind::Listener].into_iter().all(|kind| stage.is_answered(kind));
-                if (answered && stage.is_settled()) || (*failed.borrow() && stage.has_listener()) {
+                if (answered && stage.has_fixed() && stage.is_settled()) || (*failed.borrow() && stage.has_listener()) {
                     return;
                 }
             }

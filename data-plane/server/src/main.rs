@@ -12,6 +12,7 @@ mod lifecycle;
 mod options;
 mod overview;
 mod remote_keys;
+mod runtime_layers;
 mod secrets;
 mod start;
 mod stats;

@@ -15,6 +15,7 @@ use culvert_tunnel::status::TunnelStatus;
 use parking_lot::Mutex;
 
 use crate::remote_keys::RemoteKeys;
+use crate::runtime_layers::RuntimeLayers;
 
 /// Values of the moment. Shared.
 #[derive(Debug, Default)]
@@ -24,6 +25,8 @@ pub(crate) struct Overview {
     certificates: Mutex<BTreeMap<String, Vec<CertificateView>>>,
     /// Clusters that are not in force yet, and what they wait for.
     pub warming_clusters: Mutex<BTreeMap<Name, Vec<String>>>,
+    /// The layers of the runtime.
+    pub runtime: RuntimeLayers,
     /// Connections of every tunnel listener.
     pub tunnels: Arc<Tunnels>,
     /// Keys that are fetched for them.

@@ -78,6 +78,7 @@ impl Base {
             clusters,
             listeners: culvert_proxy::Listeners::default(),
             routes: culvert_proxy::RouteSlots::default(),
+            shares: culvert_proxy::Shares::default(),
             registry: Registry::default(),
             logs: logs.clone(),
             hostname: rustix::system::uname().nodename().to_string_lossy().into(),
@@ -88,7 +89,7 @@ impl Base {
 
     /// Where the life of tunnels is logged: of the server's, and of the agents'.
     fn journals(&self, bootstrap: &Bootstrap) -> Result<[Option<Arc<dyn Journal>>; 2], LogError> {
-        let open = |logs| TunnelLogs::open(logs, &self.logs, &self.process.hostname);
+        let open = |logs| TunnelLogs::open(logs, &self.process);
         Ok([open(&bootstrap.reverse.server_logs)?, open(&bootstrap.reverse.agent_logs)?])
     }
 }
@@ -210,6 +211,7 @@ fn bind_all(applier: &mut Applier, bootstrap: &Bootstrap) -> Result<Option<Admin
 /// # Errors
 /// What cannot be put in force although it was found to be right: somebody took an address meanwhile, or a file.
 async fn put_in_force(applier: &mut Applier, bootstrap: &Bootstrap, state: &State) -> Result<(), Vec<String>> {
+    applier.begin_runtime(&bootstrap.runtime);
     applier.set_all(bootstrap.clusters.iter().cloned().map(Resource::Cluster)).await?;
     let resolving = bootstrap.clusters.iter().filter(|cluster| !matches!(cluster.discovery, Discovery::Eds { .. }));
     let resolving: Vec<_> = resolving.map(|cluster| applier.cluster_slot(&cluster.name)).collect();

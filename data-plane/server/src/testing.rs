@@ -52,6 +52,7 @@ pub(crate) fn process() -> (Arc<Process>, Trigger) {
         clusters: Clusters::new(tokio::runtime::Handle::current(), Resolver::system()),
         listeners: culvert_proxy::Listeners::default(),
         routes: culvert_proxy::RouteSlots::default(),
+        shares: culvert_proxy::Shares::default(),
         registry: culvert_runtime::telemetry::Registry::default(),
         logs: AccessLogs::start().unwrap(),
         hostname: "test".into(),

@@ -17,6 +17,7 @@ use prost_types::value::Kind;
 
 use crate::matcher;
 use crate::report::Report;
+use crate::runtime::{self, Share};
 use crate::scalar;
 
 pub use format::{Format, Operator, Part};
@@ -56,18 +57,11 @@ pub enum JsonValue {
 /// Which requests are logged.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Filter {
-    StatusCode {
-        op: Comparison,
-        value: u32,
-    },
-    Duration {
-        op: Comparison,
-        milliseconds: u64,
-    },
+    StatusCode { op: Comparison, value: u32 },
+    Duration { op: Comparison, milliseconds: u64 },
     Header(matcher::HeaderMatcher),
     ResponseFlags(Vec<Arc<str>>),
-    /// Of 1,000,000.
-    Runtime(u32),
+    Runtime(Share),
     NotHealthCheck,
     And(Vec<Self>),
     Or(Vec<Self>),
@@ -271,9 +265,10 @@ fn parse_filter(report: &mut Report, message: &api::AccessLogFilter) -> Option<F
         }),
         Specifier::NotHealthCheckFilter(_) => Some(Filter::NotHealthCheck),
         Specifier::RuntimeFilter(filter) => report.field("runtime_filter", |report| {
-            // Envoy: without percent_sampled it is 0, and the runtime key decides; there is no runtime here.
+            // Envoy: without percent_sampled it is 0, and the runtime key decides.
             let sampled = filter.percent_sampled.as_ref();
-            Some(Filter::Runtime(sampled.map_or(0, |sampled| scalar::fraction(report, "percent_sampled", sampled))))
+            let default = sampled.map_or(0, |sampled| scalar::fraction(report, "percent_sampled", sampled));
+            Some(Filter::Runtime(Share { default, key: runtime::key(&filter.runtime_key) }))
         }),
         Specifier::AndFilter(filter) => report
             .field("and_filter", |report| Some(Filter::And(report.items("filters", &filter.filters, parse_filter)))),

@@ -17,6 +17,7 @@ use crate::agent::TunnelAgent;
 use crate::cluster::Cluster;
 use crate::listener::Listener;
 use crate::report::{Finding, Parsed, Report};
+use crate::runtime::Layer;
 use crate::secret::Secret;
 use crate::source::{ConfigSource, GrpcSource};
 use crate::tunnel::policy::TunnelPolicy;
@@ -37,6 +38,8 @@ pub struct Bootstrap {
     pub policies_config: Option<ConfigSource>,
     /// Envoy's extensions of reverse tunnels.
     pub reverse: ReverseTunnels,
+    /// `layered_runtime`: later layers stand above earlier ones.
+    pub runtime: Vec<Layer>,
     /// Header prefix for internal headers. Default `x-envoy`.
     pub header_prefix: Arc<str>,
 }

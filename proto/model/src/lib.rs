@@ -21,6 +21,7 @@ pub mod metadata;
 pub mod report;
 pub mod resource;
 pub mod route;
+pub mod runtime;
 mod scalar;
 pub mod secret;
 pub mod source;

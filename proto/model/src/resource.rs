@@ -16,6 +16,7 @@ use crate::extension::{self, Extension};
 use crate::listener::{self, Listener};
 use crate::report::{Parsed, Report, clip};
 use crate::route::{self, RouteConfiguration};
+use crate::runtime::{self, Runtime};
 use crate::secret::{self, Secret};
 use crate::tunnel::policy::{self, TunnelPolicy};
 
@@ -30,6 +31,7 @@ pub enum Resource {
     Agent(Arc<TunnelAgent>),
     Policy(Arc<TunnelPolicy>),
     Extension(Arc<Extension>),
+    Runtime(Arc<Runtime>),
 }
 
 /// Parses the resource that stands in `bytes`. Bytes that do not decode, and types that are not served by
@@ -57,6 +59,7 @@ pub fn parse_any(type_url: &str, bytes: &[u8]) -> Parsed<Resource> {
         type_url::EXTENSION_CONFIG => {
             parse(bytes, extension::extension).map(|value| Resource::Extension(Arc::new(value)))
         }
+        type_url::RUNTIME => parse(bytes, runtime::runtime).map(|value| Resource::Runtime(Arc::new(value))),
         other => {
             let mut report = Report::default();
             report.error(format!("resources of type {:?} are not served by culvert-proxy", clip(other)));

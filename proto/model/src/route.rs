@@ -18,6 +18,7 @@ use crate::Name;
 use crate::access_log::Format;
 use crate::http::UpgradeConfig;
 use crate::matcher::{HeaderMatcher, QueryMatcher, SafeRegex};
+use crate::runtime::Share;
 
 use crate::report::{Parsed, Report};
 use crate::tunnel::NamePattern;
@@ -71,8 +72,8 @@ pub struct RouteMatch {
     pub query: Vec<QueryMatcher>,
     /// `grpc`: only requests whose content type is application/grpc.
     pub grpc: bool,
-    /// Of 1,000,000; `None`: always.
-    pub runtime_fraction: Option<u32>,
+    /// `None`: always.
+    pub runtime_fraction: Option<Share>,
     pub tls_context: Option<bool>,
 }
 

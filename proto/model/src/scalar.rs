@@ -176,7 +176,7 @@ pub(crate) fn is_token(byte: u8) -> bool {
 
 /// 10 years: what is longer is a mistake, and timers stay far from overflow.
 pub(crate) const MAX_DURATION: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-const MILLION: u32 = 1_000_000;
+pub(crate) const MILLION: u32 = 1_000_000;
 const MAX_HEADER_NAME: usize = 256;
 const MAX_HEADER_VALUE: usize = 16 * 1024;
 const MAX_NAME: usize = 4096;

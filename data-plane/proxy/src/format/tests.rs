@@ -3,6 +3,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use culvert_http::{Fields, RequestHead, ResponseHead, Version};
 use culvert_model::access_log::{Comparison, Filter, Format, JsonValue, LogFormat, Operator, Part};
+use culvert_model::runtime::Share;
 use tokio::time::Instant;
 
 use super::{http_date, write_time};
@@ -170,13 +171,14 @@ fn filters_choose() {
             (Filter::ResponseFlags(Vec::new()), true),
             (Filter::ResponseFlags(vec!["UF".into()]), true),
             (Filter::ResponseFlags(vec!["NR".into(), "UT".into()]), false),
-            (Filter::Runtime(0), false),
-            (Filter::Runtime(1_000_000), true),
+            (Filter::Runtime(Share::fixed(0)), false),
+            (Filter::Runtime(Share::fixed(1_000_000)), true),
             (Filter::NotHealthCheck, true),
-            (Filter::And(vec![status(Equal, 503), Filter::Runtime(0)]), false),
-            (Filter::Or(vec![status(Equal, 503), Filter::Runtime(0)]), true),
+            (Filter::And(vec![status(Equal, 503), Filter::Runtime(Share::fixed(0))]), false),
+            (Filter::Or(vec![status(Equal, 503), Filter::Runtime(Share::fixed(0))]), true),
         ] {
-            assert_eq!(passes(&filter, scene), expected, "{filter:?}");
+            let shares = crate::access_log::bind(&filter, &crate::shares::Shares::default());
+            assert_eq!(passes(&filter, &shares, scene), expected, "{filter:?}");
         }
     });
 }

@@ -6,6 +6,8 @@ use culvert_http::RequestHead;
 use culvert_model::matcher::{HeaderMatcher, HeaderValueMatcher, QueryMatcher, QueryValueMatcher, StringMatcher};
 use culvert_model::route::RouteMatch;
 
+use crate::shares::BoundShare;
+
 /// A request as the route table sees it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Subject<'a> {
@@ -36,9 +38,9 @@ pub(crate) fn split_path(path: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// Whether everything but the path matches.
-pub(crate) fn hold(matches: &RouteMatch, subject: &Subject<'_>) -> bool {
-    matches.runtime_fraction.is_none_or(|fraction| subject.random % 1_000_000 < u64::from(fraction))
+/// Whether everything but the path matches; `share` is the bound `runtime_fraction`.
+pub(crate) fn hold(matches: &RouteMatch, share: Option<&BoundShare>, subject: &Subject<'_>) -> bool {
+    share.is_none_or(|share| share.has(subject.random))
         && (!matches.grpc || is_grpc(subject.head))
         && matches.tls_context.is_none_or(|presented| presented == subject.client_certificate)
         && matches.headers.iter().all(|matcher| header_matches(matcher, subject.head))

@@ -3,10 +3,12 @@ use culvert_model::matcher::{
     HeaderMatcher, HeaderValueMatcher, QueryMatcher, QueryValueMatcher, SafeRegex, StringMatcher,
 };
 use culvert_model::route::{PathMatch, RouteMatch};
+use culvert_model::runtime::Share;
 use proptest::prelude::*;
 
 use super::conditions::{self, Subject};
 use super::paths::Paths;
+use crate::shares::Shares;
 
 fn head(path: &str) -> RequestHead {
     RequestHead { authority: "a.example".to_owned(), path: path.to_owned(), ..RequestHead::default() }
@@ -33,9 +35,14 @@ fn regex(source: &str) -> PathMatch {
     PathMatch::Regex(SafeRegex { source: source.into(), whole })
 }
 
+fn hold(route: &RouteMatch, subject: &Subject<'_>) -> bool {
+    let share = route.runtime_fraction.as_ref().map(|share| Shares::default().bind(share));
+    conditions::hold(route, share.as_ref(), subject)
+}
+
 fn compiled(routes: &[RouteMatch], subject: &Subject<'_>) -> Option<u32> {
     let paths = Paths::compile(routes.iter());
-    paths.find(subject, |index| conditions::hold(&routes[index as usize], subject))
+    paths.find(subject, |index| hold(&routes[index as usize], subject))
 }
 
 /// What the index must agree with: Envoy's walk over the list.
@@ -57,7 +64,7 @@ fn naive(routes: &[RouteMatch], subject: &Subject<'_>) -> Option<u32> {
             }
             PathMatch::Regex(regex) => regex.whole.is_match(subject.path().as_bytes()),
         };
-        on_path && conditions::hold(route, subject)
+        on_path && hold(route, subject)
     });
     at.map(|at| u32::try_from(at).unwrap())
 }
@@ -139,12 +146,16 @@ fn conditions_hold_as_envoys_do() {
             "a parameter's value",
         ),
         (RouteMatch { grpc: true, ..plain.clone() }, true, "grpc"),
-        (RouteMatch { runtime_fraction: Some(0), ..plain.clone() }, false, "no share of the traffic"),
-        (RouteMatch { runtime_fraction: Some(8), ..plain.clone() }, true, "the share that the random number is in"),
+        (RouteMatch { runtime_fraction: Some(Share::fixed(0)), ..plain.clone() }, false, "no share of the traffic"),
+        (
+            RouteMatch { runtime_fraction: Some(Share::fixed(8)), ..plain.clone() },
+            true,
+            "the share that the random number is in",
+        ),
         (RouteMatch { tls_context: Some(true), ..plain.clone() }, false, "a client certificate"),
         (RouteMatch { tls_context: Some(false), ..plain }, true, "no client certificate"),
     ] {
-        assert_eq!(conditions::hold(&route, &subject(&head)), expected, "{what}");
+        assert_eq!(hold(&route, &subject(&head)), expected, "{what}");
     }
 }
 

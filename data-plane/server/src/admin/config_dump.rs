@@ -287,7 +287,7 @@ fn error_state(given: &Given, reason: &str) -> Value {
 const TYPES: &str = "type.googleapis.com/envoy.admin.v3.";
 
 /// What may come over xDS, in push order.
-const TYPE_URLS: [&str; 8] = [
+const TYPE_URLS: [&str; 9] = [
     type_url::SECRET,
     type_url::CLUSTER,
     type_url::CLUSTER_LOAD_ASSIGNMENT,
@@ -296,4 +296,5 @@ const TYPE_URLS: [&str; 8] = [
     type_url::TUNNEL_AGENT,
     type_url::TUNNEL_POLICY,
     type_url::EXTENSION_CONFIG,
+    type_url::RUNTIME,
 ];

@@ -36,7 +36,7 @@ impl Page {
 }
 
 /// What a GET shows, for the help page.
-const GETS: [(&str, &str); 15] = [
+const GETS: [(&str, &str); 16] = [
     ("/certs", "certificates in use and when they expire"),
     ("/certs/usage", "the same, by who uses them"),
     ("/clusters", "clusters, their limits and hosts (?format=json)"),
@@ -46,6 +46,7 @@ const GETS: [(&str, &str); 15] = [
     ("/listeners", "listeners and their addresses (?format=json)"),
     ("/logging", "log levels"),
     ("/ready", "200 LIVE or 503 and why not"),
+    ("/runtime", "runtime keys, by layer"),
     ("/server_info", "version, state, options, node"),
     ("/stats", "metrics (?filter=REGEX, ?usedonly, ?format=json or prometheus)"),
     ("/stats/prometheus", "metrics for Prometheus (?filter=REGEX, ?usedonly)"),
@@ -55,13 +56,14 @@ const GETS: [(&str, &str); 15] = [
 ];
 
 /// What a POST does.
-const POSTS: [(&str, &str); 6] = [
+const POSTS: [(&str, &str); 7] = [
     ("/drain_listeners", "stop accepting connections on every listener"),
     ("/healthcheck/fail", "/ready says 503 from now on"),
     ("/healthcheck/ok", "undo /healthcheck/fail"),
     ("/logging", "set log levels: ?level=debug, ?culvert_proxy=trace, ?paths=culvert_http:debug,culvert_tunnel:info"),
     ("/quitquitquit", "finish what is in flight and exit"),
     ("/reopen_logs", "open access-log files again"),
+    ("/runtime_modify", "set runtime keys: ?key=value; an empty value takes it back"),
 ];
 
 impl Admin {
@@ -83,6 +85,7 @@ impl Admin {
         let looked = &self.looked;
         match path {
             "/ready" => self.ready(),
+            "/runtime" => Page::json(&looked.overview.runtime.json()),
             "/server_info" => Page::json(&self.server_info()),
             "/config_dump" => self.config_dump(query),
             "/clusters" if query.is_json() => Page::json(&clusters::json(looked, &self.static_clusters)),
@@ -106,6 +109,7 @@ impl Admin {
         tracing::info!(path, "asked for over the admin interface");
         match path {
             "/logging" => return self.set_log_levels(query),
+            "/runtime_modify" => return self.modify_runtime(query),
             "/drain_listeners" => self.apply.drain_listeners(self.drain_time).await,
             "/healthcheck/fail" => state.fail(),
             "/healthcheck/ok" => state.heal(),
@@ -113,6 +117,17 @@ impl Admin {
             _ => self.looked.logs.reopen(),
         }
         Page::ok("OK\n")
+    }
+
+    fn modify_runtime(&self, query: &Query<'_>) -> Page {
+        let pairs: Vec<(String, String)> = query.pairs().collect();
+        if pairs.is_empty() {
+            return Page::text(StatusCode::BAD_REQUEST, "usage: /runtime_modify?key1=value1&key2=value2\n");
+        }
+        match self.looked.overview.runtime.modify(pairs, &self.looked.process) {
+            Ok(()) => Page::ok("OK\n"),
+            Err(error) => Page::text(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+        }
     }
 
     fn ready(&self) -> Page {

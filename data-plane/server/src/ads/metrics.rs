@@ -145,7 +145,7 @@ impl Subscription {
 }
 
 /// In the order of [`Kind`]. Secrets, assignments, routes and filters' configurations are counted one by one, as Envoy does, and here together.
-const KINDS: [&str; 8] = [
+const KINDS: [&str; 9] = [
     "sds",
     "cluster_manager.cds",
     "eds",
@@ -154,4 +154,5 @@ const KINDS: [&str; 8] = [
     "culvert.tunnel_agents",
     "culvert.tunnel_policies",
     "ecds",
+    "rtds",
 ];

@@ -360,7 +360,7 @@ pub(super) fn node_of(sources: &Sources) -> Node {
     node
 }
 
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 9] = [
     Kind::Secret,
     Kind::Cluster,
     Kind::Endpoints,
@@ -369,6 +369,7 @@ const KINDS: [Kind; 8] = [
     Kind::Agent,
     Kind::Policy,
     Kind::Extension,
+    Kind::Runtime,
 ];
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 const GREATEST_DELAY: Duration = Duration::from_secs(30);

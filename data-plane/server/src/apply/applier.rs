@@ -12,6 +12,7 @@ use culvert_model::endpoint::Endpoints;
 use culvert_model::listener::Listener;
 use culvert_model::resource::Resource;
 use culvert_model::route::RouteConfiguration;
+use culvert_model::runtime::{Layer, Values};
 use culvert_proxy::{Process, RouteSlot, RouteTable, TunnelHosting, Worker};
 use culvert_runtime::files::FileWatcher;
 use culvert_runtime::telemetry::Block;
@@ -201,6 +202,11 @@ impl Applier {
         if refused.is_empty() { Ok(()) } else { Err(refused) }
     }
 
+    /// Gives the runtime the layers of a bootstrap.
+    pub(crate) fn begin_runtime(&self, layers: &[Layer]) {
+        self.overview.runtime.begin(layers, &self.process);
+    }
+
     /// The place of a cluster.
     pub(crate) fn cluster_slot(&self, name: &str) -> Arc<ClusterSlot> {
         self.process.clusters.slot(name)
@@ -230,6 +236,10 @@ impl Applier {
             }
             Resource::Listener(listener) => self.set_configured(listener).await,
             Resource::Extension(extension) => self.set_extension(extension).await,
+            Resource::Runtime(runtime) => {
+                self.overview.runtime.set(&runtime.name, &runtime.values, &self.process);
+                Ok(Applied::Active)
+            }
             Resource::Agent(agent) => self.set_agent(agent).await,
             Resource::Policy(policy) => self.set_policy(policy),
         }
@@ -257,6 +267,7 @@ impl Applier {
             Kind::Agent => self.remove_agent(name),
             Kind::Policy => self.remove_policy(name),
             Kind::Extension => self.extensions.remove(name),
+            Kind::Runtime => self.overview.runtime.set(name, &Values::new(), &self.process),
         }
     }
 
@@ -273,7 +284,7 @@ impl Applier {
 
     fn set_routes(&mut self, routes: Arc<RouteConfiguration>) -> Result<Applied, ApplyError> {
         let name = Arc::clone(&routes.name);
-        let table = RouteTable::compile(routes, &self.process.clusters)?;
+        let table = RouteTable::compile(routes, &self.process.clusters, &self.process.shares)?;
         let slot = self.process.routes.slot(&name);
         // The table before is freed here and not on a worker, if no request holds it.
         drop(slot.publish(table));

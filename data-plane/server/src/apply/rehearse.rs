@@ -27,7 +27,7 @@ impl Applier {
         let leaving = leaving(changes);
         let mut taken = HashSet::new();
         let answers = changes.iter().map(|change| match change {
-            Change::Remove { .. } | Change::Set(Resource::Endpoints(_)) => Ok(()),
+            Change::Remove { .. } | Change::Set(Resource::Endpoints(_) | Resource::Runtime(_)) => Ok(()),
             Change::Set(Resource::Secret(secret)) => Ok(check_secret(secret)?),
             Change::Set(Resource::Cluster(cluster)) => Ok(self.rehearse_client(cluster.tls.as_deref())?),
             Change::Set(Resource::Agent(agent)) => Ok(self.rehearse_client(agent.tls.as_deref())?),
@@ -54,7 +54,7 @@ impl Applier {
     fn rehearse_routes(&self, routes: &Arc<RouteConfiguration>) -> Result<(), ApplyError> {
         let mut actions = routes.virtual_hosts.iter().flat_map(|host| &host.routes).map(|route| &route.action);
         if actions.any(|action| matches!(action, Action::Direct(direct) if matches!(direct.body, Body::Source(_)))) {
-            RouteTable::compile(Arc::clone(routes), &self.process.clusters)?;
+            RouteTable::compile(Arc::clone(routes), &self.process.clusters, &self.process.shares)?;
         }
         Ok(())
     }

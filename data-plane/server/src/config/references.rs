@@ -6,12 +6,14 @@ use std::sync::Arc;
 use culvert_api::type_url;
 use culvert_model::Name;
 use culvert_model::agent::ServerSource;
+use culvert_model::bootstrap::Bootstrap;
 use culvert_model::cluster::Discovery;
 use culvert_model::extension::{Asked, Extension, Filter};
 use culvert_model::http::RouteSource;
 use culvert_model::listener::{Listener, NetworkFilter};
 use culvert_model::resource::Resource;
 use culvert_model::route::{Action, ClusterChoice, RouteConfiguration};
+use culvert_model::runtime::LayerSource;
 use culvert_model::source::ConfigSource;
 use culvert_model::tls::{CommonTls, SecretRef};
 use culvert_runtime::telemetry::ScopePath;
@@ -44,6 +46,15 @@ impl Reference {
     }
 }
 
+/// What a bootstrap itself takes from a source by its name: layers of the runtime.
+pub(crate) fn of_bootstrap(bootstrap: &Bootstrap) -> Vec<Reference> {
+    let layers = bootstrap.runtime.iter().filter_map(|layer| match &layer.source {
+        LayerSource::Rtds { name, source } => Some(Reference::new(Kind::Runtime, name, source, Patience::Timeout)),
+        LayerSource::Static(_) | LayerSource::Admin => None,
+    });
+    layers.collect()
+}
+
 /// Every assignment, route configuration, secret and filter configuration that `resource` takes from a source.
 pub(crate) fn of(resource: &Resource) -> Vec<Reference> {
     let mut references = Vec::new();
@@ -72,7 +83,11 @@ pub(crate) fn of(resource: &Resource) -> Vec<Reference> {
                 of_filter(filter, &mut references);
             }
         }
-        Resource::Routes(_) | Resource::Endpoints(_) | Resource::Secret(_) | Resource::Policy(_) => {}
+        Resource::Routes(_)
+        | Resource::Endpoints(_)
+        | Resource::Secret(_)
+        | Resource::Policy(_)
+        | Resource::Runtime(_) => {}
     }
     references
 }
@@ -143,7 +158,9 @@ pub(crate) fn scopes(resource: &Resource) -> Vec<(Kind, Name, ScopePath)> {
                 return of_routes_in(listener.chains().map(|chain| &chain.filter), &name);
             }
             (Kind::Routes, Resource::Extension(extension)) => return of_routes_in(network(extension), &name),
-            (Kind::Cluster | Kind::Routes | Kind::Listener | Kind::Agent | Kind::Policy, _) => return Vec::new(),
+            (Kind::Cluster | Kind::Routes | Kind::Listener | Kind::Agent | Kind::Policy | Kind::Runtime, _) => {
+                return Vec::new();
+            }
         };
         vec![(kind, name, path)]
     };
@@ -179,7 +196,8 @@ pub(crate) fn clusters(resource: &Resource) -> BTreeSet<Name> {
         | Resource::Endpoints(_)
         | Resource::Secret(_)
         | Resource::Agent(_)
-        | Resource::Policy(_) => {}
+        | Resource::Policy(_)
+        | Resource::Runtime(_) => {}
     }
     names
 }
@@ -235,6 +253,7 @@ pub(crate) fn kind_of(type_url: &str) -> Option<Kind> {
         type_url::TUNNEL_AGENT => Kind::Agent,
         type_url::TUNNEL_POLICY => Kind::Policy,
         type_url::EXTENSION_CONFIG => Kind::Extension,
+        type_url::RUNTIME => Kind::Runtime,
         _ => return None,
     })
 }
@@ -250,6 +269,7 @@ pub(crate) fn type_url_of(kind: Kind) -> &'static str {
         Kind::Agent => type_url::TUNNEL_AGENT,
         Kind::Policy => type_url::TUNNEL_POLICY,
         Kind::Extension => type_url::EXTENSION_CONFIG,
+        Kind::Runtime => type_url::RUNTIME,
     }
 }
 
@@ -264,5 +284,6 @@ pub(crate) fn key_of(resource: &Resource) -> (Kind, Name) {
         Resource::Agent(agent) => (Kind::Agent, Arc::clone(&agent.name)),
         Resource::Policy(policy) => (Kind::Policy, Arc::clone(&policy.name)),
         Resource::Extension(extension) => (Kind::Extension, Arc::clone(&extension.name)),
+        Resource::Runtime(runtime) => (Kind::Runtime, Arc::clone(&runtime.name)),
     }
 }

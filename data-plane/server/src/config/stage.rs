@@ -43,6 +43,8 @@ pub(crate) struct Stage {
     referred: u64,
     /// What is referred to, as of a count of `referred`.
     known: (u64, BTreeSet<Key>),
+    /// What the bootstrap itself takes by name.
+    fixed: Vec<Reference>,
     /// What is subscribed to as a whole, and from where.
     roots: BTreeMap<Kind, ConfigSource>,
     /// Roots of which a control plane has said what there is.
@@ -152,6 +154,7 @@ impl Stage {
             busy: BTreeSet::new(),
             referred: 1,
             known: (0, BTreeSet::new()),
+            fixed: references::of_bootstrap(bootstrap),
             roots,
             answered: BTreeSet::new(),
             missing: BTreeSet::new(),
@@ -316,6 +319,14 @@ impl Stage {
         kept.collect()
     }
 
+    /// Whether what the bootstrap itself takes by name has come, or is known not to.
+    pub(crate) fn has_fixed(&self) -> bool {
+        self.fixed.iter().all(|reference| {
+            let key = (reference.kind, Arc::clone(&reference.name));
+            self.missing.contains(&key) || self.slots.get(&key).is_some_and(|slot| slot.active.is_some())
+        })
+    }
+
     /// Whether any listener is in force, whatever brought it.
     pub(crate) fn has_listener(&self) -> bool {
         self.slots.iter().any(|((kind, _), slot)| *kind == Kind::Listener && slot.active.is_some())
@@ -384,7 +395,7 @@ impl Stage {
 
     fn references(&self) -> impl Iterator<Item = &Reference> {
         let candidates = self.slots.values().flat_map(|slot| slot.wanted.iter().chain(&slot.active));
-        candidates.flat_map(|candidate| candidate.references.iter())
+        candidates.flat_map(|candidate| candidate.references.iter()).chain(&self.fixed)
     }
 
     /// A slot that is about to change.

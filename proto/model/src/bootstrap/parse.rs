@@ -21,6 +21,7 @@ use crate::agent::{self, TunnelAgent};
 use crate::cluster;
 use crate::listener::{self, Listener};
 use crate::report::{Report, clip};
+use crate::runtime;
 use crate::scalar;
 use crate::secret;
 use crate::source::{self, ConfigSource};
@@ -53,6 +54,7 @@ pub(super) fn bootstrap(report: &mut Report, message: &api::Bootstrap) -> Bootst
     let dynamic = dynamic.map_or_else(Dynamic::default, |message| {
         report.field("dynamic_resources", |report| dynamic_resources(report, message))
     });
+    let runtime = report.field("layered_runtime", |report| runtime::layers(report, message.layered_runtime.as_ref()));
     let mut reverse = ReverseTunnels::default();
     let extensions = extensions(report, message, &mut reverse);
     let header_prefix = if message.header_prefix.is_empty() { HEADER_PREFIX } else { &message.header_prefix };
@@ -69,6 +71,7 @@ pub(super) fn bootstrap(report: &mut Report, message: &api::Bootstrap) -> Bootst
         policies: extensions.policies,
         policies_config: extensions.policies_config,
         reverse,
+        runtime,
         header_prefix: header_prefix.unwrap_or_else(|| HEADER_PREFIX.into()),
     };
     references::check(report, message, &bootstrap);

@@ -7,6 +7,7 @@ use culvert_api::envoy::config::bootstrap::v3 as api;
 use super::Bootstrap;
 use crate::cluster::UpstreamProtocol;
 use crate::report::{Report, clip};
+use crate::runtime::LayerSource;
 use crate::source::{ConfigSource, ConfigSourceKind, GrpcSource};
 use crate::tls::{CommonTls, SecretRef};
 
@@ -33,6 +34,16 @@ pub(super) fn check(report: &mut Report, message: &api::Bootstrap, bootstrap: &B
         if let Some(config) = source {
             report.field("bootstrap_extensions", |report| {
                 report.field(field, |report| source_of(report, config, &clusters, bootstrap, ads_given));
+            });
+        }
+    }
+    for (index, layer) in bootstrap.runtime.iter().enumerate() {
+        if let LayerSource::Rtds { source, .. } = &layer.source {
+            report.field("layered_runtime", |report| {
+                report.item("layers", index, |report| {
+                    let field = "rtds_layer";
+                    report.field(field, |report| source_of(report, source, &clusters, bootstrap, ads_given));
+                });
             });
         }
     }

@@ -79,14 +79,7 @@ fn bootstraps_that_cannot_be_used() {
             ),
         ],
     );
-    warned(
-        &base(),
-        parse,
-        &[
-            (r#"{"layered_runtime": {}}"#, "layered_runtime", "runtime keys"),
-            (r#"{"stats_config": {}}"#, "stats_config", "admin interface"),
-        ],
-    );
+    warned(&base(), parse, &[(r#"{"stats_config": {}}"#, "stats_config", "admin interface")]);
 }
 
 #[test]

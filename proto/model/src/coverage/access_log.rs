@@ -29,7 +29,7 @@ pub(super) const TABLE: &[Covered] = &[
     covered("envoy.config.accesslog.v3.NotHealthCheckFilter", &[]),
     covered(
         "envoy.config.accesslog.v3.RuntimeFilter",
-        &[honoured(&["percent_sampled"]), carried(&["runtime_key", "use_independent_randomness"])],
+        &[honoured(&["percent_sampled", "runtime_key"]), carried(&["use_independent_randomness"])],
     ),
     covered("envoy.config.accesslog.v3.AndFilter", &[honoured(&["filters"])]),
     covered("envoy.config.accesslog.v3.OrFilter", &[honoured(&["filters"])]),

@@ -14,9 +14,9 @@ pub(super) const TABLE: &[Covered] = &[
                 "cluster_manager",
                 "admin",
                 "bootstrap_extensions",
+                "layered_runtime",
             ]),
             carried(&["inline_headers"]),
-            warned(&["layered_runtime"], "default values of runtime keys hold"),
             warned(&["overload_manager"], "the limits of listeners and clusters hold"),
             warned(&["tracing"], "nothing is traced"),
             warned(
@@ -113,4 +113,15 @@ pub(super) const TABLE: &[Covered] = &[
             ]),
         ],
     ),
+    covered("envoy.config.bootstrap.v3.LayeredRuntime", &[honoured(&["layers"])]),
+    covered(
+        "envoy.config.bootstrap.v3.RuntimeLayer",
+        &[
+            honoured(&["name", "static_layer", "admin_layer", "rtds_layer"]),
+            refused(&["disk_layer"], "it may decide where traffic goes; use static_layer or rtds_layer"),
+        ],
+    ),
+    covered("envoy.config.bootstrap.v3.RuntimeLayer.AdminLayer", &[]),
+    covered("envoy.config.bootstrap.v3.RuntimeLayer.RtdsLayer", &[honoured(&["name", "rtds_config"])]),
+    covered("envoy.service.runtime.v3.Runtime", &[honoured(&["name", "layer"])]),
 ];

@@ -114,10 +114,7 @@ pub(super) const TABLE: &[Covered] = &[
         "envoy.config.core.v3.RuntimeUInt32",
         &[honoured(&["default_value"]), warned(&["runtime_key"], "default values of runtime keys hold")],
     ),
-    covered(
-        "envoy.config.core.v3.RuntimeFractionalPercent",
-        &[honoured(&["default_value"]), warned(&["runtime_key"], "default values of runtime keys hold")],
-    ),
+    covered("envoy.config.core.v3.RuntimeFractionalPercent", &[honoured(&["default_value", "runtime_key"])]),
     covered("envoy.type.v3.Percent", &[honoured(&["value"])]),
     covered("envoy.type.v3.FractionalPercent", &[honoured(&["numerator", "denominator"])]),
 ];

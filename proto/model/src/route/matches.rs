@@ -7,6 +7,7 @@ use culvert_api::envoy::config::route::v3 as api;
 use super::{PathMatch, RouteMatch};
 use crate::matcher;
 use crate::report::{Report, clip};
+use crate::runtime;
 use crate::scalar;
 
 /// Parses the `RouteMatch` at hand.
@@ -34,9 +35,9 @@ pub(super) fn route_match(report: &mut Report, message: &api::RouteMatch) -> Opt
             None
         }
     };
-    let fraction = message.runtime_fraction.as_ref().and_then(|fraction| fraction.default_value.as_ref());
-    let runtime_fraction = fraction
-        .map(|fraction| report.field("runtime_fraction", |report| scalar::fraction(report, "default_value", fraction)));
+    let fraction = message.runtime_fraction.as_ref();
+    let runtime_fraction =
+        fraction.map(|fraction| report.field("runtime_fraction", |report| runtime::share(report, fraction)));
     Some(RouteMatch {
         path: path?,
         ignore_case: !message.case_sensitive.unwrap_or(true),

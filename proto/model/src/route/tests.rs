@@ -212,13 +212,6 @@ fn routes_with_something_left_out() {
                 "without retry_host_predicate",
             ),
             (&acting(r#""hash_policy": [{}]"#), &at("route.hash_policy"), "hashes"),
-            (
-                &matching(
-                    r#""prefix": "/", "runtime_fraction": {"default_value": {"numerator": 1}, "runtime_key": "k"}"#,
-                ),
-                &at("match.runtime_fraction.runtime_key"),
-                "default values",
-            ),
             (&doing(r#""route": {"cluster": "c"}, "decorator": {"operation": "x"}"#), &at("decorator"), "traced"),
         ],
     );

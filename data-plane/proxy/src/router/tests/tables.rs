@@ -204,7 +204,7 @@ fn location(redirect: Redirect, path: PathMatch, head: &RequestHead) -> String {
         let mut only = route("/", Action::Redirect(Arc::new(redirect)));
         only.matches.path = path;
         let config = RouteConfiguration { virtual_hosts: vec![virtual_host(vec![only])], ..routes() };
-        let table = RouteTable::compile(Arc::new(config), &clusters).unwrap();
+        let table = RouteTable::compile(Arc::new(config), &clusters, &crate::shares::Shares::default()).unwrap();
         let subject = Subject { head, random: 0, client_certificate: false };
         let Some(Found::Route(Matched { route, compiled, .. })) = table.find(&subject) else {
             panic!("{} matches", head.path)

@@ -65,6 +65,8 @@ fn method(source: &Source, delta: bool) -> &'static str {
         (Some(Kind::Extension), true) => {
             "/envoy.service.extension.v3.ExtensionConfigDiscoveryService/DeltaExtensionConfigs"
         }
+        (Some(Kind::Runtime), false) => "/envoy.service.runtime.v3.RuntimeDiscoveryService/StreamRuntime",
+        (Some(Kind::Runtime), true) => "/envoy.service.runtime.v3.RuntimeDiscoveryService/DeltaRuntime",
         // Ours have no service of their own: an aggregated stream that asks for nothing else.
         (Some(Kind::Agent | Kind::Policy) | None, false) => {
             "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"

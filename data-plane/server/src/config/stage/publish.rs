@@ -339,7 +339,7 @@ fn leads_to_clusters(resource: &Resource) -> bool {
 }
 
 fn is_by_reference(kind: Kind) -> bool {
-    matches!(kind, Kind::Endpoints | Kind::Routes | Kind::Secret | Kind::Extension)
+    matches!(kind, Kind::Endpoints | Kind::Routes | Kind::Secret | Kind::Extension | Kind::Runtime)
 }
 
 impl super::Slot {
@@ -381,7 +381,8 @@ fn describe((kind, name): &Key) -> String {
 }
 
 /// What is referred to stands before what refers to it.
-const ORDER: [Kind; 8] = [
+const ORDER: [Kind; 9] = [
+    Kind::Runtime,
     Kind::Secret,
     Kind::Cluster,
     Kind::Endpoints,

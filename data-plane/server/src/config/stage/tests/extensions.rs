@@ -1,4 +1,4 @@
-//! Filters whose configuration comes by name.
+//! What comes by name besides assignments, routes and secrets: configurations of filters, layers of the runtime.
 
 use super::*;
 
@@ -119,4 +119,26 @@ fn a_filter_of_a_type_that_nobody_allows_is_a_misfit() {
     assert!(words.contains("Router") && words.contains("TcpProxy"), "{words}");
     assert_eq!(misfit(&format!("name: g\n{router}")), None, "nobody asks for that one");
     assert_eq!(misfit(&tcp("f", "c")), None);
+}
+
+#[test]
+fn layers_of_the_runtime_are_asked_for_by_name_and_stay_when_they_are_taken_away() {
+    let layered = || {
+        let source = "{ads: {}, resource_api_version: V3}";
+        let rtds = format!("layers: [{{name: c, rtds_layer: {{name: r, rtds_config: {source}}}}}]");
+        World::with_bootstrap(&format!("layered_runtime: {{{rtds}}}\n"))
+    };
+    let mut world = layered();
+    assert_eq!(world.interest(Kind::Runtime), ["r"]);
+    assert!(!world.stage.has_fixed(), "it may still come");
+    world.receive_batch(Kind::Runtime, &["name: r\nlayer: {a: 1}"], &[], false);
+    assert_eq!(world.publish(), "+Runtime r");
+    assert!(world.stage.has_fixed());
+    world.receive_batch(Kind::Runtime, &[], &["r"], false);
+    assert_eq!(world.publish_all(), "", "what was accepted holds");
+    assert_eq!(world.interest(Kind::Runtime), ["r"]);
+
+    let mut world = layered();
+    world.receive_batch(Kind::Runtime, &[], &["r"], false);
+    assert!(world.stage.has_fixed(), "the control plane has none");
 }
