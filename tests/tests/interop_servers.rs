@@ -144,6 +144,42 @@ async fn go_control_plane_configures_filters_by_name() -> Result {
     Ok(())
 }
 
+#[tokio::test]
+async fn go_control_plane_changes_runtime_keys() -> Result {
+    let Some((program, _folder)) = go_program().await? else { return Ok(()) };
+    for sotw in [true, false] {
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let mut server = Running::start(Command::new(&program).args(["-address-file", "address"]))?;
+        let answer = |body: &str| json!({ "status": 200, "body": { "inline_string": body } });
+        let fraction = json!({ "default_value": { "numerator": 0 }, "runtime_key": "share" });
+        let mut shared = listener("in", address, "", json!({}));
+        shared["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]["virtual_hosts"][0]["routes"] = json!([
+            { "match": { "prefix": "/", "runtime_fraction": fraction }, "direct_response": answer("canary") },
+            { "match": { "prefix": "/" }, "direct_response": answer("stable") },
+        ]);
+        let shared = bare(shared);
+        let snapshot = |version: u32, layer: Value| {
+            json!({ "version": version.to_string(), "resources": {
+                "listeners": [shared], "runtimes": [{ "name": "dynamic", "layer": layer }],
+            }})
+            .to_string()
+        };
+        server.tell(&snapshot(1, json!({ "share": 0 }))).await?;
+        let mut plane = Plane::under(server.address().await?)?;
+        let more = "layered_runtime: {layers: [{name: control, \
+                    rtds_layer: {name: dynamic, rtds_config: {ads: {}, resource_api_version: V3}}}]}\n";
+        plane.start_proxy(Way { sotw, more, ..Way::default() }).await?;
+        answers(&plane, &server, address, "stable").await?;
+        server.tell(&snapshot(2, json!({ "share": 100 }))).await?;
+        answers(&plane, &server, address, "canary").await?;
+        server.tell(&snapshot(3, json!({ "share": null }))).await?;
+        server.says("NACK", "Runtime/dynamic: layer").await?;
+        answers(&plane, &server, address, "canary").await.context("the last good values hold")?;
+        plane.stop_proxy().await?;
+    }
+    Ok(())
+}
+
 /// The line that has the plain server send a delta response.
 fn delta(type_url: &str, nonce: &str, resources: &[(&str, Value, Option<i64>)], removed: &[&str]) -> Result<String> {
     let mut response = DeltaDiscoveryResponse {
