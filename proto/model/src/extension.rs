@@ -1,6 +1,6 @@
 //! Filters whose configuration comes by name (ECDS): where a listener asks for one, and what comes.
 //!
-//! A parsed listener holds [`Discovery`]s; [`Listener::resolve`] puts what came in their places. **Whoever serves a
+//! A parsed listener holds [`Discovery`]s; [`resolve`](crate::listener::Listener::resolve) puts what came in their places. **Whoever serves a
 //! listener has it resolved**: a filter without its configuration lets nothing through.
 
 mod resolve;
