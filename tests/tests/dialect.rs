@@ -7,11 +7,14 @@ use bytes::Bytes;
 use culvert_tests::Result;
 use culvert_tests::backend::{Backend, scripted};
 use culvert_tests::client::{get, post, send_h2};
-use culvert_tests::tunnel::{cloud, connections, edge, joined, tcp_edge};
+use culvert_tests::gateway::{Gateway, cluster, http_listener};
+use culvert_tests::reverse::tls;
+use culvert_tests::tunnel::{agent, cloud, connections, edge, hosting, joined, tcp_edge};
 use culvert_tests::wait::{PATIENCE, eventually, in_time};
 use http::Request;
 use http_body_util::Full;
 use serde_json::Value;
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -211,6 +214,25 @@ async fn a_clients_connect_is_a_request() -> Result {
     let mut answer = [0; 12];
     tokio::time::timeout(PATIENCE, socket.read_exact(&mut answer)).await??;
     ensure!(!answer.ends_with(b"200"), "expected a refusal, saw {}", String::from_utf8_lossy(&answer));
+    edge.stop().await?;
+    cloud.stop().await
+}
+
+/// A chain that demands a client's certificate: a request that comes as a stream has none to show.
+#[tokio::test]
+async fn a_hosting_listener_with_tls_serves_no_stream_without_it() -> Result {
+    let (backend, tls) = (Backend::start("behind").await?, tls("edge", "cloud")?);
+    let cloud = cloud("", 1).await?;
+    let routes = "[{match: {prefix: /}, route: {cluster: backend}}]";
+    let hosted = hosting(&http_listener("hosted", routes, "", "")) + &tls.chain;
+    let clusters = cluster("backend", &[backend.address], "");
+    let agent = agent(&[cloud.listener("tunnel")?], "host_name: edge-1");
+    let edge = Gateway::start_in(TempDir::with_prefix("culvert-")?, &hosted, &clusters, &agent, 1).await?;
+    joined(&cloud, 1).await?;
+    let answer = get(cloud.listener("in")?, "/").await?;
+    ensure!(answer.status == 503, "expected 503 of a chain that wants TLS, saw {}: {}", answer.status, answer.text());
+    let unmatched = edge.stat("listener.hosted.no_filter_chain_match").await?;
+    ensure!(unmatched >= 1, "the edge counts the request as one without a chain, saw {unmatched}");
     edge.stop().await?;
     cloud.stop().await
 }

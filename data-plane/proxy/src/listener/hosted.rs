@@ -87,6 +87,12 @@ impl Requests {
             listener.counters.inc(ListenerMetric::NoFilterChainMatch);
             return None;
         };
+        if chain.chain.tls.is_some() {
+            // Whoever wants TLS wants to know who asks, and a stream of a tunnel cannot say: it is not served without.
+            listener.counters.inc(ListenerMetric::NoFilterChainMatch);
+            tracing::debug!(listener = %self.name, "a tunnel's request met a filter chain that wants TLS");
+            return None;
+        }
         let current = Rc::new(self.enter(listener, generation, chain));
         *self.current.borrow_mut() = Some(Rc::clone(&current));
         Some(current)
