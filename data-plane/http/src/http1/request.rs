@@ -76,14 +76,17 @@ fn begins_well(data: &[u8], options: &ServerOptions) -> Result<(), Refusal> {
         return lines_begin_well(lines).map_err(malformed);
     }
     let line = data.strip_suffix(b"\r").unwrap_or(data);
-    let visible = |byte: &u8| matches!(byte, b' '..=b'~' | 0x80..);
     if line.len() > MAX_LINE_BYTES {
         refuse(414, "the request target exceeds 8 KiB")
-    } else if line.first().is_none_or(|&byte| is_token(byte)) && line.iter().all(visible) {
+    } else if line.first().is_none_or(|&byte| is_token(byte)) && is_visible(line) {
         Ok(())
     } else {
         refuse(400, "malformed request line")
     }
+}
+
+fn is_visible(line: &[u8]) -> bool {
+    line.iter().all(|byte| matches!(byte, b' '..=b'~' | 0x80..))
 }
 
 fn malformed(why: Malformed) -> Refusal {
@@ -105,6 +108,10 @@ const fn refuse_bare_lf<T>() -> Result<T, Refusal> {
 fn unknown_version(line: &[u8]) -> Result<Version, Refusal> {
     if line == b"PRI * HTTP/2.0" {
         return refuse(400, "HTTP/2 on an HTTP/1 listener");
+    }
+    // What is refused at its first bytes is no request of another version when it comes whole.
+    if !line.first().is_some_and(|&byte| is_token(byte)) || !is_visible(line) {
+        return refuse(400, "malformed request line");
     }
     let mut words = line.split(|&byte| byte == b' ').skip(2);
     match (words.next(), words.next()) {

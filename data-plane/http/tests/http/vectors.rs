@@ -66,6 +66,7 @@ fn request_lines() {
             ),
             ("PROXY protocol 2, LOCAL", &format!("\r\n\r\n\0\r\nQUIT\n\x20\0\0\0{PLAIN}"), Refused(400)),
             ("HTTP/1.0", "GET / HTTP/1.0\r\n\r\n", Refused(426)),
+            ("garbage of another version", "\x0bET / HTTP/2.0\r\nHost: h\r\n\r\n", Refused(400)),
             ("HTTP/1.2", "GET / HTTP/1.2\r\nHost: h\r\n\r\n", Refused(505)),
             ("HTTP/2.0", "GET / HTTP/2.0\r\nHost: h\r\n\r\n", Refused(505)),
             ("HTTP/11.1", "GET / HTTP/11.1\r\nHost: h\r\n\r\n", Refused(400)),
