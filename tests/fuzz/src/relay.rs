@@ -151,9 +151,9 @@ pub(crate) async fn check_forwarded(forward: &Forward) {
         let (message, used) = read.unwrap_or_else(|| panic!("a whole request did not arrive: {asked:?}\n{shown}"));
         assert_eq!(used, bytes.len(), "more than a request arrived: {asked:?}\n{shown}");
         let tunnel = asked.method == "CONNECT" && asked.upgrade.is_none();
-        let (method, target) =
-            if asked.upgrade.is_some() { ("GET", &asked.path) } else { (&*asked.method, &asked.path) };
-        let target = if tunnel { &asked.authority } else { target };
+        // RFC 8441, 5: an extended CONNECT becomes the GET that HTTP/1 upgrades with.
+        let method = if asked.method == "CONNECT" && !tunnel { "GET" } else { &*asked.method };
+        let target = if tunnel { &asked.authority } else { &asked.path };
         assert_eq!(message.first, format!("{method} {target} HTTP/1.1"), "{asked:?}\n{shown}");
         assert_eq!(message.field("host"), Some(asked.authority.as_bytes()), "{asked:?}\n{shown}");
         assert_eq!(message.body, asked.body, "{asked:?}\n{shown}");
