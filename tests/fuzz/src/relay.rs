@@ -55,7 +55,8 @@ impl Forward {
         let kind = exchange.body.kind();
         upstream.send_head(exchange.request, kind).await?;
         let (mut sink, _source) = upstream.split();
-        if exchange.request.upgrade.is_some() || exchange.request.method == Method::Connect {
+        let switches = exchange.request.upgrade.is_some() || exchange.request.method == Method::Connect;
+        if switches && kind == BodyKind::Empty {
             return sink.flush().await;
         }
         while let Some(chunk) = exchange.body.chunk().await? {
