@@ -52,6 +52,7 @@ impl Farewell {
         loop {
             self.buffer.consume(usize::MAX);
             match ready!(self.buffer.poll_fill(io, cx, false)) {
+                // Gone by a reset or by an end: there is nobody left to be waited for.
                 Ok(0) | Err(_) => return Poll::Ready(Ok(())),
                 Ok(_) => {}
             }
