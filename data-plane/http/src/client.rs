@@ -6,7 +6,7 @@ use crate::http1::client as http1;
 use crate::http2::client as http2;
 use crate::http2::path::RoundTrip;
 use crate::stream::{Sink, Source};
-use crate::{BodyKind, Chunk, Fields, Io, RequestHead, ResponseHead, StreamError};
+use crate::{BodyKind, Chunk, Fields, Io, RequestBody, RequestHead, ResponseHead, Splice, StreamError};
 
 /// A connection to an upstream host.
 #[derive(Debug)]
@@ -304,6 +304,20 @@ impl RequestSink<'_> {
         self.0.data(chunk, true).await
     }
 
+    /// Whether [`RequestBody::splice`] is worth while now.
+    #[must_use]
+    pub fn can_splice(&self, body: &RequestBody<'_>) -> bool {
+        self.0.can_splice(&body.source)
+    }
+
+    /// Sends a piece that is within the kernel, as [`Self::data`].
+    ///
+    /// # Errors
+    /// As [`Self::data`].
+    pub async fn splice(&mut self, piece: Splice) -> Result<(), StreamError> {
+        self.0.splice(piece).await
+    }
+
     /// Sends what is buffered.
     ///
     /// # Errors
@@ -364,6 +378,14 @@ impl ResponseSource<'_> {
             }
             Origin::Http2(response) => Ok(response.body()?.chunk().await?.map(Chunk::Owned)),
         }
+    }
+
+    /// As [`Self::chunk`], but the piece stays within the kernel; `None`: it has to be asked for by [`Self::chunk`].
+    ///
+    /// # Errors
+    /// As [`Self::chunk`].
+    pub async fn splice(&mut self) -> Result<Option<Splice>, StreamError> {
+        self.body()?.splice().await
     }
 
     /// Whether [`Self::chunk`] would return without waiting. If not, what was queued into a sink should be flushed.

@@ -3,6 +3,7 @@
 
 mod meter;
 mod records;
+pub(crate) mod splice;
 mod tls;
 
 use std::io::{ErrorKind, IoSlice, Result};
@@ -205,6 +206,14 @@ impl Io {
         self.tcp_stream().map(AsFd::as_fd)
     }
 
+    /// The socket itself, if the bytes of this stream are the bytes on it, and all of them are still to be read there.
+    pub(crate) fn plain_socket(&self) -> Option<&TcpStream> {
+        match &self.kind {
+            IoKind::Tcp(stream) if self.prefix.is_empty() && self.records.is_none() => Some(stream),
+            _ => None,
+        }
+    }
+
     /// Closing resets the connection instead of ending it: what was sent is visibly not all.
     pub(crate) fn reset_on_close(&self) {
         if let Some(stream) = self.tcp_stream()
@@ -222,6 +231,12 @@ impl Io {
         let read = limited.filled().len();
         buf.advance(read);
         result
+    }
+
+    fn count_read(&self, count: usize) {
+        if let Some(meter) = &self.meter {
+            meter.count_read(count);
+        }
     }
 
     fn count_written(&self, result: &Poll<Result<usize>>) {
@@ -266,9 +281,7 @@ impl AsyncRead for Io {
             IoKind::Memory(stream) => Pin::new(stream).poll_read(cx, buf),
             IoKind::Stream(pipe) => Pin::new(pipe).poll_read(cx, buf),
         };
-        if let Some(meter) = &this.meter {
-            meter.count_read(buf.filled().len() - before);
-        }
+        this.count_read(buf.filled().len() - before);
         result
     }
 }

@@ -26,6 +26,7 @@ pub use error::{Blame, StreamError, StreamErrorKind};
 pub use fields::{FieldName, Fields};
 pub use head::{BodyKind, Method, RequestHead, ResponseHead, Version};
 pub use http2::path::RoundTrip;
+pub use io::splice::Splice;
 pub use io::{Io, Meter, TlsInfo};
 pub use relay::{relay_request, relay_response};
 pub use server::{Exchange, FloodLimits, Handler, Protocol, RequestBody, ResponseSink, ServerOptions, serve};

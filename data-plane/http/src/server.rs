@@ -14,7 +14,7 @@ use crate::http1::{self, Wire};
 use crate::http2::path::RoundTrip;
 use crate::http2::{self, receive::Receive, server::Respond};
 use crate::stream::{Sink, Source};
-use crate::{BodyKind, Chunk, Fields, Io, RequestHead, ResponseHead, StreamError};
+use crate::{BodyKind, Chunk, Fields, Io, RequestHead, ResponseHead, ResponseSource, Splice, StreamError};
 
 /// Serves one request. HTTP/1: called for one request after the other. HTTP/2: one local task per stream.
 pub trait Handler: 'static {
@@ -226,6 +226,14 @@ impl RequestBody<'_> {
         self.source.chunk().await
     }
 
+    /// As [`Self::chunk`], but the piece stays within the kernel; `None`: it has to be asked for by [`Self::chunk`].
+    ///
+    /// # Errors
+    /// As [`Self::chunk`].
+    pub async fn splice(&mut self) -> Result<Option<Splice>, StreamError> {
+        self.source.splice().await
+    }
+
     /// Whether [`Self::chunk`] would return without waiting. If not, what was queued into a sink should be flushed.
     pub fn ready(&mut self) -> bool {
         self.source.ready()
@@ -306,6 +314,20 @@ impl ResponseSink<'_> {
     /// As [`Self::data`].
     pub async fn queue(&mut self, chunk: Chunk<'_>) -> Result<(), StreamError> {
         self.body().data(chunk, true).await
+    }
+
+    /// Whether [`ResponseSource::splice`] is worth while now.
+    #[must_use]
+    pub fn can_splice(&mut self, source: &mut ResponseSource<'_>) -> bool {
+        source.body().is_ok_and(|source| self.body().can_splice(&source))
+    }
+
+    /// Sends a piece that is within the kernel, as [`Self::data`].
+    ///
+    /// # Errors
+    /// As [`Self::data`].
+    pub async fn splice(&mut self, piece: Splice) -> Result<(), StreamError> {
+        self.body().splice(piece).await
     }
 
     /// Sends what is buffered.

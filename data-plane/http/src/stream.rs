@@ -5,6 +5,7 @@ use crate::http1::read::Reader;
 use crate::http1::write::Writer;
 use crate::http2::receive::Receive;
 use crate::http2::transmit::Transmit;
+use crate::io::splice::Splice;
 use crate::{Chunk, Fields, StreamError};
 
 /// Where a body comes from.
@@ -29,6 +30,14 @@ impl Source<'_> {
         match self {
             Self::Http1 { wire, read } => read.ready(wire),
             Self::Http2(receive) => receive.ready(),
+        }
+    }
+
+    /// The next piece of the body, within the kernel; `None`: it has to be asked for by [`Self::chunk`].
+    pub(crate) async fn splice(&mut self) -> Result<Option<Splice>, StreamError> {
+        match self {
+            Self::Http1 { wire, read } => std::future::poll_fn(|cx| read.poll_splice(wire, cx)).await,
+            Self::Http2(_) => Ok(None),
         }
     }
 
@@ -68,4 +77,31 @@ impl Sink<'_> {
             Self::Http2(send) => send.finish(trailers).await,
         }
     }
+
+    /// Whether [`Source::splice`] is worth while: much of a body of known length is still on a plain socket, and goes to one.
+    pub(crate) fn can_splice(&self, source: &Source<'_>) -> bool {
+        match (self, source) {
+            (Self::Http1 { wire: to, write }, Source::Http1 { wire: from, read }) => {
+                let left = read.left_on_socket();
+                left >= SPLICED_FROM
+                    && write.takes(left)
+                    && from.io.borrow().plain_socket().is_some()
+                    && to.io.borrow().plain_socket().is_some()
+            }
+            _ => false,
+        }
+    }
+
+    pub(crate) async fn splice(&mut self, piece: Splice) -> Result<(), StreamError> {
+        match self {
+            Self::Http1 { wire, write } => {
+                write.flush(wire).await?;
+                write.splice(wire, piece).await
+            }
+            Self::Http2(_) => Err(StreamError::misuse("a piece within the kernel for HTTP/2")),
+        }
+    }
 }
+
+/// From how many bytes of body on pipes pay.
+const SPLICED_FROM: u64 = 64 * 1024;

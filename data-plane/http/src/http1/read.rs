@@ -7,6 +7,7 @@ use super::Wire;
 use super::chunked::{Decoder, Step};
 use super::fields;
 use crate::buffers::{Buffer, SMALL};
+use crate::io::splice::Splice;
 use crate::{Blame, BodyKind, Fields, StreamError};
 
 /// How the end of what is read is known.
@@ -80,6 +81,46 @@ impl Reader {
         error
     }
 
+    /// Bytes of the body that follow on the socket and nowhere else; 0 where that is not known, or there are others first.
+    pub(crate) fn left_on_socket(&self) -> u64 {
+        match &self.body {
+            Body::Length(left) if self.buffer.is_empty() && self.ahead.is_none() => *left,
+            _ => 0,
+        }
+    }
+
+    /// What has come of those, in a pipe, which is taken only then; `None`: there is no pipe to be had.
+    pub(crate) fn poll_splice(
+        &mut self,
+        wire: &Wire,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Splice>, StreamError>> {
+        let Body::Length(left) = self.body else { return Poll::Ready(Ok(None)) };
+        let most = usize::try_from(left).unwrap_or(usize::MAX);
+        let io = wire.io.borrow();
+        if io.poll_quiet(cx) {
+            return Poll::Pending;
+        }
+        let Some(mut splice) = Splice::take() else { return Poll::Ready(Ok(None)) };
+        match ready!(splice.poll_fill(cx, &io, most)) {
+            Ok(0) => Poll::Ready(Err(self.ended_early())),
+            Err(_) => Poll::Ready(Err(self.fail(StreamError::closed(self.blame)))),
+            Ok(count) => {
+                let left = left.saturating_sub(count as u64);
+                self.body = if left == 0 { Body::Done } else { Body::Length(left) };
+                Poll::Ready(Ok(Some(splice)))
+            }
+        }
+    }
+
+    /// The connection ended before the message did: a server's error, as in Envoy; a client is simply gone.
+    fn ended_early(&mut self) -> StreamError {
+        match self.blame {
+            Blame::Upstream => self.broken("the connection ended before the message did"),
+            _ => self.fail(StreamError::closed(self.blame)),
+        }
+    }
+
     /// The next piece of what is in the buffer; `None`: more must be read first.
     fn decode(&mut self, tunnel: bool) -> Option<Result<Option<Range<usize>>, StreamError>> {
         loop {
@@ -151,11 +192,8 @@ impl Reader {
             match ready!(self.buffer.poll_fill(&mut wire.io.borrow_mut(), cx, large)) {
                 Ok(0) if matches!(self.body, Body::UntilClose) => self.body = Body::Done,
                 Ok(0) if matches!(self.body, Body::Tunnel) => self.body = Body::Ended,
-                // A response that ends before its end is the server's error, as in Envoy; a client is simply gone.
-                Ok(0) if self.blame == Blame::Upstream => {
-                    return Poll::Ready(Err(self.broken("the connection ended before the message did")));
-                }
-                Ok(0) | Err(_) => return Poll::Ready(Err(self.fail(StreamError::closed(self.blame)))),
+                Ok(0) => return Poll::Ready(Err(self.ended_early())),
+                Err(_) => return Poll::Ready(Err(self.fail(StreamError::closed(self.blame)))),
                 Ok(count) => self.large = count >= SMALL,
             }
         }

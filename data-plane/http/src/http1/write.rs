@@ -10,6 +10,7 @@ use tokio::io::AsyncWrite;
 use super::{Wire, chunked, encode};
 use crate::buffers::{SMALL, give_out, take_out};
 use crate::deadline::Stall;
+use crate::io::splice::Splice;
 use crate::{Blame, Fields, StreamError, StreamErrorKind};
 
 /// Pieces up to this are copied behind what waits to be sent; larger ones are sent from where they are.
@@ -192,14 +193,7 @@ impl Writer {
         let before = wire.written.get();
         let result = match self.poll_write(wire, cx, chunk, tail, sent) {
             Poll::Ready(result) => result,
-            // What waits in a tunnel may wait as long as the tunnel may be idle; a server has its request's time.
-            Poll::Pending if wire.tunnel.get() || self.blame != Blame::Downstream => return Poll::Pending,
-            Poll::Pending => {
-                let progress = wire.written.get() != before;
-                ready!(self.stall.get_or_insert_default().poll(cx, progress));
-                self.framing = Framing::Failed;
-                return Poll::Ready(Err(StreamError::new(self.blame, StreamErrorKind::Timeout)));
-            }
+            Poll::Pending => return self.poll_stalled(wire, cx, before).map(Err),
         };
         self.stall = None;
         self.sent = 0;
@@ -208,6 +202,50 @@ impl Writer {
             self.framing = Framing::Failed;
         }
         Poll::Ready(result.map_err(|_| self.closed(wire)))
+    }
+
+    /// For a write that has to wait, where `before` bytes had been written when it was tried.
+    fn poll_stalled(&mut self, wire: &Wire, cx: &mut Context<'_>, before: u64) -> Poll<StreamError> {
+        // What waits in a tunnel may wait as long as the tunnel may be idle; a server has its request's time.
+        if wire.tunnel.get() || self.blame != Blame::Downstream {
+            return Poll::Pending;
+        }
+        let progress = wire.written.get() != before;
+        ready!(self.stall.get_or_insert_default().poll(cx, progress));
+        self.framing = Framing::Failed;
+        Poll::Ready(StreamError::new(self.blame, StreamErrorKind::Timeout))
+    }
+
+    /// Whether so many bytes of body may follow, with nothing between them.
+    pub(crate) fn takes(&self, bytes: u64) -> bool {
+        matches!(self.framing, Framing::Length(left) if left >= bytes)
+    }
+
+    /// Sends a piece of the body that is in a pipe; everything before it was flushed.
+    pub(crate) async fn splice(&mut self, wire: &Wire, mut piece: Splice) -> Result<(), StreamError> {
+        let Framing::Length(left) = self.framing else { return Err(StreamError::misuse("a body where none can be")) };
+        let left = left.checked_sub(piece.len() as u64).ok_or(StreamError::misuse("more body than its length"))?;
+        // Whoever gives up half-way leaves a message that nobody can end.
+        self.framing = Framing::Failed;
+        while !piece.is_empty() {
+            poll_fn(|cx| self.poll_splice(wire, cx, &mut piece)).await?;
+        }
+        self.stall = None;
+        self.framing = Framing::length(left);
+        Ok(())
+    }
+
+    fn poll_splice(&mut self, wire: &Wire, cx: &mut Context<'_>, piece: &mut Splice) -> Poll<Result<(), StreamError>> {
+        let before = wire.written.get();
+        match piece.poll_drain(cx, &wire.io.borrow()) {
+            Poll::Ready(Ok(count)) => {
+                wire.written.set(before + count as u64);
+                self.stall = None;
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(_)) => Poll::Ready(Err(self.closed(wire))),
+            Poll::Pending => self.poll_stalled(wire, cx, before).map(Err),
+        }
     }
 
     fn poll_write(

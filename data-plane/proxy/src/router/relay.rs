@@ -106,6 +106,25 @@ async fn pump_up(
     // A body without an announced length may be a conversation, in which silence is no fault.
     let mut patience = matches!(body.kind(), BodyKind::Length(_)).then(Patience::new);
     while received.whole.get().is_none() {
+        if replay.off && sink.can_splice(body) {
+            if let Err(error) = sink.flush().await {
+                return Ok(Err(error));
+            }
+            if let Some(patience) = &patience {
+                patience.begin(limits);
+            }
+            if let Some(piece) = body.splice().await? {
+                limits.touch();
+                if let Some(patience) = &mut patience {
+                    patience.end(limits, piece.len());
+                }
+                received.bytes.set(received.bytes.get() + piece.len() as u64);
+                if let Err(error) = Box::pin(sink.splice(piece)).await {
+                    return Ok(Err(error));
+                }
+                continue;
+            }
+        }
         if !body.ready() {
             if let Err(error) = sink.flush().await {
                 return Ok(Err(error));
@@ -155,6 +174,14 @@ pub(super) async fn download(
     counts: &mut Counts,
 ) -> Result<(), StreamError> {
     loop {
+        if sink.can_splice(source) {
+            // Boxed: large bodies are fewer, and the others should not carry this state.
+            if let Some(count) = Box::pin(splice(source, sink)).await? {
+                limits.touch();
+                (counts.sent, counts.waited) = (counts.sent + count, true);
+                continue;
+            }
+        }
         if !source.ready() {
             sink.flush().await?;
             counts.waited = true;
@@ -167,6 +194,15 @@ pub(super) async fn download(
         sink.queue(chunk).await?;
     }
     sink.finish(source.trailers()).await
+}
+
+/// Passes the next piece of a response on within the kernel; how many bytes it had. `None`: that is not possible now.
+async fn splice(source: &mut ResponseSource<'_>, sink: &mut ResponseSink<'_>) -> Result<Option<u64>, StreamError> {
+    sink.flush().await?;
+    let Some(piece) = source.splice().await? else { return Ok(None) };
+    let count = piece.len() as u64;
+    sink.splice(piece).await?;
+    Ok(Some(count))
 }
 
 /// What was sent of a response's body.
