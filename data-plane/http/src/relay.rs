@@ -7,6 +7,14 @@ use crate::{RequestBody, RequestSink, ResponseSink, ResponseSource, StreamError}
 async fn relay(source: &mut Source<'_>, sink: &mut Sink<'_>) -> Result<u64, StreamError> {
     let mut bytes = 0;
     loop {
+        if sink.can_splice(source) {
+            sink.flush().await?;
+            if let Some(piece) = source.splice().await? {
+                bytes += piece.len() as u64;
+                sink.splice(piece).await?;
+                continue;
+            }
+        }
         if !source.ready() {
             sink.flush().await?;
         }

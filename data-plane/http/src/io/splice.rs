@@ -143,3 +143,22 @@ fn open() -> Option<Pipe> {
 fn unsupported<T>() -> Poll<Result<T>> {
     Poll::Ready(Err(Error::from(ErrorKind::Unsupported)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_lends_so_many_pipes_and_no_more() {
+        let mut lent: Vec<Splice> = std::iter::from_fn(Splice::take).take(MOST_PIPES + 1).collect();
+        assert_eq!(lent.len(), MOST_PIPES, "pipes at a time");
+        for piece in lent.iter_mut().step_by(2) {
+            piece.held = 1;
+        }
+        drop(lent);
+        let kept = PIPES.with_borrow(|pipes| pipes.free.len());
+        assert_eq!(kept, KEEP, "empty ones are kept, as many as may be");
+        let again: Vec<Splice> = std::iter::from_fn(Splice::take).take(MOST_PIPES + 1).collect();
+        assert_eq!(again.len(), MOST_PIPES, "as many can be lent again");
+    }
+}

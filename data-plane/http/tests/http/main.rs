@@ -10,6 +10,7 @@ mod http2_wire;
 mod lifecycle;
 mod peers;
 mod proxying;
+mod splicing;
 mod tls;
 mod upstream_faults;
 mod vectors;
