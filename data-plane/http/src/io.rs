@@ -206,6 +206,12 @@ impl Io {
         self.tcp_stream().map(AsFd::as_fd)
     }
 
+    /// Whether what is read from here can go to `to` within the kernel, by a [`Splice`](crate::Splice).
+    #[must_use]
+    pub fn can_splice(&self, to: &Self) -> bool {
+        self.plain_socket().is_some() && to.plain_socket().is_some()
+    }
+
     /// The socket itself, if the bytes of this stream are the bytes on it, and all of them are still to be read there.
     pub(crate) fn plain_socket(&self) -> Option<&TcpStream> {
         match &self.kind {

@@ -83,10 +83,7 @@ impl Sink<'_> {
         match (self, source) {
             (Self::Http1 { wire: to, write }, Source::Http1 { wire: from, read }) => {
                 let left = read.left_on_socket();
-                left >= SPLICED_FROM
-                    && write.takes(left)
-                    && from.io.borrow().plain_socket().is_some()
-                    && to.io.borrow().plain_socket().is_some()
+                left >= SPLICED_FROM && write.takes(left) && from.io.borrow().can_splice(&to.io.borrow())
             }
             _ => false,
         }

@@ -44,7 +44,8 @@ pub struct Splice {
 
 impl Splice {
     /// `None`: there is none to be had now.
-    pub(crate) fn take() -> Option<Self> {
+    #[must_use]
+    pub fn take() -> Option<Self> {
         PIPES.with_borrow_mut(|pipes| {
             if pipes.used == MOST_PIPES {
                 return None;
@@ -67,7 +68,10 @@ impl Splice {
     }
 
     /// Takes what `from` has received, at most `most` bytes; ready with how many, 0: it has ended.
-    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>, from: &Io, most: usize) -> Poll<Result<usize>> {
+    ///
+    /// # Errors
+    /// The connection broke, or it is none that [`Io::can_splice`] likes.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>, from: &Io, most: usize) -> Poll<Result<usize>> {
         let (Some(socket), Some(pipe)) = (from.plain_socket(), &self.pipe) else { return unsupported() };
         loop {
             ready!(socket.poll_read_ready(cx))?;
@@ -87,7 +91,10 @@ impl Splice {
     }
 
     /// Gives some of what it holds to `to`; ready with how many bytes went.
-    pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>, to: &Io) -> Poll<Result<usize>> {
+    ///
+    /// # Errors
+    /// As [`Self::poll_fill`].
+    pub fn poll_drain(&mut self, cx: &mut Context<'_>, to: &Io) -> Poll<Result<usize>> {
         let (Some(socket), Some(pipe)) = (to.plain_socket(), &self.pipe) else { return unsupported() };
         loop {
             ready!(socket.poll_write_ready(cx))?;

@@ -6,7 +6,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use culvert_http::Io;
+use culvert_http::{Io, Splice};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::router::limits::Limits;
@@ -42,6 +42,10 @@ pub(super) async fn copy_both(
 struct Direction {
     /// Held only while there are bytes in it.
     buffer: Option<Pooled<CopyBuffer>>,
+    /// So is a pipe, by which much that comes at once passes without being copied.
+    piece: Option<Splice>,
+    /// The last read took as much as it could.
+    bulk: bool,
     state: State,
 }
 
@@ -72,8 +76,19 @@ impl Direction {
                     self.state = State::Ended;
                 }
                 State::Copying => {
+                    if self.piece.is_some() {
+                        ready!(self.poll_drain(cx, to, limits, passed))?;
+                    }
                     if self.buffer.is_none() && from.poll_quiet(cx) {
                         return Poll::Pending;
+                    }
+                    if self.bulk
+                        && self.buffer.is_none()
+                        && from.can_splice(to)
+                        && let Some(piece) = Splice::take()
+                    {
+                        ready!(self.poll_fill(cx, from, piece))?;
+                        continue;
                     }
                     let buffer = self.buffer.get_or_insert_with(|| buffers.take());
                     let moved = buffer.poll_move(cx, from, to, passed);
@@ -82,11 +97,42 @@ impl Direction {
                     }
                     match ready!(moved)? {
                         0 => self.state = State::Ending,
-                        _ => limits.touch(),
+                        count => {
+                            self.bulk = count >= COPY_BUFFER;
+                            limits.touch();
+                        }
                     }
                 }
             }
         }
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>, from: &Io, mut piece: Splice) -> Poll<io::Result<()>> {
+        let count = ready!(piece.poll_fill(cx, from, usize::MAX))?;
+        // Little by little is copied again: that takes as many calls and no pipe.
+        self.bulk = count >= COPY_BUFFER / 2;
+        if count == 0 {
+            self.state = State::Ending;
+        } else {
+            self.piece = Some(piece);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_drain(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &Io,
+        limits: &Limits,
+        passed: &Cell<u64>,
+    ) -> Poll<io::Result<()>> {
+        while let Some(piece) = self.piece.as_mut().filter(|piece| !piece.is_empty()) {
+            let count = ready!(piece.poll_drain(cx, to))?;
+            passed.set(passed.get() + count as u64);
+            limits.touch();
+        }
+        self.piece = None;
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -1,16 +1,21 @@
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_http::Io;
 use culvert_model::listener::{NetworkFilter, TcpProxy};
 use culvert_model::route::{ClusterChoice, ClusterRef};
 use culvert_runtime::telemetry::ScopePath;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
+use super::copy::{Passed, copy_both};
+use crate::router::limits::Limits;
 use crate::stats::TcpMetric;
 use crate::testing::{Gateway, chain, cluster, listener, on_worker};
+use crate::worker::Pool;
 
 fn to(name: &str) -> TcpProxy {
     TcpProxy {
@@ -55,6 +60,58 @@ fn bytes_pass_and_each_direction_ends_by_itself() {
         let length = text.len() as u64;
         assert_eq!(stat(&gateway, TcpMetric::CxRxBytesTotal), length, "bytes from the client");
         assert_eq!(stat(&gateway, TcpMetric::CxTxBytesTotal), length, "bytes to the client");
+    });
+}
+
+/// Two ends of a connection over loopback.
+async fn sockets() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    (near.unwrap(), far.unwrap().0)
+}
+
+/// No two places alike.
+fn bytes(length: usize, seed: u64) -> Vec<u8> {
+    (0..length as u64).map(|at| (((at ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15)) >> 56) as u8).collect()
+}
+
+/// Between plain sockets much that comes at once passes by a pipe, little is copied, and the one follows the other.
+#[test]
+fn much_and_little_pass_between_sockets_in_their_order() {
+    on_worker(async {
+        let ((mut client, near), (far, mut host)) = (sockets().await, sockets().await);
+        let passed = Rc::new(Passed::default());
+        let counted = Rc::clone(&passed);
+        let copying = tokio::task::spawn_local(async move {
+            let (mut near, mut far) = (Io::tcp(near), Io::tcp(far));
+            let limits = Limits::new(tokio::time::Instant::now(), None);
+            copy_both(&mut near, &mut far, &Pool::default(), &limits, &counted).await
+        });
+        let sizes = [10, 3 << 20, 1, 65_536, 7, 5 << 20, 100];
+        for (round, length) in sizes.into_iter().enumerate() {
+            let (up, down) = (bytes(length, 2 * round as u64), bytes(length / 2 + 1, 2 * round as u64 + 1));
+            let (mut seen_up, mut seen_down) = (vec![0; up.len()], vec![0; down.len()]);
+            let (mut client_read, mut client_write) = client.split();
+            let (mut host_read, mut host_write) = host.split();
+            let (a, b, c, d) = tokio::join!(
+                client_write.write_all(&up),
+                host_write.write_all(&down),
+                host_read.read_exact(&mut seen_up),
+                client_read.read_exact(&mut seen_down),
+            );
+            assert!(a.is_ok() && b.is_ok() && c.is_ok() && d.is_ok(), "{length} bytes: {a:?} {b:?} {c:?} {d:?}");
+            assert!(seen_up == up && seen_down == down, "{length} bytes came as others");
+        }
+        let total: usize = sizes.iter().sum();
+        assert_eq!(passed.up.get(), total as u64, "bytes that went up");
+        client.shutdown().await.unwrap();
+        let mut rest = Vec::new();
+        host.read_to_end(&mut rest).await.unwrap();
+        host.write_all(&bytes(1 << 20, 99)).await.unwrap();
+        drop(host);
+        client.read_to_end(&mut rest).await.unwrap();
+        assert!(rest == bytes(1 << 20, 99), "the other direction goes on: {} bytes", rest.len());
+        assert!(copying.await.unwrap().is_ok(), "both directions have ended");
     });
 }
 
