@@ -5,6 +5,7 @@
 mod closing;
 mod connections;
 mod floods;
+mod foreign;
 mod http2_order;
 mod http2_wire;
 mod lifecycle;
