@@ -2,6 +2,7 @@
 //! replaced.
 
 use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
@@ -9,9 +10,9 @@ use culvert_tests::Result;
 use culvert_tests::client::get;
 use culvert_tests::grpc::Named;
 use culvert_tests::peer::{Peer, Running, find_program};
-use culvert_tests::plane::{Plane, assignment, eds_cluster, envoy, routes_to};
-use culvert_tests::process::repository;
-use culvert_tests::wait::eventually;
+use culvert_tests::plane::{Plane, assignment, eds_cluster, envoy, listener, routes_to};
+use culvert_tests::process::{ours, repository, run};
+use culvert_tests::wait::{PATIENCE, eventually};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -49,18 +50,13 @@ fn python(python: PathBuf, target: &str) -> Command {
     command
 }
 
-/// Where the client finds the control plane, and as which node.
-fn bootstrap(plane: &Plane) -> String {
-    json!({
-        "xds_servers": [{
-            "server_uri": plane.xds.to_string(),
-            "channel_creds": [{ "type": "insecure" }],
-            "server_features": ["xds_v3"],
-        }],
-        // grpc-js insists on a locality.
-        "node": { "id": "proxy", "cluster": "grpc", "locality": {} },
-    })
-    .to_string()
+/// Where the client finds the control plane, and as which node: as the control plane itself writes it.
+async fn bootstrap(plane: &Plane) -> Result<String> {
+    let listen = plane.xds.to_string();
+    let folder = plane.path("control").display().to_string();
+    let args = ["--config", &folder, "--mode", "grpc-bootstrap", "--listen", &listen];
+    let node = ["--export-node", "{id: proxy, cluster: grpc}"];
+    run(&ours("culvert-control")?, &[&args[..], &node].concat(), "", PATIENCE).await
 }
 
 /// What a target of gRPC's clients is.
@@ -99,7 +95,7 @@ async fn swaps(mut client: Command) -> Result {
         Ok(())
     })
     .await?;
-    let mut client = Running::start(client.env("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap(&plane)))?;
+    let mut client = Running::start(client.env("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap(&plane).await?))?;
     for number in 0..=6 {
         if number > 0 {
             put(number)?;
@@ -149,7 +145,7 @@ async fn a_target_that_does_not_exist_fails_at_once_at_grpcio() -> Result {
     let Some(program) = Peer::Grpcio.find()? else { return Ok(()) };
     let plane = Plane::start(&[]).await?;
     let mut client = python(program, "xds:///nothing");
-    client.env("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap(&plane));
+    client.env("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap(&plane).await?);
     let began = tokio::time::Instant::now();
     let client = Running::start(client.env("GRPC_EXPERIMENTAL_XDS_DATA_ERROR_HANDLING", "true"))?;
     let counts = eventually("a call fails", async || {
@@ -161,5 +157,64 @@ async fn a_target_that_does_not_exist_fails_at_once_at_grpcio() -> Result {
     let after = began.elapsed();
     ensure!(after.as_secs() < 10, "expected the failure before gRPC's own 15 s, saw {counts:?} after {after:?}");
     ensure!(counts.failures[0].contains("nothing"), "expected the target's name, saw {counts:?}");
+    Ok(())
+}
+
+/// What a gRPC server asks for by its address: routes that say "here".
+fn inbound(address: SocketAddr) -> Value {
+    let name = format!("grpc/server?xds.resource.listening_address={address}");
+    let mut inbound = listener(&name, address, "", json!({}));
+    let manager = &mut inbound["filter_chains"][0]["filters"][0]["typed_config"];
+    manager["stat_prefix"] = "inbound".into();
+    manager["route_config"]["virtual_hosts"][0]["routes"] =
+        json!([{ "match": { "prefix": "/" }, "non_forwarding_action": {} }]);
+    inbound
+}
+
+/// gRFC A36: it serves when its listener comes, and no longer when that is gone.
+#[tokio::test]
+async fn a_server_of_grpcio_serves_when_its_listener_comes_and_stops_when_it_goes() -> Result {
+    let Some(program) = Peer::Grpcio.find()? else { return Ok(()) };
+    let plane = Plane::start(&[]).await?;
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let name = format!("grpc/server?xds.resource.listening_address={address}");
+    let mut command = Command::new(&program);
+    command.arg(script("grpc_server.py")).args([&address.to_string(), "inbound"]);
+    let server = Running::start(command.env("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap(&plane).await?))?;
+    server.says("started", "").await?;
+    eventually("it is told that there is no listener of its address", async || {
+        let log = server.log();
+        ensure!(log.contains(&name), "{log}");
+        Ok(())
+    })
+    .await?;
+    let client = Running::start(&mut python(program, &address.to_string()))?;
+    eventually("no call is served yet", async || {
+        let counts = Counts::of(&client)?;
+        ensure!(counts.failed > 0 && counts.answers.is_empty(), "saw {counts:?}");
+        Ok(())
+    })
+    .await?;
+    for turn in 0..2 {
+        plane.put("inbound.json", &[inbound(address)])?;
+        let before = Counts::of(&client)?.by("inbound");
+        eventually(&format!("calls are served, turn {turn}"), async || {
+            let counts = Counts::of(&client)?;
+            ensure!(counts.by("inbound") >= before + 20, "saw {counts:?}\n{}", server.log());
+            let (state, error) = plane.status("Listener", &name).await?;
+            ensure!(state == "SYNCED", "the listener is {state} {error}");
+            Ok(())
+        })
+        .await
+        .with_context(|| plane.control_log())?;
+        plane.put("inbound.json", &[])?;
+        let before = Counts::of(&client)?.failed;
+        eventually(&format!("calls are no longer served, turn {turn}"), async || {
+            let counts = Counts::of(&client)?;
+            ensure!(counts.failed >= before + 4, "saw {counts:?}\n{}", server.log());
+            Ok(())
+        })
+        .await?;
+    }
     Ok(())
 }

@@ -40,11 +40,12 @@ pub struct Args {
     #[arg(long)]
     pub strict: bool,
 
-    /// Serve, or only say what is wrong with the directory (exit code 2 if anything is), or write a node's files.
+    /// Serve, or only say what is wrong with the directory (exit code 2 if anything is), or write a node's files, or print the
+    /// bootstrap (JSON) of a gRPC client or server whose control plane is at --listen.
     #[arg(long, value_enum, default_value_t = Mode::Serve)]
     pub mode: Mode,
 
-    /// The node to export: YAML or JSON with id, cluster, metadata and identities.
+    /// The node to export, or whose bootstrap is printed: YAML or JSON with id, cluster, metadata and identities.
     #[arg(long, value_name = "NODE")]
     pub export_node: Option<String>,
 
@@ -119,6 +120,10 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub load_report_interval: u64,
 
+    /// Seconds after which a stream is reset whose client takes nothing more of a response.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub send_timeout: u64,
+
     /// Seconds (more or less a tenth) after which a connection is told to come back, maybe to another replica. 0: never.
     #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
     pub max_connection_age: u64,
@@ -142,6 +147,8 @@ pub enum Mode {
     Validate,
     /// Writes what the node of --export-node would be sent to the files of --export-to.
     Export,
+    /// Prints the bootstrap of a gRPC client or server that is the node of --export-node.
+    GrpcBootstrap,
 }
 
 impl Args {
@@ -176,6 +183,9 @@ impl Args {
         let exports = (self.mode == Mode::Export, self.export_node.is_some() && self.export_to.is_some());
         if exports == (true, false) {
             return Err("--mode export: say what with --export-node and where with --export-to".to_owned());
+        }
+        if self.mode == Mode::GrpcBootstrap && (self.listen.ip().is_unspecified() || self.listen.port() == 0) {
+            return Err(format!("--listen {}: say where clients find the control plane", self.listen));
         }
         let mut beyond = self.addresses().filter(|(_, address)| !address.ip().is_loopback());
         match beyond.next().filter(|_| self.mode == Mode::Serve && self.tls_cert.is_none() && !self.allow_plaintext) {

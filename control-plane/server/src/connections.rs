@@ -28,6 +28,7 @@ use crate::discovery::Call;
 use crate::identity::Peer;
 use crate::rest;
 use crate::revoked::UntilRevoked;
+use crate::slow::Streams;
 use crate::tls::Tls;
 use crate::tokens::Given;
 
@@ -139,11 +140,12 @@ impl Shared {
             What::Grpc(routes) => {
                 let address = Arc::clone(&peer.address);
                 let (routes, control) = (routes.clone(), Arc::clone(&self.control));
+                let streams = Streams { control: Arc::clone(&self.control), peer: Arc::clone(&peer.address) };
                 let service = service_fn(move |request| {
                     let admitted = admitted(&control, &peer, &ending, request);
                     answer(Arc::clone(&control), routes.clone(), Arc::clone(&peer.address), admitted)
                 });
-                let connection = http2::Builder::new(TokioExecutor::new())
+                let connection = http2::Builder::new(streams)
                     .timer(TokioTimer::new())
                     .keep_alive_interval(Some(KEEPALIVE_INTERVAL))
                     .keep_alive_timeout(KEEPALIVE_TIMEOUT)

@@ -52,6 +52,8 @@ pub(crate) struct Control {
     pub(crate) first_pushes: Arc<Semaphore>,
     /// For how long a node may wait to be one of them.
     pub(crate) admission_wait: Duration,
+    /// For how long a stream may take nothing more of a response.
+    pub(crate) send_timeout: Duration,
     /// Whether the process takes work: from the start until it drains.
     ready: watch::Sender<bool>,
 }
@@ -126,6 +128,7 @@ impl Control {
             access,
             first_pushes: Arc::new(Semaphore::new(first_pushes())),
             admission_wait: Duration::from_secs(args.admission_wait),
+            send_timeout: Duration::from_secs(args.send_timeout),
             ready: watch::Sender::new(true),
         };
         control.apply(first);

@@ -167,16 +167,8 @@ impl Writer<'_> {
     }
 
     fn bootstrap(&mut self, node: &NodeIdentity) {
-        let mut described = json!({ "id": node.id, "cluster": node.cluster });
-        if let Some(metadata) = &node.metadata {
-            described["metadata"] = culvert_api::json::to_json(
-                &culvert_api::envoy::config::core::v3::Node { metadata: Some(metadata.clone()), ..Default::default() },
-                Secrets::Show,
-            )["metadata"]
-                .take();
-        }
         let bootstrap = json!({
-            "node": described,
+            "node": described(node),
             "dynamic_resources": {
                 "cds_config": self.source(CLUSTERS),
                 "lds_config": self.source(LISTENERS),
@@ -184,6 +176,19 @@ impl Writer<'_> {
         });
         self.files.push(("bootstrap.json".to_owned(), format!("{bootstrap:#}\n")));
     }
+}
+
+/// A node as bootstraps have it.
+pub(crate) fn described(node: &NodeIdentity) -> Value {
+    let mut described = json!({ "id": node.id, "cluster": node.cluster });
+    if let Some(metadata) = &node.metadata {
+        described["metadata"] = culvert_api::json::to_json(
+            &culvert_api::envoy::config::core::v3::Node { metadata: Some(metadata.clone()), ..Default::default() },
+            Secrets::Show,
+        )["metadata"]
+            .take();
+    }
+    described
 }
 
 /// The fields of a `ConfigSource` that comes from a server.

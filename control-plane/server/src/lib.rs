@@ -17,6 +17,7 @@ mod control;
 mod csds;
 mod discovery;
 mod export;
+mod grpc_bootstrap;
 mod history;
 mod identity;
 mod inventory;
@@ -30,6 +31,7 @@ mod operator;
 mod reload;
 mod rest;
 mod revoked;
+mod slow;
 mod stream;
 mod tls;
 mod tokens;
@@ -47,7 +49,7 @@ use culvert_runtime::log::LogControl;
 use culvert_runtime::process::Signals;
 use culvert_runtime::{drain, log, process};
 use culvert_store::{Catalog, Directory, Load, load};
-use culvert_xds::Snapshot;
+use culvert_xds::{NodeIdentity, Snapshot};
 
 use access::Access;
 use args::{Args, Mode};
@@ -65,6 +67,11 @@ pub fn run(args: &Args) -> ExitCode {
     if let Err(mistake) = args.check() {
         say(&format!("error: {mistake}\n"));
         return ExitCode::from(2);
+    }
+    if args.mode == Mode::GrpcBootstrap {
+        let written = described_node(args).and_then(|node| grpc_bootstrap::text(args, &node));
+        say(&written.as_ref().map_or_else(|error| format!("error: {error:#}\n"), Clone::clone));
+        return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(2) };
     }
     let credentials = match Credentials::read(args) {
         Ok(credentials) => credentials,
@@ -144,14 +151,8 @@ impl Credentials {
 
 /// Writes a node's files; what there is to say of it.
 fn export(args: &Args, load: Load) -> anyhow::Result<String> {
-    let (described, to) =
-        args.export_node.as_ref().zip(args.export_to.as_ref()).context("--export-node, --export-to")?;
-    let node = document::load::<NodeSelector>(described.as_bytes(), Syntax::Yaml).map_err(|problems| {
-        let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!("--export-node: {}", problems.join("; "))
-    })?;
-    let identity =
-        operator::identity(&node.message).map_err(|status| anyhow::anyhow!("--export-node: {}", status.message()))?;
+    let identity = described_node(args)?;
+    let to = args.export_to.as_ref().context("--export-to is missing")?;
     let mut catalog = Catalog::new(load.directory.unwrap_or_default());
     let placement = catalog.place(&identity, &Snapshot::default());
     std::fs::create_dir_all(to).with_context(|| format!("--export-to: cannot make {}", to.display()))?;
@@ -161,6 +162,16 @@ fn export(args: &Args, load: Load) -> anyhow::Result<String> {
     export.write(&folder)?;
     let warnings: String = export.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
     Ok(format!("{warnings}{shown}: {} files, version {}\n", export.files.len(), export.version))
+}
+
+/// The node of `--export-node`.
+fn described_node(args: &Args) -> anyhow::Result<NodeIdentity> {
+    let described = args.export_node.as_ref().context("--export-node is missing")?;
+    let node = document::load::<NodeSelector>(described.as_bytes(), Syntax::Yaml).map_err(|problems| {
+        let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!("--export-node: {}", problems.join("; "))
+    })?;
+    operator::identity(&node.message).map_err(|status| anyhow::anyhow!("--export-node: {}", status.message()))
 }
 
 /// Everything that was found in the directory, for people.

@@ -17,6 +17,8 @@ use hyper::body::{Body, Frame};
 use prost::Message;
 use tonic::Status;
 
+use crate::slow;
+
 /// Largest request: 60,000 names are 5 MB.
 pub(crate) const MAX_REQUEST: usize = 64 << 20;
 /// Most names and versions in one request.
@@ -92,7 +94,7 @@ where
 fn decode<R: Message + Default>(message: Bytes) -> Result<R, Status> {
     // Before it takes memory: a million short names are ten times as large decoded.
     if has_more_fields_than(MAX_FIELDS, &message) {
-        return Err(Status::resource_exhausted(format!("a request with more than {MAX_FIELDS} names and versions")));
+        return Err(Status::invalid_argument(format!("a request with more than {MAX_FIELDS} names and versions")));
     }
     R::decode(message).map_err(|error| Status::internal(error.to_string()))
 }
@@ -120,11 +122,13 @@ pub(crate) struct Responses<S> {
     /// Asked for the next response when the one before has left.
     responses: Option<Pin<Box<S>>>,
     pieces: Option<Pieces>,
+    /// How many pieces were taken, of all responses.
+    taken: u64,
 }
 
 impl<S> Responses<S> {
     pub(crate) fn new(responses: S) -> Self {
-        Self { responses: Some(Box::pin(responses)), pieces: None }
+        Self { responses: Some(Box::pin(responses)), pieces: None, taken: 0 }
     }
 }
 
@@ -135,9 +139,12 @@ impl<S: Stream<Item = Result<Response, Status>>> Body for Responses<S> {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         loop {
             if let Some(piece) = self.pieces.as_mut().and_then(Iterator::next) {
+                self.taken += 1;
+                slow::note(Some(self.taken));
                 return Poll::Ready(Some(Ok(Frame::data(piece))));
             }
             self.pieces = None;
+            slow::note(None);
             let Some(responses) = self.responses.as_mut() else { return Poll::Ready(None) };
             let status = match ready!(responses.as_mut().poll_next(cx)) {
                 Some(Ok(response)) => match prefix(&response) {

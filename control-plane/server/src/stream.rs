@@ -150,7 +150,7 @@ impl<R: Request> Driver<R> {
                     }
                 }
                 Event::Request(Ok(None)) => return None,
-                Event::Request(Err(status)) if status.code() == Code::ResourceExhausted => {
+                Event::Request(Err(status)) if status.code() == Code::InvalidArgument => {
                     self.control.metrics.streams_refused.add();
                     tracing::warn!(peer = &*self.peer.address, "discovery stream refused: {}", status.message());
                     return Some(Err(status));

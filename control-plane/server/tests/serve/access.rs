@@ -16,7 +16,7 @@ use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::harness::{Daemon, Folder, Stream, cluster, cluster_names, node};
+use crate::harness::{Daemon, Folder, Stream, asks, cluster, cluster_names, node};
 
 #[derive(Clone)]
 struct Bearer(Option<&'static str>);
@@ -41,7 +41,7 @@ async fn open(
     id: &str,
 ) -> Result<Stream<DiscoveryRequest, DiscoveryResponse>, Status> {
     let (mut stream, queue) = Stream::queue();
-    let request = DiscoveryRequest { node: node(id), type_url: CLUSTER.into(), ..Default::default() };
+    let request = asks(id, CLUSTER);
     stream.send(request).await;
     let mut client = AggregatedDiscoveryServiceClient::new(with(daemon, token).await);
     stream.responses = Some(client.stream_aggregated_resources(queue).await?.into_inner());

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tonic::Code;
 use tonic::transport::Channel;
 
-use crate::harness::{Daemon, Folder, Stream, cluster, names, node};
+use crate::harness::{Daemon, Folder, Stream, asks, cluster, delta_asks, names, node};
 
 type Sotw = Stream<DiscoveryRequest, DiscoveryResponse>;
 type Delta = Stream<DeltaDiscoveryRequest, DeltaDiscoveryResponse>;
@@ -38,10 +38,6 @@ async fn delta(channel: Channel) -> Delta {
     stream
 }
 
-fn clusters(id: &str) -> DiscoveryRequest {
-    DiscoveryRequest { node: node(id), type_url: CLUSTER.into(), ..Default::default() }
-}
-
 async fn count(daemon: &Daemon, metric: &str) -> usize {
     let text = daemon.get("/metrics").await;
     let value = text.lines().find_map(|line| line.strip_prefix(&format!("culvert_control_{metric} ")));
@@ -53,7 +49,7 @@ async fn a_storm_of_nodes_is_served_so_many_at_a_time_and_delays_nobody_who_is_s
     let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
     let daemon = Daemon::start(&folder, &[]).await;
     let mut served = daemon.sotw().await;
-    served.send(clusters("served")).await;
+    served.send(asks("served", CLUSTER)).await;
     let first = served.next().await;
     served.answer(&first, None).await;
 
@@ -66,7 +62,7 @@ async fn a_storm_of_nodes_is_served_so_many_at_a_time_and_delays_nobody_who_is_s
         let (channel, mut may_answer) = (channel.clone(), may_answer.clone());
         storm.spawn(async move {
             let mut stream = sotw(channel).await;
-            stream.send(clusters(&format!("n{number}"))).await;
+            stream.send(asks(&format!("n{number}"), CLUSTER)).await;
             let first = stream.next().await;
             may_answer.wait_for(|may| *may).await.unwrap();
             stream.answer(&first, None).await;
@@ -111,7 +107,7 @@ async fn who_waits_too_long_for_its_first_response_is_told_to_come_back() {
     let mut stuck = Vec::new();
     for number in 0..at_a_time() {
         let mut stream = sotw(channel.clone()).await;
-        stream.send(clusters(&format!("n{number}"))).await;
+        stream.send(asks(&format!("n{number}"), CLUSTER)).await;
         stream.next().await;
         stuck.push(stream);
     }
@@ -119,7 +115,7 @@ async fn who_waits_too_long_for_its_first_response_is_told_to_come_back() {
     let mut refused = None;
     while refused.is_none() {
         let mut late = sotw(channel.clone()).await;
-        late.send(clusters("late")).await;
+        late.send(asks("late", CLUSTER)).await;
         match late.answer_or_failure().await {
             Ok(_) => stuck.push(late),
             Err(status) => refused = Some(status),
@@ -207,7 +203,7 @@ async fn a_large_response_is_read_by_who_reads_and_costs_little_for_who_does_not
 
     // The first one has the whole state packed, once for all.
     let mut reader = sotw(daemon.channel().await).await;
-    reader.send(clusters("reader")).await;
+    reader.send(asks("reader", CLUSTER)).await;
     let whole = reader.next().await;
     assert_eq!(whole.resources.len(), LARGE);
     assert!(whole.resources.iter().all(|any| any.value.len() > 1 << 20));
@@ -217,11 +213,9 @@ async fn a_large_response_is_read_by_who_reads_and_costs_little_for_who_does_not
     let mut slow = Vec::new();
     for number in 0..SLOW {
         let stream = sotw(daemon.channel().await).await;
-        stream.send(clusters(&format!("s{number}"))).await;
+        stream.send(asks(&format!("s{number}"), CLUSTER)).await;
         let deltas = delta(daemon.channel().await).await;
-        let request =
-            DeltaDiscoveryRequest { node: node(&format!("d{number}")), type_url: CLUSTER.into(), ..Default::default() };
-        deltas.send(request).await;
+        deltas.send(delta_asks(&format!("d{number}"), CLUSTER)).await;
         slow.push((stream, deltas));
     }
     let responses = 1 + 2 * usize::try_from(SLOW).unwrap();
@@ -234,5 +228,26 @@ async fn a_large_response_is_read_by_who_reads_and_costs_little_for_who_does_not
     let mut late = slow.pop().unwrap().1;
     let all = late.next().await;
     assert_eq!(names(&all).len(), LARGE, "who reads in the end gets all");
+    daemon.terminate().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_read_is_reset_and_others_of_its_connection_go_on() {
+    let folder = Folder::new(&[("a.yaml", &large(4))]);
+    let daemon = Daemon::start(&folder, &["--send-timeout", "1"]).await;
+    let channel = daemon.channel().await;
+    let mut stuck = sotw(channel.clone()).await;
+    stuck.send(asks("stuck", CLUSTER)).await;
+    let mut reader = sotw(channel).await;
+    let resource_names = vec!["x".to_owned()];
+    reader.send(DiscoveryRequest { resource_names, ..asks("reader", CLUSTER_LOAD_ASSIGNMENT) }).await;
+    daemon.eventually("/metrics", |text| text.contains("culvert_control_slow_readers_total 1\n")).await;
+    assert_eq!(stuck.failure().await.code(), Code::Cancelled, "the stream is reset");
+    let assignment =
+        "{\"@type\": type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment, cluster_name: x}\n";
+    folder.write("b.yaml", assignment);
+    assert_eq!(reader.next().await.resources.len(), 1, "another stream of the connection lives");
+    // Who answers nothing is not slow: it has its response, and waits for nothing.
+    assert_eq!(count(&daemon, "slow_readers_total").await, 1);
     daemon.terminate().await;
 }

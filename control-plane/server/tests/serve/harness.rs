@@ -12,6 +12,7 @@ use culvert_api::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use culvert_api::google::rpc::Status as Refusal;
+use culvert_api::type_url::CLUSTER;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -53,6 +54,18 @@ impl Folder {
         let path = self.root.path().join(name);
         std::fs::write(&path, text).unwrap();
         path.to_string_lossy().into_owned()
+    }
+
+    /// Has a name lead nowhere, as a volume that is not mounted.
+    pub(crate) fn dangle(&self, name: &str) {
+        std::os::unix::fs::symlink("/nowhere/at/all", self.config().join(name)).unwrap();
+    }
+
+    /// Takes the directory away, or brings it back.
+    pub(crate) fn set_there(&self, is_there: bool) {
+        let (config, aside) = (self.config(), self.root.path().join("aside"));
+        let moved = if is_there { std::fs::rename(aside, config) } else { std::fs::rename(config, aside) };
+        moved.unwrap();
     }
 
     pub(crate) fn remove(&self, name: &str) {
@@ -188,6 +201,15 @@ impl Daemon {
         let mut client = AggregatedDiscoveryServiceClient::new(self.channel().await);
         stream.responses = Some(client.stream_aggregated_resources(queue).await.unwrap().into_inner());
         stream
+    }
+
+    /// A stream of a node that takes all clusters, and the first response, which it has accepted.
+    pub(crate) async fn settled(&self, id: &str) -> (Stream<DiscoveryRequest, DiscoveryResponse>, DiscoveryResponse) {
+        let mut stream = self.sotw().await;
+        stream.send(asks(id, CLUSTER)).await;
+        let first = stream.next().await;
+        stream.answer(&first, None).await;
+        (stream, first)
     }
 
     pub(crate) async fn delta(&self) -> Stream<DeltaDiscoveryRequest, DeltaDiscoveryResponse> {
@@ -350,6 +372,16 @@ pub(crate) fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
 
 pub(crate) fn node(id: &str) -> Option<Node> {
     Some(Node { id: id.to_owned(), ..Node::default() })
+}
+
+/// The first request of a node for a type.
+pub(crate) fn asks(id: &str, type_url: &str) -> DiscoveryRequest {
+    DiscoveryRequest { node: node(id), type_url: type_url.to_owned(), ..DiscoveryRequest::default() }
+}
+
+/// The same, of a delta stream.
+pub(crate) fn delta_asks(id: &str, type_url: &str) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest { node: node(id), type_url: type_url.to_owned(), ..DeltaDiscoveryRequest::default() }
 }
 
 /// A cluster as a file.

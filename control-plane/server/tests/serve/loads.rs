@@ -6,7 +6,6 @@ use culvert_api::culvert::control::v1 as api;
 use culvert_api::culvert::control::v1::control_service_client::ControlServiceClient;
 use culvert_api::envoy::config::core::v3::Node;
 use culvert_api::envoy::config::endpoint::v3::{ClusterStats, UpstreamLocalityStats};
-use culvert_api::envoy::service::discovery::v3::DiscoveryRequest;
 use culvert_api::envoy::service::load_stats::v3::load_reporting_service_client::LoadReportingServiceClient;
 use culvert_api::envoy::service::load_stats::v3::{LoadStatsRequest, LoadStatsResponse};
 use culvert_api::envoy::service::status::v3::client_status_discovery_service_client::ClientStatusDiscoveryServiceClient;
@@ -14,7 +13,7 @@ use culvert_api::envoy::service::status::v3::{ClientStatusRequest, ConfigStatus}
 use culvert_api::google::rpc::Status as Refusal;
 use culvert_api::type_url::CLUSTER;
 
-use crate::harness::{Daemon, Folder, Stream, cluster, node};
+use crate::harness::{Daemon, Folder, Stream, asks, cluster, node};
 
 async fn open(daemon: &Daemon, node: Option<Node>) -> Stream<LoadStatsRequest, LoadStatsResponse> {
     let (mut stream, queue) = Stream::queue();
@@ -99,7 +98,7 @@ async fn client_status_says_when() {
         seen.collect::<Vec<_>>()
     };
     let mut stream = daemon.sotw().await;
-    stream.send(DiscoveryRequest { node: node("n"), type_url: CLUSTER.into(), ..Default::default() }).await;
+    stream.send(asks("n", CLUSTER)).await;
     let first = stream.next().await;
     let sent = fetch().await;
     assert!(sent.iter().all(|one| one.1 == ConfigStatus::Stale && one.2 > Some(before)), "{sent:?}");

@@ -18,6 +18,8 @@ mod mosn;
 mod operations;
 #[cfg(test)]
 mod operator;
+#[cfg(test)]
+mod replicas;
 
 use std::time::Duration;
 
@@ -27,17 +29,14 @@ use culvert_api::envoy::service::status::v3::ClientStatusRequest;
 use culvert_api::envoy::service::status::v3::client_status_discovery_service_client::ClientStatusDiscoveryServiceClient;
 use culvert_api::google::rpc::Status as Refusal;
 use culvert_api::type_url::{CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, SECRET};
-use harness::{Daemon, Folder, Stream, cluster, cluster_names, names, node, seconds};
+use harness::{Daemon, Folder, Stream, asks, cluster, cluster_names, delta_asks, names, node, seconds};
 
 #[tokio::test]
 async fn state_of_the_world_pushes_edits_and_acknowledges_quietly() {
     let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
     let daemon = Daemon::start(&folder, &[]).await;
-    let mut stream = daemon.sotw().await;
-    stream.send(DiscoveryRequest { node: node("n"), type_url: CLUSTER.into(), ..Default::default() }).await;
-    let first = stream.next().await;
+    let (mut stream, first) = daemon.settled("n").await;
     assert_eq!(cluster_names(&first.resources), ["a"]);
-    stream.answer(&first, None).await;
 
     folder.write("b.yaml", &cluster("b", 1));
     let second = stream.next().await;
@@ -57,10 +56,7 @@ async fn state_of_the_world_pushes_edits_and_acknowledges_quietly() {
 async fn a_refused_response_is_not_sent_again_and_is_visible() {
     let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
     let daemon = Daemon::start(&folder, &[]).await;
-    let mut stream = daemon.sotw().await;
-    stream.send(DiscoveryRequest { node: node("n"), type_url: CLUSTER.into(), ..Default::default() }).await;
-    let first = stream.next().await;
-    stream.answer(&first, None).await;
+    let (mut stream, _) = daemon.settled("n").await;
     folder.write("a.yaml", &cluster("a", 2));
     let second = stream.next().await;
     let refusal = Refusal { code: 13, message: "cluster a: I do not like it".into(), details: Vec::new() };
@@ -87,7 +83,7 @@ async fn delta_sends_only_what_changed_and_what_is_gone() {
     let folder = Folder::new(&[("a.yaml", &cluster("a", 1)), ("b.yaml", &cluster("b", 1))]);
     let daemon = Daemon::start(&folder, &[]).await;
     let mut stream = daemon.delta().await;
-    stream.send(DeltaDiscoveryRequest { node: node("n"), type_url: CLUSTER.into(), ..Default::default() }).await;
+    stream.send(delta_asks("n", CLUSTER)).await;
     let first = stream.next().await;
     assert_eq!(names(&first), ["a", "b"]);
     stream.answer(&first, None).await;
@@ -122,10 +118,7 @@ async fn delta_sends_only_what_changed_and_what_is_gone() {
 async fn a_bad_edit_changes_nothing_until_it_is_mended() {
     let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
     let daemon = Daemon::start(&folder, &[]).await;
-    let mut stream = daemon.sotw().await;
-    stream.send(DiscoveryRequest { node: node("n"), type_url: CLUSTER.into(), ..Default::default() }).await;
-    let first = stream.next().await;
-    stream.answer(&first, None).await;
+    let (mut stream, _) = daemon.settled("n").await;
     folder.write("b.yaml", &cluster("b", 1));
     let second = stream.next().await;
     stream.answer(&second, None).await;
@@ -144,10 +137,7 @@ async fn a_bad_edit_changes_nothing_until_it_is_mended() {
 async fn without_watching_only_sighup_reads_the_directory() {
     let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
     let daemon = Daemon::start(&folder, &["--watch=false"]).await;
-    let mut stream = daemon.sotw().await;
-    stream.send(DiscoveryRequest { node: node("n"), type_url: CLUSTER.into(), ..Default::default() }).await;
-    let first = stream.next().await;
-    stream.answer(&first, None).await;
+    let (mut stream, _) = daemon.settled("n").await;
     folder.write("b.yaml", &cluster("b", 1));
     assert!(stream.is_quiet().await, "nobody watches");
     daemon.hang_up();
@@ -279,7 +269,7 @@ async fn termination_ends_streams_cleanly() {
     let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
     let daemon = Daemon::start(&folder, &[]).await;
     let mut stream = daemon.sotw().await;
-    stream.send(DiscoveryRequest { node: node("n"), type_url: CLUSTER.into(), ..Default::default() }).await;
+    stream.send(asks("n", CLUSTER)).await;
     stream.next().await;
     let begun = tokio::time::Instant::now();
     daemon.terminate().await;
@@ -321,7 +311,7 @@ async fn a_swap_of_a_mounted_volume_is_seen() {
     folder.mount("one", "a.yaml", &cluster("a", 1));
     let daemon = Daemon::start(&folder, &[]).await;
     let mut stream = daemon.sotw().await;
-    stream.send(DiscoveryRequest { node: node("n"), type_url: CLUSTER.into(), ..Default::default() }).await;
+    stream.send(asks("n", CLUSTER)).await;
     for (seconds_expected, version) in [(1, "two"), (2, "three"), (3, "four")] {
         let response = stream.next().await;
         assert_eq!(seconds(&response.resources[0]), seconds_expected);
@@ -367,7 +357,7 @@ async fn a_stream_that_does_not_answer_gets_the_latest_later_and_delays_nobody()
     let daemon = Daemon::start(&folder, &[]).await;
     let (mut mute, mut quick) = (daemon.sotw().await, daemon.sotw().await);
     for (stream, id) in [(&mute, "mute"), (&quick, "quick")] {
-        stream.send(DiscoveryRequest { node: node(id), type_url: CLUSTER.into(), ..Default::default() }).await;
+        stream.send(asks(id, CLUSTER)).await;
     }
     let unanswered = mute.next().await;
     let first = quick.next().await;

@@ -1,12 +1,12 @@
 //! What operators do: poll, look at a change on its way, go back.
 
-use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use culvert_api::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use culvert_api::envoy::service::route::v3::virtual_host_discovery_service_client::VirtualHostDiscoveryServiceClient;
 use culvert_api::google::rpc::Status as Refusal;
 use culvert_api::type_url::CLUSTER;
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, Folder, Stream, cluster, cluster_names, node, seconds};
+use crate::harness::{Daemon, Folder, Stream, asks, cluster, cluster_names, node, seconds};
 
 fn parse(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text}"))
@@ -42,7 +42,7 @@ async fn a_push_is_watched_until_each_node_has_answered() {
     let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
     let daemon = Daemon::start(&folder, &[]).await;
     let mut stream = daemon.sotw().await;
-    stream.send(DiscoveryRequest { node: node("n"), type_url: CLUSTER.into(), ..Default::default() }).await;
+    stream.send(asks("n", CLUSTER)).await;
     let first = stream.next().await;
     let open = parse(&daemon.get("/push").await);
     assert_eq!((&open["pending"], &open["nodes"][0]["state"]), (&json!(1), &json!("pending")), "{open}");
@@ -64,10 +64,7 @@ async fn a_push_is_watched_until_each_node_has_answered() {
 async fn what_was_in_force_comes_back_until_the_directory_changes() {
     let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
     let daemon = Daemon::start(&folder, &[]).await;
-    let mut stream = daemon.sotw().await;
-    stream.send(DiscoveryRequest { node: node("n"), type_url: CLUSTER.into(), ..Default::default() }).await;
-    let first = stream.next().await;
-    stream.answer(&first, None).await;
+    let (mut stream, first) = daemon.settled("n").await;
     folder.write("a.yaml", &cluster("a", 2));
     let second = stream.next().await;
     stream.answer(&second, None).await;
@@ -108,7 +105,7 @@ async fn virtual_hosts_have_a_service_of_their_own() {
     let seen: Vec<_> = response.resources.iter().map(|one| (one.name.as_str(), one.resource.is_some())).collect();
     assert_eq!(seen, [("r/known", true), ("r/unknown", false)], "what does not exist is a resource without a body");
     let mut clusters = daemon.sotw().await;
-    clusters.send(DiscoveryRequest { node: node("m"), type_url: CLUSTER.into(), ..Default::default() }).await;
+    clusters.send(asks("m", CLUSTER)).await;
     assert_eq!(cluster_names(&clusters.next().await.resources), ["a"]);
     daemon.terminate().await;
 }
@@ -120,7 +117,7 @@ async fn a_change_goes_to_one_node_first_and_comes_back_if_that_refuses_it() {
     let daemon = Daemon::start(&folder, &args).await;
     let (mut first, mut other) = (daemon.sotw().await, daemon.sotw().await);
     for (stream, id) in [(&mut first, "n1"), (&mut other, "n2")] {
-        stream.send(DiscoveryRequest { node: node(id), type_url: CLUSTER.into(), ..Default::default() }).await;
+        stream.send(asks(id, CLUSTER)).await;
         let response = stream.next().await;
         stream.answer(&response, None).await;
     }

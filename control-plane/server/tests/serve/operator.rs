@@ -28,10 +28,7 @@ async fn all<T>(answer: Result<tonic::Response<Streaming<T>>, tonic::Status>) ->
 /// A daemon with one cluster, and a node that has it.
 async fn settled(folder: &Folder, args: &[&str]) -> (Daemon, Client, Stream<DiscoveryRequest, DiscoveryResponse>) {
     let daemon = Daemon::start(folder, args).await;
-    let mut stream = daemon.sotw().await;
-    stream.send(DiscoveryRequest { node: node("n"), type_url: CLUSTER.into(), ..Default::default() }).await;
-    let first = stream.next().await;
-    stream.answer(&first, None).await;
+    let (stream, _) = daemon.settled("n").await;
     daemon.eventually("/push", |text| text.contains("\"pending\": 0")).await;
     let client = ControlServiceClient::new(daemon.channel().await);
     (daemon, client, stream)
@@ -192,10 +189,7 @@ async fn an_operator_gives_to_all_what_only_some_have() {
     let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
     let args = ["--canary-nodes", "1", "--canary-quiet", "600", "--canary-timeout", "600"];
     let (daemon, mut client, mut first) = settled(&folder, &args).await;
-    let mut other = daemon.sotw().await;
-    other.send(DiscoveryRequest { node: node("o"), type_url: CLUSTER.into(), ..Default::default() }).await;
-    let response = other.next().await;
-    other.answer(&response, None).await;
+    let (mut other, _) = daemon.settled("o").await;
     daemon.eventually("/push", |text| text.contains("\"pending\": 0")).await;
     folder.write("a.yaml", &cluster("a", 2));
     let tried = first.next().await;

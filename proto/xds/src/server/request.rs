@@ -29,10 +29,12 @@ impl RequestError {
         const RESOURCE_EXHAUSTED: i32 = 8;
         const INTERNAL: i32 = 13;
         match self {
-            Self::MissingTypeUrl | Self::WrongType { .. } | Self::NodeChanged { .. } | Self::NameTooLong { .. } => {
-                INVALID_ARGUMENT
-            }
-            Self::TooManyNames { .. } | Self::TooManyGlobs { .. } | Self::TooManyTypes { .. } => RESOURCE_EXHAUSTED,
+            Self::MissingTypeUrl
+            | Self::WrongType { .. }
+            | Self::NodeChanged { .. }
+            | Self::NameTooLong { .. }
+            | Self::TooManyNames { .. } => INVALID_ARGUMENT,
+            Self::TooManyGlobs { .. } | Self::TooManyTypes { .. } => RESOURCE_EXHAUSTED,
             Self::NoSuchStream => INTERNAL,
         }
     }

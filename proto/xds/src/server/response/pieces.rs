@@ -26,6 +26,9 @@ impl Pieces {
     /// What is copied is sent once it is so large.
     const PIECE: usize = 32 * 1024;
 
+    /// What is larger is handed on in several pieces: a transport that takes nothing more is noticed between two.
+    const LARGEST: usize = 128 * 1024;
+
     /// From this size on bytes are not copied.
     const LARGE: usize = 4 * 1024;
 
@@ -106,6 +109,9 @@ impl Iterator for Pieces {
         if !self.copied.is_empty() {
             return Some(self.copied.split().freeze());
         }
-        self.shared.take()
+        match &mut self.shared {
+            Some(shared) if shared.len() > Self::LARGEST => Some(shared.split_to(Self::LARGEST)),
+            _ => self.shared.take(),
+        }
     }
 }
