@@ -19,6 +19,7 @@ pub mod process;
 pub mod relay;
 pub mod reverse;
 pub mod scale;
+pub mod scripted;
 pub mod site;
 pub mod tunnel;
 pub mod wait;

@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::Result;
 use crate::client::whole;
@@ -59,6 +60,8 @@ pub struct Counts {
     pub failed: u64,
     /// The first few failures, in words.
     pub failures: Vec<String>,
+    /// The slowest answer.
+    pub slowest: Duration,
 }
 
 impl Counts {
@@ -134,9 +137,14 @@ impl Running {
 async fn connection(load: Load, stop: Arc<AtomicBool>, counts: Arc<Mutex<Counts>>) {
     let mut sender = None;
     while !stop.load(Ordering::Relaxed) {
+        let began = Instant::now();
         let outcome = tokio::time::timeout(PATIENCE, request(&load, &mut sender)).await;
         match outcome {
-            Ok(Ok(line)) => *counts.lock().answers.entry(line).or_default() += 1,
+            Ok(Ok(line)) => {
+                let mut counts = counts.lock();
+                counts.slowest = counts.slowest.max(began.elapsed());
+                *counts.answers.entry(line).or_default() += 1;
+            }
             Ok(Err(error)) => {
                 counts.lock().fail(format!("{error:#}"));
                 sender = None;

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
+use tokio::time::Instant;
 
 use crate::Result;
 
@@ -35,4 +36,38 @@ pub fn entered(test: &str) -> Result<bool> {
     ensure!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     ensure!(text.contains("1 passed"), "the test was not run: {text}");
     Ok(false)
+}
+
+/// A cable of a test's own: an address that only what is under test uses, and that can be taken away with no word to anybody.
+/// Only within [`entered`].
+#[derive(Debug)]
+pub struct Cable(());
+
+impl Cable {
+    pub const ADDRESS: &str = "10.9.0.1";
+
+    /// Brings loopback up, and the cable on it.
+    pub fn plugged() -> Result<Self> {
+        ip(&["link", "set", "lo", "up"])?;
+        let cable = Self(());
+        cable.plug()?;
+        Ok(cable)
+    }
+
+    /// Puts the address back.
+    pub fn plug(&self) -> Result {
+        ip(&["addr", "add", &format!("{}/32", Self::ADDRESS), "dev", "lo"])
+    }
+
+    /// Takes the address away; when that was.
+    pub fn cut(&self) -> Result<Instant> {
+        ip(&["addr", "del", &format!("{}/32", Self::ADDRESS), "dev", "lo"])?;
+        Ok(Instant::now())
+    }
+}
+
+fn ip(words: &[&str]) -> Result {
+    let output = Command::new("ip").args(words).output().context("ip is missing")?;
+    ensure!(output.status.success(), "ip {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }

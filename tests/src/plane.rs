@@ -37,6 +37,8 @@ pub struct Way<'a> {
     pub flags: &'a [&'a str],
     /// Further top-level YAML of its bootstrap.
     pub more: &'a str,
+    /// `http2_protocol_options` of the control plane's cluster, in flow style.
+    pub http2: &'a str,
 }
 
 impl Plane {
@@ -97,6 +99,7 @@ impl Plane {
     /// Starts the proxy and waits for its admin interface; it need not be ready.
     pub async fn start_proxy(&mut self, way: Way<'_>) -> Result {
         let api = if way.sotw { "GRPC" } else { "DELTA_GRPC" };
+        let http2 = HTTP2.replace("http2_protocol_options: {}", &format!("http2_protocol_options: {{{}}}", way.http2));
         let tls = way.tls.map(|tls| format!(", transport_socket: {tls}")).unwrap_or_default();
         let bootstrap = format!(
             "node: {{id: proxy, cluster: test}}\n\
@@ -107,8 +110,9 @@ impl Plane {
              \x20 lds_config: {{ads: {{}}, resource_api_version: V3}}\n\
              static_resources:\n\
              \x20 clusters:\n\
-             \x20 - {{name: xds, type: STATIC, connect_timeout: 2s, {HTTP2}, load_assignment: {{cluster_name: xds, endpoints: [{{lb_endpoints: [{{endpoint: {{address: \
-             {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}}}]}}]}}{tls}}}\n{}\n",
+             \x20 - {{name: xds, type: STATIC, connect_timeout: 2s, {http2}, load_assignment: {{cluster_name: xds, endpoints: [{{lb_endpoints: [{{endpoint: {{address: \
+             {{socket_address: {{address: {}, port_value: {}}}}}}}}}]}}]}}{tls}}}\n{}\n",
+            self.xds.ip(),
             self.xds.port(),
             way.more
         );
@@ -150,6 +154,11 @@ impl Plane {
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// The most memory that the proxy ever had resident, in KiB.
+    pub fn peak(&self) -> Result<u64> {
+        self.proxy.as_ref().context("no proxy runs")?.peak()
     }
 
     /// What the proxy has logged.

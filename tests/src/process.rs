@@ -65,6 +65,13 @@ impl Daemon {
         self.child.id().with_context(|| format!("{} has ended already", self.name))
     }
 
+    /// The most memory that it ever had resident, in KiB.
+    pub fn peak(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id()?))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> Result {
         let pid = i32::try_from(self.id()?).ok().and_then(Pid::from_raw).context("not a process id")?;

@@ -292,18 +292,11 @@ async fn large(mut socket: TcpStream) -> Result {
     Ok(())
 }
 
-/// The most memory that a process ever had resident, in KiB.
-fn peak(gateway: &Gateway) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.daemon.id()?))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
-}
-
 #[tokio::test]
 async fn bodies_of_100_mib_do_not_stay_in_memory() -> Result {
     let server = scripted(large).await?;
     let gateway = Gateway::start(&http_listener("in", TO_A, "", ""), &cluster("a", &[server], "")).await?;
-    let before = peak(&gateway)?;
+    let before = gateway.daemon.peak()?;
     let mut socket = TcpStream::connect(gateway.listener("in")?).await?;
     socket.write_all(format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {LARGE}\r\n\r\n").as_bytes()).await?;
     let mut buffer = vec![b'x'; 1 << 16];
@@ -317,7 +310,7 @@ async fn bodies_of_100_mib_do_not_stay_in_memory() -> Result {
         ensure!(read > 0, "the response ended {left} bytes early");
         left -= read;
     }
-    let grown = peak(&gateway)? - before;
+    let grown = gateway.daemon.peak()? - before;
     ensure!(grown < 16 << 10, "expected the process to grow by less than 16 MiB, it grew by {grown} KiB");
     gateway.stop().await
 }

@@ -231,7 +231,7 @@ async fn the_way_to_the_control_plane_is_encrypted_and_both_ends_are_known() -> 
         let mut plane = Plane::start_in(folder()?, flags).await?;
         let address = free_address()?;
         plane.put("listeners.json", &[listener("one", address, "one", json!({}))])?;
-        plane.start_proxy(Way { sotw, tls: Some(&tls_to_control(own)), flags: &[], more: "" }).await?;
+        plane.start_proxy(Way { sotw, tls: Some(&tls_to_control(own)), ..Way::default() }).await?;
         answers(&plane, address, "one").await?;
         let nodes = get(plane.control_admin, "/nodes").await?.json()?;
         let expected = own.map_or(Value::Null, |_| "spiffe://test/proxy".into());
@@ -246,7 +246,7 @@ async fn the_way_to_the_control_plane_is_encrypted_and_both_ends_are_known() -> 
         let mut plane = Plane::start_in(folder()?, &mutual).await?;
         let address = free_address()?;
         plane.put("listeners.json", &[listener("one", address, "one", json!({}))])?;
-        plane.start_proxy(Way { tls: way.as_deref(), flags: &["-l", "debug"], sotw: false, more: "" }).await?;
+        plane.start_proxy(Way { tls: way.as_deref(), flags: &["-l", "debug"], ..Way::default() }).await?;
         eventually("the proxy says why it has no stream", async || {
             let log = plane.proxy_log();
             // A reset may overtake the words of the one who refuses; one of the next attempts brings them.

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use base64::Engine as _;
-use culvert_api::document::{self, Syntax};
 use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
 use culvert_api::type_url::{CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, ROUTE_CONFIGURATION, RUNTIME};
 use culvert_tests::Result;
@@ -16,6 +15,7 @@ use culvert_tests::load::Load;
 use culvert_tests::peer::{Peer, Running, find_program};
 use culvert_tests::plane::{Plane, Way, assignment, by_rds, eds_cluster, listener, routes_to};
 use culvert_tests::process::repository;
+use culvert_tests::scripted::resource;
 use culvert_tests::wait::{eventually, within};
 use prost::Message;
 use serde_json::{Value, json};
@@ -189,13 +189,8 @@ fn delta(type_url: &str, nonce: &str, resources: &[(&str, Value, Option<i64>)], 
         ..DeltaDiscoveryResponse::default()
     };
     for (name, value, ttl) in resources {
-        let tree = document::parse(value.to_string().as_bytes(), Syntax::Json, &document::Limits::default());
-        let tree = tree.ok().and_then(|mut trees| trees.pop()).context("no JSON")?;
-        let any = document::load_any(&tree).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
         let ttl = ttl.map(|seconds| prost_types::Duration { seconds, nanos: 0 });
-        let version = nonce.to_owned();
-        let name = (*name).to_owned();
-        response.resources.push(Resource { name, version, resource: Some(any), ttl, ..Resource::default() });
+        response.resources.push(Resource { ttl, ..resource(name, nonce, value)? });
     }
     let bytes = base64::engine::general_purpose::STANDARD.encode(response.encode_to_vec());
     Ok(format!("{type_url} {bytes}"))

@@ -1,6 +1,5 @@
 //! Tunnels that break: reset, silently lost, with a peer that is stopped. Who notices, how soon, and what it costs.
 
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -9,7 +8,7 @@ use culvert_tests::backend::Backend;
 use culvert_tests::client::get;
 use culvert_tests::gateway::{Gateway, cluster, http_listener};
 use culvert_tests::load::Load;
-use culvert_tests::namespace;
+use culvert_tests::namespace::{self, Cable};
 use culvert_tests::pair::{cloud, edge, joined};
 use culvert_tests::relay::Relay;
 use culvert_tests::tunnel::tunnel_listener;
@@ -138,40 +137,16 @@ async fn a_stopped_process_is_noticed_by_the_other_end_over_http2() -> Result {
     cloud.stop().await
 }
 
-/// A cable of its own: an address that only the tunnel uses, and that can be taken away with no word to anybody.
-struct Cable;
-
-impl Cable {
-    const ADDRESS: &str = "10.9.0.1";
-
-    fn ip(words: &[&str]) -> Result {
-        let output = Command::new("ip").args(words).output().context("ip is missing")?;
-        ensure!(output.status.success(), "ip {words:?}: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(())
-    }
-
-    fn plug(self) -> Result<Self> {
-        Self::ip(&["addr", "add", &format!("{}/32", Self::ADDRESS), "dev", "lo"])?;
-        Ok(self)
-    }
-
-    fn cut(&self) -> Result<Instant> {
-        Self::ip(&["addr", "del", &format!("{}/32", Self::ADDRESS), "dev", "lo"])?;
-        Ok(Instant::now())
-    }
-}
-
 #[test]
 fn a_silent_loss_is_noticed_by_both_ends_and_costs_no_idempotent_request() -> Result {
     if !namespace::entered("a_silent_loss_is_noticed_by_both_ends_and_costs_no_idempotent_request")? {
         return Ok(());
     }
-    Cable::ip(&["link", "set", "lo", "up"])?;
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(silent_loss())
 }
 
 async fn silent_loss() -> Result {
-    let mut cable = Cable.plug()?;
+    let cable = Cable::plugged()?;
     let backend = Backend::start("behind").await?;
     for protocol in ["HTTP1", "HTTP2"] {
         let tunnel = tunnel_listener("tunnel", &format!("protocol: {protocol}")).replace("127.0.0.1", Cable::ADDRESS);
@@ -197,7 +172,7 @@ async fn silent_loss() -> Result {
                 noticed(&cloud, "tunnel_server.t.active", cut),
                 noticed(&site, "tunnel_agent.agent.active", cut),
             );
-            cable = cable.plug()?;
+            cable.plug()?;
             at_cloud.and(at_edge).with_context(|| format!("{protocol}, busy: {busy}"))?;
             joined(&cloud, 1).await?;
             if let Some(load) = load {

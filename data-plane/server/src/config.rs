@@ -19,7 +19,6 @@ use std::time::Duration;
 
 use culvert_model::Name;
 use culvert_model::bootstrap::Bootstrap;
-use culvert_model::resource::Resource;
 use culvert_model::source::ConfigSourceKind;
 use culvert_model::tls::UpstreamTls;
 use culvert_runtime::files::FileWatcher;
@@ -172,10 +171,11 @@ impl Configuration {
             (leaving.collect::<Vec<_>>(), good.collect::<Vec<_>>())
         };
         for judged in &mut batch.resources {
-            if let Ok(Resource::Extension(extension)) = &judged.verdict
-                && let Some(misfit) = self.shared.stage.lock().misfit(extension)
-            {
-                judged.verdict = Err(misfit.to_string());
+            let stage = self.shared.stage.lock();
+            let misfit = judged.verdict.as_ref().ok().and_then(|resource| stage.misfit(resource));
+            drop(stage);
+            if let Some(misfit) = misfit {
+                judged.verdict = Err(misfit);
             }
         }
         if fresh.is_empty() || kind == Kind::Endpoints {

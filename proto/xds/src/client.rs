@@ -112,6 +112,8 @@ pub struct Client {
     subscriptions: Vec<Subscription>,
     connected: bool,
     node_sent: bool,
+    /// `control_plane.identifier` of the latest response.
+    control_plane: String,
 }
 
 impl Client {
@@ -121,7 +123,7 @@ impl Client {
         if !config.node.client_features.iter().any(|feature| feature == PARTIAL_ACK) {
             config.node.client_features.push(PARTIAL_ACK.to_owned());
         }
-        Self { config, subscriptions: Vec::new(), connected: false, node_sent: false }
+        Self { config, subscriptions: Vec::new(), connected: false, node_sent: false, control_plane: String::new() }
     }
 
     /// Says what is wanted of a type from now on. Names no longer wanted are forgotten at once: should they be wanted
@@ -199,6 +201,7 @@ impl Client {
     /// It cannot be answered. But for [`ResponseError::NeverRequested`] the stream is to be closed.
     pub fn on_response(&mut self, response: DiscoveryResponse) -> Result<Update<'_>, ResponseError> {
         let index = self.check(Variant::Sotw, &response.type_url, &response.nonce)?;
+        self.control_plane = response.control_plane.map(|sender| sender.identifier).unwrap_or_default();
         let content = Content::of_sotw(&response.type_url, &response.version_info, response.resources)
             .with_failures(response.resource_errors);
         Ok(self.update(index, response.version_info, response.nonce, content))
@@ -210,9 +213,16 @@ impl Client {
     /// See [`Client::on_response`].
     pub fn on_delta_response(&mut self, response: DeltaDiscoveryResponse) -> Result<Update<'_>, ResponseError> {
         let index = self.check(Variant::Delta, &response.type_url, &response.nonce)?;
+        self.control_plane = response.control_plane.map(|sender| sender.identifier).unwrap_or_default();
         let content = Content::of_delta(&response.type_url, response.resources, response.removed_resources)
             .with_failures(response.resource_errors);
         Ok(self.update(index, response.system_version_info, response.nonce, content))
+    }
+
+    /// Who sent the latest response, in its own words (`control_plane.identifier`); empty if it did not say.
+    #[must_use]
+    pub fn control_plane(&self) -> &str {
+        &self.control_plane
     }
 
     /// When [`Client::poll_timeout`] has something to say next.

@@ -10,6 +10,7 @@ use culvert_model::bootstrap::Bootstrap;
 use culvert_model::cluster::{Cluster, Discovery};
 use culvert_model::endpoint::{Address, Endpoint};
 use culvert_model::source::GrpcSource;
+use culvert_runtime::sockets::set_user_timeout;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
@@ -99,12 +100,17 @@ async fn connect_to(
     let address = endpoint.address.clone();
     let cause = Cause::default();
     let noted = cause.clone();
-    let connector = tower::service_fn(move |_uri: Uri| open(address.clone(), tls.clone(), noted.clone()));
+    let (interval, timeout) = match cluster.http2.keepalive_interval {
+        Some(interval) => (interval, cluster.http2.keepalive_timeout),
+        None => (KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT),
+    };
+    let connector =
+        tower::service_fn(move |_uri: Uri| open(address.clone(), tls.clone(), noted.clone(), interval + timeout));
     let connected = Target::from_static("http://control-plane")
         .origin(origin)
         .connect_timeout(cluster.connect_timeout)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .http2_keep_alive_interval(interval)
+        .keep_alive_timeout(timeout)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -132,7 +138,12 @@ fn server_name(sni: Option<&str>, endpoint: &Endpoint) -> Result<ServerName<'sta
     ServerName::try_from(host.clone()).map_err(|_| ConnectError::Authority(host))
 }
 
-async fn open(address: Address, tls: Option<TlsTo>, cause: Cause) -> std::io::Result<TokioIo<Noting>> {
+async fn open(
+    address: Address,
+    tls: Option<TlsTo>,
+    cause: Cause,
+    unacknowledged: Duration,
+) -> std::io::Result<TokioIo<Noting>> {
     let stream = match address {
         Address::Ip(address) => TcpStream::connect(address).await?,
         Address::Name { host, port } => {
@@ -141,6 +152,8 @@ async fn open(address: Address, tls: Option<TlsTo>, cause: Cause) -> std::io::Re
         }
     };
     stream.set_nodelay(true)?;
+    // While sent bytes are unacknowledged the kernel would go on for a quarter of an hour.
+    set_user_timeout(&stream, unacknowledged)?;
     let Some(TlsTo { config, name }) = tls else { return Ok(TokioIo::new(Noting { inner: Box::new(stream), cause })) };
     let handshake = tokio_rustls::TlsConnector::from(config).connect(name, stream);
     let stream = tokio::time::timeout(HANDSHAKE_TIME, handshake)
@@ -164,7 +177,7 @@ pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// A dead control plane is noticed within 40 s.
+/// Unless the cluster has a `connection_keepalive` of its own: a dead control plane is noticed within 40 s.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const HANDSHAKE_TIME: Duration = Duration::from_secs(5);

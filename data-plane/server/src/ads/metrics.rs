@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use culvert_model::Name;
-use culvert_runtime::telemetry::{Registry, Sample, ScopePath};
+use culvert_runtime::telemetry::{Registry, Sample, ScopePath, Value};
 use parking_lot::Mutex;
 
 use crate::apply::Kind;
@@ -18,6 +18,8 @@ pub(crate) struct Metrics {
     /// Of those, to servers that are not the first of their list.
     fallen_back: AtomicU64,
     ignored: AtomicU64,
+    /// Who sent the latest response, in its own words.
+    identifier: Mutex<String>,
     /// Of what is subscribed to as a whole.
     kinds: [Subscription; KINDS.len()],
     /// Of what is subscribed to by name.
@@ -53,6 +55,7 @@ impl Metrics {
             connected: AtomicU64::default(),
             fallen_back: AtomicU64::default(),
             ignored: AtomicU64::default(),
+            identifier: Mutex::default(),
             kinds: Default::default(),
             resources: Mutex::default(),
             configuration,
@@ -79,6 +82,15 @@ impl Metrics {
         self.ignored.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A response came from a control plane that calls itself so.
+    pub(crate) fn heard_from(&self, identifier: &str) {
+        let mut known = self.identifier.lock();
+        if *known != identifier {
+            tracing::info!(identifier, "responses come from this control plane now");
+            identifier.clone_into(&mut known);
+        }
+    }
+
     pub(crate) fn count(&self, kind: Kind, outcome: Outcome) {
         if let Some(subscription) = self.kinds.get(kind as usize) {
             subscription.count(outcome);
@@ -100,6 +112,9 @@ impl Metrics {
         samples.push(Sample::gauge(ScopePath::process("control_plane"), "fallback_active", fallen_back));
         let ignored = self.ignored.load(Ordering::Relaxed);
         samples.push(Sample::counter(ScopePath::process("control_plane"), "unrequested_responses", ignored));
+        let identifier = Value::Text(self.identifier.lock().clone());
+        let path = ScopePath::process("control_plane");
+        samples.push(Sample { path, name: "identifier".into(), value: identifier });
         let held = u64::try_from(self.configuration.held_deletions()).unwrap_or(u64::MAX);
         samples.push(Sample::gauge(ScopePath::process("control_plane"), "deletions_held_back", held));
         for (kind, subscription) in KINDS.iter().zip(&self.kinds) {

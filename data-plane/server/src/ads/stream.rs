@@ -197,8 +197,8 @@ impl<'s> Driver<'s> {
                         match take(&mut self.client, response) {
                             Ok(update) => {
                                 let first = kind_of_update(&update).is_some_and(|kind| heard.insert(kind));
-                                let of = (self.sources, self.source);
-                                let request = answer(of, update, first, &self.interests).await;
+                                let request = answer(self.sources, self.source, update, first, &self.interests).await;
+                                self.sources.metrics.heard_from(self.client.control_plane());
                                 // Requests for what the response refers to go before its answer.
                                 self.fill(&mut outbox, pack);
                                 outbox.extend(request.and_then(pack));
@@ -269,7 +269,8 @@ impl<'s> Driver<'s> {
 
 /// Stages a response, asks for what it refers to, and answers it.
 async fn answer(
-    (sources, source): (&Sources, &Source),
+    sources: &Sources,
+    source: &Source,
     mut update: Update<'_>,
     first: bool,
     interests: &watch::Receiver<u64>,

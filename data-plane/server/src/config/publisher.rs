@@ -1,6 +1,7 @@
 //! The one who has changes applied, in order, and says how that went.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use culvert_api::type_url;
 use tokio::sync::watch;
@@ -22,6 +23,7 @@ impl Publisher {
 
     /// Publishes whenever something was staged or a wait is over. Counts up `saves` when the accepted set may differ.
     pub(super) async fn run(self, saves: watch::Sender<u64>) {
+        let mut pace = Pace::default();
         loop {
             let now = self.shared.started.elapsed();
             let next = self.shared.stage.lock().next_look(now);
@@ -33,6 +35,8 @@ impl Publisher {
                 }
                 None => staged.await,
             }
+            let now = self.shared.started.elapsed();
+            tokio::time::sleep(pace.next(now).saturating_sub(now)).await;
             self.publish().await;
             saves.send_modify(|count| *count += 1);
         }
@@ -106,5 +110,50 @@ impl Publisher {
             }
             (Err(error), None) => tracing::warn!("{short}/{name}: cannot be changed: {error}"),
         }
+    }
+}
+
+/// How often something may come into force: so often at once, since what a resource refers to comes right after it, then once
+/// in each interval. **What a control plane sends faster is one change.**
+#[derive(Debug, Default)]
+struct Pace {
+    /// When what was granted so far would be over at one in each interval.
+    granted: Duration,
+}
+
+impl Pace {
+    /// When the next change may come into force; it is granted.
+    fn next(&mut self, now: Duration) -> Duration {
+        let at = now.max(self.granted.saturating_sub(INTERVAL * AT_ONCE));
+        self.granted = self.granted.max(at) + INTERVAL;
+        at
+    }
+}
+
+const INTERVAL: Duration = Duration::from_millis(50);
+const AT_ONCE: u32 = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_control_plane_that_does_not_rest_changes_something_twenty_times_a_second() {
+        let mut pace = Pace::default();
+        let mut at = Duration::from_secs(100);
+        let end = at + Duration::from_secs(60);
+        let mut changes = 0;
+        // As soon as one is over there is another one.
+        while at < end {
+            at = pace.next(at + Duration::from_millis(10));
+            changes += 1;
+        }
+        let expected = 60 * 20 + AT_ONCE;
+        assert!((expected..=expected + AT_ONCE).contains(&changes), "expected {expected} in a minute, saw {changes}");
+        let rested = at + Duration::from_secs(5);
+        for count in 0..AT_ONCE {
+            assert_eq!(pace.next(rested), rested, "after a rest, {count} before it");
+        }
+        assert!(pace.next(rested + INTERVAL) <= rested + 2 * INTERVAL, "then one in each interval");
     }
 }

@@ -5,6 +5,7 @@
 
 mod guard;
 mod publish;
+mod slot;
 #[cfg(test)]
 mod tests;
 
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use culvert_model::Name;
 use culvert_model::bootstrap::Bootstrap;
-use culvert_model::extension::{Asked, Extension, Unresolved};
+use culvert_model::extension::Asked;
 use culvert_model::resource::Resource;
 use culvert_model::source::{ConfigSource, ConfigSourceKind};
 use culvert_runtime::telemetry::ScopePath;
@@ -24,6 +25,7 @@ use culvert_xds::client::Interest;
 pub(crate) use self::guard::DeletionGuard;
 use self::guard::Watched;
 pub(crate) use self::publish::{Publication, Step, Went};
+use self::slot::{Candidate, Slot, references_of};
 use super::judge::Judged;
 use super::references::{self, Reference, kind_of, type_url_of};
 use crate::apply::Kind;
@@ -55,61 +57,6 @@ pub(crate) struct Stage {
     unannounced: BTreeMap<Name, Duration>,
     guard: DeletionGuard,
     watched: BTreeMap<Kind, Watched>,
-}
-
-#[derive(Debug, Default)]
-struct Slot {
-    /// Of the bootstrap.
-    fixed: bool,
-    /// Accepted last, if it is to exist.
-    wanted: Option<Candidate>,
-    /// In force.
-    active: Option<Candidate>,
-    /// When `wanted` became `None`.
-    gone: Duration,
-    /// A cluster that is on its way out: when traffic in force was last seen to go there.
-    used: Option<Duration>,
-    /// Since when nothing refers to it any more, where that decides whether it stays.
-    unreferenced: Option<Duration>,
-    /// `wanted` comes from the cache, and no control plane has confirmed it.
-    cached: bool,
-    /// Not among what the control plane has: removed when its time has come.
-    leftover: Option<Duration>,
-    /// It is left over only because of the deletion guard.
-    guarded: bool,
-    /// `wanted` differs from `active`. Kept, since comparing ten thousand routes takes its time.
-    pending: bool,
-    /// `wanted` is `active` under another version, which nobody was told yet.
-    confirmed: bool,
-    /// Applying `wanted` failed; it is not tried again.
-    failed: bool,
-    /// Applying `wanted` failed for what may pass: when it is tried again.
-    retry: Option<Retry>,
-    /// It was said that `wanted` waits.
-    told: bool,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Retry {
-    at: Duration,
-    /// Doubled with each failure.
-    delay: Duration,
-}
-
-#[derive(Debug, Clone)]
-struct Candidate {
-    resource: Resource,
-    given: Option<Given>,
-    since: Duration,
-    /// Of `resource`; kept, since all of them are looked at together.
-    references: Arc<[Reference]>,
-}
-
-impl Candidate {
-    fn new(resource: Resource, given: Option<Given>, since: Duration) -> Self {
-        let references = references::of(&resource).into();
-        Self { resource, given, since, references }
-    }
 }
 
 /// What arrived of one kind at once.
@@ -275,11 +222,28 @@ impl Stage {
         })
     }
 
-    /// Why somebody who asks for the configuration of a filter cannot use it.
-    pub(crate) fn misfit(&self, extension: &Extension) -> Option<Unresolved> {
-        let candidates = self.slots.values().flat_map(|slot| slot.wanted.iter().chain(&slot.active));
-        let misfit = |asked: Asked<'_>| asked.misfit(extension);
-        candidates.flat_map(|candidate| references::asked(&candidate.resource)).find_map(misfit)
+    /// Why a resource, well-formed as it is, does not go with others: somebody who asks for the configuration of a filter cannot
+    /// use it, or routes that want it checked (`validate_clusters`) lead to a cluster that is not there.
+    pub(crate) fn misfit(&self, resource: &Resource) -> Option<String> {
+        match resource {
+            Resource::Extension(extension) => {
+                let candidates = self.slots.values().flat_map(|slot| slot.wanted.iter().chain(&slot.active));
+                let misfit = |asked: Asked<'_>| asked.misfit(extension);
+                let misfit = candidates.flat_map(|candidate| references::asked(&candidate.resource)).find_map(misfit);
+                misfit.map(|misfit| misfit.to_string())
+            }
+            Resource::Routes(routes) if routes.validate_clusters => {
+                let is_there = |name: &Name| {
+                    let slot = self.slots.get(&(Kind::Cluster, Arc::clone(name)));
+                    slot.is_some_and(|slot| slot.wanted.is_some())
+                };
+                let unknown = references::clusters(resource).into_iter().find(|name| !is_there(name))?;
+                Some(format!(
+                    "validate_clusters: no cluster is named {unknown}; send the cluster first, or leave validate_clusters out"
+                ))
+            }
+            _ => None,
+        }
     }
 
     /// Resources in force that go with a batch: what it removes, what a live response does not have of what the cache had,
@@ -417,10 +381,6 @@ impl Stage {
     fn busy(&self) -> impl Iterator<Item = (&Key, &Slot)> {
         self.busy.iter().filter_map(|key| Some((key, self.slots.get(key)?)))
     }
-}
-
-fn references_of(candidate: Option<&Candidate>) -> &[Reference] {
-    candidate.map_or(&[], |candidate| &candidate.references)
 }
 
 /// How long a cached resource that a delta server did not send at once is kept.

@@ -11,7 +11,8 @@ use culvert_model::Name;
 use culvert_model::resource::{Resource, parse_any};
 use prost::Message;
 
-use super::{Candidate, Key, Retry, Stage, references_of};
+use super::slot::{Candidate, IN_USE_TIME, LINGER, Retry, Slot, references_of};
+use super::{Key, Stage};
 use crate::apply::{Change, Kind};
 use crate::config::references::{self, Patience, type_url_of};
 use crate::inventory::Given;
@@ -329,7 +330,7 @@ impl Stage {
         routes.flat_map(|candidate| references::clusters(&candidate.resource)).collect()
     }
 
-    fn busy_of(&self, kind: Kind) -> impl Iterator<Item = (&Key, &super::Slot)> {
+    fn busy_of(&self, kind: Kind) -> impl Iterator<Item = (&Key, &Slot)> {
         self.busy().filter(move |((k, _), _)| *k == kind)
     }
 }
@@ -340,39 +341,6 @@ fn leads_to_clusters(resource: &Resource) -> bool {
 
 fn is_by_reference(kind: Kind) -> bool {
     matches!(kind, Kind::Endpoints | Kind::Routes | Kind::Secret | Kind::Extension | Kind::Runtime)
-}
-
-impl super::Slot {
-    /// In force as it is wanted, or of no use until it is sent again: nothing is to be done about it.
-    pub(super) fn is_idle(&self) -> bool {
-        let waits = self.leftover.is_some() || self.retry.is_some() || self.unreferenced.is_some();
-        self.fixed || (self.wanted.is_some() && !waits && !self.confirmed && !self.is_pending())
-    }
-
-    /// Accepted, not in force, and worth a try now.
-    fn is_pending(&self) -> bool {
-        self.pending && self.wanted.is_some() && !self.fixed && !self.failed && !self.waits_for_retry()
-    }
-
-    /// In force, and no longer to be.
-    pub(super) fn is_leaving(&self) -> bool {
-        self.wanted.is_none() && self.active.is_some() && !self.fixed
-    }
-
-    /// Whether a cluster that is leaving has to stay for now, `used` being whether routes in force lead to it.
-    fn is_needed(&self, used: bool, now: Duration) -> bool {
-        let last = self.used.unwrap_or_default().max(self.gone);
-        now < if used { self.gone + IN_USE_TIME } else { last + LINGER }
-    }
-
-    fn waits_for_retry(&self) -> bool {
-        self.retry.is_some_and(|retry| !retry.at.is_zero())
-    }
-
-    /// Whether `resource` is what was accepted last.
-    pub(super) fn holds(&self, resource: &Resource) -> bool {
-        self.wanted.as_ref().is_some_and(|wanted| wanted.resource == *resource)
-    }
 }
 
 fn describe((kind, name): &Key) -> String {
@@ -396,17 +364,9 @@ const ORDER: [Kind; 9] = [
 /// How long routes wait for a cluster that is announced and still warming. Envoy: `initial_fetch_timeout`.
 const CLUSTER_TIME: Duration = Duration::from_secs(15);
 
-/// How long a removed cluster stays while routes in force still lead to it: a control plane that sends clusters before
-/// routes would otherwise break traffic in between.
-const IN_USE_TIME: Duration = Duration::from_secs(15);
-
 /// How long routes that replace others wait for a cluster that nobody has announced: a control plane may send routes before
 /// clusters.
 const ANNOUNCEMENT_TIME: Duration = Duration::from_secs(2);
-
-/// How long a removed cluster stays at least, and any other resource after its last use. **A request that found its route
-/// before a switch may choose a host after it**: its worker may be interrupted in between.
-const LINGER: Duration = Duration::from_secs(1);
 
 /// Delays before an address that was in use is tried again.
 const RETRY_BASE: Duration = Duration::from_secs(1);

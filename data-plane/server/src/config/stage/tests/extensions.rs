@@ -110,10 +110,7 @@ fn a_filter_of_a_type_that_nobody_allows_is_a_misfit() {
     let mut world = World::new();
     world.receive(Kind::Listener, &[&asking("l", "")]);
     world.publish();
-    let misfit = |text: &str| match judged(Kind::Extension, text).verdict {
-        Ok(Resource::Extension(extension)) => world.stage.misfit(&extension).map(|misfit| misfit.to_string()),
-        other => panic!("expected a filter, got {other:?}"),
-    };
+    let misfit = |text: &str| world.stage.misfit(&judged(Kind::Extension, text).verdict.expect("a filter"));
     let router = "typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}";
     let words = misfit(&format!("name: f\n{router}")).expect("a router is no network filter");
     assert!(words.contains("Router") && words.contains("TcpProxy"), "{words}");

@@ -114,3 +114,17 @@ fn a_removed_cluster_that_routes_never_leave_goes_in_the_end() {
     world.pass(1);
     assert_eq!(world.publish_all(), "-Cluster c | -Endpoints c");
 }
+
+#[test]
+fn routes_that_want_their_clusters_checked_do_not_fit_without_them() {
+    let mut world = World::new();
+    let checked = format!("{}\nvalidate_clusters: true", routes("r", "c"));
+    let misfit = |world: &World, text: &str| world.stage.misfit(&judged(Kind::Routes, text).verdict.unwrap());
+    assert_eq!(misfit(&world, &routes("r", "c")), None, "unless it is asked for, a cluster may come later");
+    let reason = misfit(&world, &checked).expect("there is no cluster");
+    assert!(reason.contains("no cluster is named c"), "{reason}");
+    world.receive(Kind::Cluster, &[&eds("c")]);
+    assert_eq!(misfit(&world, &checked), None, "a cluster that warms is there");
+    world.receive_batch(Kind::Cluster, &[], &["c"], false);
+    assert!(misfit(&world, &checked).is_some(), "one that leaves is not");
+}
