@@ -59,7 +59,7 @@ pub(crate) enum Sink<'a> {
 impl Sink<'_> {
     pub(crate) async fn data(&mut self, chunk: Chunk<'_>, queue: bool) -> Result<(), StreamError> {
         match self {
-            Self::Http1 { wire, write } => write.data(wire, &chunk, queue).await,
+            Self::Http1 { wire, write } => write.data(wire, chunk, queue).await,
             Self::Http2(send) => send.data(chunk, queue).await,
         }
     }

@@ -1,20 +1,25 @@
 //! Message heads and bodies onto the wire.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::IoSlice;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use bytes::{Buf, Bytes};
+use smallvec::SmallVec;
 use tokio::io::AsyncWrite;
 
 use super::{Wire, chunked, encode};
-use crate::buffers::{SMALL, give_out, take_out};
+use crate::buffers::{LARGE, SMALL, give_out, take_out};
 use crate::deadline::Stall;
 use crate::io::splice::Splice;
-use crate::{Blame, Fields, StreamError, StreamErrorKind};
+use crate::{Blame, Chunk, Fields, Io, StreamError, StreamErrorKind};
 
 /// Pieces up to this are copied behind what waits to be sent; larger ones are sent from where they are.
 const COPY: usize = 4 * 1024;
+/// As many pieces at most are gathered for one write.
+const PIECES: usize = 32;
 
 /// What may be written next, and how its end is marked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +48,10 @@ pub(crate) struct Writer {
     /// Waits to be sent, from `sent` on.
     out: Vec<u8>,
     sent: usize,
+    /// Pieces of a body that wait behind it, and how long they are together: those that another connection has received
+    /// come in frames, and many go out in one write.
+    pieces: VecDeque<Bytes>,
+    gathered: usize,
     framing: Framing,
     blame: Blame,
     stall: Option<Stall>,
@@ -50,7 +59,15 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(crate) fn new(blame: Blame) -> Self {
-        Self { out: Vec::new(), sent: 0, framing: Framing::Head, blame, stall: None }
+        Self {
+            out: Vec::new(),
+            sent: 0,
+            pieces: VecDeque::new(),
+            gathered: 0,
+            framing: Framing::Head,
+            blame,
+            stall: None,
+        }
     }
 
     /// The next message.
@@ -69,11 +86,11 @@ impl Writer {
 
     /// Everything was written and sent.
     pub(crate) fn is_done(&self) -> bool {
-        matches!(self.framing, Framing::Done) && self.out.is_empty()
+        matches!(self.framing, Framing::Done) && !self.has_pending()
     }
 
     pub(crate) fn has_pending(&self) -> bool {
-        !self.out.is_empty()
+        !self.out.is_empty() || !self.pieces.is_empty()
     }
 
     /// Appends a head (or anything else) to what waits to be sent.
@@ -97,7 +114,7 @@ impl Writer {
     }
 
     /// Sends a piece of the body. With `queue` a small one may wait for the next call.
-    pub(crate) async fn data(&mut self, wire: &Wire, chunk: &[u8], queue: bool) -> Result<(), StreamError> {
+    pub(crate) async fn data(&mut self, wire: &Wire, chunk: Chunk<'_>, queue: bool) -> Result<(), StreamError> {
         if chunk.is_empty() {
             return if queue { Ok(()) } else { self.flush(wire).await };
         }
@@ -123,7 +140,14 @@ impl Writer {
         } else {
             b""
         };
-        if queue && chunk.len() <= COPY && self.out.len() + chunk.len() <= SMALL {
+        if queue && self.gathers(&chunk, framing) {
+            self.gathered += chunk.len();
+            self.pieces.push_back(chunk.into_owned());
+            self.framing = framing;
+            return Ok(());
+        }
+        let chunk = &*chunk;
+        if queue && self.pieces.is_empty() && chunk.len() <= COPY && self.out.len() + chunk.len() <= SMALL {
             self.out.extend_from_slice(chunk);
             self.out.extend_from_slice(tail);
             self.framing = framing;
@@ -137,13 +161,23 @@ impl Writer {
         Ok(())
     }
 
+    /// Whether a piece may wait among others: a large one that is nobody else's, and whatever comes behind such a one. Not
+    /// in a chunked body, where every piece has its length before it.
+    fn gathers(&self, chunk: &Chunk<'_>, framing: Framing) -> bool {
+        let owned = matches!(chunk, Chunk::Owned(_)) && chunk.len() > COPY;
+        framing != Framing::Chunked
+            && (owned || !self.pieces.is_empty())
+            && self.pieces.len() < PIECES
+            && self.gathered + chunk.len() <= LARGE
+    }
+
     fn closed(&self, wire: &Wire) -> StreamError {
         StreamError::closed(self.blame).untouched(wire.written.get() == 0)
     }
 
     /// Sends what waits.
     pub(crate) async fn flush(&mut self, wire: &Wire) -> Result<(), StreamError> {
-        if self.out.is_empty() {
+        if !self.has_pending() {
             return if self.framing == Framing::Failed { Err(self.closed(wire)) } else { Ok(()) };
         }
         let mut sent = 0;
@@ -248,6 +282,34 @@ impl Writer {
         }
     }
 
+    /// One write of what waits and what comes behind it.
+    fn poll_all(&self, io: &mut Io, cx: &mut Context<'_>, behind: [&[u8]; 2]) -> Poll<std::io::Result<usize>> {
+        let waiting = self.pieces.iter().map(|piece| &**piece);
+        let parts = self.out.get(self.sent..).into_iter().chain(waiting).chain(behind);
+        let slices: SmallVec<[IoSlice<'_>; 4]> = parts.filter(|part| !part.is_empty()).map(IoSlice::new).collect();
+        match slices.as_slice() {
+            [one] => Pin::new(io).poll_write(cx, one),
+            many => Pin::new(io).poll_write_vectored(cx, many),
+        }
+    }
+
+    /// So many bytes are out; how many of them were none of those that waited.
+    fn advance(&mut self, written: usize) -> usize {
+        let of_head = written.min(self.out.len() - self.sent);
+        self.sent += of_head;
+        let mut rest = written - of_head;
+        while let Some(piece) = self.pieces.front_mut().filter(|_| rest > 0) {
+            let taken = rest.min(piece.len());
+            piece.advance(taken);
+            rest -= taken;
+            self.gathered -= taken;
+            if piece.is_empty() {
+                self.pieces.pop_front();
+            }
+        }
+        rest
+    }
+
     fn poll_write(
         &mut self,
         wire: &Wire,
@@ -258,27 +320,21 @@ impl Writer {
     ) -> Poll<std::io::Result<()>> {
         let mut io = wire.io.borrow_mut();
         loop {
-            let head = self.out.get(self.sent..).unwrap_or_default();
             let body = chunk.get(*sent..).unwrap_or_default();
             let tail = tail.get(sent.saturating_sub(chunk.len())..).unwrap_or_default();
-            let written = if body.is_empty() && tail.is_empty() {
-                if head.is_empty() {
-                    break;
-                }
+            let head = self.out.get(self.sent..).unwrap_or_default();
+            let written = if !self.pieces.is_empty() || !body.is_empty() || !tail.is_empty() {
+                ready!(self.poll_all(&mut io, cx, [body, tail]))?
+            } else if !head.is_empty() {
                 ready!(Pin::new(&mut *io).poll_write(cx, head))?
-            } else if head.is_empty() && tail.is_empty() {
-                ready!(Pin::new(&mut *io).poll_write(cx, body))?
             } else {
-                let slices = [IoSlice::new(head), IoSlice::new(body), IoSlice::new(tail)];
-                ready!(Pin::new(&mut *io).poll_write_vectored(cx, &slices))?
+                break;
             };
             if written == 0 {
                 return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
             }
             wire.written.set(wire.written.get() + written as u64);
-            let of_head = written.min(head.len());
-            self.sent += of_head;
-            *sent += written - of_head;
+            *sent += self.advance(written);
         }
         Pin::new(&mut *io).poll_flush(cx)
     }
