@@ -121,9 +121,18 @@ impl Applier {
                 // Commands first: a flood of file events must not hold a push back.
                 biased;
                 command = queue.recv() => match command {
-                    Some(Command::Apply { changes, answer }) => drop(answer.send(self.apply(changes).await)),
-                    // Whoever asked may have given up.
-                    Some(Command::Rehearse { changes, answer }) => drop(answer.send(self.rehearse(&changes))),
+                    Some(Command::Apply { changes, answer }) => {
+                        let has_files = changes.iter().any(|change| self.concerns_files(change));
+                        drop(answer.send(self.apply(changes).await));
+                        if !has_files {
+                            continue;
+                        }
+                    }
+                    Some(Command::Rehearse { changes, answer }) => {
+                        // Whoever asked may have given up.
+                        drop(answer.send(self.rehearse(&changes)));
+                        continue;
+                    }
                     Some(Command::Reload) => self.refresh().await,
                     Some(Command::DrainListeners { within, answer }) => {
                         self.drain_listeners(within);
@@ -299,6 +308,16 @@ impl Applier {
         self.refresh_agents();
         self.refresh_policies();
         self.refresh_listeners().await;
+    }
+
+    /// Whether a change may make a difference to [`Self::paths`] or to the keys in use: what most pushes change does not, and
+    /// is not looked for among ten thousand clusters.
+    fn concerns_files(&self, change: &Change) -> bool {
+        match change {
+            Change::Set(Resource::Cluster(cluster)) => cluster.tls.is_some() || self.has_tls(&cluster.name),
+            Change::Remove { kind: Kind::Cluster, name } => self.has_tls(name),
+            change => !matches!(change.target().0, Kind::Endpoints | Kind::Runtime),
+        }
     }
 
     /// The files that configurations are built from.

@@ -23,6 +23,13 @@ pub(crate) struct ClusterEntry {
     warming: Option<Arc<Cluster>>,
 }
 
+impl ClusterEntry {
+    /// What warms and what is in force.
+    fn clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+        self.warming.iter().chain(self.active.as_ref().map(|active| &active.cluster))
+    }
+}
+
 #[derive(Debug)]
 struct InForce {
     cluster: Arc<Cluster>,
@@ -153,11 +160,13 @@ impl Applier {
         Ok(())
     }
 
+    /// Whether a cluster, in force or warming, speaks TLS.
+    pub(super) fn has_tls(&self, name: &Name) -> bool {
+        self.clusters.get(name).is_some_and(|entry| entry.clusters().any(|cluster| cluster.tls.is_some()))
+    }
+
     pub(super) fn cluster_files(&self, paths: &mut BTreeSet<PathBuf>) {
-        let clusters = self
-            .clusters
-            .values()
-            .flat_map(|entry| entry.warming.iter().chain(entry.active.as_ref().map(|active| &active.cluster)));
+        let clusters = self.clusters.values().flat_map(ClusterEntry::clusters);
         for tls in clusters.filter_map(|cluster| cluster.tls.as_ref()) {
             paths.extend(files(&tls.common, &self.secrets));
         }

@@ -57,11 +57,14 @@ impl Stage {
 
     /// Whether `going` are kept for now. Says so, once for each response.
     pub(super) fn holds_back(&self, kind: Kind, going: &BTreeSet<Name>, now: Duration) -> bool {
+        if going.is_empty() {
+            return false;
+        }
         let Some(watched) = self.watched.get(&kind).filter(|watched| now <= watched.until) else { return false };
         let DeletionGuard { hold, percent } = self.guard;
         let left = self.count(kind).saturating_sub(going.len());
         let spared = usize::from(100_u8.saturating_sub(percent));
-        let hold_back = !hold.is_zero() && !going.is_empty() && left * 100 <= watched.before * spared;
+        let hold_back = !hold.is_zero() && left * 100 <= watched.before * spared;
         if hold_back {
             let short = culvert_api::type_url::short_name(type_url_of(kind));
             tracing::error!(
