@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use tempfile::TempDir;
 
 use crate::Result;
 use crate::client::get;
-use crate::gateway::bound;
+use crate::gateway::{Booted, Parts, boot, named};
 use crate::process::Daemon;
-use crate::wait::eventually;
 
 /// A running Envoy.
 #[derive(Debug)]
@@ -33,32 +32,15 @@ impl Envoy {
         more: &str,
         workers: usize,
     ) -> Result<Self> {
-        let bootstrap = format!(
-            "node: {{id: envoy, cluster: envoy}}\n\
-             admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}}\n\
-             static_resources:\n  listeners:\n{listeners}\n  clusters:\n{clusters}\n{more}\n"
-        );
-        std::fs::write(folder.path().join("envoy.yaml"), &bootstrap)?;
-        let workers = workers.to_string();
-        let mut args = vec!["-c", "envoy.yaml", "--use-dynamic-base-id", "--concurrency", &workers];
-        args.extend(["--admin-address-path", "admin", "-l", "warning"]);
-        let mut daemon = Daemon::start("envoy", program, &args, folder.path())?;
-        let admin = daemon.address(&folder.path().join("admin")).await.with_context(|| bootstrap.clone())?;
-        eventually("Envoy is ready", async || {
-            daemon.check_alive()?;
-            let answer = get(admin, "/ready").await?;
-            ensure!(answer.status == 200, "/ready says {} {}", answer.status, answer.text());
-            Ok(())
-        })
-        .await
-        .with_context(|| format!("{bootstrap}\n{}", daemon.output()))?;
-        let listeners = bound(admin).await.unwrap_or_default();
+        let flags = ["--use-dynamic-base-id", "-l", "warning"];
+        let parts = Parts { node: "envoy", listeners, clusters, more, workers };
+        let Booted { daemon, admin, listeners } = boot("envoy", program, &flags, folder.path(), parts).await?;
         Ok(Self { _folder: folder, daemon, admin, listeners })
     }
 
     /// The address on which a listener is bound.
     pub fn listener(&self, name: &str) -> Result<SocketAddr> {
-        self.listeners.get(name).copied().with_context(|| format!("no listener {name} in {:?}", self.listeners))
+        named(&self.listeners, name)
     }
 
     /// The sum of all counters and gauges whose name ends so.

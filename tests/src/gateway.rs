@@ -47,33 +47,16 @@ impl Gateway {
         workers: usize,
         flags: &[&str],
     ) -> Result<Self> {
-        let bootstrap = format!(
-            "node: {{id: test, cluster: test}}\n\
-             admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}}\n\
-             static_resources:\n  listeners:\n{listeners}\n  clusters:\n{clusters}\n{more}\n"
-        );
-        std::fs::write(folder.path().join("bootstrap.yaml"), &bootstrap)?;
-        let workers = workers.to_string();
-        let mut args =
-            vec!["-c", "bootstrap.yaml", "--concurrency", &workers, "--admin-address-path", "admin", "-l", "info"];
-        args.extend(flags);
-        let mut daemon = Daemon::start("proxy", &ours("culvert-proxy")?, &args, folder.path())?;
-        let admin = daemon.address(&folder.path().join("admin")).await.with_context(|| bootstrap.clone())?;
-        eventually("the proxy is ready", async || {
-            daemon.check_alive()?;
-            let answer = get(admin, "/ready").await?;
-            ensure!(answer.status == 200, "/ready says {} {}", answer.status, answer.text());
-            Ok(())
-        })
-        .await
-        .with_context(|| daemon.output())?;
-        let listeners = bound(admin).await?;
+        let args = [&["-l", "info"], flags].concat();
+        let program = ours("culvert-proxy")?;
+        let parts = Parts { node: "test", listeners, clusters, more, workers };
+        let Booted { daemon, admin, listeners } = boot("proxy", &program, &args, folder.path(), parts).await?;
         Ok(Self { folder, daemon, admin, listeners })
     }
 
     /// The address on which a listener is bound.
     pub fn listener(&self, name: &str) -> Result<SocketAddr> {
-        self.listeners.get(name).copied().with_context(|| format!("no listener {name} in {:?}", self.listeners))
+        named(&self.listeners, name)
     }
 
     /// The folder in which it runs.
@@ -105,14 +88,70 @@ impl Gateway {
     }
 }
 
-/// Where the listeners of an admin interface are bound, ours or Envoy's.
-pub async fn bound(admin: SocketAddr) -> Result<BTreeMap<String, SocketAddr>> {
+/// What a bootstrap is made of: YAML, but for the number of workers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Parts<'a> {
+    pub(crate) node: &'a str,
+    pub(crate) listeners: &'a str,
+    pub(crate) clusters: &'a str,
+    pub(crate) more: &'a str,
+    pub(crate) workers: usize,
+}
+
+/// A proxy that is ready, ours or Envoy.
+#[derive(Debug)]
+pub(crate) struct Booted {
+    pub(crate) daemon: Daemon,
+    pub(crate) admin: SocketAddr,
+    pub(crate) listeners: BTreeMap<String, SocketAddr>,
+}
+
+/// Starts a program on a bootstrap in a folder, and waits until it is ready.
+pub(crate) async fn boot(
+    name: &str,
+    program: &Path,
+    flags: &[&str],
+    folder: &Path,
+    parts: Parts<'_>,
+) -> Result<Booted> {
+    let Parts { node, listeners, clusters, more, workers } = parts;
+    let bootstrap = format!(
+        "node: {{id: {node}, cluster: {node}}}\n\
+         admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}}\n\
+         static_resources:\n  listeners:\n{listeners}\n  clusters:\n{clusters}\n{more}\n"
+    );
+    std::fs::write(folder.join("bootstrap.yaml"), &bootstrap)?;
+    let workers = workers.to_string();
+    let args = ["-c", "bootstrap.yaml", "--concurrency", &workers, "--admin-address-path", "admin"];
+    let mut daemon = Daemon::start(name, program, &[&args, flags].concat(), folder)?;
+    let admin = daemon.address(&folder.join("admin")).await.with_context(|| bootstrap.clone())?;
+    eventually("the proxy is ready", async || {
+        daemon.check_alive()?;
+        let answer = get(admin, "/ready").await?;
+        ensure!(answer.status == 200, "/ready says {} {}", answer.status, answer.text());
+        Ok(())
+    })
+    .await
+    .with_context(|| format!("{bootstrap}\n{}", daemon.output()))?;
+    let listeners = bound(admin).await?;
+    Ok(Booted { daemon, admin, listeners })
+}
+
+/// The address on which one of these listeners is bound.
+pub(crate) fn named(listeners: &BTreeMap<String, SocketAddr>, name: &str) -> Result<SocketAddr> {
+    listeners.get(name).copied().with_context(|| format!("no listener {name} in {listeners:?}"))
+}
+
+/// Where the listeners of an admin interface are bound, ours or Envoy's; those with other addresses are left out.
+async fn bound(admin: SocketAddr) -> Result<BTreeMap<String, SocketAddr>> {
     let json = get(admin, "/listeners?format=json").await?.json()?;
     let mut found = BTreeMap::new();
     for status in json["listener_statuses"].as_array().into_iter().flatten() {
         let socket = &status["local_address"]["socket_address"];
         if let (Some(name), Some(port)) = (status["name"].as_str(), socket["port_value"].as_u64()) {
-            let ip: std::net::IpAddr = socket["address"].as_str().unwrap_or("127.0.0.1").parse()?;
+            let Ok(ip) = socket["address"].as_str().unwrap_or("127.0.0.1").parse::<std::net::IpAddr>() else {
+                continue;
+            };
             found.insert(name.to_owned(), SocketAddr::new(ip, u16::try_from(port)?));
         }
     }
