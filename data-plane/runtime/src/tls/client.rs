@@ -32,7 +32,7 @@ pub struct ClientTls {
 /// # Errors
 /// See [`TlsError`].
 pub fn client_config(tls: ClientTls) -> Result<Arc<ClientConfig>, TlsError> {
-    let verifier: Arc<dyn ServerCertVerifier> = match &tls.trust {
+    let verifier = match &tls.trust {
         Some(trust) => {
             let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(trust.root_store()?), provider())
                 .with_crls(trust.crls()?)
@@ -45,15 +45,15 @@ pub fn client_config(tls: ClientTls) -> Result<Arc<ClientConfig>, TlsError> {
             } else {
                 NameCheck::Never
             };
-            Arc::new(ChainVerifier { chain, sans: trust.sans.clone(), name })
+            ServerVerifier { chain: Some((chain, name)), sans: trust.sans.clone() }
         }
-        None => Arc::new(AnyServer),
+        None => ServerVerifier { chain: None, sans: Vec::new() },
     };
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(versions(tls.min, tls.max)?)
         .map_err(|error| TlsError::Certificate(error.to_string()))?
         .dangerous()
-        .with_custom_certificate_verifier(verifier);
+        .with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match &tls.identity {
         Some(identity) => {
             let key = Arc::clone(identity.certified_key());
@@ -76,13 +76,13 @@ enum NameCheck {
 
 /// The chain, then the names.
 #[derive(Debug)]
-struct ChainVerifier {
-    chain: Arc<WebPkiServerVerifier>,
+struct ServerVerifier {
+    /// `None`: whoever owns the key of the certificate he shows is believed.
+    chain: Option<(Arc<WebPkiServerVerifier>, NameCheck)>,
     sans: Vec<SanCheck>,
-    name: NameCheck,
 }
 
-impl ServerCertVerifier for ChainVerifier {
+impl ServerCertVerifier for ServerVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -91,12 +91,13 @@ impl ServerCertVerifier for ChainVerifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let name_counts = match self.name {
+        let Some((chain, name)) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
+        let name_counts = match name {
             NameCheck::Always => true,
             NameCheck::DnsOnly => matches!(server_name, ServerName::DnsName(_)),
             NameCheck::Never => false,
         };
-        match self.chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+        match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             Ok(_) => {}
             // The name is looked at after the chain was found good.
             Err(rustls::Error::InvalidCertificate(
@@ -116,7 +117,7 @@ impl ServerCertVerifier for ChainVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.chain.verify_tls12_signature(message, cert, dss)
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &provider().signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -125,48 +126,7 @@ impl ServerCertVerifier for ChainVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.chain.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
-}
-
-/// Believes everybody who owns the key of the certificate he shows.
-#[derive(Debug)]
-struct AnyServer;
-
-impl ServerCertVerifier for AnyServer {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &algorithms)
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
