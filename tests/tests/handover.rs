@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use culvert_tests::Result;
@@ -13,6 +14,7 @@ use culvert_tests::load::Load;
 use culvert_tests::tunnel::{agent, cloud, connections, edge, hosting, joined, tunnel_listener};
 use culvert_tests::wait::eventually;
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 /// A load balancer in front of several clouds, which tries the next one where it cannot connect.
 async fn front(clouds: &[&Gateway]) -> Result<Gateway> {
@@ -77,6 +79,12 @@ async fn a_server_goes(way: Way) -> Result {
         Way::DrainListeners => {
             let answer = post(ending.admin, "/drain_listeners", "").await?;
             ensure!(answer.status == 200, "/drain_listeners says {} {}", answer.status, answer.text());
+            // It is told, and does not have to find out by being refused.
+            let told = Instant::now();
+            if let Some(next) = &clouds[other] {
+                joined(next, 1).await.context("the server that is next")?;
+            }
+            ensure!(told.elapsed() < Duration::from_secs(3), "the agent was elsewhere after {:?}", told.elapsed());
             joined(&ending, 0).await.context("the server that drains")?;
         }
     }

@@ -2,6 +2,7 @@
 //! it. With the real Envoy at either end.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use culvert_tests::Result;
@@ -16,6 +17,7 @@ use culvert_tests::reverse::{
 use culvert_tests::wait::eventually;
 use http_body_util::Full;
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 const PINGS: &str = "ping_interval: 1s";
 
@@ -133,8 +135,11 @@ async fn an_agent_that_tls_inside_does_not_verify_gets_no_request() -> Result {
         let edge = our_edge(cloud.listener("tunnel")?, backend.address, theirs).await?;
         let context = || format!("{what}\ncloud:\n{}\nedge:\n{}", cloud.daemon.output(), edge.daemon.output());
         cloud.stat_reaches("tunnel_server.reverse_tunnel.accepted", 1).await.with_context(context)?;
+        let asked = Instant::now();
         let answer = ask(cloud.listener("in")?, "edge-1").await?;
         ensure!(answer.status == 503, "saw {} {}\n{}", answer.status, answer.text(), context());
+        // Whoever waited for it hears of it at once, and not at the end of `queue_timeout` (5 s).
+        ensure!(asked.elapsed() < Duration::from_secs(3), "answered after {:?}\n{}", asked.elapsed(), context());
         cloud.stat_reaches("tunnel_server.reverse_tunnel.tls_failures", 1).await.with_context(context)?;
         edge.stop().await?;
         cloud.stop().await?;

@@ -150,7 +150,10 @@ async fn the_inventory_tells_where_every_agent_is() -> Result {
             &[
                 "\"server\": \"cloud-1\"",
                 "\"agent\": \"edge-1\"",
+                "\"kind\": \"handshake\"",
+                "\"detail\": \"culvert\"",
                 "\"kind\": \"established\"",
+                "\"kind\": \"first_ping\"",
                 "\"peer\": \"127.0.0.1:",
             ],
         )

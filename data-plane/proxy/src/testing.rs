@@ -18,8 +18,10 @@ use culvert_model::route::{
     RouteConfiguration, RouteMatch, VirtualHost,
 };
 use culvert_model::tls::DownstreamTls;
+use culvert_model::tunnel::TunnelServer;
 use culvert_runtime::drain::Trigger;
 use culvert_runtime::telemetry::{Registry, ScopePath};
+use culvert_tunnel::server::{Acceptor, Tokens, Tunnels};
 use culvert_upstream::{Clusters, Resolver, WorkerPools};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
@@ -272,7 +274,10 @@ impl Gateway {
     }
 
     pub(crate) fn publish(&self, listener: Listener, tls: &dyn Fn(&Arc<DownstreamTls>) -> Arc<TlsSlot>) {
-        let inputs = ChainInputs { tls, tunnel: &|_| unreachable!("no tunnels here") };
+        let tunnels = Arc::<Tunnels>::default();
+        let tunnel =
+            |config: &Arc<TunnelServer>| Ok(Acceptor::new(Arc::clone(config), Tokens::default(), Arc::clone(&tunnels)));
+        let inputs = ChainInputs { tls, tunnel: &tunnel };
         let process = &self.worker.process;
         let chains = FilterChains::compile(Arc::new(listener), &self.slot, process, &inputs).unwrap();
         drop(self.slot.publish(chains, Duration::from_secs(5)));
@@ -280,7 +285,12 @@ impl Gateway {
 
     /// A client's end of a new connection.
     pub(crate) fn connect(&self) -> DuplexStream {
-        let (client, server) = tokio::io::duplex(256 * 1024);
+        self.connect_over(256 * 1024)
+    }
+
+    /// [`Self::connect`] over a pipe that holds so many bytes in each direction.
+    pub(crate) fn connect_over(&self, bytes: usize) -> DuplexStream {
+        let (client, server) = tokio::io::duplex(bytes);
         let (worker, slot) = (Rc::clone(&self.worker), Arc::clone(&self.slot));
         tokio::task::spawn_local(async move {
             let Downstream { remote, local, .. } = downstream();

@@ -1,5 +1,6 @@
 //! Where tunnels meet listeners and clusters: the tunnel network filter, and hosting for agents.
 
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -60,12 +61,13 @@ pub(crate) fn serve<'a>(
         dns: peer.dns_sans.clone(),
         expires: Some(peer.not_after),
     });
-    let agreed = downstream.tls.as_ref().map(|tls| (Instant::now(), format!("{} {}", tls.version, tls.cipher).into()));
+    let agreed =
+        downstream.tls.as_ref().map(|tls| Box::new((Instant::now(), format!("{} {}", tls.version, tls.cipher))));
     let peer = Peer {
         address: Some(downstream.remote),
         identity: name.map(|name| name.as_str().into()),
         names: names.map(Arc::new),
-        arrival: Some(Arc::new(Arrival { at: downstream.start, tls: agreed })),
+        arrival: Some(Arrival { at: downstream.start, tls: agreed }),
     };
     tunnel.filter.acceptor.serve(io, peer, hosts, &tunnel.counters, watch)
 }
@@ -80,7 +82,7 @@ impl HostRegistry for ClusterHosts<'_> {
     async fn register(&self, claim: Claim) -> Result<Lease, Refusal> {
         let reverse = claim.reverse.as_ref().map(|reverse| {
             let (node, cluster, joins) = (&claim.host_name, &claim.cluster, reverse.joins_named_cluster);
-            ReverseNames::new(node, cluster, &reverse.tenant, reverse.isolated, joins)
+            Box::new(ReverseNames::new(node, cluster, &reverse.tenant, reverse.isolated, joins))
         });
         let claim = TunnelClaim {
             reverse,
@@ -120,17 +122,9 @@ impl HostLease for Lease {
     }
 
     fn attach(&self, io: Io) -> impl Future<Output = CloseReason> {
-        let attached = self.0.attach(io);
-        async {
-            match attached.await {
-                TunnelEnd::Closed => CloseReason::Closed,
-                TunnelEnd::Taken => CloseReason::Taken,
-                TunnelEnd::Drained => CloseReason::Drained,
-                TunnelEnd::ClusterRemoved => CloseReason::ClusterRemoved,
-                TunnelEnd::ProtocolFailure => CloseReason::ProtocolFailure,
-                TunnelEnd::TlsFailure => CloseReason::TlsFailure,
-            }
-        }
+        let mut attached = self.0.attach(io);
+        // Smaller than an async block around it.
+        std::future::poll_fn(move |cx| Pin::new(&mut attached).poll(cx).map(reason))
     }
 
     fn drain(&self) {
@@ -147,6 +141,17 @@ impl HostLease for Lease {
 
     async fn exchange(&self) -> Option<ClientExchange> {
         self.0.exchange().await
+    }
+}
+
+fn reason(end: TunnelEnd) -> CloseReason {
+    match end {
+        TunnelEnd::Closed => CloseReason::Closed,
+        TunnelEnd::Taken => CloseReason::Taken,
+        TunnelEnd::Drained => CloseReason::Drained,
+        TunnelEnd::ClusterRemoved => CloseReason::ClusterRemoved,
+        TunnelEnd::ProtocolFailure => CloseReason::ProtocolFailure,
+        TunnelEnd::TlsFailure => CloseReason::TlsFailure,
     }
 }
 
@@ -189,3 +194,6 @@ impl Hosting for TunnelHosting {
         Requests::new(&self.worker, hosted)
     }
 }
+
+#[cfg(test)]
+mod tests;

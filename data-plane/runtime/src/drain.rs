@@ -41,7 +41,7 @@ impl Trigger {
     pub async fn drained(&self) -> Drained {
         loop {
             let deadline = self.node.deadline();
-            let sooner = self.node.sooner.notified();
+            let sooner = self.node.changed.notified();
             tokio::select! {
                 biased;
                 () = self.node.idle() => return Drained::Idle,
@@ -85,6 +85,13 @@ impl Watch {
         self.node.draining.load(Ordering::Acquire)
     }
 
+    /// Whether the drain that this one is a child of has started: what is here will not be there again, where otherwise
+    /// something takes its place.
+    #[must_use]
+    pub fn is_inherited(&self) -> bool {
+        self.node.parent.as_ref().is_some_and(|parent| parent.draining.load(Ordering::Acquire))
+    }
+
     /// When work must have ended; `None` while no drain has started.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
@@ -101,7 +108,7 @@ impl Watch {
         self.draining().await;
         loop {
             let deadline = self.node.deadline();
-            let sooner = self.node.sooner.notified();
+            let sooner = self.node.changed.notified();
             tokio::select! {
                 biased;
                 () = sleep_until(deadline) => return,
@@ -188,11 +195,10 @@ struct Node {
     children: Mutex<Vec<Weak<Self>>>,
     draining: AtomicBool,
     deadline: Mutex<Option<Instant>>,
-    /// The deadline was set or brought forward.
-    sooner: Notify,
     wakers: Mutex<Slab<Waker>>,
     blockers: AtomicUsize,
-    no_blockers: Notify,
+    /// The deadline was set or brought forward, or the last blocker is gone. One for both: there is a node for every tunnel.
+    changed: Notify,
 }
 
 impl Node {
@@ -202,10 +208,9 @@ impl Node {
             children: Mutex::default(),
             draining: AtomicBool::new(false),
             deadline: Mutex::default(),
-            sooner: Notify::new(),
             wakers: Mutex::default(),
             blockers: AtomicUsize::new(0),
-            no_blockers: Notify::new(),
+            changed: Notify::new(),
         });
         if let Some(parent) = &node.parent {
             let mut children = parent.children.lock();
@@ -237,7 +242,7 @@ impl Node {
         for waker in woken {
             waker.wake();
         }
-        self.sooner.notify_waiters();
+        self.changed.notify_waiters();
         let children = self.children.lock().clone();
         for child in children.iter().filter_map(Weak::upgrade) {
             child.start(deadline);
@@ -260,7 +265,7 @@ impl Node {
         let mut node = Some(self);
         while let Some(this) = node {
             if this.blockers.fetch_sub(1, Ordering::AcqRel) == 1 {
-                this.no_blockers.notify_waiters();
+                this.changed.notify_waiters();
             }
             node = this.parent.as_deref();
         }
@@ -268,7 +273,7 @@ impl Node {
 
     async fn idle(&self) {
         loop {
-            let changed = self.no_blockers.notified();
+            let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             if self.blockers.load(Ordering::Acquire) == 0 {

@@ -11,7 +11,7 @@ pub struct Event {
     /// Milliseconds since the history began.
     pub at_ms: u64,
     pub kind: EventKind,
-    pub detail: Option<String>,
+    pub detail: Option<Box<str>>,
 }
 
 /// What may happen to a tunnel, at either end.
@@ -95,7 +95,7 @@ impl History {
             self.events.reserve_exact(1);
         }
         let at_ms = u64::try_from(at.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX);
-        self.events.push_back(Event { at_ms, kind, detail });
+        self.events.push_back(Event { at_ms, kind, detail: detail.map(String::into_boxed_str) });
     }
 
     /// When it began.

@@ -58,35 +58,60 @@ impl Cord {
 /// Resolves when the peer is silently gone: within three intervals, idle or with bytes on their way. Never resolves for
 /// a connection that the kernel cannot be asked about: there [`USER_TIMEOUT`] ends it. `stalled` is called when bytes of ours
 /// have not been acknowledged for too long.
-pub(crate) async fn lost(ends: Option<(SocketAddr, SocketAddr)>, interval: Duration, stalled: impl Fn()) {
-    let Some((local, peer)) = ends else { return std::future::pending().await };
+#[expect(clippy::manual_async_fn, reason = "an async function has each argument twice, and every idle tunnel has this")]
+pub(crate) fn lost(
+    ends: Option<(SocketAddr, SocketAddr)>,
+    interval: Duration,
+    stalled: impl Fn(),
+) -> impl Future<Output = ()> {
+    async move {
+        let Some((local, peer)) = &ends else { return std::future::pending().await };
+        let mut suspected = false;
+        let mut pause = patience(interval);
+        loop {
+            sleep(pause).await;
+            match look((*local, *peer), interval, suspected, &stalled) {
+                Look::Alive { silent, next } => (suspected, pause) = (silent, next),
+                Look::Gone => return,
+                Look::Unknown => return std::future::pending().await,
+            }
+        }
+    }
+}
+
+/// What one look at a connection has found.
+enum Look {
+    /// When to look again, and whether it has been silent for long.
+    Alive {
+        silent: bool,
+        next: Duration,
+    },
+    Gone,
+    /// Whoever reads the connection hears of its end.
+    Unknown,
+}
+
+fn look((local, peer): (SocketAddr, SocketAddr), interval: Duration, suspected: bool, stalled: &impl Fn()) -> Look {
     let patience = patience(interval);
-    let mut suspected = false;
-    let mut pause = patience;
-    loop {
-        sleep(pause).await;
-        match diagnose(local, peer) {
-            // Once is not enough: a probe may have been sent just now, and its answer be on its way.
-            Ok(diagnosis) if is_silent(diagnosis, patience) && suspected => {
-                tracing::info!(%peer, silence = ?diagnosis.silence, "the other end of a tunnel is silently gone");
-                return;
+    match diagnose(local, peer) {
+        // Once is not enough: a probe may have been sent just now, and its answer be on its way.
+        Ok(diagnosis) if is_silent(diagnosis, patience) && suspected => {
+            tracing::info!(%peer, silence = ?diagnosis.silence, "the other end of a tunnel is silently gone");
+            Look::Gone
+        }
+        Ok(diagnosis) => {
+            let silent = is_silent(diagnosis, patience);
+            if silent && !suspected && diagnosis.unacknowledged > 0 {
+                let bytes = diagnosis.unacknowledged;
+                tracing::info!(%peer, bytes, silence = ?diagnosis.silence, "bytes of a tunnel are not acknowledged");
+                stalled();
             }
-            Ok(diagnosis) => {
-                let silent = is_silent(diagnosis, patience);
-                if silent && !suspected && diagnosis.unacknowledged > 0 {
-                    let bytes = diagnosis.unacknowledged;
-                    tracing::info!(%peer, bytes, silence = ?diagnosis.silence, "bytes of a tunnel are not acknowledged");
-                    stalled();
-                }
-                suspected = silent;
-                // No sooner than it can have been silent for too long.
-                pause = patience.saturating_sub(diagnosis.silence).max(interval / 4);
-            }
-            // Whoever reads the connection hears of its end.
-            Err(error) => {
-                tracing::trace!(%peer, %error, "a tunnel's socket cannot be looked at");
-                return std::future::pending().await;
-            }
+            // No sooner than it can have been silent for too long.
+            Look::Alive { silent, next: patience.saturating_sub(diagnosis.silence).max(interval / 4) }
+        }
+        Err(error) => {
+            tracing::trace!(%peer, %error, "a tunnel's socket cannot be looked at");
+            Look::Unknown
         }
     }
 }

@@ -134,7 +134,7 @@ pub struct Claim {
     /// What the connection carries.
     pub protocol: TunnelProtocol,
     /// Of HTTP/2 that was agreed on in the handshake. `None` for any other: then the cluster's are in force.
-    pub http2: Option<Http2ClientOptions>,
+    pub http2: Option<Box<Http2ClientOptions>>,
     /// How long a request may wait for its turn on a plain connection.
     pub queue_timeout: Duration,
     /// How long after the end of the agent's last connection requests wait for its next one.
@@ -193,7 +193,7 @@ pub struct Peer {
     /// What the certificate says.
     pub names: Option<Arc<PeerNames>>,
     /// How it came, for its history; `None`: it begins with the handshake.
-    pub arrival: Option<Arc<Arrival>>,
+    pub arrival: Option<Arrival>,
 }
 
 /// How a connection came to the tunnel listener.
@@ -202,7 +202,7 @@ pub struct Arrival {
     /// When it was accepted.
     pub at: Instant,
     /// When TLS stood, and what was agreed on; `None`: there is none.
-    pub tls: Option<(Instant, Box<str>)>,
+    pub tls: Option<Box<(Instant, String)>>,
 }
 
 /// What a verified certificate says.

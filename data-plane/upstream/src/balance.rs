@@ -289,15 +289,24 @@ impl Build<'_> {
         members: &'m [Member],
         names: impl Fn(&'m TunnelClaim) -> N,
     ) -> ByAgent<Group> {
-        let mut by_name: ByAgent<Vec<(Arc<Host>, u32)>> = HashMap::default();
-        for member in members.iter().filter(|member| member.health != Health::Draining) {
-            for name in member.host.tunnel().into_iter().flat_map(|connection| names(connection.claim())) {
-                by_name.entry(Arc::clone(name)).or_default().push((Arc::clone(&member.host), member.weight));
-            }
-        }
+        let mut named: Vec<(&Arc<str>, &Member)> = members
+            .iter()
+            .filter(|member| member.health != Health::Draining)
+            .flat_map(|member| member.host.tunnel().map(|connection| (member, connection)))
+            .flat_map(|(member, connection)| names(connection.claim()).into_iter().map(move |name| (name, member)))
+            .collect();
+        // In order, and not in a table of lists: with thousands of agents every push would need that memory beside what it
+        // makes. Those of one name stay as they stood.
+        named.sort_by_key(|(name, _)| *name);
         // One cursor for all agents: a single agent has few connections.
         let cursor = self.cursor();
-        by_name.into_iter().map(|(agent, hosts)| (agent, Group::new(hosts, cursor))).collect()
+        let by_name = || named.chunk_by(|(a, _), (b, _)| a == b);
+        let mut groups = ByAgent::with_capacity_and_hasher(by_name().count(), foldhash::fast::RandomState::default());
+        for of_name in by_name() {
+            let hosts = of_name.iter().map(|(_, member)| (Arc::clone(&member.host), member.weight)).collect();
+            groups.extend(of_name.first().map(|(name, _)| (Arc::clone(name), Group::new(hosts, cursor))));
+        }
+        groups
     }
 
     fn group<'a>(&mut self, members: impl Iterator<Item = &'a Member>) -> Group {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use culvert_model::Name;
 use culvert_runtime::telemetry::{Metric, MetricKind, Metrics, Scope};
@@ -41,6 +41,14 @@ pub(crate) struct HostPlace {
     pub(crate) zone: Name,
     pub(crate) sub_zone: Name,
     pub(crate) metadata: Arc<BTreeMap<String, String>>,
+}
+
+impl HostPlace {
+    /// Of a tunnel host, of which nothing is configured.
+    pub(crate) fn of_agent(hostname: Arc<str>) -> Self {
+        static NO_METADATA: LazyLock<Arc<BTreeMap<String, String>>> = LazyLock::new(Arc::default);
+        Self { hostname, metadata: Arc::clone(&NO_METADATA), ..Self::default() }
+    }
 }
 
 impl Host {

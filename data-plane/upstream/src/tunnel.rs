@@ -12,9 +12,11 @@ mod presence;
 mod queue;
 mod reverse;
 
+use std::fmt;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use culvert_http::Io;
@@ -48,7 +50,7 @@ pub struct TunnelClaim {
     pub peer: Option<SocketAddr>,
     pub protocol: TunnelProtocol,
     /// Of HTTP/2. `None`: the cluster's.
-    pub http2: Option<Http2ClientOptions>,
+    pub http2: Option<Box<Http2ClientOptions>>,
     /// How long a request may wait for its turn.
     pub queue_timeout: Duration,
     /// How long after the end of an agent's last connection requests wait for its next one; zero: they do not.
@@ -61,14 +63,14 @@ pub struct TunnelClaim {
     /// Connections that one agent (by name) may have in the cluster; `usize::MAX`: any number.
     pub max_connections_per_agent: usize,
     /// Registered for every cluster of Envoy's `reverse_connection` type.
-    pub reverse: Option<ReverseNames>,
+    pub reverse: Option<Box<ReverseNames>>,
 }
 
 impl TunnelClaim {
     /// Whom requests may wait for.
     fn names(&self) -> impl Iterator<Item = &Arc<str>> {
         let own = self.reverse.is_none().then_some(&self.agent);
-        own.into_iter().chain(self.reverse.iter().flat_map(ReverseNames::all))
+        own.into_iter().chain(self.reverse.iter().flat_map(|names| names.all()))
     }
 }
 
@@ -105,14 +107,22 @@ pub struct TunnelLease {
     slot: Arc<ClusterSlot>,
     host: Arc<Host>,
     connection: Arc<TunnelConnection>,
-    /// While HTTP/2 is open on it.
-    open: Mutex<Option<Http2Client>>,
+    /// `None`: it carries none.
+    http2: Option<Box<OpenHttp2>>,
+}
+
+/// HTTP/2 on a tunnel.
+#[derive(Debug, Default)]
+struct OpenHttp2 {
+    /// While it is open.
+    client: Mutex<Option<Http2Client>>,
     opened: Notify,
 }
 
 impl TunnelLease {
     pub(crate) fn new(slot: Arc<ClusterSlot>, host: Arc<Host>, connection: Arc<TunnelConnection>) -> Self {
-        Self { slot, host, connection, open: Mutex::default(), opened: Notify::new() }
+        let http2 = (connection.claim().protocol == TunnelProtocol::Http2).then(Box::default);
+        Self { slot, host, connection, http2 }
     }
 
     pub(crate) fn host(&self) -> &Arc<Host> {
@@ -127,7 +137,7 @@ impl TunnelLease {
     /// Runs the connection on the worker that owns `io`, from the first byte after the handshake to its end. Requests
     /// that chose the host before wait for this. The connection is closed when it returns, or when the future is
     /// dropped (but for what was lent: that is closed by its exchange).
-    pub fn attach(&self, io: Io) -> impl Future<Output = TunnelEnd> {
+    pub fn attach(&self, io: Io) -> Attached<'_> {
         let gone = GoneOnDrop(&self.connection);
         // A plain tunnel's task has room neither for the connection, which the requests hold, nor for HTTP/2's state.
         let running = match self.connection.claim().protocol {
@@ -135,23 +145,16 @@ impl TunnelLease {
                 self.connection.attach_plain(Http1Client::new(io));
                 None
             }
-            TunnelProtocol::Http2 => Some(Box::pin(self.run_http2(io))),
+            TunnelProtocol::Http2 => {
+                Some(Box::pin(self.run_http2(io)) as Pin<Box<dyn Future<Output = TunnelEnd> + '_>>)
+            }
         };
-        async move {
-            let end = match running {
-                None => self.ended().await,
-                Some(running) => running.await,
-            };
-            drop(gone);
-            *self.open.lock() = None;
-            tracing::debug!(cluster = %self.slot.name(), agent = %self.connection.claim().agent, ?end, "tunnel ended");
-            end
-        }
+        Attached { lease: self, running, _gone: gone }
     }
 
     async fn run_http2(&self, io: Io) -> TunnelEnd {
         let cluster = || self.slot.config().map_or_else(default_http2, |config| http2_options(&config.cluster.http2));
-        let mut options = self.claim().http2.clone().unwrap_or_else(cluster);
+        let mut options = self.claim().http2.as_deref().cloned().unwrap_or_else(cluster);
         if options.keepalive_interval.is_none() {
             let interval = self.connection.claim().ping_interval;
             options.keepalive_interval = Some(interval);
@@ -170,8 +173,10 @@ impl TunnelLease {
             Ok(Err(error)) => return self.refused("HTTP/2", &error, TunnelEnd::ProtocolFailure),
             Err(elapsed) => return self.refused("HTTP/2", &elapsed, TunnelEnd::ProtocolFailure),
         };
-        *self.open.lock() = Some(client.clone());
-        self.opened.notify_waiters();
+        if let Some(http2) = &self.http2 {
+            *http2.client.lock() = Some(client.clone());
+            http2.opened.notify_waiters();
+        }
         self.connection.attach_open(client);
         tokio::select! {
             result = driver => {
@@ -185,7 +190,7 @@ impl TunnelLease {
         }
     }
 
-    fn refused(&self, what: &str, error: &dyn std::fmt::Display, end: TunnelEnd) -> TunnelEnd {
+    fn refused(&self, what: &str, error: &dyn fmt::Display, end: TunnelEnd) -> TunnelEnd {
         let agent = &self.connection.claim().agent;
         tracing::warn!(cluster = %self.slot.name(), %agent, %error, "cannot open {what} over the tunnel");
         end
@@ -204,7 +209,9 @@ impl TunnelLease {
 
     /// Tells the agent by HTTP/2's GOAWAY that the connection will end; it serves as before.
     pub fn say_goodbye(&self) {
-        self.open.lock().iter().for_each(Http2Client::say_goodbye);
+        if let Some(http2) = &self.http2 {
+            http2.client.lock().iter().for_each(Http2Client::say_goodbye);
+        }
     }
 
     /// Gives the host another weight (1 to 128) in later choices.
@@ -216,13 +223,11 @@ impl TunnelLease {
     /// An exchange that no request asked for, and that no drain waits for, once HTTP/2 is open on the connection.
     /// `None`: it carries none.
     pub async fn exchange(&self) -> Option<ClientExchange> {
-        if self.claim().protocol != TunnelProtocol::Http2 {
-            return None;
-        }
+        let http2 = self.http2.as_ref()?;
         loop {
-            let mut opened = pin!(self.opened.notified());
+            let mut opened = pin!(http2.opened.notified());
             opened.as_mut().enable();
-            if let Some(client) = &*self.open.lock() {
+            if let Some(client) = &*http2.client.lock() {
                 return Some(client.exchange());
             }
             opened.await;
@@ -243,6 +248,39 @@ impl Drop for TunnelLease {
         for slot in self.connection.take_further().iter().filter_map(Weak::upgrade) {
             slot.remove_tunnel(self.host.id());
         }
+    }
+}
+
+/// See [`TunnelLease::attach`]. A type of its own for its size: every idle tunnel has one.
+#[must_use = "dropping it closes the connection"]
+pub struct Attached<'a> {
+    lease: &'a TunnelLease,
+    /// Of HTTP/2.
+    running: Option<Pin<Box<dyn Future<Output = TunnelEnd> + 'a>>>,
+    _gone: GoneOnDrop<'a>,
+}
+
+impl fmt::Debug for Attached<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attached").field("lease", &self.lease).finish_non_exhaustive()
+    }
+}
+
+impl Future for Attached<'_> {
+    type Output = TunnelEnd;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<TunnelEnd> {
+        let lease = self.lease;
+        let end = ready!(match &mut self.running {
+            None => lease.connection.poll_end(cx),
+            Some(running) => running.as_mut().poll(cx),
+        });
+        lease.connection.set_gone(end);
+        if let Some(http2) = &lease.http2 {
+            *http2.client.lock() = None;
+        }
+        tracing::debug!(cluster = %lease.slot.name(), agent = %lease.claim().agent, ?end, "tunnel ended");
+        Poll::Ready(end)
     }
 }
 

@@ -151,7 +151,7 @@ fn client_certificates_are_forwarded_as_configured() {
         chain: vec![vec![0xfb, 0xff].into()],
         local_uri: Some("spiffe://x/gw".into()),
     };
-    let mutual = Downstream { tls: Some(tls), ..downstream() };
+    let mutual = Downstream { tls: Some(Box::new(tls)), ..downstream() };
     let plain = downstream();
     let own = "By=spiffe://x/gw;Hash=ab12;Subject=\"CN=edge-7\";URI=spiffe://x/edge";
     let both = format!("sent,{own}");

@@ -139,7 +139,8 @@ pub(crate) struct Downstream {
     pub(crate) local: SocketAddr,
     /// When it came.
     pub(crate) start: Instant,
-    pub(crate) tls: Option<TlsDetails>,
+    /// Boxed: most connections that stay for long have none.
+    pub(crate) tls: Option<Box<TlsDetails>>,
     pub(crate) server_name: Option<Arc<str>>,
     pub(crate) chain: Arc<str>,
     /// It came through a tunnel that this process hosts, or is one.
@@ -311,30 +312,37 @@ struct Tunnelled {
 impl Tunnelled {
     /// To its end.
     async fn run(self: Box<Self>) {
-        let Self { filter, listener, worker, generation, ready, _active } = *self;
-        let Ready { io, downstream, chain, _held } = ready;
+        // Moved out as a whole, so that the box is gone for the tunnel's life.
+        let Self { filter, listener, worker, generation, ready: Ready { io, downstream, chain, _held }, _active } = {
+            let this = self;
+            *this
+        };
         let watch = &chain.chain.watch;
         let hosts = ClusterHosts(&worker.process.clusters);
-        let tunnel = pin!(async {
-            let ended = tunnel::serve(&filter, &hosts, io, &downstream, watch).await;
+        let tunnel = pin!(tunnel::serve(&filter, &hosts, io, &downstream, watch));
+        if let Some(ended) = until_cut_off(tunnel, watch, &downstream).await {
             tracing::debug!(connection = downstream.id, ?ended, "a tunnel connection has ended");
-        });
-        until_cut_off(tunnel, watch, &downstream).await;
+        }
         listener.ended(&generation, &downstream, &worker);
     }
 }
 
-/// Runs a filter to its end, or to the drain's deadline.
-async fn until_cut_off(filter: Pin<&mut impl Future<Output = ()>>, watch: &Watch, downstream: &Downstream) {
+/// Runs a filter to its end; `None`: it was cut off at the drain's deadline.
+async fn until_cut_off<T>(
+    filter: Pin<&mut impl Future<Output = T>>,
+    watch: &Watch,
+    downstream: &Downstream,
+) -> Option<T> {
     let mut cut_off = pin!(async {
         watch.draining().await;
         Box::pin(watch.expired()).await;
     });
     tokio::select! {
         biased;
-        () = filter => {}
+        ended = filter => Some(ended),
         () = &mut cut_off => {
             tracing::debug!(connection = downstream.id, "cut off: the drain's deadline has passed");
+            None
         }
     }
 }

@@ -63,6 +63,7 @@ impl WorkerListener {
         let chain = self.chain(worker, generation, ends, &hello)?;
         let held = chain.chain.watch.block();
         let (io, tls, server_name) = self.terminate(&chain.chain, inspected, hello.server_name).await?;
+        let tls = tls.map(Box::new);
         let downstream = Rc::new(Downstream {
             id: worker.connection_id(),
             remote: arrived.remote,

@@ -187,7 +187,7 @@ fn message(tunnel: &TunnelStatus) -> ReverseTunnel {
     let events = tunnel.events.iter().map(|event| TunnelEvent {
         at: Some(timestamp(tunnel.created_at + Duration::from_millis(event.at_ms))),
         kind: event.kind.name().to_owned(),
-        detail: event.detail.clone().unwrap_or_default(),
+        detail: event.detail.as_deref().unwrap_or_default().to_owned(),
     });
     ReverseTunnel {
         name: tunnel.id.clone(),

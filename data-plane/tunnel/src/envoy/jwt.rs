@@ -47,10 +47,12 @@ pub enum JwtError {
     Audience,
     #[error("it does not say when it expires")]
     NoExpiry,
-    #[error("it has expired")]
-    Expired,
-    #[error("it is not valid yet")]
-    NotYet,
+    /// So many seconds ago.
+    #[error("it has expired: clock skew {0} s")]
+    Expired(u64),
+    /// In so many seconds it will be.
+    #[error("it is not valid yet: clock skew {0} s")]
+    NotYet(u64),
 }
 
 /// What a verified token says.
@@ -192,14 +194,19 @@ impl Claims {
         // RFC 7519 §2: NumericDate may have a fraction.
         let expires = self.0.get("exp").and_then(Value::as_f64).ok_or(JwtError::NoExpiry)?;
         if now >= expires + skew {
-            return Err(JwtError::Expired);
+            return Err(JwtError::Expired(whole_seconds(now - expires)));
         }
         match self.0.get("nbf").map(Value::as_f64) {
-            Some(Some(from)) if now + skew < from => Err(JwtError::NotYet),
+            Some(Some(from)) if now + skew < from => Err(JwtError::NotYet(whole_seconds(from - now))),
             Some(None) => Err(JwtError::Malformed),
             _ => Ok(()),
         }
     }
+}
+
+/// Not more than a clock can be wrong by; what a token says is any number.
+fn whole_seconds(seconds: f64) -> u64 {
+    Duration::try_from_secs_f64(seconds).map_or(u64::MAX, |time| time.as_secs())
 }
 
 impl Public {

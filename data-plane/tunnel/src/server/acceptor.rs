@@ -108,18 +108,21 @@ impl Acceptor {
         let address = peer.address;
         // Each phase is boxed by itself: what a handshake needs is given back before the tunnel's life begins, and what is
         // moved into a phase has no place in the task around it.
-        let opening = Box::pin(async move { accepted.run(io, peer).await });
-        async move {
-            let opened = opening.await;
-            match opened {
-                Ok(Came::Joined(joined)) => accepted.attend(joined).await,
-                Ok(Came::Ended(ended)) => ended,
+        let opening = Box::pin(async move {
+            match accepted.run(io, peer).await {
+                Ok(came) => came,
                 Err(failure) => {
                     metrics.inc(failure.metric());
                     let listener = &self.config.stat_prefix;
                     tracing::debug!(%listener, peer = ?address, reason = %failure, "no tunnel");
-                    Ended::Refused
+                    Came::Ended(Ended::Refused)
                 }
+            }
+        });
+        async move {
+            match opening.await {
+                Came::Joined(joined, io) => accepted.attend(joined, io).await,
+                Came::Ended(ended) => ended,
             }
         }
     }
@@ -192,7 +195,7 @@ impl Failure {
 
 /// What an accepted connection came to.
 pub(super) enum Came<L> {
-    Joined(Box<Joined<L>>),
+    Joined(Box<Joined<L>>, Box<Io>),
     Ended(Ended),
 }
 
@@ -343,7 +346,8 @@ impl<R: HostRegistry> Accepted<'_, R> {
         drop(pending);
         let first = if knows_id { First::AtOnce } else { First::WhenRead };
         let standing = standing.map(Box::new);
-        Ok(Came::Joined(Box::new(Joined { claim, lease, place, closed, standing, io, first, initiator: None })))
+        let joined = Joined { place, lease, claim, closed, standing, first, initiator: None, chronicle: None };
+        Ok(Came::Joined(Box::new(joined), Box::new(io)))
     }
 
     /// Policy, limits, then the registry. What it yields goes back when dropped.
@@ -392,7 +396,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
             policy,
             reverse: None,
             protocol: agreed.protocol,
-            http2: agreed.ours.then(|| client_options(RoundTrip::default(), config.ping_interval)),
+            http2: agreed.ours.then(|| Box::new(client_options(RoundTrip::default(), config.ping_interval))),
             queue_timeout: config.queue_timeout,
             reconnect_window: config.reconnect_window,
             ping_interval: config.ping_interval,

@@ -90,7 +90,8 @@ impl<R: HostRegistry> Accepted<'_, R> {
         let first = First::WhenWanted(pings, trigger);
         let standing = admitted.standing.map(Box::new);
         let initiator = admitted.initiator;
-        Ok(Came::Joined(Box::new(Joined { claim, lease, place, closed, standing, io, first, initiator })))
+        let joined = Joined { place, lease, claim, closed, standing, first, initiator, chronicle: None };
+        Ok(Came::Joined(Box::new(joined), Box::new(io)))
     }
 
     /// Runs a registered connection: idle until somebody wants it, then as any tunnel.
@@ -212,11 +213,11 @@ impl<R: HostRegistry> Accepted<'_, R> {
                 joins_named_cluster: config.reverse.joins_named_cluster,
             }),
             protocol: TunnelProtocol::Http2,
-            http2: Some(Http2ClientOptions {
+            http2: Some(Box::new(Http2ClientOptions {
                 first_ping: Some(NUDGE),
                 says_goodbye: true,
                 ..client_options(RoundTrip::default(), config.ping_interval)
-            }),
+            })),
             queue_timeout: config.queue_timeout,
             reconnect_window: config.reconnect_window,
             ping_interval: config.ping_interval,

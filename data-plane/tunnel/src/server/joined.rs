@@ -11,7 +11,7 @@ use super::acceptor::{Accepted, Ended, shown};
 use super::chronicle::{Chronicle, Initiator};
 use super::control::Notices;
 use super::gauge::Gauge;
-use super::registered::Registered;
+use super::registered::{Registered, unboxed};
 use super::standing::Standing;
 use super::tunnels::Place;
 use super::{Claim, CloseReason, HostLease, HostRegistry, acknowledged, control};
@@ -23,17 +23,17 @@ use crate::metrics::ServerMetric;
 
 /// A registered connection whose reply was written.
 pub(super) struct Joined<L> {
-    pub(super) claim: Arc<Claim>,
-    pub(super) lease: L,
     pub(super) place: Place,
+    pub(super) lease: L,
+    pub(super) claim: Arc<Claim>,
     /// Drains when its agent closes it gracefully.
     pub(super) closed: Watch,
     /// On what it stands, where the listener has an identity policy.
     pub(super) standing: Option<Box<Standing>>,
-    pub(super) io: Io,
     pub(super) first: First,
     /// Only where lifecycles are logged.
     pub(super) initiator: Option<Box<Initiator>>,
+    pub(super) chronicle: Option<Box<Chronicle>>,
 }
 
 /// When its first byte may follow the reply.
@@ -49,58 +49,67 @@ pub(super) enum First {
 }
 
 impl<R: HostRegistry> Accepted<'_, R> {
-    /// A tunnel's life, from the reply on.
-    pub(super) async fn attend(&self, joined: Box<Joined<R::Lease>>) -> Ended {
-        let Joined { claim, lease, place, closed, standing, mut io, first, initiator } = *joined;
-        place.note(EventKind::Established, None);
-        place.metered(io.meter());
-        self.metrics.inc(ServerMetric::Accepted);
+    /// A tunnel's life, from the reply on. What it knows of the tunnel stays in the box: a future has room for everything
+    /// that it ever holds.
+    pub(super) async fn attend(&self, mut joined: Box<Joined<R::Lease>>, mut io: Box<Io>) -> Ended {
+        self.tell_begin(&mut joined, &mut io);
         let _counted = Gauge::enter(self.metrics, ServerMetric::Active);
+        if !matches!(joined.first, First::AtOnce) {
+            Box::pin(acknowledged::reply_read(&io)).await;
+        }
+        let Joined { place, lease, claim, closed, standing, first, chronicle, .. } = &mut *joined;
+        // Boxed by kind: a plain tunnel's task does not carry the state of one that does more.
+        let reason = match first {
+            First::AtOnce | First::WhenRead if claim.carries_ours() => {
+                Box::pin(self.attend_streams(claim, lease, place, closed, standing, io)).await
+            }
+            First::AtOnce | First::WhenRead => {
+                let registered = self.registered(claim, lease, closed, None);
+                Box::pin(registered.run(io, place, standing)).await
+            }
+            First::WhenWanted(pings, trigger) => {
+                let (pings, chronicle) = (*pings, chronicle.as_deref());
+                Box::pin(async {
+                    tokio::select! {
+                        biased;
+                        reason = self.host(lease, unboxed(io), closed, pings, chronicle) => reason,
+                        () = self.follow_envoy((standing, claim), lease, trigger) => CloseReason::Forbidden,
+                    }
+                })
+                .await
+            }
+        };
+        self.tell_end(&joined, &reason);
+        Ended::Tunnel
+    }
+
+    fn tell_begin(&self, joined: &mut Joined<R::Lease>, io: &mut Io) {
+        let claim = &joined.claim;
+        joined.place.note(EventKind::Established, None);
+        joined.place.metered(io.meter());
+        self.metrics.inc(ServerMetric::Accepted);
         let tenant = claim.reverse.as_ref().map(|reverse| shown(&reverse.tenant));
         // The events have the names that Envoy's lifecycle logs give them.
         tracing::info!(
             event = "tunnel_setup", id = %claim.id, dialect = claim.dialect.name(), tenant, cluster = shown(&claim.cluster), host_name = shown(&claim.host_name),
             origin = %claim.peer.origin(), weight = claim.weight, "tunnel registered"
         );
-        let chronicle = Chronicle::begin(&self.acceptor.tunnels, &claim, initiator, &mut io);
-        if !matches!(first, First::AtOnce) {
-            Box::pin(acknowledged::reply_read(&io)).await;
-        }
-        // Boxed by kind: a plain tunnel's task does not carry the state of one that does more.
-        let reason = match first {
-            First::AtOnce | First::WhenRead if claim.carries_ours() => {
-                Box::pin(self.attend_streams(&claim, &lease, &place, &closed, standing, io)).await
-            }
-            First::AtOnce | First::WhenRead => {
-                let registered = self.registered(&claim, &lease, &closed, None);
-                Box::pin(registered.run(io, &place, standing)).await
-            }
-            First::WhenWanted(pings, trigger) => {
-                let mut standing = standing;
-                let (claim, lease, closed, chronicle) = (&claim, &lease, &closed, chronicle.as_deref());
-                Box::pin(async move {
-                    tokio::select! {
-                        biased;
-                        reason = self.host(lease, io, closed, pings, chronicle) => reason,
-                        () = self.follow_envoy((&mut standing, claim), lease, &trigger) => CloseReason::Forbidden,
-                    }
-                })
-                .await
-            }
-        };
+        joined.chronicle = Chronicle::begin(&self.acceptor.tunnels, claim, joined.initiator.take(), io);
+    }
+
+    fn tell_end(&self, joined: &Joined<R::Lease>, reason: &CloseReason) {
+        let claim = &joined.claim;
         if matches!(reason, CloseReason::TlsFailure) {
             self.metrics.inc(ServerMetric::TlsFailures);
         }
-        if let Some(chronicle) = &chronicle {
-            chronicle.closed(&reason);
+        if let Some(chronicle) = &joined.chronicle {
+            chronicle.closed(reason);
         }
-        place.note(EventKind::Ended, Some(reason.to_string()));
+        joined.place.note(EventKind::Ended, Some(reason.to_string()));
         tracing::info!(
             event = "tunnel_closed", id = %claim.id, cluster = shown(&claim.cluster),
             host_name = shown(&claim.host_name), close_reason = %reason, "tunnel ended"
         );
-        drop(place);
-        Ended::Tunnel
     }
 
     fn registered<'c>(
@@ -128,8 +137,8 @@ impl<R: HostRegistry> Accepted<'_, R> {
         lease: &R::Lease,
         place: &Place,
         closed: &Watch,
-        standing: Option<Box<Standing>>,
-        io: Io,
+        standing: &mut Option<Box<Standing>>,
+        io: Box<Io>,
     ) -> CloseReason {
         let Some(round_trip) = claim.http2.as_ref().and_then(|options| options.round_trip.as_ref()) else {
             debug_assert!(false, "what carries ours has a round trip");

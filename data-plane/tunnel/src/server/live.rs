@@ -8,6 +8,7 @@ use culvert_http::Meter;
 use culvert_model::tunnel::TunnelProtocol;
 use culvert_runtime::drain::Trigger;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
 use super::control::Notices;
@@ -54,10 +55,9 @@ impl Weight {
         self.changed.notify_one();
     }
 
-    /// Resolves to the next weight that is set. For one waiter.
-    pub(super) async fn changed(&self) -> u32 {
-        self.changed.notified().await;
-        self.get()
+    /// Resolves when another one is set. For one waiter.
+    pub(super) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
     }
 }
 
@@ -72,8 +72,8 @@ impl Live {
         let since = Instant::now();
         let arrival = claim.peer.arrival.as_ref();
         let mut history = History::new(arrival.map_or(since, |arrival| arrival.at));
-        if let Some((at, agreed)) = arrival.and_then(|arrival| arrival.tls.as_ref()) {
-            history.note(*at, EventKind::Tls, Some(agreed.to_string()));
+        if let Some((at, agreed)) = arrival.and_then(|arrival| arrival.tls.as_deref()) {
+            history.note(*at, EventKind::Tls, Some(agreed.clone()));
         }
         history.note(since, EventKind::Handshake, Some(claim.dialect.name().to_owned()));
         Self {

@@ -37,7 +37,7 @@ pub(super) struct Registered<'a, L> {
 
 impl<L: HostLease> Registered<'_, L> {
     /// `standing`: on what it stands, where the listener has an identity policy.
-    pub(super) async fn run(&self, io: Io, place: &Place, mut standing: Option<Box<Standing>>) -> CloseReason {
+    pub(super) async fn run(&self, io: Box<Io>, place: &Place, standing: &mut Option<Box<Standing>>) -> CloseReason {
         let mut lost = pin!(keepalive::lost(keepalive::ends(&io), self.claim.ping_interval, || self
             .metrics
             .inc(ServerMetric::StalledWrites)));
@@ -47,7 +47,7 @@ impl<L: HostLease> Registered<'_, L> {
             TunnelProtocol::Http1 => keepalive::Cord::of(&io),
             TunnelProtocol::Http2 => keepalive::Cord::default(),
         };
-        let mut attached = pin!(self.lease.attach(io));
+        let mut attached = pin!(self.lease.attach(unboxed(io)));
         tokio::select! {
             biased;
             reason = &mut attached => return reason,
@@ -60,7 +60,7 @@ impl<L: HostLease> Registered<'_, L> {
                 self.lease.drain();
             }
             () = self.weighed(place) => {}
-            () = self.withdrawn(&mut standing) => {
+            () = self.withdrawn(standing) => {
                 place.note(EventKind::Draining, Some("allowed no more".to_owned()));
                 self.lease.drain();
             }
@@ -68,7 +68,7 @@ impl<L: HostLease> Registered<'_, L> {
         tokio::select! {
             biased;
             reason = attached => return reason,
-            () = Box::pin(self.forbidden(&mut standing)) => {
+            () = Box::pin(self.forbidden(standing)) => {
                 cord.pull();
                 return CloseReason::Forbidden;
             }
@@ -100,9 +100,9 @@ impl<L: HostLease> Registered<'_, L> {
 
     /// Tells the agent, and gives it its time.
     async fn replaced(&self) {
+        let until = self.drain.deadline();
+        let within = until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
         if self.tunnels.is_ending() {
-            let until = self.drain.deadline();
-            let within = until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
             self.tell(ServerNotice::Drain { within });
             return self.tunnels.finishing().await;
         }
@@ -111,6 +111,12 @@ impl<L: HostLease> Registered<'_, L> {
         }
         // Not all agents of the listener in one moment.
         let delay = self.tunnels.pace();
+        if self.drain.is_inherited() {
+            // The listener accepts no more: another connection would be refused.
+            sleep(delay).await;
+            self.tell(ServerNotice::Drain { within });
+            return sleep(HANDOVER).await;
+        }
         self.tell(ServerNotice::Reconnect { delay, target: None });
         sleep(delay + HANDOVER).await;
     }
@@ -156,11 +162,18 @@ impl<L: HostLease> Registered<'_, L> {
     /// Never returns.
     async fn weighed(&self, place: &Place) {
         loop {
-            let weight = place.weight().changed().await;
+            place.weight().changed().await;
+            let weight = place.weight().get();
             place.note(EventKind::Weight, Some(weight.to_string()));
             self.lease.set_weight(weight);
         }
     }
+}
+
+/// What the box holds; its memory is given back now, where moving out of a variable keeps it for the variable's life.
+#[expect(clippy::boxed_local, reason = "the box is what it takes")]
+pub(super) fn unboxed<T>(boxed: Box<T>) -> T {
+    *boxed
 }
 
 /// For what is in flight on a tunnel that is allowed no more.

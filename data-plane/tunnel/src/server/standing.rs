@@ -96,7 +96,7 @@ impl Standing {
     /// Waits for what happens next.
     pub(super) async fn turn(&mut self) -> Turn {
         loop {
-            let (event, wait) = self.next_event(SystemTime::now());
+            let (event, wait) = next_event(self.grant.until, self.notice, SystemTime::now());
             tokio::select! {
                 biased;
                 Ok(()) = self.policy.changed() => {}
@@ -137,18 +137,18 @@ impl Standing {
         self.grant = Arc::new(grant);
         weight
     }
+}
 
-    /// What is due when nothing else happens, and how long until then.
-    fn next_event(&self, now: SystemTime) -> (Event, Duration) {
-        let Some(until) = self.grant.until else { return (Event::None, LOOK) };
-        let left = |until: SystemTime| until.duration_since(now).unwrap_or(Duration::ZERO);
-        let (event, wait) = match self.notice {
-            Some(notice) => (Event::Expiring, left(notice)),
-            None => (Event::Expired, left(until)),
-        };
-        // The clock on the wall may be set meanwhile.
-        if wait > LOOK { (Event::None, LOOK) } else { (event, wait) }
-    }
+/// What is due when nothing else happens, and how long until then.
+fn next_event(until: Option<SystemTime>, notice: Option<SystemTime>, now: SystemTime) -> (Event, Duration) {
+    let Some(until) = until else { return (Event::None, LOOK) };
+    let left = |until: SystemTime| until.duration_since(now).unwrap_or(Duration::ZERO);
+    let (event, wait) = match notice {
+        Some(notice) => (Event::Expiring, left(notice)),
+        None => (Event::Expired, left(until)),
+    };
+    // The clock on the wall may be set meanwhile.
+    if wait > LOOK { (Event::None, LOOK) } else { (event, wait) }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,5 +173,34 @@ fn notice(grant: &Grant, now: SystemTime) -> Option<SystemTime> {
 /// How long before something expires agents are asked to dial anew, at most and at least.
 const NOTICE: Duration = Duration::from_secs(20);
 const LEAST_NOTICE: Duration = Duration::from_millis(200);
-/// How often the clock on the wall is looked at.
-const LOOK: Duration = Duration::from_secs(600);
+/// How often the clock on the wall is looked at, which may be set, and goes on while the machine sleeps.
+const LOOK: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    /// Whatever the clock on the wall does, a grant ends when that clock says so, a look later at most.
+    #[test]
+    fn a_clock_that_jumps_ends_a_grant_in_its_time_and_no_other() {
+        const HOURS: u64 = 8 * 3600;
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let (now, until) = (1_000_000, 1_000_000 + 3600);
+        let notice = Some(at(until - 20));
+        for (what, notice, now, expected) in [
+            ("long before", notice, now, (Event::None, LOOK)),
+            ("shortly before", notice, until - 50, (Event::Expiring, Duration::from_secs(30))),
+            ("told, shortly before", None, until - 10, (Event::Expired, Duration::from_secs(10))),
+            ("forward, not told", notice, now + HOURS, (Event::Expiring, Duration::ZERO)),
+            ("forward, told", None, now + HOURS, (Event::Expired, Duration::ZERO)),
+            ("back", notice, now - HOURS, (Event::None, LOOK)),
+            ("back, told", None, now - HOURS, (Event::None, LOOK)),
+        ] {
+            assert_eq!(next_event(Some(at(until)), notice, at(now)), expected, "{what}");
+        }
+        assert_eq!(next_event(None, None, at(now)), (Event::None, LOOK), "what does not expire");
+        assert!(LOOK <= Duration::from_secs(60), "a jump counts a minute later at most");
+    }
+}

@@ -58,12 +58,14 @@ impl Default for Tunnels {
 
 #[derive(Debug, Default)]
 struct Inner {
-    live: HashMap<ConnectionId, Live>,
+    /// Boxed, for a table of thousands is half empty.
+    live: HashMap<ConnectionId, Box<Live>>,
+    /// Those that their agents know by no other name.
     by_address: HashMap<SocketAddr, ConnectionId>,
-    /// Connections of each agent.
-    agents: HashMap<AgentKey, usize>,
+    /// Connections of each agent. (Boxed as above.)
+    agents: HashMap<Box<AgentKey>, usize>,
     /// Of these, those that an agent can be told something by.
-    told: HashMap<AgentKey, usize>,
+    told: HashMap<Box<AgentKey>, usize>,
     /// Registered connections from each origin: who has one may keep aside connections.
     origins: HashMap<Origin, usize>,
     asides: HashMap<Origin, usize>,
@@ -242,19 +244,19 @@ impl Tunnels {
         listener: &Arc<str>,
     ) -> Result<Place, Refusal> {
         let mut inner = self.inner.lock();
-        let key = AgentKey::of(claim);
+        let key = Box::new(AgentKey::of(claim));
         let superseded = inner.admit(claim, &key)?;
         if claim.http2.is_some() {
             *inner.told.entry(key.clone()).or_default() += 1;
         }
         *inner.agents.entry(key).or_default() += 1;
         *inner.origins.entry(claim.peer.origin()).or_default() += 1;
-        if let Some(address) = claim.peer.address {
+        if let Some(address) = claim.peer.address.filter(|_| !knows_id) {
             inner.by_address.insert(canonical(address), claim.id);
         }
         let weight = Weight::new(claim.weight);
         let live = Live::new(claim, knows_id, drain, Arc::clone(&weight), listener);
-        inner.live.insert(claim.id, live);
+        inner.live.insert(claim.id, Box::new(live));
         if let Some(grant) = &claim.grant {
             if let Some(source) = source(claim) {
                 *inner.sources.entry(source).or_default() += 1;
@@ -317,7 +319,7 @@ impl Tunnels {
                 && other.peer.origin() == claim.peer.origin()
         };
         let mut changed = 0;
-        for live in inner.live.values().filter(same) {
+        for live in inner.live.values().map(|live| &**live).filter(same) {
             let weight = match &live.claim.grant {
                 Some(grant) => weight.clamp(grant.weights.0, grant.weights.1),
                 None => weight,
@@ -409,7 +411,7 @@ impl Inner {
     fn supersede(&self, identity: &Identity) -> u64 {
         let same = |live: &&Live| live.claim.grant.as_ref().is_some_and(|grant| grant.identity == *identity);
         let mut superseded = 0;
-        for live in self.live.values().filter(same) {
+        for live in self.live.values().map(|live| &**live).filter(same) {
             live.drain.start(SUPERSEDED);
             superseded += 1;
         }
@@ -434,9 +436,9 @@ impl Drop for Place {
         inner.ended.push_back((now, EndedTunnel { tunnel: live.status(self.id, now), reason, ended_seconds_ago: 0 }));
         self.tunnels.changed();
         if live.claim.http2.is_some() {
-            take_one(&mut inner.told, AgentKey::of(&live.claim));
+            take_one(&mut inner.told, Box::new(AgentKey::of(&live.claim)));
         }
-        take_one(&mut inner.agents, AgentKey::of(&live.claim));
+        take_one(&mut inner.agents, Box::new(AgentKey::of(&live.claim)));
         take_one(&mut inner.origins, live.claim.peer.origin());
         if let Some(grant) = &live.claim.grant {
             if let Some(source) = source(&live.claim) {

@@ -32,7 +32,7 @@ impl HostRegistry for Streams {
 
 impl HostLease for StreamLease {
     async fn attach(&self, io: Io) -> CloseReason {
-        let options = self.claim.http2.clone().unwrap();
+        let options = *self.claim.http2.clone().unwrap();
         let (client, driver) = Http2Client::connect(io, &options).await.unwrap();
         self.open.send_replace(Some(client));
         tokio::select! {

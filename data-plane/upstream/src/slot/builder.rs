@@ -144,7 +144,7 @@ impl Builder {
             return Err(RegisterError::TooManyConnections { agent, limit: claim.max_connections_per_agent });
         }
         *count += 1;
-        let place = HostPlace { hostname: agent, ..HostPlace::default() };
+        let place = HostPlace::of_agent(agent);
         let connection = TunnelConnection::new(claim, Arc::clone(queue));
         let host = Host::new(Target::Tunnel(Arc::clone(&connection)), place);
         connection.belongs_to(&host);

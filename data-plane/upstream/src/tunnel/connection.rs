@@ -361,9 +361,12 @@ impl TunnelConnection {
         drop(inner);
         // Closing a socket is no work to be done under the lock.
         drop(before);
-        // What a TCP connection has taken is missed when that ends: only then does its agent dial again.
-        if end != TunnelEnd::Taken {
-            self.leave_queue();
+        match end {
+            // What a TCP connection has taken is missed when that ends: only then does its agent dial again.
+            TunnelEnd::Taken => {}
+            // The next one of its agent would fail alike: nobody is to wait for that.
+            TunnelEnd::TlsFailure => self.leave_queue_for(Duration::ZERO),
+            _ => self.leave_queue(),
         }
         if let Some(owner) = owner {
             owner.wake();
@@ -371,8 +374,13 @@ impl TunnelConnection {
     }
 
     fn leave_queue(&self) {
+        self.leave_queue_for(self.claim.reconnect_window);
+    }
+
+    /// Its agent is expected back within `window`.
+    fn leave_queue_for(&self, window: Duration) {
         if self.awaited.swap(false, Ordering::SeqCst) {
-            self.queue.leave(&self.claim);
+            self.queue.leave(&self.claim, window);
         }
     }
 

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 pub(super) struct Presence {
     agents: HashMap<Arc<str>, Seen, foldhash::fast::RandomState>,
     /// Those that are gone, in the order in which they went.
-    gone: BTreeMap<u64, Arc<str>>,
+    gone: BTreeMap<u64, Departed>,
     departures: u64,
     /// Connections of all agents.
     live: usize,
@@ -27,12 +27,16 @@ pub(super) struct Presence {
 enum Seen {
     /// With so many connections.
     Here(usize),
-    Gone {
-        departure: u64,
-        since: Instant,
-        /// Until when it is expected back.
-        expected: Instant,
-    },
+    /// Its place among those that are gone.
+    Gone(u64),
+}
+
+#[derive(Debug)]
+struct Departed {
+    agent: Arc<str>,
+    since: Instant,
+    /// Until when it is expected back.
+    expected: Instant,
 }
 
 /// What a request may hope for.
@@ -70,7 +74,7 @@ impl Presence {
         match self.agents.get_mut(agent) {
             Some(Seen::Here(count)) => *count += 1,
             Some(seen) => {
-                if let Seen::Gone { departure, .. } = std::mem::replace(seen, Seen::Here(1)) {
+                if let Seen::Gone(departure) = std::mem::replace(seen, Seen::Here(1)) {
                     self.gone.remove(&departure);
                 }
             }
@@ -92,15 +96,15 @@ impl Presence {
             Seen::Here(count) if *count > 1 => *count -= 1,
             Seen::Here(_) => {
                 self.departures += 1;
-                *seen = Seen::Gone { departure: self.departures, since: now, expected };
-                self.gone.insert(self.departures, Arc::clone(agent));
+                *seen = Seen::Gone(self.departures);
+                self.gone.insert(self.departures, Departed { agent: Arc::clone(agent), since: now, expected });
                 if self.gone.len() > MAX_GONE
                     && let Some((_, oldest)) = self.gone.pop_first()
                 {
-                    self.agents.remove(&oldest);
+                    self.agents.remove(&oldest.agent);
                 }
             }
-            Seen::Gone { .. } => debug_assert!(false, "a connection that was not counted left"),
+            Seen::Gone(_) => debug_assert!(false, "a connection that was not counted left"),
         }
     }
 
@@ -112,7 +116,7 @@ impl Presence {
             Some("") => return Hope::None,
             Some(agent) => match self.agents.get(agent) {
                 Some(Seen::Here(_)) => (true, None),
-                Some(Seen::Gone { expected, .. }) => (false, Some(*expected)),
+                Some(Seen::Gone(departure)) => (false, self.gone.get(departure).map(|departed| departed.expected)),
                 None => (false, self.arrivals),
             },
         };
@@ -125,7 +129,10 @@ impl Presence {
 
     pub(super) fn absence(&self, agent: &str, now: Instant) -> Absence {
         match self.agents.get(agent).filter(|_| !agent.is_empty()) {
-            Some(Seen::Gone { since, .. }) => Absence::Offline(now.duration_since(*since)),
+            Some(Seen::Gone(departure)) => {
+                let departed = self.gone.get(departure);
+                Absence::Offline(departed.map_or(Duration::ZERO, |departed| now.duration_since(departed.since)))
+            }
             // It came back in this moment.
             Some(Seen::Here(_)) => Absence::Offline(Duration::ZERO),
             None => Absence::Unknown,

@@ -105,12 +105,12 @@ impl Queue {
         self.opening.lock().clone()
     }
 
-    /// A connection will not become free any more. Those that wait for its names go on waiting as long as it is expected
+    /// A connection will not become free any more; the next one of its agent is expected within `window`. Those that wait for its names go on waiting as long as it is expected
     /// back; those that wait for nothing now are told by their channel's end.
-    pub(super) fn leave(&self, claim: &TunnelClaim) {
+    pub(super) fn leave(&self, claim: &TunnelClaim, window: Duration) {
         let now = Instant::now();
         let mut inner = self.inner.lock();
-        inner.presence.leave(claim.names(), claim.reconnect_window, now);
+        inner.presence.leave(claim.names(), window, now);
         for name in claim.names() {
             if inner.presence.hope(Some(name), now) == Hope::None
                 && let Some(lane) = inner.named.remove(name)

@@ -146,13 +146,24 @@ fn claims_are_checked() {
         (json!({"aud": {"cloud": 1}}), Err(JwtError::Audience)),
         (json!({"exp": null}), Err(JwtError::NoExpiry)),
         (json!({"exp": "1800000300"}), Err(JwtError::NoExpiry)),
-        (json!({"exp": NOW - 60}), Err(JwtError::Expired)),
-        (json!({"nbf": NOW + 61}), Err(JwtError::NotYet)),
+        (json!({"exp": NOW - 60}), Err(JwtError::Expired(60))),
+        (json!({"exp": NOW - 600}), Err(JwtError::Expired(600))),
+        (json!({"exp": -1e300}), Err(JwtError::Expired(u64::MAX))),
+        (json!({"nbf": NOW + 61}), Err(JwtError::NotYet(61))),
+        (json!({"nbf": NOW + 600}), Err(JwtError::NotYet(600))),
+        (json!({"nbf": 1e300}), Err(JwtError::NotYet(u64::MAX))),
         (json!({"nbf": "soon"}), Err(JwtError::Malformed)),
     ];
     for (changes, expected) in cases {
         let token = issuer.token("EdDSA", &json!({"alg": "EdDSA"}), &with(&changes));
         assert_eq!(keys.verify(&token, &validator(), now()).map(drop), expected, "{changes}");
+    }
+    // What the log says of it, at either end of ten minutes.
+    for (error, said) in [
+        (JwtError::Expired(600), "it has expired: clock skew 600 s"),
+        (JwtError::NotYet(600), "it is not valid yet: clock skew 600 s"),
+    ] {
+        assert_eq!(error.to_string(), said);
     }
     let anybody = TokenRules { audiences: Vec::new(), ..validator() };
     let token = issuer.token("EdDSA", &json!({"alg": "EdDSA"}), &with(&json!({"aud": null})));

@@ -180,7 +180,7 @@ fn what_expires_ends_the_grant() {
     assert_eq!(until(&named, 1000), Err(Denial::CertificateExpired), "after it");
     let bearer = with(Some("idp"), &token(&issuer, "edge-1"));
     assert_eq!(until(&bearer, 0), Ok(Some(at(360))), "the token, with 60 s for clocks");
-    assert_eq!(until(&bearer, 360), Err(Denial::Token(JwtError::Expired)), "after it");
+    assert_eq!(until(&bearer, 360), Err(Denial::Token(JwtError::Expired(60))), "after it");
     assert_eq!(until(&with(Some("old-site"), "sesame"), 0), Ok(None), "a static token does not expire");
 }
 

@@ -22,7 +22,7 @@ fn reverse(name: &str, tenants: bool) -> Cluster {
 }
 
 fn agent(node: &str, group: &str, tenant: &str, isolated: bool, joins: bool) -> TunnelClaim {
-    let reverse = Some(ReverseNames::new(node, group, tenant, isolated, joins));
+    let reverse = Some(Box::new(ReverseNames::new(node, group, tenant, isolated, joins)));
     TunnelClaim { protocol: TunnelProtocol::Http2, reverse, ..claim(group, node) }
 }
 
