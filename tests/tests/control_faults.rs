@@ -231,8 +231,8 @@ async fn a_hundred_updates_a_second_are_twenty_changes_a_second_and_fail_nothing
     let took = began.elapsed();
     let changes = world.plane.stat("cluster_manager.cluster_modified").await? - before;
     eprintln!("{updates} updates in {took:?} were {changes} changes");
-    // One in 50 ms, and a second's worth at the beginning.
-    let most = u64::try_from(took.as_millis() / 50)? + 21;
+    // One in 50 ms and a second's worth at the beginning; and now and then what came while another one was applied.
+    let most = u64::try_from(took.as_millis() / 50)? * 21 / 20 + 30;
     ensure!(changes <= most, "expected at most {most} changes of {updates} updates in {took:?}, saw {changes}");
     ensure!(changes >= u64::from(updates) / 100, "expected changes as time goes on, saw {changes}");
     load.finish(100).await?;
