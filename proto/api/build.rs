@@ -40,6 +40,7 @@ const ROOTS: &[&str] = &[
     "envoy/extensions/bootstrap/reverse_tunnel/downstream_socket_interface/v3/downstream_reverse_connection_socket_interface.proto",
     "envoy/extensions/bootstrap/reverse_tunnel/upstream_socket_interface/v3/upstream_reverse_connection_socket_interface.proto",
     "envoy/extensions/clusters/reverse_connection/v3/reverse_connection.proto",
+    "envoy/extensions/filters/http/on_demand/v3/on_demand.proto",
     "envoy/extensions/filters/http/router/v3/router.proto",
     "envoy/extensions/filters/listener/tls_inspector/v3/tls_inspector.proto",
     "envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.proto",

@@ -7,6 +7,7 @@ Reads commands from stdin, a line each, and prints what the client says:
 
     OPEN              a stream was opened
     REQUEST TYPE_URL NONCE ERROR   a request came; NONCE and ERROR (JSON) may be empty
+    ASKS TYPE_URL NAME             it names what it wants
 """
 
 import base64
@@ -50,6 +51,22 @@ def fields(data):
     return found
 
 
+def asked(data):
+    """The names that a request asks for: field 3 of both variants."""
+    names, at = [], 0
+    while at < len(data):
+        key, at = varint(data, at)
+        if key & 7 == 2:
+            length, at = varint(data, at)
+            names += [data[at : at + length].decode()] if key >> 3 == 3 else []
+            at += length
+        elif key & 7 == 0:
+            _, at = varint(data, at)
+        else:
+            at += 8 if key & 7 == 1 else 4
+    return names
+
+
 def say(*words):
     print(*words, flush=True)
 
@@ -74,6 +91,8 @@ class Streams:
                         seen = fields(request)
                         status = fields(seen[error]) if error in seen else {}
                         message = json.dumps(status[2].decode()) if 2 in status else ""
+                        for name in asked(request):
+                            say("ASKS", seen.get(type_url, b"").decode(), name)
                         say("REQUEST", seen.get(type_url, b"").decode(), seen.get(nonce, b"").decode(), message)
                 except grpc.RpcError:
                     pass

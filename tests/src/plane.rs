@@ -35,6 +35,8 @@ pub struct Way<'a> {
     pub tls: Option<&'a str>,
     /// Further flags of the proxy.
     pub flags: &'a [&'a str],
+    /// No clusters but those that something asks for by name.
+    pub no_cds: bool,
     /// Further top-level YAML of its bootstrap.
     pub more: &'a str,
     /// `http2_protocol_options` of the control plane's cluster, in flow style.
@@ -100,13 +102,14 @@ impl Plane {
     pub async fn start_proxy(&mut self, way: Way<'_>) -> Result {
         let api = if way.sotw { "GRPC" } else { "DELTA_GRPC" };
         let http2 = HTTP2.replace("http2_protocol_options: {}", &format!("http2_protocol_options: {{{}}}", way.http2));
+        let cds = if way.no_cds { "" } else { "\x20 cds_config: {ads: {}, resource_api_version: V3}\n" };
         let tls = way.tls.map(|tls| format!(", transport_socket: {tls}")).unwrap_or_default();
         let bootstrap = format!(
             "node: {{id: proxy, cluster: test}}\n\
              admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}}\n\
              dynamic_resources:\n\
              \x20 ads_config: {{api_type: {api}, transport_api_version: V3, grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]}}\n\
-             \x20 cds_config: {{ads: {{}}, resource_api_version: V3}}\n\
+             {cds}\
              \x20 lds_config: {{ads: {{}}, resource_api_version: V3}}\n\
              static_resources:\n\
              \x20 clusters:\n\

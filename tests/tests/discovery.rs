@@ -208,6 +208,15 @@ async fn runtime_keys_change_by_rtds_and_by_hand_without_a_new_configuration() -
         stands(&plane, "SYNCED", "").await?;
         let refused = post(plane.admin, "/runtime_modify", "").await?;
         ensure!(refused.status == 400, "nothing to set: {}", refused.status);
+        if !sotw {
+            // (State of the world cannot say of a layer that it is gone.)
+            plane.put("runtime.json", &[runtime(&json!({ "canary": { "share": 100 } }))])?;
+            answers(&plane, address, "canary").await?;
+            plane.put("runtime.json", &[])?;
+            answers(&plane, address, "stable").await.context("a layer that is taken away has no values")?;
+            plane.put("runtime.json", &[runtime(&json!({ "canary": { "share": 100 } }))])?;
+            answers(&plane, address, "canary").await.context("until it comes again")?;
+        }
         plane.stop_proxy().await?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The real grpcurl against culvert-control: what an operator types to inspect state.
+//! The real grpcurl against culvert-control, and against culvert-proxy: what an operator types to inspect state.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,9 +6,11 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use culvert_tests::Result;
 use culvert_tests::peer::Peer;
+use culvert_tests::plane::{Plane, Way, envoy, listener};
 use culvert_tests::process::{Daemon, run};
 use culvert_tests::site::{Port, Running, Site};
 use culvert_tests::wait::eventually;
+use serde_json::json;
 
 struct Bench {
     grpcurl: PathBuf,
@@ -166,4 +168,57 @@ async fn the_inventory_tells_where_every_agent_is() -> Result {
         &["\"clusterName\"", "\"hostname\": \"edge-1\"", "\"healthStatus\": \"HEALTHY\"", "culvert.tunnel"],
     )?;
     running.stop().await
+}
+
+#[tokio::test]
+async fn what_a_proxy_was_given_accepted_and_refused() -> Result {
+    let Some(grpcurl) = Peer::Grpcurl.find()? else { return Ok(()) };
+    let mut plane = Plane::start(&[]).await?;
+    let at = |name: &str, more| listener(name, ([127, 0, 0, 1], 0).into(), name, more);
+    let sds = json!({ "transport_socket": { "name": "tls", "typed_config": {
+        "@type": envoy("extensions.transport_sockets.tls.v3.DownstreamTlsContext"),
+        "common_tls_context": { "tls_certificate_sds_secret_configs": [
+            { "name": "edge-cert", "sds_config": { "ads": {}, "resource_api_version": "V3" } } ] } } } });
+    let key = json!({ "transport_socket": { "name": "tls", "typed_config": {
+        "@type": envoy("extensions.transport_sockets.tls.v3.DownstreamTlsContext"),
+        "common_tls_context": { "tls_certificates": [
+            { "certificate_chain": { "inline_string": "chain" }, "private_key": { "inline_string": "a private key" } } ] } } } });
+    plane.put("listeners.json", &[at("good", json!({})), at("warming", sds), at("bad", key)])?;
+    plane.start_proxy(Way::default()).await?;
+    let address = plane.admin.to_string();
+    let method = "envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus";
+    let call = async |flags: &[&str], words: &[&str]| {
+        let args = [&["-plaintext", "-max-time", "20"], flags, &[&address], words].concat();
+        run(&grpcurl, &args, "", Duration::from_secs(30)).await.with_context(|| plane.proxy_log())
+    };
+    contains(&call(&[], &["list"]).await?, &["envoy.service.status.v3.ClientStatusDiscoveryService"])?;
+    eventually("every state is told", async || {
+        let text = call(&[], &[method]).await?;
+        let status: serde_json::Value = serde_json::from_str(&text)?;
+        let all = status["config"][0]["genericXdsConfigs"].as_array().context("no resources")?;
+        let of = |name: &str| {
+            let found = all.iter().find(|one| one["name"] == name);
+            let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+            found
+                .map(|one| (text(&one["clientStatus"]), text(&one["errorState"]["details"]), text(&one["versionInfo"])))
+        };
+        let (good, warming, bad) = (of("good"), of("warming"), of("bad"));
+        let is = |seen: &Option<(String, String, String)>, state: &str, details: &str| {
+            seen.as_ref().is_some_and(|seen| seen.0 == state && seen.1.contains(details))
+        };
+        let expected = is(&good, "ACKED", "") && is(&warming, "REQUESTED", "it waits for Secret edge-cert");
+        ensure!(expected && is(&bad, "NACKED", "certificate"), "saw {good:?}, {warming:?}, {bad:?}");
+        ensure!(good.is_some_and(|good| !good.2.is_empty()), "without its version: {text}");
+        ensure!(!text.contains("a private key"), "a secret in {text}");
+        Ok(())
+    })
+    .await
+    .with_context(|| plane.proxy_log())?;
+    let without = call(&["-d", r#"{"exclude_resource_contents": true}"#], &[method]).await?;
+    ensure!(without.contains("\"good\"") && !without.contains("xdsConfig"), "contents in {without}");
+    let foreign = call(&["-d", r#"{"node_matchers": [{}]}"#], &[method]).await;
+    ensure!(foreign.is_err(), "asked for other nodes: {foreign:?}");
+    let named = call(&["-authority", "evil.example"], &["list"]).await;
+    ensure!(named.is_err(), "asked for by a name of somebody else's: {named:?}");
+    plane.stop_proxy().await
 }

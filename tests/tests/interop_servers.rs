@@ -180,6 +180,50 @@ async fn go_control_plane_changes_runtime_keys() -> Result {
     Ok(())
 }
 
+#[tokio::test]
+async fn go_control_plane_serves_scopes() -> Result {
+    let Some((program, _folder)) = go_program().await? else { return Ok(()) };
+    for sotw in [true, false] {
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let mut server = Running::start(Command::new(&program).args(["-address-file", "address"]))?;
+        let ads = json!({ "ads": {}, "resource_api_version": "V3" });
+        let mut scoped = by_rds("in", address, "r");
+        let manager = &mut scoped["filter_chains"][0]["filters"][0]["typed_config"];
+        if let Some(manager) = manager.as_object_mut() {
+            manager.remove("rds");
+        }
+        manager["scoped_routes"] = json!({ "name": "scopes", "rds_config_source": ads,
+            "scope_key_builder": { "fragments": [{ "header_value_extractor": { "name": ":path", "index": 0 } }] },
+            "scoped_rds": { "scoped_rds_config_source": ads } });
+        let answer = |body: &str| {
+            let mut routes = routes_to(body, "none");
+            routes["virtual_hosts"][0]["routes"][0] = json!({ "match": { "prefix": "/" },
+                "direct_response": { "status": 200, "body": { "inline_string": body } } });
+            bare(routes)
+        };
+        let scope = |name: &str, key: &str, routes: &str| json!({ "name": name, "route_configuration_name": routes, "key": { "fragments": [{ "string_key": key }] } });
+        // Its snapshots hold the routes that scopes name, and no others.
+        let snapshot = |version: u32, scopes: &[Value]| {
+            let routes: Vec<Value> =
+                scopes.iter().filter_map(|scope| Some(answer(scope["route_configuration_name"].as_str()?))).collect();
+            json!({ "version": version.to_string(), "resources": { "listeners": [bare(scoped.clone())],
+                "scopes": scopes, "routes": routes }})
+            .to_string()
+        };
+        server.tell(&snapshot(1, &[scope("a", "/", "one"), scope("b", "/b", "two")])).await?;
+        let mut plane = Plane::under(server.address().await?)?;
+        plane.start_proxy(Way { sotw, ..Way::default() }).await?;
+        answers(&plane, &server, address, "one").await?;
+        ensure!(get(address, "/b").await?.text() == "two", "the other scope: {}", plane.proxy_log());
+        ensure!(get(address, "/c").await?.status == 404, "no scope");
+        server.tell(&snapshot(2, &[scope("b", "/", "two")])).await?;
+        answers(&plane, &server, address, "two").await?;
+        ensure!(get(address, "/b").await?.status == 404, "what a scope was before");
+        plane.stop_proxy().await?;
+    }
+    Ok(())
+}
+
 /// The line that has the plain server send a delta response.
 fn delta(type_url: &str, nonce: &str, resources: &[(&str, Value, Option<i64>)], removed: &[&str]) -> Result<String> {
     let mut response = DeltaDiscoveryResponse {

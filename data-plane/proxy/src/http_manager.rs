@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use culvert_http::server::{FloodLimits, Protocol, ServerOptions};
 use culvert_http::{Exchange, FieldName, Handler, Io, Meter, RequestHead, ResponseHead, Version};
-use culvert_model::http::{Codec, HttpConnectionManager, RouteSource, ServerHeader};
+use culvert_model::http::{Codec, HttpConnectionManager, ServerHeader};
 use culvert_runtime::telemetry::{Scope, ScopePath};
 use tokio::time::Instant;
 
@@ -16,19 +16,19 @@ use crate::access_log::{LogTargets, WorkerLogs};
 use crate::flags::ResponseFlag;
 use crate::format::http_date;
 use crate::forwarding::append;
-use crate::listener::{Active, CompileError, Downstream, inline_routes};
+use crate::listener::{Active, CompileError, Downstream};
 use crate::record::{Record, Scene};
 use crate::router::{self, Origin, Stream};
-use crate::routes::RouteSlot;
+use crate::routing::{Routing, WorkerRouting};
 use crate::stats::HttpMetric;
 use crate::timer::ConnectionTimers;
-use crate::worker::{Counters, Process, Worker, WorkerRoutes};
+use crate::worker::{Counters, Process, Worker};
 
 /// The compiled connection manager of one filter chain. Shared by the workers.
 #[derive(Debug)]
 pub(crate) struct HttpManager {
     pub(crate) config: Arc<HttpConnectionManager>,
-    routes: Arc<RouteSlot>,
+    routing: Routing,
     logs: LogTargets,
     stats: Scope<HttpMetric>,
     options: ServerOptions,
@@ -43,17 +43,9 @@ impl HttpManager {
         process: &Process,
         tls: bool,
     ) -> Result<Arc<Self>, CompileError> {
-        let routes = match &config.routes {
-            RouteSource::Rds { name, .. } => process.routes.slot(name),
-            RouteSource::Inline(routes) => {
-                let slot = RouteSlot::new(Arc::clone(&routes.name));
-                drop(slot.publish(inline_routes(routes, process)?));
-                slot
-            }
-        };
         let options = options(config, tls);
         Ok(Arc::new(Self {
-            routes,
+            routing: Routing::compile(&config.routes, process)?,
             logs: LogTargets::open(&config.access_log, process)?,
             stats: process.registry.scope(ScopePath::http(Arc::clone(&config.stat_prefix))),
             http1_options: ServerOptions { protocol: Protocol::Http1, ..options.clone() },
@@ -121,7 +113,7 @@ const SLOWEST_HEAD: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 pub(crate) struct WorkerHttp {
     pub(crate) manager: Arc<HttpManager>,
-    pub(crate) routes: Rc<WorkerRoutes>,
+    pub(crate) routes: WorkerRouting,
     pub(crate) counters: Counters<HttpMetric>,
     pub(crate) logs: WorkerLogs,
 }
@@ -129,7 +121,7 @@ pub(crate) struct WorkerHttp {
 impl WorkerHttp {
     pub(crate) fn new(manager: &Arc<HttpManager>, worker: &Worker) -> Rc<Self> {
         Rc::new(Self {
-            routes: worker.routes(&manager.routes),
+            routes: WorkerRouting::new(&manager.routing, worker),
             counters: Counters::new(&manager.stats),
             logs: manager.logs.for_worker(),
             manager: Arc::clone(manager),

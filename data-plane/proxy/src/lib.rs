@@ -15,7 +15,8 @@
 //! Where to begin reading: `router.rs`, the one function that takes a request through its steps.
 
 pub mod access_log;
-pub mod flags;
+pub mod demand;
+mod flags;
 mod format;
 mod forwarding;
 mod http_manager;
@@ -24,6 +25,7 @@ mod local_reply;
 mod record;
 mod router;
 pub mod routes;
+mod routing;
 mod shares;
 pub mod source;
 pub mod stats;
@@ -36,9 +38,10 @@ mod tunnel_log;
 mod worker;
 
 pub use access_log::{LogError, LogSinks};
+pub use demand::{Demands, Order, Wanted};
 pub use flags::{ResponseFlag, ResponseFlags};
 pub use listener::{ChainInputs, CompileError, FilterChains, ListenerSlot, Listeners, TlsSlot, serve_listener};
-pub use routes::{RouteSlot, RouteSlots, RouteTable};
+pub use routes::{RouteSlot, RouteSlots, RouteTable, ScopeSlot, ScopeTable};
 pub use shares::Shares;
 pub use source::{SourceError, read_source};
 pub use stats::{HttpMetric, ListenerMetric, TcpMetric};

@@ -6,6 +6,7 @@ mod choice;
 mod connect;
 mod failure;
 pub(crate) mod limits;
+mod on_demand;
 mod relay;
 mod retry;
 mod rewrite;
@@ -76,12 +77,21 @@ impl From<LocalReply> for Unanswered {
 pub(crate) async fn serve(connection: &HttpConnection, exchange: Exchange<'_>) {
     let Exchange { request, mut body, mut response } = exchange;
     // Pinned for the whole request, by a count that only this worker writes.
-    let table = connection.http.routes.table();
-    let table = table.as_deref().map(|pinned| &**pinned);
+    let pinned;
     let mut stream = Stream::new(connection, request, Instant::now());
 
-    let outcome = match stream.admit().and_then(|()| stream.route(table)) {
-        Ok(matched) => stream.act(table, matched, &mut body, &mut response).await,
+    let outcome = match stream.admit() {
+        Ok(()) => {
+            pinned = match connection.http.manager.config.on_demand {
+                None => connection.http.routes.table(&connection.worker, stream.request),
+                Some(_) => Box::pin(on_demand::table(connection, stream.request)).await,
+            };
+            let table = pinned.as_deref().map(|pinned| &**pinned);
+            match stream.route(table) {
+                Ok(matched) => stream.act(table, matched, &mut body, &mut response).await,
+                Err(reply) => Err(reply.into()),
+            }
+        }
         Err(reply) => Err(reply.into()),
     };
     match outcome {
@@ -205,7 +215,7 @@ impl<'a> Stream<'a> {
         body: &mut RequestBody<'_>,
         response: &mut ResponseSink<'_>,
     ) -> Result<(), Unanswered> {
-        let chosen = self.choose(table, action)?;
+        let chosen = self.choose_cluster(table, matched, action).await?;
         let ends_here = self.permit_upgrade(action)?;
         let target = chosen.slot();
         self.rewrite(matched, action, &chosen);

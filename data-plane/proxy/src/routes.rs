@@ -7,6 +7,7 @@ mod action;
 mod conditions;
 mod domains;
 mod paths;
+mod scopes;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,8 @@ use smallvec::SmallVec;
 pub(crate) use action::{CompiledAction, CompiledPathRewrite, CompiledRedirect, Forward, Target, Targets};
 pub(crate) use conditions::{Subject, field_matches, header_matches, is_grpc, split_path};
 pub(crate) use domains::without_port;
+pub(crate) use scopes::Scoped;
+pub use scopes::{ScopeSlot, ScopeTable};
 
 use self::domains::Domains;
 use self::paths::Paths;
@@ -115,6 +118,11 @@ impl RouteTable {
 
     pub(crate) fn clusters(&self) -> &Clusters {
         &self.clusters
+    }
+
+    /// Whether there is a virtual host for requests to `authority`.
+    pub(crate) fn has_host(&self, authority: &str) -> bool {
+        self.domains.find(authority.as_bytes(), self.config.ignore_port_in_host).is_some()
     }
 
     /// The first route, in configuration order, of the request's virtual host that matches.

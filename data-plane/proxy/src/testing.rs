@@ -59,6 +59,8 @@ pub(crate) fn routes() -> RouteConfiguration {
         validate_clusters: false,
         ignore_port_in_host: false,
         max_direct_response_body: 4096,
+        vhds: None,
+        on_demand: None,
     }
 }
 
@@ -104,6 +106,7 @@ pub(crate) fn manager() -> HttpConnectionManager {
         scheme_override: None,
         router: RouterOptions::default(),
         router_discovery: None,
+        on_demand: None,
     }
 }
 
@@ -166,7 +169,7 @@ pub(crate) fn route(prefix: &str, action: Action) -> Route {
         runtime_fraction: None,
         tls_context: None,
     };
-    Route { name: prefix.into(), matches, action, headers: HeaderMutations::default() }
+    Route { name: prefix.into(), matches, action, headers: HeaderMutations::default(), on_demand: None }
 }
 
 /// To one cluster, with Envoy's defaults.
@@ -201,6 +204,7 @@ pub(crate) fn virtual_host(routes: Vec<Route>) -> VirtualHost {
         retry: None,
         include_attempt_count_in_request: false,
         include_attempt_count_in_response: false,
+        on_demand: None,
     }
 }
 
@@ -252,6 +256,8 @@ impl Gateway {
             clusters: Clusters::new(tokio::runtime::Handle::current(), Resolver::system()),
             listeners: Listeners::default(),
             routes: RouteSlots::default(),
+            scopes: Arc::default(),
+            demands: Arc::default(),
             shares: crate::shares::Shares::default(),
             registry: Registry::default(),
             logs: LogSinks::start().unwrap(),

@@ -13,9 +13,10 @@ use culvert_upstream::{Clusters, WorkerPools};
 use foldhash::fast::RandomState;
 
 use crate::access_log::LogSinks;
+use crate::demand::Demands;
 use crate::http_manager::DateCache;
 use crate::listener::{ListenerSlot, Listeners, WorkerListener};
-use crate::routes::{RouteSlot, RouteSlots, RouteTable};
+use crate::routes::{RouteSlot, RouteSlots, RouteTable, ScopeSlot};
 use crate::shares::Shares;
 use crate::tcp_proxy::CopyBuffer;
 use crate::timer::Timers;
@@ -28,6 +29,10 @@ pub struct Process {
     pub listeners: Listeners,
     /// Route configurations that come by name.
     pub routes: RouteSlots,
+    /// Scopes that come by SRDS.
+    pub scopes: Arc<ScopeSlot>,
+    /// What requests ask a control plane for.
+    pub demands: Arc<Demands>,
     /// What runtime keys change.
     pub shares: Shares,
     pub registry: Registry,

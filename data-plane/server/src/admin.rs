@@ -5,6 +5,7 @@
 //! web page reaches the interface by having its name resolve to loopback.
 
 mod certs;
+mod client_status;
 mod clusters;
 mod config_dump;
 mod guard;

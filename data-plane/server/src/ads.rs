@@ -144,8 +144,10 @@ impl Sources {
             self.configuration.failed(kind, failure);
         }
         let removed = update.removed().to_vec();
+        let aliases = update.aliases().to_vec();
         let names: Vec<Name> = update.resources().iter().map(|received| Name::clone(&received.name)).collect();
-        let rejections = self.configuration.receive(Batch { kind, resources, removed, malformed, whole, first }).await;
+        let rejections =
+            self.configuration.receive(Batch { kind, resources, removed, aliases, malformed, whole, first }).await;
         let refused = !rejections.is_empty() || !update.rejections().is_empty();
         self.metrics.count(kind, if refused { Outcome::Rejected } else { Outcome::Success });
         let bad: HashSet<&str> = rejections.iter().map(|rejection| rejection.name.as_str()).collect();

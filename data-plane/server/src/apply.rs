@@ -13,6 +13,7 @@ mod listeners;
 mod policies;
 mod rehearse;
 mod reverse;
+mod routes;
 #[cfg(test)]
 mod tests;
 
@@ -49,6 +50,8 @@ pub(crate) enum Kind {
     Policy,
     Extension,
     Runtime,
+    Scope,
+    VirtualHost,
 }
 
 /// What became of a change that did not fail.
@@ -80,6 +83,12 @@ pub(crate) enum ApplyError {
     /// Of a filter's configuration: a listener that asks for it could not use it.
     #[error("listener {listener}: {source}")]
     User { listener: Name, source: Box<Self> },
+    #[error("key: is that of scope {0:?} as well")]
+    ScopeKey(Name),
+    #[error("name: no route configuration stands before its last `/`")]
+    NoRoutes,
+    #[error("domains: {domain:?} stands in virtual host {other:?} already")]
+    Domain { domain: Arc<str>, other: Name },
     #[error("the process is ending")]
     Ending,
 }
@@ -202,6 +211,8 @@ impl Change {
             Self::Set(Resource::Policy(policy)) => (Kind::Policy, Arc::clone(&policy.name)),
             Self::Set(Resource::Extension(extension)) => (Kind::Extension, Arc::clone(&extension.name)),
             Self::Set(Resource::Runtime(runtime)) => (Kind::Runtime, Arc::clone(&runtime.name)),
+            Self::Set(Resource::Scope(scope)) => (Kind::Scope, Arc::clone(&scope.name)),
+            Self::Set(Resource::VirtualHost(host)) => (Kind::VirtualHost, Arc::clone(&host.name)),
             Self::Remove { kind, name } => (*kind, Arc::clone(name)),
         }
     }

@@ -174,7 +174,7 @@ fn inline_routes(chain: &FilterChain) -> Option<&RouteConfiguration> {
     match chain.filter.known() {
         Some(NetworkFilter::Http(manager)) => match &manager.routes {
             RouteSource::Inline(routes) if routes.validate_clusters => Some(routes),
-            RouteSource::Inline(_) | RouteSource::Rds { .. } => None,
+            RouteSource::Inline(_) | RouteSource::Rds { .. } | RouteSource::Scoped(_) => None,
         },
         _ => None,
     }

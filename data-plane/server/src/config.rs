@@ -21,12 +21,13 @@ use culvert_model::Name;
 use culvert_model::bootstrap::Bootstrap;
 use culvert_model::source::ConfigSourceKind;
 use culvert_model::tls::UpstreamTls;
+use culvert_proxy::{Demands, Order};
 use culvert_runtime::files::FileWatcher;
 use culvert_runtime::readiness::ReadinessBlocker;
 use culvert_runtime::telemetry::{Registry, ScopePath};
 use culvert_xds::client::{Absence, Failure, Interest, Missing, Rejection};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -57,8 +58,15 @@ pub(crate) struct Settings {
     pub(crate) client_tls: ClientTls,
     /// What the control plane is told of.
     pub(crate) tunnels: TunnelView,
+    pub(crate) demand: Demand,
     /// Dropped when the first dynamic configuration is in force, or when there is nothing to wait for.
     pub(crate) ready: ReadinessBlocker,
+}
+
+/// What requests ask for, and who answers them.
+pub(crate) struct Demand {
+    pub(crate) orders: mpsc::Receiver<Order>,
+    pub(crate) demands: Arc<Demands>,
 }
 
 /// From a TLS context to a TLS configuration, or the reason why there is none.
@@ -87,6 +95,7 @@ pub(crate) async fn begin(settings: Settings) -> Configuration {
         wanted,
         apply: settings.apply.clone(),
         inventory: settings.inventory.clone(),
+        demands: settings.demand.demands,
         failed_once: watch::channel(false).0,
         ending: watch::channel(false).0,
         saver: Mutex::default(),
@@ -102,6 +111,7 @@ pub(crate) async fn begin(settings: Settings) -> Configuration {
             *shared.saver.lock() = Some(saver);
         }
         tokio::spawn(publisher.run(saves));
+        tokio::spawn(take_orders(Arc::clone(&shared), settings.demand.orders));
         let sources = crate::ads::Sources {
             bootstrap: settings.bootstrap,
             configuration: Configuration { shared: Arc::clone(&shared) },
@@ -127,6 +137,7 @@ struct Shared {
     wanted: watch::Sender<u64>,
     apply: ApplyHandle,
     inventory: Inventory,
+    demands: Arc<Demands>,
     /// A control plane could not be reached.
     failed_once: watch::Sender<bool>,
     /// What was accepted is saved a last time.
@@ -170,9 +181,10 @@ impl Configuration {
             });
             (leaving.collect::<Vec<_>>(), good.collect::<Vec<_>>())
         };
+        let mut scopes = None;
         for judged in &mut batch.resources {
             let stage = self.shared.stage.lock();
-            let misfit = judged.verdict.as_ref().ok().and_then(|resource| stage.misfit(resource));
+            let misfit = judged.verdict.as_ref().ok().and_then(|resource| stage.misfit(resource, &mut scopes));
             drop(stage);
             if let Some(misfit) = misfit {
                 judged.verdict = Err(misfit);
@@ -288,6 +300,17 @@ impl Shared {
     fn tell_what_is_wanted(&self) {
         let referred = self.stage.lock().referred();
         self.wanted.send_if_modified(|told| std::mem::replace(told, referred) != referred);
+    }
+}
+
+/// Asks control planes for what requests ask for.
+async fn take_orders(shared: Arc<Shared>, mut orders: mpsc::Receiver<Order>) {
+    while let Some(order) = orders.recv().await {
+        let refused = shared.stage.lock().demand(order, shared.started.elapsed());
+        if let Some((wanted, name)) = refused {
+            shared.demands.answer(wanted, &name);
+        }
+        shared.changed();
     }
 }
 

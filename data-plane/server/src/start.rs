@@ -13,7 +13,7 @@ use culvert_model::bootstrap::Bootstrap;
 use culvert_model::cluster::{Discovery, UpstreamProtocol};
 use culvert_model::resource::Resource;
 use culvert_model::tls::UpstreamTls;
-use culvert_proxy::{LogError, Process, TunnelHosting, TunnelLogs, Worker};
+use culvert_proxy::{Demands, LogError, Order, Process, TunnelHosting, TunnelLogs, Worker};
 use culvert_runtime::access_log::AccessLogs;
 use culvert_runtime::drain::{self, Trigger};
 use culvert_runtime::files::FileWatcher;
@@ -61,6 +61,8 @@ pub(crate) enum StartError {
 /// What exists before anything is in force.
 struct Base {
     process: Arc<Process>,
+    /// What requests will ask a control plane for.
+    orders: mpsc::Receiver<Order>,
     drain: Trigger,
     logs: AccessLogs,
     secrets: Secrets,
@@ -74,17 +76,20 @@ impl Base {
             clusters.expect_agents(Instant::now() + ARRIVALS);
         }
         let (drain, watch) = drain::channel();
+        let (demands, orders) = Demands::new();
         let process = Arc::new(Process {
             clusters,
             listeners: culvert_proxy::Listeners::default(),
             routes: culvert_proxy::RouteSlots::default(),
+            scopes: Arc::default(),
+            demands: Arc::new(demands),
             shares: culvert_proxy::Shares::default(),
             registry: Registry::default(),
             logs: logs.clone(),
             hostname: rustix::system::uname().nodename().to_string_lossy().into(),
             drain: watch,
         });
-        Self { process, drain, logs, secrets: Secrets::new(&bootstrap.secrets) }
+        Self { process, orders, drain, logs, secrets: Secrets::new(&bootstrap.secrets) }
     }
 
     /// Where the life of tunnels is logged: of the server's, and of the agents'.
@@ -171,7 +176,7 @@ pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -
     drop(blocker);
     let tunnel_view = TunnelView::new(&overview, &process);
     let settings = dynamic(&options, &started, inventory, process.registry.clone(), watcher, tunnel_view);
-    let configuration = config::begin(settings(apply.clone(), ready)).await;
+    let configuration = config::begin(settings(apply.clone(), ready, (base.orders, &process))).await;
     let ending = Ending {
         state,
         apply,
@@ -247,7 +252,7 @@ fn dynamic(
     registry: Registry,
     watcher: FileWatcher,
     tunnels: TunnelView,
-) -> impl FnOnce(ApplyHandle, ReadinessBlocker) -> config::Settings {
+) -> impl FnOnce(ApplyHandle, ReadinessBlocker, (mpsc::Receiver<Order>, &Process)) -> config::Settings {
     let secrets = Secrets::new(&started.bootstrap.secrets);
     let client_tls = move |context: &UpstreamTls| match tls::gather(&context.common, &secrets) {
         Ok(Gathered::Complete(material)) => {
@@ -261,7 +266,7 @@ fn dynamic(
     let (bootstrap, state_dir) = (Arc::new(started.bootstrap.clone()), options.state_dir.clone());
     let deletion_guard = options.deletion_guard();
     let bootstrap_hash = xxhash_rust::xxh3::xxh3_64(&started.message.encode_to_vec());
-    move |apply, ready| config::Settings {
+    move |apply, ready, (orders, process)| config::Settings {
         bootstrap,
         bootstrap_hash,
         state_dir,
@@ -272,6 +277,7 @@ fn dynamic(
         watcher,
         client_tls: Arc::new(client_tls),
         tunnels,
+        demand: config::Demand { orders, demands: Arc::clone(&process.demands) },
         ready,
     }
 }

@@ -52,6 +52,8 @@ pub(crate) fn process() -> (Arc<Process>, Trigger) {
         clusters: Clusters::new(tokio::runtime::Handle::current(), Resolver::system()),
         listeners: culvert_proxy::Listeners::default(),
         routes: culvert_proxy::RouteSlots::default(),
+        scopes: Arc::default(),
+        demands: Arc::default(),
         shares: culvert_proxy::Shares::default(),
         registry: culvert_runtime::telemetry::Registry::default(),
         logs: AccessLogs::start().unwrap(),

@@ -10,7 +10,9 @@ use crate::Name;
 use crate::access_log::AccessLog;
 use crate::extension::Discovery;
 use crate::listener::Cidr;
+use crate::on_demand::OnDemand;
 use crate::route::RouteConfiguration;
+use crate::scope::ScopedRoutes;
 use crate::source::ConfigSource;
 
 pub(crate) use options::CommonOptions;
@@ -71,6 +73,8 @@ pub struct HttpConnectionManager {
     pub router: RouterOptions,
     /// They come by name; until [`crate::listener::Listener::resolve`] has put them into `router`, defaults stand there.
     pub router_discovery: Option<Arc<Discovery<RouterOptions>>>,
+    /// The filter that asks for what only a request needs, if it stands before the router.
+    pub on_demand: Option<OnDemand>,
 }
 
 /// Envoy's default, kept so that dashboards and tests that look for it need no change.
@@ -104,6 +108,7 @@ pub enum Codec {
 pub enum RouteSource {
     Inline(Arc<RouteConfiguration>),
     Rds { name: Name, config: ConfigSource },
+    Scoped(Arc<ScopedRoutes>),
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -15,8 +15,9 @@ use crate::endpoint::{self, Endpoints};
 use crate::extension::{self, Extension};
 use crate::listener::{self, Listener};
 use crate::report::{Parsed, Report, clip};
-use crate::route::{self, RouteConfiguration};
+use crate::route::{self, RouteConfiguration, VirtualHost};
 use crate::runtime::{self, Runtime};
+use crate::scope::{self, Scope};
 use crate::secret::{self, Secret};
 use crate::tunnel::policy::{self, TunnelPolicy};
 
@@ -32,6 +33,9 @@ pub enum Resource {
     Policy(Arc<TunnelPolicy>),
     Extension(Arc<Extension>),
     Runtime(Arc<Runtime>),
+    Scope(Arc<Scope>),
+    /// Of the route configuration whose name stands before the last `/` of its own.
+    VirtualHost(Arc<VirtualHost>),
 }
 
 /// Parses the resource that stands in `bytes`. Bytes that do not decode, and types that are not served by
@@ -58,6 +62,12 @@ pub fn parse_any(type_url: &str, bytes: &[u8]) -> Parsed<Resource> {
         }
         type_url::EXTENSION_CONFIG => {
             parse(bytes, extension::extension).map(|value| Resource::Extension(Arc::new(value)))
+        }
+        type_url::SCOPED_ROUTE_CONFIGURATION => {
+            parse(bytes, scope::scope).map(|value| Resource::Scope(Arc::new(value)))
+        }
+        type_url::VIRTUAL_HOST => {
+            parse(bytes, route::discovered_host).map(|value| Resource::VirtualHost(Arc::new(value)))
         }
         type_url::RUNTIME => parse(bytes, runtime::runtime).map(|value| Resource::Runtime(Arc::new(value))),
         other => {

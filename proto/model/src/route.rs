@@ -18,12 +18,14 @@ use crate::Name;
 use crate::access_log::Format;
 use crate::http::UpgradeConfig;
 use crate::matcher::{HeaderMatcher, QueryMatcher, SafeRegex};
+use crate::on_demand::OnDemand;
 use crate::runtime::Share;
 
 use crate::report::{Parsed, Report};
+use crate::source::ConfigSource;
 use crate::tunnel::NamePattern;
 pub(crate) use action::total_weight;
-pub(crate) use parse::configuration;
+pub(crate) use parse::{configuration, discovered_host};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct RouteConfiguration {
@@ -34,6 +36,10 @@ pub struct RouteConfiguration {
     pub validate_clusters: bool,
     pub ignore_port_in_host: bool,
     pub max_direct_response_body: u32,
+    /// Where more virtual hosts come from (VHDS): those named `NAME/...` after this configuration.
+    pub vhds: Option<ConfigSource>,
+    /// In place of the filter's.
+    pub on_demand: Option<OnDemand>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -47,6 +53,8 @@ pub struct VirtualHost {
     pub retry: Option<Arc<RetryPolicy>>,
     pub include_attempt_count_in_request: bool,
     pub include_attempt_count_in_response: bool,
+    /// In place of the route configuration's.
+    pub on_demand: Option<OnDemand>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +70,8 @@ pub struct Route {
     pub matches: RouteMatch,
     pub action: Action,
     pub headers: HeaderMutations,
+    /// In place of the virtual host's.
+    pub on_demand: Option<OnDemand>,
 }
 
 #[derive(Debug, Clone, PartialEq)]

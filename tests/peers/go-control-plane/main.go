@@ -40,6 +40,7 @@ var kinds = map[string]struct {
 	"runtimes":   {resource.RuntimeType, func() proto.Message { return &runtimev3.Runtime{} }},
 	"clusters":   {resource.ClusterType, func() proto.Message { return &clusterv3.Cluster{} }},
 	"extensions": {resource.ExtensionConfigType, func() proto.Message { return &corev3.TypedExtensionConfig{} }},
+	"scopes":     {resource.ScopedRouteType, func() proto.Message { return &routev3.ScopedRouteConfiguration{} }},
 	"endpoints":  {resource.EndpointType, func() proto.Message { return &endpointv3.ClusterLoadAssignment{} }},
 	"listeners":  {resource.ListenerType, func() proto.Message { return &listenerv3.Listener{} }},
 	"routes":     {resource.RouteType, func() proto.Message { return &routev3.RouteConfiguration{} }},

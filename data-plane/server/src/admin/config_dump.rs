@@ -155,7 +155,7 @@ impl Admin {
     }
 
     /// `/xds`: `envoy.service.status.v3.ClientConfig`, every type alike.
-    pub(super) fn client_config(&self) -> Value {
+    pub(super) fn client_config(&self, contents: bool) -> Value {
         let mut resources = Vec::new();
         for type_url in TYPE_URLS {
             let since = timestamp(self.began);
@@ -169,7 +169,15 @@ impl Admin {
                 })
             }));
             let entries = self.inventory.entries(type_url).into_iter();
-            resources.extend(entries.map(|(name, entry)| generic(type_url, &name, &entry)));
+            resources.extend(entries.flat_map(|(name, entry)| generic(type_url, &name, &entry)));
+        }
+        if !contents {
+            for resource in &mut resources {
+                resource["xds_config"] = Value::Null;
+                if let Some(error) = resource.get_mut("error_state") {
+                    error["failed_configuration"] = Value::Null;
+                }
+            }
         }
         let node = self.bootstrap.node.as_ref().map(|node| to_json(node, Secrets::Redact));
         json!({ "node": node, "generic_xds_configs": resources })
@@ -222,11 +230,26 @@ fn state(section: &Section, name: &str, given: &Given, status: &str, error: Opti
     entry
 }
 
-/// `ClientConfig.GenericXdsConfig`. What was accepted counts, whether it is in force or still warming.
-fn generic(type_url: &str, name: &str, entry: &Entry) -> Value {
-    let warming = entry.warming.as_ref();
-    let accepted = warming.map(|(given, _)| given).or(entry.active.as_ref());
-    let status = match (&entry.refused, &entry.failed, accepted) {
+/// `ClientConfig.GenericXdsConfig`: one of what is in force or was refused, and one of what was accepted and waits.
+fn generic(type_url: &str, name: &str, entry: &Entry) -> Vec<Value> {
+    let warming = entry.warming.as_ref().map(|(given, on)| {
+        let mut config = json!({ "type_url": type_url, "name": name, "client_status": "REQUESTED" });
+        show_given(&mut config, given);
+        config["error_state"] = json!({ "details": format!("accepted; it waits for {}", on.join(", ")) });
+        config
+    });
+    let says_more = entry.active.is_some() || entry.refused.is_some() || entry.failed.is_some() || warming.is_none();
+    says_more.then(|| settled(type_url, name, entry)).into_iter().chain(warming).collect()
+}
+
+fn show_given(config: &mut Value, given: &Given) {
+    config["version_info"] = (*given.version).into();
+    config["xds_config"] = any_to_json(&given.resource, Secrets::Redact);
+    config["last_updated"] = timestamp(given.at).into();
+}
+
+fn settled(type_url: &str, name: &str, entry: &Entry) -> Value {
+    let status = match (&entry.refused, &entry.failed, &entry.active) {
         (Some(_), _, _) => "NACKED",
         (None, Some((Failure::NOT_FOUND, _)), _) => "DOES_NOT_EXIST",
         (None, Some(_), _) => "RECEIVED_ERROR",
@@ -234,10 +257,8 @@ fn generic(type_url: &str, name: &str, entry: &Entry) -> Value {
         (None, None, None) => "REQUESTED",
     };
     let mut config = json!({ "type_url": type_url, "name": name, "client_status": status });
-    if let Some(given) = accepted {
-        config["version_info"] = (*given.version).into();
-        config["xds_config"] = any_to_json(&given.resource, Secrets::Redact);
-        config["last_updated"] = timestamp(given.at).into();
+    if let Some(given) = &entry.active {
+        show_given(&mut config, given);
     }
     if let Some((given, reason)) = &entry.refused {
         config["error_state"] = error_state(given, reason);
@@ -287,7 +308,7 @@ fn error_state(given: &Given, reason: &str) -> Value {
 const TYPES: &str = "type.googleapis.com/envoy.admin.v3.";
 
 /// What may come over xDS, in push order.
-const TYPE_URLS: [&str; 9] = [
+const TYPE_URLS: [&str; 11] = [
     type_url::SECRET,
     type_url::CLUSTER,
     type_url::CLUSTER_LOAD_ASSIGNMENT,
@@ -297,4 +318,6 @@ const TYPE_URLS: [&str; 9] = [
     type_url::TUNNEL_POLICY,
     type_url::EXTENSION_CONFIG,
     type_url::RUNTIME,
+    type_url::SCOPED_ROUTE_CONFIGURATION,
+    type_url::VIRTUAL_HOST,
 ];

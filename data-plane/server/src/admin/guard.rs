@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use http::uri::Authority;
 use http::{Method, Request, header};
 
 /// Refuses a request whose `host` is a name that others control (DNS rebinding), and a POST that a page of another origin
@@ -10,7 +11,9 @@ use http::{Method, Request, header};
 /// # Errors
 /// What to do instead.
 pub(super) fn check<B>(request: &Request<B>) -> Result<(), &'static str> {
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
+    // HTTP/2 says it in the request's target.
+    let named = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = named.or(request.uri().authority().map(Authority::as_str)).unwrap_or("");
     if !is_ours(host) {
         return Err("the host of this request is not this machine; ask for it by address or as localhost\n");
     }

@@ -95,7 +95,7 @@ impl Admin {
             "/tunnels" => Page::json(&tunnels::json(looked)),
             "/certs" => Page::json(&certs::json(&looked.overview, std::time::SystemTime::now())),
             "/certs/usage" => Page::json(&certs::usage(&looked.overview)),
-            "/xds" => Page::json(&self.client_config()),
+            "/xds" => Page::json(&self.client_config(true)),
             "/init_dump" => Page::json(&self.init_dump()),
             "/logging" => Page::ok(self.log_levels()),
             "/stats" => self.stats(query),

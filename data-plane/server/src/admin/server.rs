@@ -7,16 +7,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use culvert_runtime::sockets::{self, BindError, ListenOptions};
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tonic::body::Body;
+use tower::ServiceExt;
 
 use super::pages::Page;
-use super::{Admin, guard};
+use super::{Admin, client_status, guard};
 
 /// A bound admin address.
 #[derive(Debug)]
@@ -87,13 +90,12 @@ pub(super) struct Bounds {
 pub(super) async fn connection(stream: TcpStream, admin: Arc<Admin>, bounds: Bounds) {
     let service = service_fn(move |request: Request<Incoming>| {
         let admin = Arc::clone(&admin);
-        async move { Ok::<_, Infallible>(answer(&admin, &request).await) }
+        async move { Ok::<_, Infallible>(answer(&admin, request).await) }
     });
-    let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(bounds.head)
-        .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), service);
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(bounds.head).max_buf_size(MAX_HEAD);
+    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS).max_header_list_size(MAX_HEAD as u32);
+    let served = builder.serve_connection(TokioIo::new(stream), service);
     let mut served = std::pin::pin!(served);
     let ended = match tokio::time::timeout(bounds.life, served.as_mut()).await {
         Ok(ended) => ended,
@@ -113,12 +115,13 @@ pub(super) async fn connection(stream: TcpStream, admin: Arc<Admin>, bounds: Bou
     }
 }
 
-async fn answer(admin: &Admin, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    let page = match guard::check(request) {
+async fn answer(admin: &Arc<Admin>, request: Request<Incoming>) -> Response<Body> {
+    let page = match guard::check(&request) {
+        Ok(()) if is_grpc(&request) => return called(admin, request).await,
         Ok(()) => admin.page(request.method(), request.uri().path(), request.uri().query().unwrap_or("")).await,
         Err(refusal) => Page::text(StatusCode::FORBIDDEN, refusal),
     };
-    let mut response = Response::new(Full::new(Bytes::from(page.body)));
+    let mut response = Response::new(Body::new(Full::new(Bytes::from(page.body))));
     *response.status_mut() = page.status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(page.content_type));
@@ -127,7 +130,28 @@ async fn answer(admin: &Admin, request: &Request<Incoming>) -> Response<Full<Byt
     response
 }
 
+fn is_grpc(request: &Request<Incoming>) -> bool {
+    let kind = request.headers().get(header::CONTENT_TYPE);
+    request.version() == Version::HTTP_2 && kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// A call of one of the services.
+async fn called(admin: &Arc<Admin>, request: Request<Incoming>) -> Response<Body> {
+    match client_status::services(admin) {
+        Ok(services) => match services.oneshot(request.map(Body::new)).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        },
+        Err(error) => {
+            tracing::error!(%error, "the admin interface has no gRPC services");
+            tonic::Status::internal(error.to_string()).into_http()
+        }
+    }
+}
+
 const MAX_CONNECTIONS: usize = 64;
+/// Of one connection.
+const MAX_STREAMS: u32 = 16;
 const MAX_HEAD: usize = 16 << 10;
 const BOUNDS: Bounds =
     Bounds { head: Duration::from_secs(10), life: Duration::from_secs(60), last_answer: Duration::from_secs(30) };

@@ -160,7 +160,7 @@ impl Subscription {
 }
 
 /// In the order of [`Kind`]. Secrets, assignments, routes and filters' configurations are counted one by one, as Envoy does, and here together.
-const KINDS: [&str; 9] = [
+const KINDS: [&str; 11] = [
     "sds",
     "cluster_manager.cds",
     "eds",
@@ -170,4 +170,6 @@ const KINDS: [&str; 9] = [
     "culvert.tunnel_policies",
     "ecds",
     "rtds",
+    "srds",
+    "vhds",
 ];

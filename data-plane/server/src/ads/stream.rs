@@ -361,7 +361,7 @@ pub(super) fn node_of(sources: &Sources) -> Node {
     node
 }
 
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 11] = [
     Kind::Secret,
     Kind::Cluster,
     Kind::Endpoints,
@@ -371,6 +371,8 @@ const KINDS: [Kind; 9] = [
     Kind::Policy,
     Kind::Extension,
     Kind::Runtime,
+    Kind::Scope,
+    Kind::VirtualHost,
 ];
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 const GREATEST_DELAY: Duration = Duration::from_secs(30);

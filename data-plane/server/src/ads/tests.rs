@@ -246,6 +246,7 @@ impl DataPlane {
         let readiness = Readiness::default();
         let registry = Registry::default();
         let inventory = Inventory::default();
+        let (demands, orders) = culvert_proxy::Demands::new();
         let configuration = config::begin(Settings {
             bootstrap,
             bootstrap_hash: 1,
@@ -257,6 +258,7 @@ impl DataPlane {
             watcher: FileWatcher::new(),
             client_tls: Arc::new(|_| Err("none here".to_owned())),
             tunnels: TunnelView::new(&Overview::default(), &crate::testing::process().0),
+            demand: config::Demand { orders, demands: Arc::new(demands) },
             ready: readiness.block("dynamic configuration"),
         })
         .await;

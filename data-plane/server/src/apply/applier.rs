@@ -11,9 +11,8 @@ use culvert_model::bootstrap::reverse::ReverseTunnels;
 use culvert_model::endpoint::Endpoints;
 use culvert_model::listener::Listener;
 use culvert_model::resource::Resource;
-use culvert_model::route::RouteConfiguration;
 use culvert_model::runtime::{Layer, Values};
-use culvert_proxy::{Process, RouteSlot, RouteTable, TunnelHosting, Worker};
+use culvert_proxy::{Process, TunnelHosting, Worker};
 use culvert_runtime::files::FileWatcher;
 use culvert_runtime::telemetry::Block;
 use culvert_runtime::workers::Workers;
@@ -27,6 +26,7 @@ use super::extensions::Extensions;
 use super::listeners::Listeners;
 use super::policies::InForce;
 use super::reverse::ReverseListeners;
+use super::routes::Routes;
 use super::{Applied, ApplyError, Change, Command, Kind, leaving};
 use crate::overview::Overview;
 use crate::secrets::Secrets;
@@ -60,8 +60,7 @@ pub(crate) struct Applier {
     pub(super) endpoints: HashMap<Name, Arc<Endpoints>>,
     /// Assignments that agents look at.
     pub(super) assignments: HashMap<Name, watch::Sender<Option<Arc<Endpoints>>>>,
-    /// Keeps the slots of route configurations whose listeners are still to come.
-    routes: HashMap<Name, Arc<RouteSlot>>,
+    pub(super) routes: Routes,
     pub(super) metrics: Block<ManagerMetric>,
     pub(super) node_id: Arc<str>,
     /// How long connections of what is replaced may take to finish.
@@ -103,7 +102,7 @@ impl Applier {
             agent_journal: parts.agent_journal,
             endpoints: HashMap::new(),
             assignments: HashMap::new(),
-            routes: HashMap::new(),
+            routes: Routes::default(),
             metrics: parts.metrics,
             node_id: parts.node_id,
             drain_time: parts.drain_time,
@@ -189,6 +188,7 @@ impl Applier {
             }
             answers.push(answer);
         }
+        self.complete_routes().await;
         self.listeners.leaving.clear();
         answers
     }
@@ -243,6 +243,8 @@ impl Applier {
                 self.advance_all().await;
                 applied
             }
+            Resource::Scope(scope) => self.set_scope(scope),
+            Resource::VirtualHost(host) => self.set_virtual_host(host),
             Resource::Listener(listener) => self.set_configured(listener).await,
             Resource::Extension(extension) => self.set_extension(extension).await,
             Resource::Runtime(runtime) => {
@@ -263,10 +265,9 @@ impl Applier {
             }
             // The hosts of a cluster stay until it gets others or is removed itself.
             Kind::Endpoints => drop(self.endpoints.remove(name)),
-            Kind::Routes => {
-                self.routes.remove(name);
-                self.process.routes.prune();
-            }
+            Kind::Routes => self.remove_routes(name),
+            Kind::Scope => self.remove_scope(name),
+            Kind::VirtualHost => self.remove_virtual_host(name),
             Kind::Listener => {
                 self.extensions.forget(name);
                 self.reverse.set(name, &[]);
@@ -289,16 +290,6 @@ impl Applier {
             self.reconcile_reverse().await;
         }
         applied
-    }
-
-    fn set_routes(&mut self, routes: Arc<RouteConfiguration>) -> Result<Applied, ApplyError> {
-        let name = Arc::clone(&routes.name);
-        let table = RouteTable::compile(routes, &self.process.clusters, &self.process.shares)?;
-        let slot = self.process.routes.slot(&name);
-        // The table before is freed here and not on a worker, if no request holds it.
-        drop(slot.publish(table));
-        self.routes.insert(name, slot);
-        Ok(Applied::Active)
     }
 
     /// Looks again at everything that was built from files and secrets, and completes what waited for them.

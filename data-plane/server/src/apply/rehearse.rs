@@ -9,6 +9,7 @@ use culvert_model::Name;
 use culvert_model::listener::Listener;
 use culvert_model::resource::Resource;
 use culvert_model::route::{Action, Body, RouteConfiguration};
+use culvert_model::scope::ScopeRoutes;
 use culvert_model::tls::UpstreamTls;
 use culvert_proxy::{ListenerSlot, RouteTable};
 use culvert_runtime::sockets;
@@ -26,6 +27,8 @@ impl Applier {
     pub(super) fn rehearse(&self, changes: &[Change]) -> Vec<Result<(), ApplyError>> {
         let leaving = leaving(changes);
         let mut taken = HashSet::new();
+        let mut conflicts = self.rehearse_scopes(changes);
+        conflicts.extend(self.rehearse_hosts(changes));
         let answers = changes.iter().map(|change| match change {
             Change::Remove { .. } | Change::Set(Resource::Endpoints(_) | Resource::Runtime(_)) => Ok(()),
             Change::Set(Resource::Secret(secret)) => Ok(check_secret(secret)?),
@@ -36,6 +39,12 @@ impl Applier {
                 material(policy, &RemoteKeys::default()).map(drop).map_err(Into::into)
             }
             Change::Set(Resource::Routes(routes)) => self.rehearse_routes(routes),
+            Change::Set(Resource::Scope(scope)) => match (conflicts.remove(&scope.name), &scope.routes) {
+                (Some(conflict), _) => Err(conflict),
+                (None, ScopeRoutes::Inline(routes)) => self.rehearse_routes(routes),
+                (None, ScopeRoutes::Named(_)) => Ok(()),
+            },
+            Change::Set(Resource::VirtualHost(host)) => conflicts.remove(&host.name).map_or(Ok(()), Err),
             Change::Set(Resource::Listener(listener)) => self.rehearse_listener(listener, &leaving, &mut taken),
         });
         answers.collect()

@@ -340,6 +340,8 @@ async fn a_listener_waits_for_its_routes_as_long_as_their_source_says() {
         validate_clusters: false,
         ignore_port_in_host: false,
         max_direct_response_body: 4096,
+        vhds: None,
+        on_demand: None,
     };
     let mut other = (*by_rds).clone();
     other.name = "b".into();

@@ -48,6 +48,10 @@ impl Publisher {
             let publication = self.shared.stage.lock().publish(self.shared.started.elapsed());
             self.announce(&publication);
             if publication.steps.is_empty() {
+                let answers = self.shared.stage.lock().take_answers();
+                for (wanted, name) in answers {
+                    self.shared.demands.answer(wanted, &name);
+                }
                 return;
             }
             let changes: Vec<Change> = publication.steps.iter().map(|step| step.change.clone()).collect();

@@ -12,8 +12,9 @@ use culvert_model::extension::{Asked, Extension, Filter};
 use culvert_model::http::RouteSource;
 use culvert_model::listener::{Listener, NetworkFilter};
 use culvert_model::resource::Resource;
-use culvert_model::route::{Action, ClusterChoice, RouteConfiguration};
+use culvert_model::route::{Action, ClusterChoice, RouteConfiguration, VirtualHost};
 use culvert_model::runtime::LayerSource;
+use culvert_model::scope::{Scope, ScopeRoutes, Scopes};
 use culvert_model::source::ConfigSource;
 use culvert_model::tls::{CommonTls, SecretRef};
 use culvert_runtime::telemetry::ScopePath;
@@ -83,13 +84,64 @@ pub(crate) fn of(resource: &Resource) -> Vec<Reference> {
                 of_filter(filter, &mut references);
             }
         }
-        Resource::Routes(_)
+        Resource::Routes(routes) => {
+            let hosts = collection(Kind::VirtualHost, &format!("{}/", routes.name)).zip(routes.vhds.as_ref());
+            references.extend(hosts.map(|((kind, all), source)| Reference::new(kind, &all, source, Patience::Timeout)));
+        }
+        // Where a scope's routes come from its listener says: see `of_scope`.
+        Resource::Scope(_)
+        | Resource::VirtualHost(_)
         | Resource::Endpoints(_)
         | Resource::Secret(_)
         | Resource::Policy(_)
         | Resource::Runtime(_) => {}
     }
     references
+}
+
+/// The routes that a scope names; they come from `source`.
+pub(crate) fn of_scope(scope: &Scope, source: &ConfigSource) -> Vec<Reference> {
+    match &scope.routes {
+        ScopeRoutes::Named(name) => vec![Reference::new(Kind::Routes, name, source, Patience::Timeout)],
+        ScopeRoutes::Inline(_) => Vec::new(),
+    }
+}
+
+/// What a resource belongs to that is not referred to by its own name, but with all of its kind: scopes, and the virtual
+/// hosts of one route configuration. No resource has such a name: it is empty, or ends behind a `/`.
+pub(crate) fn collection(kind: Kind, name: &str) -> Option<(Kind, Name)> {
+    match kind {
+        Kind::Scope => Some((kind, "".into())),
+        Kind::VirtualHost => name.rfind('/').and_then(|end| name.get(..=end)).map(|all| (kind, all.into())),
+        _ => None,
+    }
+}
+
+/// Whether a reference of this kind and name is to a [`collection`].
+pub(crate) fn is_collection(kind: Kind, name: &str) -> bool {
+    collection(kind, name).is_some_and(|(_, all)| &*all == name)
+}
+
+/// Where the scopes of a connection manager come from, and the routes that they name.
+pub(crate) type ScopeSources = (ConfigSource, ConfigSource);
+
+/// The sources of scopes that `resource` asks for.
+pub(crate) fn scope_sources(resource: &Resource) -> Vec<ScopeSources> {
+    let of_filter = |filter: &NetworkFilter| match filter.known() {
+        Some(NetworkFilter::Http(manager)) => match &manager.routes {
+            RouteSource::Scoped(scoped) => match &scoped.scopes {
+                Scopes::Discovered { source, routes } => Some((source.clone(), routes.clone())),
+                Scopes::Listed(_) => None,
+            },
+            RouteSource::Rds { .. } | RouteSource::Inline(_) => None,
+        },
+        _ => None,
+    };
+    match resource {
+        Resource::Listener(listener) => listener.chains().filter_map(|chain| of_filter(&chain.filter)).collect(),
+        Resource::Extension(extension) => network(extension).and_then(of_filter).into_iter().collect(),
+        _ => Vec::new(),
+    }
 }
 
 fn of_listener(listener: &Listener, references: &mut Vec<Reference>) {
@@ -110,10 +162,19 @@ fn of_filter(filter: &NetworkFilter, references: &mut Vec<Reference>) {
         };
         references.push(Reference::new(Kind::Extension, name, source, patience));
     }
-    if let Some(NetworkFilter::Http(manager)) = filter.known()
-        && let RouteSource::Rds { name, config } = &manager.routes
-    {
-        references.push(Reference::new(Kind::Routes, name, config, Patience::Timeout));
+    let Some(NetworkFilter::Http(manager)) = filter.known() else { return };
+    match &manager.routes {
+        RouteSource::Rds { name, config } => {
+            references.push(Reference::new(Kind::Routes, name, config, Patience::Timeout));
+        }
+        RouteSource::Scoped(scoped) => {
+            if let (Scopes::Discovered { source, .. }, Some((kind, all))) =
+                (&scoped.scopes, collection(Kind::Scope, ""))
+            {
+                references.push(Reference::new(kind, &all, source, Patience::Timeout));
+            }
+        }
+        RouteSource::Inline(_) => {}
     }
 }
 
@@ -158,9 +219,17 @@ pub(crate) fn scopes(resource: &Resource) -> Vec<(Kind, Name, ScopePath)> {
                 return of_routes_in(listener.chains().map(|chain| &chain.filter), &name);
             }
             (Kind::Routes, Resource::Extension(extension)) => return of_routes_in(network(extension), &name),
-            (Kind::Cluster | Kind::Routes | Kind::Listener | Kind::Agent | Kind::Policy | Kind::Runtime, _) => {
-                return Vec::new();
-            }
+            (
+                Kind::Cluster
+                | Kind::Routes
+                | Kind::Listener
+                | Kind::Agent
+                | Kind::Policy
+                | Kind::Runtime
+                | Kind::Scope
+                | Kind::VirtualHost,
+                _,
+            ) => return Vec::new(),
         };
         vec![(kind, name, path)]
     };
@@ -172,7 +241,7 @@ fn of_routes_in<'f>(filters: impl IntoIterator<Item = &'f NetworkFilter>, name: 
     let managers = filters.into_iter().filter_map(|filter| match filter.known() {
         Some(NetworkFilter::Http(manager)) => match &manager.routes {
             RouteSource::Rds { name: routes, .. } if routes == name => Some(&manager.stat_prefix),
-            RouteSource::Rds { .. } | RouteSource::Inline(_) => None,
+            RouteSource::Rds { .. } | RouteSource::Inline(_) | RouteSource::Scoped(_) => None,
         },
         _ => None,
     });
@@ -192,6 +261,12 @@ pub(crate) fn clusters(resource: &Resource) -> BTreeSet<Name> {
             listener.chains().for_each(|chain| through(&chain.filter, &mut names));
         }
         Resource::Extension(extension) => network(extension).into_iter().for_each(|filter| through(filter, &mut names)),
+        Resource::VirtualHost(host) => of_host(host, &mut names),
+        Resource::Scope(scope) => {
+            if let ScopeRoutes::Inline(routes) = &scope.routes {
+                of_routes(routes, &mut names);
+            }
+        }
         Resource::Cluster(_)
         | Resource::Endpoints(_)
         | Resource::Secret(_)
@@ -212,17 +287,28 @@ fn network(extension: &Extension) -> Option<&NetworkFilter> {
 fn through(filter: &NetworkFilter, names: &mut BTreeSet<Name>) {
     match filter.known() {
         Some(NetworkFilter::Tcp(proxy)) => of_choice(&proxy.clusters, names),
-        Some(NetworkFilter::Http(manager)) => {
-            if let RouteSource::Inline(routes) = &manager.routes {
-                of_routes(routes, names);
+        Some(NetworkFilter::Http(manager)) => match &manager.routes {
+            RouteSource::Inline(routes) => of_routes(routes, names),
+            RouteSource::Scoped(scoped) => {
+                let Scopes::Listed(scopes) = &scoped.scopes else { return };
+                for scope in scopes {
+                    if let ScopeRoutes::Inline(routes) = &scope.routes {
+                        of_routes(routes, names);
+                    }
+                }
             }
-        }
+            RouteSource::Rds { .. } => {}
+        },
         Some(NetworkFilter::Tunnel(_) | NetworkFilter::Discovered(_)) | None => {}
     }
 }
 
 fn of_routes(routes: &RouteConfiguration, names: &mut BTreeSet<Name>) {
-    for route in routes.virtual_hosts.iter().flat_map(|host| &host.routes) {
+    routes.virtual_hosts.iter().for_each(|host| of_host(host, names));
+}
+
+fn of_host(host: &VirtualHost, names: &mut BTreeSet<Name>) {
+    for route in &host.routes {
         if let Action::Forward(action) = &route.action {
             of_choice(&action.clusters, names);
         }
@@ -254,6 +340,8 @@ pub(crate) fn kind_of(type_url: &str) -> Option<Kind> {
         type_url::TUNNEL_POLICY => Kind::Policy,
         type_url::EXTENSION_CONFIG => Kind::Extension,
         type_url::RUNTIME => Kind::Runtime,
+        type_url::SCOPED_ROUTE_CONFIGURATION => Kind::Scope,
+        type_url::VIRTUAL_HOST => Kind::VirtualHost,
         _ => return None,
     })
 }
@@ -270,6 +358,8 @@ pub(crate) fn type_url_of(kind: Kind) -> &'static str {
         Kind::Policy => type_url::TUNNEL_POLICY,
         Kind::Extension => type_url::EXTENSION_CONFIG,
         Kind::Runtime => type_url::RUNTIME,
+        Kind::Scope => type_url::SCOPED_ROUTE_CONFIGURATION,
+        Kind::VirtualHost => type_url::VIRTUAL_HOST,
     }
 }
 
@@ -285,5 +375,7 @@ pub(crate) fn key_of(resource: &Resource) -> (Kind, Name) {
         Resource::Policy(policy) => (Kind::Policy, Arc::clone(&policy.name)),
         Resource::Extension(extension) => (Kind::Extension, Arc::clone(&extension.name)),
         Resource::Runtime(runtime) => (Kind::Runtime, Arc::clone(&runtime.name)),
+        Resource::Scope(scope) => (Kind::Scope, Arc::clone(&scope.name)),
+        Resource::VirtualHost(host) => (Kind::VirtualHost, Arc::clone(&host.name)),
     }
 }

@@ -3,8 +3,11 @@
 //! A plain value: resources go in, changes come out ([`Stage::publish`]). It opens nothing and waits for nothing; time
 //! is passed in.
 
+mod demands;
 mod guard;
+mod misfit;
 mod publish;
+mod scopes;
 mod slot;
 #[cfg(test)]
 mod tests;
@@ -16,12 +19,13 @@ use std::time::Duration;
 
 use culvert_model::Name;
 use culvert_model::bootstrap::Bootstrap;
-use culvert_model::extension::Asked;
 use culvert_model::resource::Resource;
 use culvert_model::source::{ConfigSource, ConfigSourceKind};
+use culvert_proxy::Wanted;
 use culvert_runtime::telemetry::ScopePath;
 use culvert_xds::client::Interest;
 
+use self::demands::Demanded;
 pub(crate) use self::guard::DeletionGuard;
 use self::guard::Watched;
 pub(crate) use self::publish::{Publication, Step, Went};
@@ -57,6 +61,10 @@ pub(crate) struct Stage {
     unannounced: BTreeMap<Name, Duration>,
     guard: DeletionGuard,
     watched: BTreeMap<Kind, Watched>,
+    /// What requests have asked for.
+    demanded: BTreeMap<(Wanted, Name), Demanded>,
+    /// The bootstrap's ADS stream is asked for single names.
+    ads_is_delta: bool,
 }
 
 /// What arrived of one kind at once.
@@ -65,6 +73,8 @@ pub(crate) struct Batch {
     pub(crate) kind: Kind,
     pub(crate) resources: Vec<Judged>,
     pub(crate) removed: Vec<Name>,
+    /// Further names under which some of `resources` were asked for.
+    pub(crate) aliases: Vec<Name>,
     /// Names whose form alone was refused: they exist.
     pub(crate) malformed: Vec<Name>,
     /// Everything of the kind stands in it (state of the world).
@@ -84,7 +94,8 @@ impl Stage {
         let mut slots = BTreeMap::new();
         for resource in fixed {
             let key = references::key_of(&resource);
-            let candidate = Candidate::new(resource, None, Duration::ZERO);
+            let references = references::of(&resource).into();
+            let candidate = Candidate::new(resource, None, Duration::ZERO, references);
             let slot =
                 Slot { fixed: true, wanted: Some(candidate.clone()), active: Some(candidate), ..Slot::default() };
             slots.insert(key, slot);
@@ -108,6 +119,8 @@ impl Stage {
             unannounced: BTreeMap::new(),
             guard,
             watched: BTreeMap::new(),
+            demanded: BTreeMap::new(),
+            ads_is_delta: bootstrap.dynamic.ads.as_ref().is_some_and(|ads| ads.delta),
         }
     }
 
@@ -126,7 +139,8 @@ impl Stage {
 
     /// Stages what a control plane sent: good resources, and the last good ones in place of refused ones.
     pub(crate) fn receive(&mut self, batch: Batch, now: Duration) {
-        let Batch { kind, resources, removed, malformed, whole, first } = batch;
+        self.answered_by(&batch);
+        let Batch { kind, resources, removed, malformed, whole, first, .. } = batch;
         if first {
             self.watch_deletions(kind, self.count(kind), whole, now);
         }
@@ -144,8 +158,12 @@ impl Stage {
                 self.accept(key, resource, judged.given, now, false);
             }
         }
-        if !self.roots.contains_key(&kind) {
-            // What is referred to by name keeps serving: nothing else says what to do instead.
+        if !self.is_whole(kind) {
+            // A layer of the runtime that is gone has no values (as in Envoy). What else is referred to by name keeps serving:
+            // nothing else says what to do instead.
+            for name in removed.iter().filter(|_| kind == Kind::Runtime) {
+                self.give_up(&(kind, Arc::clone(name)), now);
+            }
             self.missing.extend(removed.into_iter().map(|name| (kind, name)));
             return;
         }
@@ -169,11 +187,13 @@ impl Stage {
 
     /// A control plane says that there is no such thing.
     pub(crate) fn not_found(&mut self, key: Key) {
+        self.refuse_demand(&key);
         self.missing.insert(key);
     }
 
     /// A control plane was asked for a name for long. Whoever waits for it may have more patience (`initial_fetch_timeout`).
     pub(crate) fn unanswered(&mut self, key: Key, now: Duration) {
+        self.refuse_demand(&key);
         let candidates = self.slots.values().flat_map(|slot| slot.wanted.iter().chain(&slot.active));
         let mut references =
             candidates.flat_map(|one| references::of(&one.resource).into_iter().zip(repeat(one.since)));
@@ -188,7 +208,7 @@ impl Stage {
 
     /// A resource's TTL is over. What is referred to by name keeps serving until another one comes, as in Envoy.
     pub(crate) fn expire(&mut self, key: Key, now: Duration) {
-        if !self.roots.contains_key(&key.0) {
+        if !self.is_whole(key.0) {
             self.missing.insert(key);
         } else {
             self.give_up(&key, now);
@@ -199,14 +219,32 @@ impl Stage {
     pub(crate) fn interests(&self) -> Vec<(Kind, ConfigSourceKind, Interest)> {
         let mut interests: Vec<(Kind, ConfigSourceKind, Interest)> =
             self.roots.iter().map(|(kind, source)| (*kind, source.kind.clone(), Interest::everything())).collect();
-        for Reference { kind, name, source, .. } in self.references() {
-            let feed = interests.iter_mut().find(|(k, s, _)| k == kind && *s == source.kind);
-            match feed {
-                Some((_, _, interest)) => _ = interest.names.insert(Arc::clone(name)),
-                None => interests.push((*kind, source.kind.clone(), Interest::named([Arc::clone(name)]))),
+        let mut add = |kind: Kind, name: &Name, source: &ConfigSourceKind| {
+            let found = interests.iter().position(|(k, s, _)| *k == kind && s == source);
+            let index = found.unwrap_or_else(|| {
+                interests.push((kind, source.clone(), Interest::default()));
+                interests.len() - 1
+            });
+            let Some((_, _, interest)) = interests.get_mut(index) else { return };
+            if references::is_collection(kind, name) {
+                interest.wildcard = true;
+            } else {
+                interest.names.insert(Arc::clone(name));
             }
+        };
+        for Reference { kind, name, source, .. } in self.references() {
+            add(*kind, name, &source.kind);
+        }
+        for (kind, name, source) in self.demanded_names() {
+            add(kind, name, source);
         }
         interests
+    }
+
+    /// Whether what is not named among the resources of a kind is not there: it is not referred to by its own name, or not
+    /// only.
+    fn is_whole(&self, kind: Kind) -> bool {
+        self.roots.contains_key(&kind) || matches!(kind, Kind::Scope | Kind::VirtualHost | Kind::Cluster)
     }
 
     /// Changes whenever [`Stage::interests`] may have.
@@ -222,34 +260,10 @@ impl Stage {
         })
     }
 
-    /// Why a resource, well-formed as it is, does not go with others: somebody who asks for the configuration of a filter cannot
-    /// use it, or routes that want it checked (`validate_clusters`) lead to a cluster that is not there.
-    pub(crate) fn misfit(&self, resource: &Resource) -> Option<String> {
-        match resource {
-            Resource::Extension(extension) => {
-                let candidates = self.slots.values().flat_map(|slot| slot.wanted.iter().chain(&slot.active));
-                let misfit = |asked: Asked<'_>| asked.misfit(extension);
-                let misfit = candidates.flat_map(|candidate| references::asked(&candidate.resource)).find_map(misfit);
-                misfit.map(|misfit| misfit.to_string())
-            }
-            Resource::Routes(routes) if routes.validate_clusters => {
-                let is_there = |name: &Name| {
-                    let slot = self.slots.get(&(Kind::Cluster, Arc::clone(name)));
-                    slot.is_some_and(|slot| slot.wanted.is_some())
-                };
-                let unknown = references::clusters(resource).into_iter().find(|name| !is_there(name))?;
-                Some(format!(
-                    "validate_clusters: no cluster is named {unknown}; send the cluster first, or leave validate_clusters out"
-                ))
-            }
-            _ => None,
-        }
-    }
-
     /// Resources in force that go with a batch: what it removes, what a live response does not have of what the cache had,
     /// and what is on its way out.
     pub(crate) fn leaving(&self, batch: &Batch) -> Vec<Name> {
-        let first = batch.whole && self.roots.contains_key(&batch.kind) && !self.answered.contains(&batch.kind);
+        let first = batch.whole && self.is_whole(batch.kind) && !self.answered.contains(&batch.kind);
         let mut names = batch.removed.clone();
         let busy = self.busy().filter(|((kind, _), slot)| *kind == batch.kind && slot.is_leaving());
         names.extend(busy.map(|((_, name), _)| Arc::clone(name)));
@@ -298,6 +312,8 @@ impl Stage {
 
     fn accept(&mut self, key: Key, resource: Resource, given: Given, now: Duration, cached: bool) {
         let (kind, name) = (key.0, Arc::clone(&key.1));
+        let references = self.references_of(&resource);
+        let asks_for_scopes = !references::scope_sources(&resource).is_empty();
         let slot = self.slots.entry(key.clone()).or_default();
         if slot.fixed {
             let short = culvert_api::type_url::short_name(type_url_of(kind));
@@ -312,7 +328,7 @@ impl Stage {
         slot.told &= same;
         slot.pending = slot.active.as_ref().is_none_or(|active| active.resource != resource);
         slot.confirmed = !slot.pending;
-        let candidate = Candidate::new(resource, Some(given), since);
+        let candidate = Candidate::new(resource, Some(given), since, references);
         self.referred += u64::from(*references_of(slot.wanted.as_ref()) != *candidate.references);
         slot.wanted = Some(candidate);
         self.busy.insert(key);
@@ -322,6 +338,9 @@ impl Stage {
             self.unannounced.remove(&name);
         } else if replaces && !cached && self.roots.contains_key(&Kind::Cluster) {
             self.note_unannounced(&(kind, name), now);
+        }
+        if asks_for_scopes {
+            self.refer_scopes();
         }
     }
 

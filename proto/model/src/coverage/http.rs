@@ -11,6 +11,7 @@ pub(super) const TABLE: &[Covered] = &[
                 "stat_prefix",
                 "rds",
                 "route_config",
+                "scoped_routes",
                 "http_filters",
                 "common_http_protocol_options",
                 "http_protocol_options",
@@ -67,7 +68,6 @@ pub(super) const TABLE: &[Covered] = &[
                 ],
                 "",
             ),
-            refused(&["scoped_routes"], "it decides where traffic goes; use rds or route_config"),
             refused(
                 &["original_ip_detection_extensions"],
                 "it decides which source address is believed; use use_remote_address and xff_num_trusted_hops",
@@ -99,6 +99,55 @@ pub(super) const TABLE: &[Covered] = &[
     covered(
         "envoy.extensions.filters.network.http_connection_manager.v3.Rds",
         &[honoured(&["config_source", "route_config_name"])],
+    ),
+    covered(
+        "envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes",
+        &[honoured(&[
+            "name",
+            "scope_key_builder",
+            "rds_config_source",
+            "scoped_route_configurations_list",
+            "scoped_rds",
+        ])],
+    ),
+    covered(
+        "envoy.extensions.filters.network.http_connection_manager.v3.ScopedRds",
+        &[
+            honoured(&["scoped_rds_config_source"]),
+            refused(
+                &["srds_resources_locator"],
+                "xdstp collections are not subscribed to; leave it out to get the wildcard subscription",
+            ),
+        ],
+    ),
+    covered(
+        "envoy.extensions.filters.network.http_connection_manager.v3.ScopedRouteConfigurationsList",
+        &[honoured(&["scoped_route_configurations"])],
+    ),
+    covered(
+        "envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes.ScopeKeyBuilder",
+        &[honoured(&["fragments"])],
+    ),
+    covered(
+        "envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes.ScopeKeyBuilder.FragmentBuilder",
+        &[honoured(&["header_value_extractor"])],
+    ),
+    covered(
+        "envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes.ScopeKeyBuilder.FragmentBuilder.HeaderValueExtractor",
+        &[honoured(&["name", "element_separator", "index", "element"])],
+    ),
+    covered(
+        "envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes.ScopeKeyBuilder.FragmentBuilder.HeaderValueExtractor.KvElement",
+        &[honoured(&["separator", "key"])],
+    ),
+    covered("envoy.extensions.filters.http.on_demand.v3.OnDemand", &[honoured(&["odcds"])]),
+    covered("envoy.extensions.filters.http.on_demand.v3.PerRouteConfig", &[honoured(&["odcds"])]),
+    covered(
+        "envoy.extensions.filters.http.on_demand.v3.OnDemandCds",
+        &[
+            honoured(&["source", "timeout"]),
+            refused(&["resources_locator"], "xdstp collections are not subscribed to; leave it out to ask by name"),
+        ],
     ),
     covered(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",

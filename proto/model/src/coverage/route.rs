@@ -18,11 +18,11 @@ pub(super) const TABLE: &[Covered] = &[
                 "max_direct_response_body_size_bytes",
                 "ignore_port_in_host_matching",
                 "typed_per_filter_config",
+                "vhds",
             ]),
             carried(&["metadata"]),
             refused(
                 &[
-                    "vhds",
                     "vhost_header",
                     "ignore_path_parameters_in_path_matching",
                     "cluster_specifier_plugins",
@@ -37,6 +37,13 @@ pub(super) const TABLE: &[Covered] = &[
             refused(&["request_mirror_policies"], "it decides where copies of requests go"),
         ],
     ),
+    covered("envoy.config.route.v3.Vhds", &[honoured(&["config_source"])]),
+    covered(
+        "envoy.config.route.v3.ScopedRouteConfiguration",
+        &[honoured(&["on_demand", "name", "route_configuration_name", "route_configuration", "key"])],
+    ),
+    covered("envoy.config.route.v3.ScopedRouteConfiguration.Key", &[honoured(&["fragments"])]),
+    covered("envoy.config.route.v3.ScopedRouteConfiguration.Key.Fragment", &[honoured(&["string_key"])]),
     covered(
         "envoy.config.route.v3.VirtualHost",
         &[

@@ -7,6 +7,7 @@ use std::time::Duration;
 use api::http_filter::ConfigType;
 use culvert_api::Any;
 use culvert_api::envoy::config::route::v3::FilterConfig;
+use culvert_api::envoy::extensions::filters::http::on_demand::v3::{OnDemand as ApiOnDemand, PerRouteConfig};
 use culvert_api::envoy::extensions::filters::http::router::v3::Router as ApiRouter;
 use culvert_api::envoy::extensions::filters::network::http_connection_manager::v3 as api;
 use prost::Name as _;
@@ -18,9 +19,11 @@ use super::{
 use crate::access_log;
 use crate::extension::{self, Discovery, may_be};
 use crate::listener::{Cidr, cidr};
+use crate::on_demand::{self, OnDemand};
 use crate::report::{Report, clip};
 use crate::route;
 use crate::scalar;
+use crate::scope;
 use crate::source;
 
 /// Parses the `HttpConnectionManager` at hand.
@@ -39,8 +42,7 @@ pub(crate) fn connection_manager(
     let http2 = message.http2_protocol_options.as_ref().map_or_else(Http2Options::default, |message| {
         report.field("http2_protocol_options", |report| options::http2(report, message))
     });
-    let server_name = if message.server_name.is_empty() { DEFAULT_SERVER_NAME } else { &message.server_name };
-    let server_name = scalar::header_value(report, "server_name", server_name);
+    let server_name = server_name(report, message);
     let via = scalar::header_value(report, "via", &message.via);
     let upgrades = report.items("upgrade_configs", &message.upgrade_configs, |report, upgrade| {
         let kind = scalar::name(report, "upgrade_type", &upgrade.upgrade_type)?.to_ascii_lowercase().into();
@@ -97,7 +99,13 @@ pub(crate) fn connection_manager(
         scheme_override,
         router: router.options,
         router_discovery: router.discovery,
+        on_demand: router.on_demand,
     })
+}
+
+fn server_name(report: &mut Report, message: &api::HttpConnectionManager) -> Option<Arc<str>> {
+    let name = if message.server_name.is_empty() { DEFAULT_SERVER_NAME } else { &message.server_name };
+    scalar::header_value(report, "server_name", name)
 }
 
 fn internal_addresses(report: &mut Report, message: &api::HttpConnectionManager) -> Vec<Cidr> {
@@ -153,24 +161,27 @@ fn routes(report: &mut Report, message: &api::HttpConnectionManager) -> Option<R
             let config = report.field("config_source", |report| source::config_source(report, config));
             Some(RouteSource::Rds { name: name?, config: config? })
         }),
-        // The coverage tables have refused it.
-        Some(RouteSpecifier::ScopedRoutes(_)) => None,
+        Some(RouteSpecifier::ScopedRoutes(scoped)) => {
+            let scoped = report.field("scoped_routes", |report| scope::scoped_routes(report, scoped))?;
+            Some(RouteSource::Scoped(Arc::new(scoped)))
+        }
         None => {
-            report.error("names no routes; set route_config or rds");
+            report.error("names no routes; set route_config, rds or scoped_routes");
             None
         }
     }
 }
 
-/// The last filter: its options, and where they come from if not from here.
+/// The last filter: its options, and where they come from if not from here; and the one that may stand before it.
 struct Router {
     options: RouterOptions,
     discovery: Option<Arc<Discovery<RouterOptions>>>,
+    on_demand: Option<OnDemand>,
 }
 
 /// The filters before the router must be such that leaving them out was foreseen.
 fn filters(report: &mut Report, filters: &[api::HttpFilter]) -> Option<Router> {
-    let mut router = None;
+    let (mut router, mut on_demand) = (None, None);
     report.items("http_filters", filters, |report, filter| -> Option<()> {
         if router.is_some() {
             report.error("stands behind the router, which is the last filter");
@@ -179,7 +190,7 @@ fn filters(report: &mut Report, filters: &[api::HttpFilter]) -> Option<Router> {
         match &filter.config_type {
             Some(ConfigType::TypedConfig(config)) if config.type_name() == ApiRouter::full_name() => {
                 let options = report.field("typed_config", |report| router_options(report, config));
-                router = Some(options.map(|options| Router { options, discovery: None }));
+                router = Some(options.map(|options| Router { options, discovery: None, on_demand: on_demand.take() }));
             }
             Some(ConfigType::ConfigDiscovery(source))
                 if may_be(source, &ApiRouter::full_name()) && !filter.disabled =>
@@ -190,7 +201,16 @@ fn filters(report: &mut Report, filters: &[api::HttpFilter]) -> Option<Router> {
                 router = Some(discovered.map(|discovery| Router {
                     options: discovery.default.clone().unwrap_or_default(),
                     discovery: Some(Arc::new(discovery)),
+                    on_demand: on_demand.take(),
                 }));
+            }
+            Some(ConfigType::TypedConfig(config))
+                if config.type_name() == ApiOnDemand::full_name() && !filter.disabled =>
+            {
+                on_demand = report.field("typed_config", |report| {
+                    let message: ApiOnDemand = report.unpack(config)?;
+                    on_demand::on_demand(report, message.odcds.as_ref())
+                });
             }
             _ => left_out(report, filter),
         }
@@ -246,8 +266,10 @@ pub(crate) fn check_upstream_filters(report: &mut Report, filters: &[api::HttpFi
     });
 }
 
-/// `typed_per_filter_config`: what it would change is refused, unless it allows for not being there.
-pub(crate) fn per_filter_config(report: &mut Report, configs: &BTreeMap<String, Any>) {
+/// `typed_per_filter_config`: what it says of what is asked for on demand. Other filters are refused, unless it allows for
+/// their not being there.
+pub(crate) fn per_filter_config(report: &mut Report, configs: &BTreeMap<String, Any>) -> Option<OnDemand> {
+    let mut on_demand = None;
     for (name, config) in configs {
         report.entry("typed_per_filter_config", name, |report| {
             let wrapper = if config.type_name() == FilterConfig::full_name() {
@@ -255,6 +277,15 @@ pub(crate) fn per_filter_config(report: &mut Report, configs: &BTreeMap<String, 
             } else {
                 None
             };
+            let is_disabled = wrapper.as_ref().is_some_and(|wrapper| wrapper.disabled);
+            let inner = wrapper.as_ref().map_or(Some(config), |wrapper| wrapper.config.as_ref());
+            if let Some(inner) = inner.filter(|inner| inner.type_name() == PerRouteConfig::full_name()) {
+                if let Some(message) = report.unpack::<PerRouteConfig>(inner) {
+                    let clusters = message.odcds.as_ref().filter(|_| !is_disabled);
+                    on_demand = on_demand::on_demand(report, clusters);
+                }
+                return;
+            }
             let kind = wrapper
                 .as_ref()
                 .map_or(config.type_name(), |wrapper| wrapper.config.as_ref().map_or(name.as_str(), Any::type_name));
@@ -265,6 +296,7 @@ pub(crate) fn per_filter_config(report: &mut Report, configs: &BTreeMap<String, 
             }
         });
     }
+    on_demand
 }
 
 fn codec(report: &mut Report, message: &api::HttpConnectionManager) -> Option<Codec> {

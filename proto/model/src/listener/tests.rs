@@ -167,7 +167,7 @@ fn connection_managers_that_cannot_be_used() {
                 "is not there",
             ),
             (&manager(r#""rds": null"#), "filter_chains[0].filters[0].typed_config", "names no routes"),
-            (&manager(r#""rds": null, "scoped_routes": {"name": "x"}"#), &inside("scoped_routes"), "use rds"),
+            (&manager(r#""rds": null, "scoped_routes": {"name": "x"}"#), &inside("scoped_routes"), "names no scopes"),
             (&manager(r#""rds": {"config_source": null}"#), &inside("rds.config_source"), "is missing"),
             (&manager(r#""server_name": "a\nb""#), &inside("server_name"), "control characters"),
             (&manager(r#""max_request_headers_kb": 8193"#), &inside("max_request_headers_kb"), "not from 1 to 8192"),

@@ -9,6 +9,7 @@ use super::{Action, Body, DirectResponse, Place, RequireTls, Route, RouteConfigu
 use super::{action, headers, matches, retry};
 use crate::http;
 use crate::metadata;
+use crate::on_demand;
 use crate::report::{Report, clip};
 use crate::scalar;
 use crate::source::{self, DataSource};
@@ -24,7 +25,18 @@ pub(crate) fn configuration(
         Place::Rds => scalar::name(report, "name", &message.name),
         Place::Inline => Some(message.name.as_str().into()),
     };
-    http::per_filter_config(report, &message.typed_per_filter_config);
+    let on_demand = http::per_filter_config(report, &message.typed_per_filter_config);
+    let vhds =
+        match (&message.vhds, place) {
+            (Some(_), Place::Inline) => {
+                report.error_at("vhds", "stands in routes that do not come by RDS; use rds");
+                None
+            }
+            (Some(vhds), Place::Rds) => Some(report.field("vhds", |report| {
+                on_demand::delta_source(report, "config_source", vhds.config_source.as_ref())
+            })?),
+            (None, _) => None,
+        };
     let max_body = message.max_direct_response_body_size_bytes.unwrap_or(MAX_BODY);
     let virtual_hosts = report
         .items("virtual_hosts", &message.virtual_hosts, |report, message| virtual_host(report, message, max_body));
@@ -38,6 +50,8 @@ pub(crate) fn configuration(
         validate_clusters: message.validate_clusters.unwrap_or(place == Place::Inline),
         ignore_port_in_host: message.ignore_port_in_host_matching,
         max_direct_response_body: max_body,
+        vhds,
+        on_demand,
     })
 }
 
@@ -60,6 +74,11 @@ fn distinct(report: &mut Report, hosts: &[VirtualHost]) {
     }
 }
 
+/// Parses the `VirtualHost` at hand, which comes by VHDS. How long its bodies may be is known to its route configuration.
+pub(crate) fn discovered_host(report: &mut Report, message: &api::VirtualHost) -> Option<VirtualHost> {
+    virtual_host(report, message, u32::MAX)
+}
+
 fn virtual_host(report: &mut Report, message: &api::VirtualHost, max_body: u32) -> Option<VirtualHost> {
     use api::virtual_host::TlsRequirementType;
     let name = scalar::name(report, "name", &message.name);
@@ -67,7 +86,7 @@ fn virtual_host(report: &mut Report, message: &api::VirtualHost, max_body: u32) 
     if message.domains.is_empty() {
         report.error_at("domains", "is empty; `*` matches every host");
     }
-    http::per_filter_config(report, &message.typed_per_filter_config);
+    let on_demand = http::per_filter_config(report, &message.typed_per_filter_config);
     let routes = report.items("routes", &message.routes, |report, message| route(report, message, max_body));
     let require_tls = match scalar::enumeration(report, "require_tls", message.require_tls)? {
         TlsRequirementType::None => RequireTls::None,
@@ -85,6 +104,7 @@ fn virtual_host(report: &mut Report, message: &api::VirtualHost, max_body: u32) 
         retry: retry.map(Arc::new),
         include_attempt_count_in_request: message.include_request_attempt_count,
         include_attempt_count_in_response: message.include_attempt_count_in_response,
+        on_demand,
     })
 }
 
@@ -101,7 +121,7 @@ fn domain(report: &mut Report, domain: &str) -> Option<Arc<str>> {
 }
 
 fn route(report: &mut Report, message: &api::Route, max_body: u32) -> Option<Route> {
-    http::per_filter_config(report, &message.typed_per_filter_config);
+    let on_demand = http::per_filter_config(report, &message.typed_per_filter_config);
     let matches = match &message.r#match {
         Some(matches) => report.field("match", |report| matches::route_match(report, matches)),
         None => {
@@ -132,7 +152,7 @@ fn route(report: &mut Report, message: &api::Route, max_body: u32) -> Option<Rou
         }
     };
     let name = message.name.as_str().into();
-    Some(Route { name, matches: matches?, action: action?, headers: headers::of_route(report, message) })
+    Some(Route { name, matches: matches?, action: action?, headers: headers::of_route(report, message), on_demand })
 }
 
 fn direct_response(report: &mut Report, message: &api::DirectResponseAction, max_body: u32) -> Option<DirectResponse> {

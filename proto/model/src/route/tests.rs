@@ -54,7 +54,12 @@ fn virtual_hosts_that_cannot_be_used() {
             (&hosts(r#"{"name": "a", "domains": ["a.*.b"]}"#), "virtual_hosts[0].domains[0]", "is not a domain"),
             (&hosts(r#"{"name": "a", "domains": ["*.*"]}"#), "virtual_hosts[0].domains[0]", "is not a domain"),
             (&hosts(r#"{"name": "a", "domains": [""]}"#), "virtual_hosts[0].domains[0]", "is not a domain"),
-            (r#"{"vhds": {}}"#, "vhds", "where traffic goes"),
+            (r#"{"vhds": {}}"#, "vhds.config_source", "is missing"),
+            (
+                r#"{"vhds": {"config_source": {"path_config_source": {"path": "x"}}}}"#,
+                "vhds.config_source",
+                "single names",
+            ),
             (r#"{"internal_only_headers": ["x"]}"#, "internal_only_headers", "request_headers_to_remove"),
             (r#"{"request_headers_to_remove": [":path"]}"#, "request_headers_to_remove[0]", "can be removed"),
             (r#"{"request_headers_to_remove": ["a b"]}"#, "request_headers_to_remove[0]", "be removed"),

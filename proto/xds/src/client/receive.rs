@@ -19,6 +19,8 @@ pub(super) struct Content {
     pub(super) removed: Vec<Name>,
     /// What the response itself got wrong.
     pub(super) rejections: Vec<Rejection>,
+    /// Further names of resources, each with its own.
+    pub(super) aliases: Vec<(Name, Name)>,
     /// Every name in the response, usable or not: none of them is absent.
     pub(super) present: BTreeSet<Name>,
     /// How long resources live unless they are sent again or their heartbeat comes.
@@ -85,6 +87,10 @@ impl Content {
             match resource.resource {
                 Some(body) => {
                     content.live(&name, ttl);
+                    for alias in resource.aliases.into_iter().map(Name::from).filter(|alias| *alias != name) {
+                        content.present.insert(Name::clone(&alias));
+                        content.aliases.push((alias, Name::clone(&name)));
+                    }
                     content.take(type_url, name, resource.version, body);
                 }
                 None if resource.ttl.is_some() => content.heartbeat(name, ttl),

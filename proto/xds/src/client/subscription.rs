@@ -26,6 +26,8 @@ pub(super) struct Subscription {
     unconfirmed: BTreeSet<Name>,
     /// Accepted resources that still exist, with the version of each.
     pub(super) held: BTreeMap<Name, String>,
+    /// Further names that what is held was asked for by, with its own.
+    pub(super) aliases: BTreeMap<Name, Name>,
     /// Names for which a cache stands in.
     pub(super) cached: BTreeSet<Name>,
     /// Names that do not exist, as far as is known.
@@ -56,6 +58,7 @@ impl Subscription {
             dropped_wildcard: false,
             unconfirmed: BTreeSet::new(),
             held: BTreeMap::new(),
+            aliases: BTreeMap::new(),
             cached: BTreeSet::new(),
             absent: BTreeSet::new(),
             answered: false,
@@ -73,7 +76,9 @@ impl Subscription {
 
     /// xDS: every state-of-the-world response of LDS and CDS holds all that there is; what is absent is removed.
     pub(super) fn is_full_state(&self, variant: Variant) -> bool {
-        variant == Variant::Sotw && matches!(&*self.type_url, type_url::LISTENER | type_url::CLUSTER)
+        // Envoy takes scopes so, too.
+        let full = [type_url::LISTENER, type_url::CLUSTER, type_url::SCOPED_ROUTE_CONFIGURATION];
+        variant == Variant::Sotw && full.contains(&&*self.type_url)
     }
 
     pub(super) fn want(&mut self, interest: Interest) {
@@ -94,13 +99,18 @@ impl Subscription {
         }
         self.wanted = interest;
         self.held.retain(|name, _| self.wanted.covers(name));
+        self.aliases.retain(|alias, name| self.wanted.names.contains(alias) && self.held.contains_key(name));
         self.lives.retain(|name, _| self.held.contains_key(name));
     }
 
     pub(super) fn lacks_anything(&self) -> bool {
-        let is_known =
-            |name: &Name| self.held.contains_key(name) || self.cached.contains(name) || self.absent.contains(name);
+        let is_known = |name: &Name| self.holds(name) || self.cached.contains(name) || self.absent.contains(name);
         (self.wanted.wildcard && !self.answered && self.cached.is_empty()) || !self.wanted.names.iter().all(is_known)
+    }
+
+    /// Whether what was asked for by this name is held.
+    fn holds(&self, name: &Name) -> bool {
+        self.held.contains_key(self.aliases.get(name).unwrap_or(name))
     }
 
     /// Starts the clocks of what arrived since.
@@ -133,7 +143,7 @@ impl Subscription {
         };
         for name in &target.names {
             let known = self.announced.as_ref().is_some_and(|announced| announced.names.contains(name));
-            if !known && !self.held.contains_key(name) && !self.cached.contains(name) {
+            if !known && !self.holds(name) && !self.cached.contains(name) {
                 self.timers.insert(Name::clone(name), deadline);
             }
         }

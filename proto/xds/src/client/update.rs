@@ -58,6 +58,7 @@ pub struct Update<'c> {
     rejections: Vec<Rejection>,
     ttls: BTreeMap<Name, Duration>,
     failures: Vec<Failure>,
+    aliases: Vec<Name>,
 }
 
 impl<'c> Update<'c> {
@@ -73,6 +74,7 @@ impl<'c> Update<'c> {
             rejections: content.rejections,
             ttls: content.ttls,
             failures: content.failures,
+            aliases: content.aliases.iter().map(|(alias, _)| Name::clone(alias)).collect(),
         };
         let Some(subscription) = update.client.subscriptions.get_mut(index) else { return update };
         update.type_url = subscription.type_url.clone();
@@ -87,6 +89,8 @@ impl<'c> Update<'c> {
         let missing = update.failures.iter().filter(|failure| failure.code == Failure::NOT_FOUND);
         let absent = update.removed.iter().chain(missing.map(|failure| &failure.name));
         subscription.absent.extend(absent.filter(|name| subscription.wanted.names.contains(*name)).cloned());
+        let named = &subscription.wanted.names;
+        subscription.aliases.extend(content.aliases.into_iter().filter(|(alias, _)| named.contains(alias)));
         for name in content.heartbeats {
             // Of what is not held there is nothing to keep alive.
             if let Some(ttl) = update.ttls.get(&name).filter(|_| subscription.held.contains_key(&name)) {
@@ -132,6 +136,12 @@ impl<'c> Update<'c> {
     #[must_use]
     pub fn failures(&self) -> &[Failure] {
         &self.failures
+    }
+
+    /// Further names of [`Update::resources`] (delta): who asked for one of them has its answer.
+    #[must_use]
+    pub fn aliases(&self) -> &[Name] {
+        &self.aliases
     }
 
     /// What the response itself got wrong: duplicates, other types, bytes without a name. Refused in any case.

@@ -95,10 +95,11 @@ impl Subscription {
         }
     }
 
-    /// xDS: every response of LDS and CDS holds all resources subscribed to; those absent are removed. All other
-    /// types may be answered in part.
+    /// xDS: every response of LDS and CDS holds all resources subscribed to; those absent are removed. Envoy reads SRDS so, too.
+    /// All other types may be answered in part.
     fn is_full_state(&self) -> bool {
-        self.variant == Variant::Sotw && matches!(&*self.type_url, type_url::LISTENER | type_url::CLUSTER)
+        let full = [type_url::LISTENER, type_url::CLUSTER, type_url::SCOPED_ROUTE_CONFIGURATION];
+        self.variant == Variant::Sotw && full.contains(&&*self.type_url)
     }
 
     /// What the subscription is served under this name.

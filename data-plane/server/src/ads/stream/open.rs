@@ -65,6 +65,10 @@ fn method(source: &Source, delta: bool) -> &'static str {
         (Some(Kind::Extension), true) => {
             "/envoy.service.extension.v3.ExtensionConfigDiscoveryService/DeltaExtensionConfigs"
         }
+        (Some(Kind::Scope), false) => "/envoy.service.route.v3.ScopedRoutesDiscoveryService/StreamScopedRoutes",
+        (Some(Kind::Scope), true) => "/envoy.service.route.v3.ScopedRoutesDiscoveryService/DeltaScopedRoutes",
+        // There is no other variant; the model refuses it.
+        (Some(Kind::VirtualHost), _) => "/envoy.service.route.v3.VirtualHostDiscoveryService/DeltaVirtualHosts",
         (Some(Kind::Runtime), false) => "/envoy.service.runtime.v3.RuntimeDiscoveryService/StreamRuntime",
         (Some(Kind::Runtime), true) => "/envoy.service.runtime.v3.RuntimeDiscoveryService/DeltaRuntime",
         // Ours have no service of their own: an aggregated stream that asks for nothing else.

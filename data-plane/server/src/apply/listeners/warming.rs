@@ -76,7 +76,7 @@ fn route_names(listener: &Listener) -> Vec<(Name, Duration)> {
     let sources = listener.chains().filter_map(|chain| match &chain.filter {
         NetworkFilter::Http(manager) => match &manager.routes {
             RouteSource::Rds { name, config } => Some((Arc::clone(name), config.initial_fetch_timeout)),
-            RouteSource::Inline(_) => None,
+            RouteSource::Inline(_) | RouteSource::Scoped(_) => None,
         },
         // What is served was resolved.
         NetworkFilter::Tcp(_) | NetworkFilter::Tunnel(_) | NetworkFilter::Discovered(_) => None,

@@ -96,6 +96,10 @@ impl Stage {
 
     /// How a step went. A failure keeps what was in force.
     pub(crate) fn applied(&mut self, step: &Step, went: Went, now: Duration) {
+        let references = match &step.change {
+            Change::Set(resource) => self.references_of(resource),
+            Change::Remove { .. } => Arc::default(),
+        };
         let Some(slot) = self.touch(&step.key) else { return };
         let mut changes = false;
         match (&step.change, went) {
@@ -104,7 +108,7 @@ impl Stage {
                 slot.pending = slot.wanted.as_ref().is_some_and(|wanted| wanted.resource != *resource);
                 slot.confirmed = false;
                 slot.retry = None;
-                let applied = Candidate::new(resource.clone(), step.given.clone(), step.since);
+                let applied = Candidate::new(resource.clone(), step.given.clone(), step.since, references);
                 changes = references_of(slot.active.as_ref()) != references_of(Some(&applied));
                 slot.active = Some(applied);
             }
@@ -200,7 +204,7 @@ impl Stage {
         }
         let empty = RouteConfiguration { name: key.1.to_string(), ..RouteConfiguration::default() };
         let Ok(resource) = parse_any(type_url_of(Kind::Routes), &empty.encode_to_vec()).value else { return };
-        let candidate = Candidate::new(resource.clone(), None, now);
+        let candidate = Candidate::new(resource.clone(), None, now, Arc::default());
         self.busy.insert(key.clone());
         let slot = self.slots.entry(key.clone()).or_default();
         slot.wanted = Some(candidate);
@@ -216,11 +220,13 @@ impl Stage {
             let key = (reference.kind, Arc::clone(&reference.name));
             let timeout = reference.source.initial_fetch_timeout;
             let until = (!timeout.is_zero()).then(|| candidate.since + timeout);
-            let is_there = self.slots.get(&key).is_some_and(|slot| match key.0 {
-                // A route configuration may itself wait for a cluster, and a filter for its routes.
-                Kind::Routes | Kind::Extension => slot.active.is_some() || coming.contains(&key),
-                _ => slot.active.is_some() || slot.wanted.is_some(),
-            });
+            let all = references::is_collection(key.0, &key.1);
+            let is_there = (all && self.has_all(&key, coming))
+                || self.slots.get(&key).is_some_and(|slot| match key.0 {
+                    // A route configuration may itself wait for a cluster, and a filter for its routes.
+                    Kind::Routes | Kind::Extension => slot.active.is_some() || coming.contains(&key),
+                    _ => slot.active.is_some() || slot.wanted.is_some(),
+                });
             match reference.patience {
                 _ if is_there => {}
                 Patience::None => {}
@@ -247,6 +253,13 @@ impl Stage {
         waits
     }
 
+    /// Whether a control plane has said what there is of a collection, and all of that is in force or is about to be.
+    fn has_all(&self, all: &Key, coming: &BTreeSet<Key>) -> bool {
+        let mut pending = self.busy_of(all.0).filter(|(key, slot)| slot.is_pending() && !coming.contains(*key));
+        let is_member = |key: &Key| references::collection(key.0, &key.1).is_some_and(|of| of == *all);
+        self.answered.contains(&all.0) && !pending.any(|(key, _)| is_member(key))
+    }
+
     /// What failed for a while is due.
     fn try_again(&mut self, now: Duration) {
         for key in &self.busy {
@@ -271,7 +284,7 @@ impl Stage {
         }
         for key in busy.iter().filter(|key| is_by_reference(key.0)) {
             let Some(slot) = slots.get_mut(key) else { continue };
-            if slot.fixed || slot.wanted.is_none() || referred.contains(key) {
+            if slot.fixed || slot.wanted.is_none() || is_referred(&referred, key) {
                 slot.unreferenced = None;
             } else if now >= *slot.unreferenced.get_or_insert(now) + LINGER {
                 (slot.wanted, slot.gone, slot.unreferenced) = (None, now, None);
@@ -294,7 +307,8 @@ impl Stage {
         let referred: BTreeSet<Key> =
             self.references().map(|reference| (reference.kind, Arc::clone(&reference.name))).collect();
         // Whatever is no longer referred to is looked at.
-        self.busy.extend(self.slots.keys().filter(|key| is_by_reference(key.0) && !referred.contains(*key)).cloned());
+        let unreferred = self.slots.keys().filter(|key| is_by_reference(key.0) && !is_referred(&referred, key));
+        self.busy.extend(unreferred.cloned());
         referred
     }
 
@@ -331,33 +345,56 @@ impl Stage {
     }
 
     /// Those of one kind, without a look at the others: ten thousand of them may come at once.
-    fn busy_of(&self, kind: Kind) -> impl Iterator<Item = (&Key, &Slot)> {
+    pub(super) fn busy_of(&self, kind: Kind) -> impl Iterator<Item = (&Key, &Slot)> {
         let first: Key = (kind, "".into());
         let of_kind = self.busy.range(first..).take_while(move |(k, _)| *k == kind);
         of_kind.filter_map(|key| Some((key, self.slots.get(key)?)))
     }
 }
 
+fn is_referred(referred: &BTreeSet<Key>, key: &Key) -> bool {
+    referred.contains(key) || references::collection(key.0, &key.1).is_some_and(|all| referred.contains(&all))
+}
+
 fn leads_to_clusters(resource: &Resource) -> bool {
-    matches!(resource, Resource::Routes(_) | Resource::Listener(_) | Resource::Extension(_))
+    matches!(
+        resource,
+        Resource::Routes(_)
+            | Resource::Listener(_)
+            | Resource::Extension(_)
+            | Resource::Scope(_)
+            | Resource::VirtualHost(_)
+    )
 }
 
 fn is_by_reference(kind: Kind) -> bool {
-    matches!(kind, Kind::Endpoints | Kind::Routes | Kind::Secret | Kind::Extension | Kind::Runtime)
+    matches!(
+        kind,
+        Kind::Endpoints
+            | Kind::Routes
+            | Kind::Secret
+            | Kind::Extension
+            | Kind::Runtime
+            | Kind::Scope
+            | Kind::VirtualHost
+    )
 }
 
 fn describe((kind, name): &Key) -> String {
     let short = culvert_api::type_url::short_name(type_url_of(*kind));
-    format!("{short} {name}")
+    let all = if references::is_collection(*kind, name) { "*" } else { "" };
+    format!("{short} {name}{all}")
 }
 
 /// What is referred to stands before what refers to it.
-const ORDER: [Kind; 9] = [
+const ORDER: [Kind; 11] = [
     Kind::Runtime,
     Kind::Secret,
     Kind::Cluster,
     Kind::Endpoints,
+    Kind::VirtualHost,
     Kind::Routes,
+    Kind::Scope,
     Kind::Policy,
     Kind::Extension,
     Kind::Listener,

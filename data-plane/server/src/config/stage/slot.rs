@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use culvert_model::resource::Resource;
 
-use crate::config::references::{self, Reference};
+use crate::config::references::Reference;
 use crate::inventory::Given;
 
 #[derive(Debug, Default)]
@@ -90,8 +90,8 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    pub(super) fn new(resource: Resource, given: Option<Given>, since: Duration) -> Self {
-        let references = references::of(&resource).into();
+    /// `references` are those of `resource`: see [`super::Stage::references_of`].
+    pub(super) fn new(resource: Resource, given: Option<Given>, since: Duration, references: Arc<[Reference]>) -> Self {
         Self { resource, given, since, references }
     }
 }

@@ -3,6 +3,7 @@
 mod deletions;
 mod extensions;
 mod floods;
+mod on_demand;
 mod swaps;
 
 use culvert_api::document::{self, Syntax};
@@ -52,7 +53,10 @@ impl World {
     fn receive_batch(&mut self, kind: Kind, resources: &[&str], removed: &[&str], whole: bool) {
         let resources = resources.iter().map(|text| judged(kind, text)).collect();
         let removed = removed.iter().map(|name| Name::from(*name)).collect();
-        self.stage.receive(Batch { kind, resources, removed, malformed: Vec::new(), whole, first: false }, self.now);
+        self.stage.receive(
+            Batch { kind, resources, removed, aliases: Vec::new(), malformed: Vec::new(), whole, first: false },
+            self.now,
+        );
     }
 
     fn publish(&mut self) -> String {
@@ -296,6 +300,7 @@ fn a_refused_resource_keeps_its_last_good_value_and_the_others_apply() {
         kind: Kind::Cluster,
         resources: vec![bad, judged(Kind::Cluster, &plain("b", 2))],
         removed: Vec::new(),
+        aliases: Vec::new(),
         malformed: Vec::new(),
         whole: true,
         first: false,
@@ -444,6 +449,7 @@ fn what_fails_for_what_may_pass_is_tried_again_and_the_last_good_one_is_what_is_
         kind: Kind::Listener,
         resources: vec![judged],
         removed: Vec::new(),
+        aliases: Vec::new(),
         malformed: Vec::new(),
         whole: true,
         first: false,

@@ -8,6 +8,7 @@ fn reconnect(world: &mut World, listeners: &[&str], removed: &[&str], whole: boo
         kind: Kind::Listener,
         resources: listeners.iter().map(|name| judged(Kind::Listener, &listener(name, "r"))).collect(),
         removed: removed.iter().map(|name| Name::from(*name)).collect(),
+        aliases: Vec::new(),
         malformed: Vec::new(),
         whole,
         first: true,

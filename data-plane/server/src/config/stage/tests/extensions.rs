@@ -110,7 +110,7 @@ fn a_filter_of_a_type_that_nobody_allows_is_a_misfit() {
     let mut world = World::new();
     world.receive(Kind::Listener, &[&asking("l", "")]);
     world.publish();
-    let misfit = |text: &str| world.stage.misfit(&judged(Kind::Extension, text).verdict.expect("a filter"));
+    let misfit = |text: &str| world.stage.misfit(&judged(Kind::Extension, text).verdict.expect("a filter"), &mut None);
     let router = "typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}";
     let words = misfit(&format!("name: f\n{router}")).expect("a router is no network filter");
     assert!(words.contains("Router") && words.contains("TcpProxy"), "{words}");
@@ -119,7 +119,7 @@ fn a_filter_of_a_type_that_nobody_allows_is_a_misfit() {
 }
 
 #[test]
-fn layers_of_the_runtime_are_asked_for_by_name_and_stay_when_they_are_taken_away() {
+fn layers_of_the_runtime_are_asked_for_by_name_and_go_when_they_are_taken_away() {
     let layered = || {
         let source = "{ads: {}, resource_api_version: V3}";
         let rtds = format!("layers: [{{name: c, rtds_layer: {{name: r, rtds_config: {source}}}}}]");
@@ -132,7 +132,7 @@ fn layers_of_the_runtime_are_asked_for_by_name_and_stay_when_they_are_taken_away
     assert_eq!(world.publish(), "+Runtime r");
     assert!(world.stage.has_fixed());
     world.receive_batch(Kind::Runtime, &[], &["r"], false);
-    assert_eq!(world.publish_all(), "", "what was accepted holds");
+    assert_eq!(world.publish_all(), "-Runtime r", "it has no values any more");
     assert_eq!(world.interest(Kind::Runtime), ["r"]);
 
     let mut world = layered();

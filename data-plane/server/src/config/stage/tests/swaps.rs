@@ -119,7 +119,8 @@ fn a_removed_cluster_that_routes_never_leave_goes_in_the_end() {
 fn routes_that_want_their_clusters_checked_do_not_fit_without_them() {
     let mut world = World::new();
     let checked = format!("{}\nvalidate_clusters: true", routes("r", "c"));
-    let misfit = |world: &World, text: &str| world.stage.misfit(&judged(Kind::Routes, text).verdict.unwrap());
+    let misfit =
+        |world: &World, text: &str| world.stage.misfit(&judged(Kind::Routes, text).verdict.unwrap(), &mut None);
     assert_eq!(misfit(&world, &routes("r", "c")), None, "unless it is asked for, a cluster may come later");
     let reason = misfit(&world, &checked).expect("there is no cluster");
     assert!(reason.contains("no cluster is named c"), "{reason}");
