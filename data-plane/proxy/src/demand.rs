@@ -1,7 +1,7 @@
 //! What requests ask a control plane for, and wait for: on demand.
 //!
 //! A request that lacks something places an [`Order`] and is parked: its body is not read meanwhile, it waits no longer than
-//! its deadline, and there are at most [`MAX_PARKED`] such requests. Whoever takes the orders says when one is answered; what the
+//! its deadline, and there are at most `MAX_PARKED` such requests. Whoever takes the orders says when one is answered; what the
 //! answer is, the request sees by looking again.
 
 use std::collections::HashMap;
