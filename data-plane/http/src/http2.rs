@@ -5,6 +5,7 @@ pub(crate) mod convert;
 mod fields;
 mod goodbye;
 mod guard;
+mod hpack;
 mod keepalive;
 pub(crate) mod path;
 pub(crate) mod pipe;
