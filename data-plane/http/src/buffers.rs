@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::{Io, RequestHead, ResponseHead};
@@ -28,6 +29,7 @@ struct Lists {
     small: Vec<Box<[u8]>>,
     large: Vec<Box<[u8]>>,
     out: Vec<Vec<u8>>,
+    input: Vec<BytesMut>,
     requests: Vec<Box<RequestHead>>,
     responses: Vec<Box<ResponseHead>>,
 }
@@ -70,6 +72,24 @@ pub(crate) fn give_out(mut out: Vec<u8>) {
     lists(|lists| {
         if lists.out.len() < KEEP_SMALL {
             lists.out.push(out);
+        }
+    });
+}
+
+/// An empty buffer to read into, from which pieces can be cut off.
+pub(crate) fn take_input() -> BytesMut {
+    lists(|lists| lists.input.pop()).flatten().unwrap_or_else(|| BytesMut::with_capacity(SMALL))
+}
+
+/// Keeps what is whole and nobody else has a piece of.
+pub(crate) fn give_input(mut input: BytesMut) {
+    input.clear();
+    if input.capacity() > LARGE || !input.try_reclaim(SMALL) {
+        return;
+    }
+    lists(|lists| {
+        if lists.input.len() < KEEP_SMALL {
+            lists.input.push(input);
         }
     });
 }

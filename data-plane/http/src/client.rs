@@ -163,7 +163,7 @@ impl Http2Client {
         io: Io,
         options: &Http2ClientOptions,
     ) -> Result<(Self, impl Future<Output = Result<(), StreamError>> + Send + use<>), StreamError> {
-        let (handle, driver) = http2::connect(io, options).await?;
+        let (handle, driver) = http2::connect(io, options);
         Ok((Self(handle), driver))
     }
 

@@ -84,11 +84,8 @@ impl Fields {
     /// Appends a field. A name that is no lower-case token or a value with CR, LF, NUL or another control byte would
     /// let one field pass for two: it is refused, logged, and `false` returned.
     pub fn push(&mut self, name: &[u8], value: &[u8]) -> bool {
-        let is_name = name.iter().fold(!name.is_empty(), |valid, &byte| valid & LOWER_TOKEN[byte as usize]);
-        let valid = is_name && is_value(value);
-        if valid {
-            self.append_parts(name, value);
-        } else {
+        let valid = self.push_lower(name, value);
+        if !valid {
             tracing::warn!(name = %name.escape_ascii(), "a header field that is not valid was not added");
         }
         valid
@@ -113,6 +110,16 @@ impl Fields {
             self.remove_first(before, name.bytes());
         }
         added
+    }
+
+    /// Appends a field off HTTP/2, whose names have no capitals; `false`: it is not valid, and was not added.
+    pub(crate) fn push_lower(&mut self, name: &[u8], value: &[u8]) -> bool {
+        let is_name = name.iter().fold(!name.is_empty(), |valid, &byte| valid & LOWER_TOKEN[byte as usize]);
+        let valid = is_name && is_value(value);
+        if valid {
+            self.append_parts(name, value);
+        }
+        valid
     }
 
     /// Appends a field that a parser has checked already; only the case of the name is changed.

@@ -58,7 +58,19 @@ impl std::ops::Deref for Chunk<'_> {
     }
 }
 
-impl Chunk<'_> {
+impl<'a> Chunk<'a> {
+    /// Takes the first `count` bytes off, or all there are.
+    pub(crate) fn split_to(&mut self, count: usize) -> Chunk<'a> {
+        match self {
+            Self::Borrowed(bytes) => {
+                let (first, rest) = bytes.split_at(count.min(bytes.len()));
+                *bytes = rest;
+                Chunk::Borrowed(first)
+            }
+            Self::Owned(bytes) => Chunk::Owned(bytes.split_to(count.min(bytes.len()))),
+        }
+    }
+
     /// The bytes as their own; copies what is borrowed.
     #[must_use]
     pub fn into_owned(self) -> bytes::Bytes {

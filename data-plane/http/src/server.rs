@@ -12,7 +12,7 @@ use crate::http1::server::{Reply, Sink as Http1Sink};
 use crate::http1::write::Writer;
 use crate::http1::{self, Wire};
 use crate::http2::path::RoundTrip;
-use crate::http2::{self, receive::Receive, server::Respond};
+use crate::http2::{self, receive::Receive};
 use crate::stream::{Sink, Source};
 use crate::{BodyKind, Chunk, Fields, Io, RequestHead, ResponseHead, ResponseSource, Splice, StreamError};
 
@@ -182,9 +182,7 @@ pub async fn serve<H: Handler>(mut io: Io, options: &ServerOptions, handler: Rc<
         }
     };
     if http2 {
-        let io = io.with_prefix(bytes::Bytes::copy_from_slice(buffer.data()));
-        drop(buffer);
-        Box::pin(http2::server::serve(io, options, &handler, &mut drain)).await;
+        Box::pin(http2::server::serve(io, buffer, options, &handler, &mut drain)).await;
     } else {
         http1::server::serve(io, buffer, options, &handler, &mut drain).await;
     }
@@ -194,18 +192,16 @@ pub async fn serve<H: Handler>(mut io: Io, options: &ServerOptions, handler: Rc<
 #[derive(Debug)]
 pub struct RequestBody<'a> {
     pub(crate) source: Source<'a>,
-    /// HTTP/2: where a reset would show.
-    reset: Option<&'a Respond>,
     kind: BodyKind,
 }
 
 impl<'a> RequestBody<'a> {
     pub(crate) fn http1(wire: &'a Wire, read: &'a mut Reader, kind: BodyKind) -> Self {
-        Self { source: Source::Http1 { wire, read }, reset: None, kind }
+        Self { source: Source::Http1 { wire, read }, kind }
     }
 
-    pub(crate) fn http2(receive: &'a mut Receive, reset: &'a Respond, kind: BodyKind) -> Self {
-        Self { source: Source::Http2(receive), reset: Some(reset), kind }
+    pub(crate) fn http2(receive: &'a mut Receive, kind: BodyKind) -> Self {
+        Self { source: Source::Http2(receive), kind }
     }
 }
 
@@ -249,10 +245,9 @@ impl RequestBody<'_> {
     /// once the body was read to its end (before, [`Self::chunk`] does). An HTTP/1 client that closes its sending
     /// direction counts as gone; one that has pipelined further requests is not seen going. Cheap enough for each request.
     pub async fn closed(&mut self) {
-        match (&mut self.source, self.reset) {
-            (Source::Http1 { wire, read }, _) => std::future::poll_fn(|cx| read.poll_closed(wire, cx)).await,
-            (Source::Http2(_), Some(respond)) => std::future::poll_fn(|cx| respond.poll_reset(cx)).await,
-            (Source::Http2(_), None) => std::future::pending().await,
+        match &mut self.source {
+            Source::Http1 { wire, read } => std::future::poll_fn(|cx| read.poll_closed(wire, cx)).await,
+            Source::Http2(receive) => std::future::poll_fn(|cx| receive.poll_reset(cx)).await,
         }
     }
 }

@@ -3,101 +3,85 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker, ready};
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use h2::Reason;
-use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
-use tokio::sync::Notify;
+use tokio::io::AsyncWrite;
+use tokio::time::Instant;
 
-use super::goodbye::{Goodbye, Parting};
+use super::core::{Core, Unopened};
+use super::frame::code;
+use super::handle::{Lease, Shared, StreamRef};
 use super::keepalive::Keepalive;
+use super::link::{Link, Turn};
 use super::path::Windows;
 use super::pipe::Pipe;
+use super::read_heads::body_kind;
 use super::receive::Receive;
-use super::transmit::{Out, Transmit};
-use super::{MAX_LOCAL_RESETS, SEND_BUFFER, convert, stream_error};
+use super::transmit::Transmit;
+use super::{stream_error, write_heads};
+use crate::buffers::give_response;
 use crate::client::Http2ClientOptions;
-use crate::http1::fields::MAX_FIELDS;
-use crate::{Blame, BodyKind, CONNECTION_FIELD, Fields, Io, Method, RequestHead, ResponseHead, StreamError};
+use crate::deadline::Deadline;
+use crate::{
+    Blame, BodyKind, CONNECTION_FIELD, Fields, Io, Method, RequestHead, ResponseHead, StreamError, StreamErrorKind,
+};
 
 /// Between PINGs where only the first was asked for: one a day.
 const NO_INTERVAL: Duration = Duration::from_secs(86_400);
-/// More interim responses than this are an attack or a loop.
-const MAX_INFORMATIONAL: u8 = 16;
-
-#[derive(Debug)]
-struct Shared {
-    closed: AtomicBool,
-    active: AtomicUsize,
-    limit: usize,
-    /// The peer's SETTINGS have arrived (or never will).
-    settled: AtomicBool,
-    settling: Notify,
-    goodbye: Option<Arc<Goodbye>>,
-}
-
-impl Shared {
-    fn settle(&self) {
-        self.settled.store(true, Ordering::Release);
-        self.settling.notify_waiters();
-    }
-
-    /// Until the peer has said what it takes; `false`: it did not in time.
-    async fn settled(&self) -> bool {
-        let settling = self.settling.notified();
-        self.settled.load(Ordering::Acquire) || tokio::time::timeout(SETTLING, settling).await.is_ok()
-    }
-}
-
 /// How long a peer may leave open what it takes: its SETTINGS are the first that it sends (RFC 9113, 3.4).
 const SETTLING: Duration = Duration::from_secs(5);
-
-/// The peer's limit of streams until its SETTINGS arrive; no limit that a peer can set is this.
-const UNSETTLED: usize = usize::MAX - 1;
+/// How long a peer may take to read our last words.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What all users of a connection hold.
 #[derive(Debug, Clone)]
-pub(crate) struct Handle {
-    sender: SendRequest<Bytes>,
+pub(crate) struct Handle(Arc<Owner>);
+
+/// The connection ends when the last one is gone, and the last stream.
+#[derive(Debug)]
+struct Owner {
     shared: Arc<Shared>,
+    says_goodbye: bool,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.shared.with(Core::abandon);
+    }
 }
 
 impl Handle {
     pub(crate) fn capacity(&self) -> usize {
-        let limit = self.sender.current_max_send_streams().min(self.shared.limit);
-        limit.saturating_sub(self.active())
+        let most = self.0.shared.with_quietly(|core| core.most_streams());
+        most.saturating_sub(self.active())
     }
 
     /// GOAWAY, on a connection that was opened with `says_goodbye`; streams go on.
     pub(crate) fn say_goodbye(&self) {
-        if let Some(goodbye) = &self.shared.goodbye {
-            goodbye.say();
+        if self.0.says_goodbye {
+            self.0.shared.with(Core::say_goodbye);
         }
     }
 
     pub(crate) fn active(&self) -> usize {
-        self.shared.active.load(Ordering::Relaxed)
+        self.0.shared.active.load(Ordering::Relaxed)
     }
 
-    /// The library tells of a GOAWAY, a broken connection and used-up stream ids by refusing the next stream.
     pub(crate) fn is_open(&self) -> bool {
-        !self.shared.closed.load(Ordering::Acquire)
-            && matches!(
-                self.sender.clone().poll_ready(&mut Context::from_waker(Waker::noop())),
-                Poll::Ready(Ok(())) | Poll::Pending
-            )
+        self.0.shared.with_quietly(|core| core.is_open())
     }
 }
 
 /// Drives a connection: reads, writes, keeps alive.
 struct Driver {
-    connection: Connection<Parting, Bytes>,
+    link: Link,
     keepalive: Option<Keepalive>,
     windows: Windows,
-    shared: Arc<Shared>,
+    /// How it ends, and until when the peer may take our last words.
+    ending: Option<(Result<(), StreamError>, Instant)>,
+    deadline: Deadline,
 }
 
 impl Future for Driver {
@@ -105,78 +89,104 @@ impl Future for Driver {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        if let Some(goodbye) = &this.shared.goodbye {
-            goodbye.driven_by(cx.waker());
+        if let Some((result, until)) = this.ending {
+            return this.poll_end(cx, result, until);
         }
-        if let Some(keepalive) = &mut this.keepalive {
-            if keepalive.poll_dead(cx).is_ready() {
-                return Poll::Ready(Err(StreamError::new(Blame::Upstream, crate::StreamErrorKind::Timeout)));
+        match this.poll_turn(cx) {
+            Poll::Ready(Ok(result)) => {
+                let until = Instant::now() + FAREWELL;
+                this.ending = Some((result, until));
+                this.poll_end(cx, result, until)
             }
-            if let Some((stream, connection)) = keepalive.take_measured().and_then(|time| this.windows.follow(time)) {
-                this.connection.set_target_window_size(connection);
-                // Settings under way already are followed by the next measurement.
-                if let Err(error) = this.connection.set_initial_window_size(stream) {
-                    tracing::debug!(%error, "a window cannot grow now");
-                }
-            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
         }
-        let result = Pin::new(&mut this.connection).poll(cx);
-        if !this.shared.settled.load(Ordering::Relaxed) && this.connection.max_concurrent_send_streams() != UNSETTLED {
-            this.shared.settle();
-        }
-        let result = ready!(result);
-        Poll::Ready(result.map_err(|error| stream_error(Blame::Upstream, &error)))
     }
 }
 
-impl Drop for Driver {
-    fn drop(&mut self) {
-        self.shared.closed.store(true, Ordering::Release);
-        self.shared.settle();
+impl Driver {
+    /// Ready with how the connection ends when there are last words to be said, and with an error or nothing when not.
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<Result<(), StreamError>, StreamError>> {
+        let closed = |error: std::io::Error| {
+            tracing::debug!(%error, "an HTTP/2 connection broke");
+            StreamError::closed(Blame::Upstream)
+        };
+        if let Some(keepalive) = &mut self.keepalive {
+            if keepalive.poll_dead(&self.link.shared, cx).is_ready() {
+                return Poll::Ready(Err(StreamError::new(Blame::Upstream, StreamErrorKind::Timeout)));
+            }
+            if let Some((stream, connection)) = keepalive.take_measured().and_then(|time| self.windows.follow(time)) {
+                self.link.shared.lock().grow(stream, connection);
+            }
+        }
+        let read = self.link.poll_read(cx).map_err(closed)?;
+        if read == Turn::Ended {
+            // The socket is closed without a word: nobody is there to read one.
+            return Poll::Ready(Ok(Ok(())));
+        }
+        let write = self.link.poll_write(cx).map_err(closed)?;
+        let mut core = self.link.shared.lock();
+        if let Some(broken) = core.broken() {
+            return Poll::Ready(Ok(Err(StreamError::protocol(Blame::Upstream, 502, broken.detail))));
+        }
+        if write == Turn::Resting {
+            if core.is_done() {
+                core.say_last();
+                let refused = core.peer_goaway().is_some_and(|code| code != code::NO_ERROR);
+                let error = StreamError::new(Blame::Upstream, StreamErrorKind::Refused).untouched(true);
+                return Poll::Ready(Ok(if refused { Err(error) } else { Ok(()) }));
+            }
+            if !core.rest(cx.waker()) {
+                cx.waker().wake_by_ref();
+            }
+        }
+        if read == Turn::Busy || read == Turn::Swamped && write == Turn::Resting {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    fn poll_end(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Result<(), StreamError>,
+        until: Instant,
+    ) -> Poll<Result<(), StreamError>> {
+        let said = match self.link.poll_write(cx) {
+            Ok(Turn::Busy) => Poll::Pending,
+            Ok(_) => Pin::new(&mut self.link.io).poll_shutdown(cx),
+            Err(error) => Poll::Ready(Err(error)),
+        };
+        match said {
+            Poll::Pending if self.deadline.poll(cx, until).is_pending() => return Poll::Pending,
+            Poll::Pending => tracing::debug!("an HTTP/2 server did not take our last words"),
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => tracing::debug!(%error, "an HTTP/2 server was gone before our last words"),
+        }
+        Poll::Ready(result)
     }
 }
 
-pub(crate) async fn connect(
+/// The handle, and the driver, whose first turn sends the preface.
+pub(crate) fn connect(
     io: Io,
     options: &Http2ClientOptions,
-) -> Result<(Handle, impl Future<Output = Result<(), StreamError>> + Send + use<>), StreamError> {
-    let goodbye = options.says_goodbye.then(Arc::<Goodbye>::default);
-    let io = Parting::new(io, goodbye.clone());
-    let (sender, mut connection) = Builder::new()
-        .initial_window_size(options.initial_stream_window)
-        .initial_connection_window_size(options.initial_connection_window)
-        .max_frame_size(options.max_frame_size)
-        .max_header_list_size(options.max_head_bytes)
-        .max_local_error_reset_streams(Some(MAX_LOCAL_RESETS))
-        .max_send_buffer_size(SEND_BUFFER)
-        .initial_max_send_streams(UNSETTLED)
-        .enable_push(false)
-        .handshake::<_, Bytes>(io)
-        .await
-        .map_err(|error| stream_error(Blame::Upstream, &error).untouched(true))?;
+) -> (Handle, impl Future<Output = Result<(), StreamError>> + Send + use<>) {
     let interval = options.keepalive_interval.or(options.first_ping.map(|_| NO_INTERVAL));
-    let keepalive = interval.and_then(|interval| {
-        let (round_trip, first) = (options.round_trip.clone(), options.first_ping);
-        let keepalive = |pings| Keepalive::new(pings, interval, options.keepalive_timeout, round_trip);
-        connection.ping_pong().map(|pings| match first {
-            Some(first) => keepalive(pings).first_after(first),
-            None => keepalive(pings),
-        })
+    let keepalive = interval.map(|interval| {
+        let keepalive = Keepalive::new(interval, options.keepalive_timeout, options.round_trip.clone());
+        match options.first_ping {
+            Some(first) => keepalive.first_after(first),
+            None => keepalive,
+        }
     });
     let windows =
         Windows::new(options.initial_stream_window, options.initial_connection_window, options.most_stream_window);
-    let limit = usize::try_from(options.max_concurrent_streams).unwrap_or(usize::MAX);
-    let shared = Arc::new(Shared {
-        closed: AtomicBool::new(false),
-        active: AtomicUsize::new(0),
-        limit,
-        settled: AtomicBool::new(false),
-        settling: Notify::new(),
-        goodbye,
-    });
-    let handle = Handle { sender, shared: Arc::clone(&shared) };
+    let link = Link::new(io, Core::client(options), &[]);
+    let shared = Arc::clone(&link.shared);
+    let handle = Handle(Arc::new(Owner { shared, says_goodbye: options.says_goodbye }));
     // Boxed: it is moved about on its way to whoever drives it, and each place would have its size.
-    Ok((handle, Box::pin(Driver { connection, keepalive, windows, shared })))
+    (handle, Box::pin(Driver { link, keepalive, windows, ending: None, deadline: Deadline::new() }))
 }
 
 /// Counts a stream that outlives its exchange.
@@ -201,57 +211,46 @@ impl Drop for Active {
 pub(crate) struct Exchange {
     send: Transmit,
     response: Response,
+    lease: Option<Lease>,
     handle: Handle,
 }
 
 /// The response's half.
 #[derive(Debug)]
 pub(crate) struct Response {
-    future: Option<ResponseFuture>,
+    /// `None`: no request was sent, or the final head was read.
+    stream: Option<StreamRef>,
     body: Option<Receive>,
     /// CONNECT, extended or not: a 2xx opens a tunnel.
     connect: bool,
-    informational: u8,
 }
 
 impl Exchange {
     pub(crate) fn new(handle: Handle) -> Self {
-        handle.shared.active.fetch_add(1, Ordering::Relaxed);
-        let response = Response { future: None, body: None, connect: false, informational: 0 };
-        Self { send: Transmit::new(Out::None, Blame::Upstream), response, handle }
+        handle.0.shared.active.fetch_add(1, Ordering::Relaxed);
+        let response = Response { stream: None, body: None, connect: false };
+        Self { send: Transmit::new(Blame::Upstream), response, lease: None, handle }
     }
 
     pub(crate) async fn send_head(&mut self, head: &RequestHead, body: BodyKind) -> Result<(), StreamError> {
         let connect = head.method == Method::Connect || head.upgrade.is_some();
-        let request = convert::write_request(head, body)?;
-        let failed = |error: h2::Error| {
-            // Whatever stops a stream from being opened, the peer has not seen the request.
-            let mut failed = stream_error(Blame::Upstream, &error);
-            failed.untouched = true;
-            failed
-        };
-        let sender = &mut self.handle.sender;
-        poll_fn(|cx| sender.poll_ready(cx)).await.map_err(failed)?;
-        if head.upgrade.is_some() && !sender.is_extended_connect_protocol_enabled() {
-            // RFC 8441, 3: only who has said so takes it; on a new connection that is still on its way.
-            let settled = self.handle.shared.settled().await;
-            if self.handle.shared.closed.load(Ordering::Acquire) {
-                return Err(StreamError::closed(Blame::Upstream).untouched(true));
-            }
-            if !sender.is_extended_connect_protocol_enabled() {
-                let detail = if settled {
-                    "the upstream does not take extended CONNECT"
-                } else {
-                    "the upstream did not say whether it takes extended CONNECT"
-                };
-                return Err(StreamError::protocol(Blame::Upstream, 502, detail).untouched(true));
-            }
+        write_heads::check_request(head)?;
+        let shared = &self.handle.0.shared;
+        if head.upgrade.is_some() {
+            takes_extended_connect(shared).await?;
         }
         let end = body.is_empty() && !connect;
-        let (future, stream) = sender.send_request(request, end).map_err(failed)?;
-        self.send.set_out(Out::Request(stream));
-        self.send.begin(body, end, false);
-        self.response = Response { future: Some(future), body: None, connect, informational: 0 };
+        let key = poll_fn(|cx| match shared.with(|core| core.open(head, body, end, cx)) {
+            Ok(key) => Poll::Ready(Ok(key)),
+            // Whatever stops a stream from being opened, the peer has not seen the request.
+            Err(Unopened::Closed) => Poll::Ready(Err(StreamError::closed(Blame::Upstream).untouched(true))),
+            Err(Unopened::Full) => Poll::Pending,
+        })
+        .await?;
+        let lease = Lease::new(Arc::clone(shared), key);
+        self.send.begin(lease.stream().clone(), body, end, false);
+        self.response = Response { stream: Some(lease.stream().clone()), body: None, connect };
+        self.lease = Some(lease);
         Ok(())
     }
 
@@ -263,12 +262,12 @@ impl Exchange {
         self.send_head(&head, BodyKind::Empty).await?;
         let mut answer = ResponseHead::default();
         let kind = self.response.head(&mut answer).await?;
-        let halves = self.response.body.take().zip(self.send.take_request());
-        match halves {
-            Some((receive, send)) if kind == BodyKind::Tunnel => {
-                Ok(Pipe::new(receive.into_stream(), send, Some(Active::new(&self.handle.shared))))
+        match self.lease.take() {
+            Some(lease) if kind == BodyKind::Tunnel => Ok(Pipe::new(lease, Some(Active::new(&self.handle.0.shared)))),
+            lease => {
+                self.lease = lease;
+                Err(StreamError::protocol(Blame::Upstream, 502, "the other end takes no connection over a stream"))
             }
-            _ => Err(StreamError::protocol(Blame::Upstream, 502, "the other end takes no connection over a stream")),
         }
     }
 
@@ -277,52 +276,47 @@ impl Exchange {
     }
 }
 
+/// RFC 8441, 3: only who has said so takes it; on a new connection that is still on its way.
+async fn takes_extended_connect(shared: &Shared) -> Result<(), StreamError> {
+    let asked = poll_fn(|cx| shared.with_quietly(|core| core.poll_extended_connect(cx)));
+    let answer = tokio::time::timeout(SETTLING, asked).await;
+    if !shared.with_quietly(|core| core.is_open()) {
+        return Err(StreamError::closed(Blame::Upstream).untouched(true));
+    }
+    let detail = match answer {
+        Ok(true) => return Ok(()),
+        Ok(false) => "the upstream does not take extended CONNECT",
+        Err(_) => "the upstream did not say whether it takes extended CONNECT",
+    };
+    Err(StreamError::protocol(Blame::Upstream, 502, detail).untouched(true))
+}
+
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.handle.shared.active.fetch_sub(1, Ordering::Relaxed);
+        self.handle.0.shared.active.fetch_sub(1, Ordering::Relaxed);
         let ended = self.send.is_ended() && self.response.body.as_ref().is_some_and(Receive::is_ended);
-        if !ended {
-            self.send.cancel(Reason::CANCEL);
+        if let Some(lease) = self.lease.as_ref().filter(|_| !ended) {
+            lease.reset(code::CANCEL);
         }
     }
 }
 
 impl Response {
     pub(crate) async fn head(&mut self, into: &mut ResponseHead) -> Result<BodyKind, StreamError> {
-        let blame = Blame::Upstream;
-        let future = self.future.as_mut().ok_or(StreamError::misuse("a response to no request"))?;
-        // Interim responses come before the final one, so they are asked for first.
-        let interim = poll_fn(|cx| match future.poll_informational(cx) {
-            Poll::Ready(Some(interim)) => Poll::Ready(Ok(Err(interim))),
-            Poll::Ready(None) | Poll::Pending => Pin::new(&mut *future).poll(cx).map(|response| response.map(Ok)),
-        });
-        let response = match interim.await.map_err(|error| stream_error(blame, &error))? {
-            Ok(response) => response,
-            Err(interim) => {
-                let interim = interim.map_err(|error| stream_error(blame, &error))?;
-                self.informational += 1;
-                if self.informational > MAX_INFORMATIONAL {
-                    return Err(StreamError::protocol(blame, 502, "more than 16 interim responses"));
-                }
-                convert::read_response(interim.status(), interim.headers(), into);
-                return Ok(BodyKind::Empty);
-            }
-        };
-        self.future = None;
-        convert::read_response(response.status(), response.headers(), into);
-        if into.status == 101 {
-            return Err(StreamError::protocol(blame, 502, "a 101 in HTTP/2"));
+        let stream = self.stream.as_ref().ok_or(StreamError::misuse("a response to no request"))?;
+        let read = poll_fn(|cx| stream.with(|core, key| core.poll_head(key, cx))).await;
+        let (mut head, ended) = read.map_err(|failure| stream_error(Blame::Upstream, failure))?;
+        std::mem::swap(into, &mut head);
+        give_response(head);
+        if into.is_informational() {
+            return Ok(BodyKind::Empty);
         }
-        if into.fields.len() > MAX_FIELDS {
-            return Err(StreamError::protocol(blame, 502, "too many header fields in the response"));
-        }
-        let body = Receive::new(response.into_body(), blame);
         let kind = if self.connect && (200..300).contains(&into.status) {
             BodyKind::Tunnel
         } else {
-            convert::body_kind(&into.fields, body.is_ended())
+            body_kind(&into.fields, ended)
         };
-        self.body = Some(body);
+        self.body = self.stream.take().map(|stream| Receive::new(stream, Blame::Upstream, ended));
         Ok(kind)
     }
 

@@ -4,14 +4,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep};
 
+use super::handle::Shared;
 use super::path::RoundTrip;
 
 #[derive(Debug)]
 pub(super) struct Keepalive {
-    pings: PingPong,
     interval: Duration,
     timeout: Duration,
     timer: Pin<Box<Sleep>>,
@@ -24,10 +23,10 @@ pub(super) struct Keepalive {
 
 impl Keepalive {
     /// With a `round_trip` to be told, the first PING does not wait for the interval.
-    pub(super) fn new(pings: PingPong, interval: Duration, timeout: Duration, round_trip: Option<RoundTrip>) -> Self {
+    pub(super) fn new(interval: Duration, timeout: Duration, round_trip: Option<RoundTrip>) -> Self {
         let first = if round_trip.is_some() { interval.min(FIRST) } else { interval };
         let timer = Box::pin(tokio::time::sleep(first));
-        Self { pings, interval, timeout, timer, sent: None, round_trip, fresh: None }
+        Self { interval, timeout, timer, sent: None, round_trip, fresh: None }
     }
 
     /// What was measured since the last call.
@@ -42,28 +41,20 @@ impl Keepalive {
     }
 
     /// Resolves when the peer did not answer in time.
-    pub(super) fn poll_dead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll_dead(&mut self, shared: &Shared, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if let Some(sent) = self.sent {
-                match self.pings.poll_pong(cx) {
-                    Poll::Ready(Ok(_)) => {
-                        self.sent = None;
-                        self.measured(sent.elapsed());
-                        self.rest(self.interval);
-                    }
-                    // The connection ends by itself.
-                    Poll::Ready(Err(_)) => return Poll::Pending,
-                    Poll::Pending => {
-                        ready!(self.timer.as_mut().poll(cx));
-                        return Poll::Ready(());
-                    }
+                if shared.lock().take_pong() {
+                    self.sent = None;
+                    self.measured(sent.elapsed());
+                    self.rest(self.interval);
+                } else {
+                    ready!(self.timer.as_mut().poll(cx));
+                    return Poll::Ready(());
                 }
             }
             ready!(self.timer.as_mut().poll(cx));
-            if let Err(error) = self.pings.send_ping(Ping::opaque()) {
-                tracing::debug!(%error, "a keepalive PING could not be sent");
-                return Poll::Pending;
-            }
+            shared.lock().ping();
             self.sent = Some(Instant::now());
             self.rest(self.timeout);
         }

@@ -1,73 +1,75 @@
 //! A CONNECT stream as a plain stream of bytes: each direction ends on its own (END_STREAM), and a stream that is dropped
 //! before both have ended is reset.
 
-use std::io::{Error, ErrorKind, Result};
+use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use bytes::{Buf, Bytes};
-use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::client::Active;
+use super::core::{Core, Failure, Key};
+use super::frame::code;
+use super::handle::Lease;
+use crate::Chunk;
 
-/// The two halves of a stream.
 #[derive(Debug)]
 pub(crate) struct Pipe {
-    receive: RecvStream,
-    send: SendStream<Bytes>,
-    /// Received and not read yet. Its window is given back as it is read.
-    ahead: Bytes,
-    read_ended: bool,
+    lease: Lease,
     write_ended: bool,
     /// Counts the stream as one of its connection's.
     _active: Option<Active>,
 }
 
 impl Pipe {
-    pub(crate) fn new(receive: RecvStream, send: SendStream<Bytes>, active: Option<Active>) -> Self {
-        Self { receive, send, ahead: Bytes::new(), read_ended: false, write_ended: false, _active: active }
+    pub(super) fn new(lease: Lease, active: Option<Active>) -> Self {
+        Self { lease, write_ended: false, _active: active }
+    }
+
+    fn poll<T>(&self, run: impl FnOnce(&mut Core, Key) -> Poll<std::result::Result<T, Failure>>) -> Poll<Result<T>> {
+        self.lease.stream().with(run).map_err(broken)
     }
 
     /// Ready when a read would make progress.
     pub(crate) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        while self.ahead.is_empty() && !self.read_ended {
-            match ready!(self.receive.poll_data(cx)) {
-                Some(data) => self.ahead = data.map_err(broken)?,
-                None => self.read_ended = true,
-            }
-        }
-        Poll::Ready(Ok(()))
+        self.poll(|core, key| core.poll_readable(key, cx))
     }
 }
 
 impl AsyncRead for Pipe {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<Result<()>> {
-        let this = self.get_mut();
-        ready!(this.poll_readable(cx))?;
-        let taken = this.ahead.len().min(buf.remaining());
-        if taken > 0 {
-            buf.put_slice(&this.ahead[..taken]);
-            this.ahead.advance(taken);
-            this.receive.flow_control().release_capacity(taken).map_err(broken)?;
-        }
-        Poll::Ready(Ok(()))
+        self.poll(|core, key| core.poll_read(key, buf, cx))
     }
 }
 
 impl AsyncWrite for Pipe {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<Result<usize>> {
-        let this = self.get_mut();
-        if buf.is_empty() {
-            return Poll::Ready(Ok(0));
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<Result<usize>> {
+        if self.write_ended {
+            return Poll::Ready(Err(ErrorKind::BrokenPipe.into()));
         }
-        this.send.reserve_capacity(buf.len());
-        let granted = match ready!(this.send.poll_capacity(cx)) {
-            Some(granted) => granted.map_err(broken)?.min(buf.len()),
-            None => return Poll::Ready(Err(ErrorKind::BrokenPipe.into())),
-        };
-        this.send.send_data(Bytes::copy_from_slice(&buf[..granted]), false).map_err(broken)?;
-        Poll::Ready(Ok(granted))
+        self.poll(|core, key| {
+            let mut taken = 0;
+            for buf in bufs {
+                let mut chunk = Chunk::Borrowed(buf);
+                let sent = core.poll_send(key, &mut chunk, cx);
+                taken += buf.len() - chunk.len();
+                match sent {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(failure)) => return Poll::Ready(Err(failure)),
+                    Poll::Pending if taken > 0 => break,
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            Poll::Ready(Ok(taken))
+        })
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<()>> {
@@ -77,9 +79,8 @@ impl AsyncWrite for Pipe {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<()>> {
         let this = self.get_mut();
-        if !this.write_ended {
-            this.write_ended = true;
-            this.send.send_data(Bytes::new(), true).map_err(broken)?;
+        if !std::mem::replace(&mut this.write_ended, true) {
+            this.lease.stream().with(|core, key| core.finish(key, None)).map_err(broken)?;
         }
         Poll::Ready(Ok(()))
     }
@@ -87,15 +88,20 @@ impl AsyncWrite for Pipe {
 
 impl Drop for Pipe {
     fn drop(&mut self) {
-        if !self.write_ended || !self.receive.is_end_stream() {
-            self.send.send_reset(Reason::CANCEL);
+        let read = self.lease.stream().with(Core::is_read);
+        if !self.write_ended || !read {
+            self.lease.reset(code::CANCEL);
         }
     }
 }
 
-fn broken(error: h2::Error) -> Error {
-    if error.is_io() {
-        return error.into_io().unwrap_or_else(|| ErrorKind::ConnectionReset.into());
-    }
-    Error::new(ErrorKind::ConnectionReset, error)
+fn broken(failure: Failure) -> Error {
+    let text = match failure {
+        Failure::Closed => return ErrorKind::ConnectionReset.into(),
+        Failure::Reset(_) => "the peer reset the stream",
+        Failure::Refused => "the peer refused the stream",
+        Failure::Broken(detail) => detail,
+        Failure::Overflow => "the peer sent more than it may",
+    };
+    Error::new(ErrorKind::ConnectionReset, text)
 }

@@ -4,32 +4,26 @@ use std::future::poll_fn;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
-use h2::RecvStream;
 
-use super::{convert, stream_error};
+use super::core::Piece;
+use super::handle::StreamRef;
+use super::stream_error;
 use crate::{Blame, Fields, StreamError};
 
 #[derive(Debug)]
 pub(crate) struct Receive {
-    stream: RecvStream,
+    stream: StreamRef,
     blame: Blame,
-    /// Bytes of the last piece, whose window is given back when the next is asked for.
-    lent: usize,
     /// A piece that came ahead of being asked for.
     ahead: Option<Result<Option<Bytes>, StreamError>>,
-    trailers: Option<Fields>,
+    trailers: Option<Box<Fields>>,
     ended: bool,
 }
 
 impl Receive {
-    pub(crate) fn new(stream: RecvStream, blame: Blame) -> Self {
-        let ended = stream.is_end_stream();
-        Self { stream, blame, lent: 0, ahead: None, trailers: None, ended }
-    }
-
-    /// The stream itself, of which nothing was read.
-    pub(super) fn into_stream(self) -> RecvStream {
-        self.stream
+    /// `ended`: nothing comes.
+    pub(super) fn new(stream: StreamRef, blame: Blame, ended: bool) -> Self {
+        Self { stream, blame, ahead: None, trailers: None, ended }
     }
 
     pub(crate) fn is_ended(&self) -> bool {
@@ -37,7 +31,7 @@ impl Receive {
     }
 
     pub(crate) fn trailers(&self) -> Option<&Fields> {
-        self.trailers.as_ref()
+        self.trailers.as_deref()
     }
 
     pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, StreamError> {
@@ -54,6 +48,11 @@ impl Receive {
         self.ahead.is_some()
     }
 
+    /// Resolves when the peer reset the stream or is gone.
+    pub(crate) fn poll_reset(&self, cx: &Context<'_>) -> Poll<()> {
+        self.stream.with(|core, key| core.poll_failed(key, cx))
+    }
+
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>> {
         match self.ahead.take() {
             Some(piece) => Poll::Ready(piece),
@@ -62,29 +61,18 @@ impl Receive {
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>> {
-        if self.lent > 0 {
-            let lent = std::mem::take(&mut self.lent);
-            if let Err(error) = self.stream.flow_control().release_capacity(lent) {
-                tracing::debug!(%error, "a window could not be given back");
-            }
-        }
         if self.ended {
             return Poll::Ready(Ok(None));
         }
-        loop {
-            match ready!(self.stream.poll_data(cx)) {
-                Some(Ok(data)) if data.is_empty() => {}
-                Some(Ok(data)) => {
-                    self.lent = data.len();
-                    return Poll::Ready(Ok(Some(data)));
-                }
-                Some(Err(error)) => return Poll::Ready(Err(stream_error(self.blame, &error))),
-                None => break,
+        let piece = ready!(self.stream.with(|core, key| core.poll_piece(key, cx)));
+        Poll::Ready(match piece {
+            Ok(Piece::Data(data)) => Ok(Some(data)),
+            Ok(Piece::End(trailers)) => {
+                self.ended = true;
+                self.trailers = trailers;
+                Ok(None)
             }
-        }
-        let trailers = ready!(self.stream.poll_trailers(cx)).map_err(|error| stream_error(self.blame, &error))?;
-        self.ended = true;
-        self.trailers = trailers.as_ref().map(convert::trailers_to_fields);
-        Poll::Ready(Ok(None))
+            Err(failure) => Err(stream_error(self.blame, failure)),
+        })
     }
 }

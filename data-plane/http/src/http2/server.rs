@@ -1,34 +1,30 @@
 //! HTTP/2 towards a client: a local task per stream.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use bytes::Bytes;
-use h2::server::{Builder, Connection, SendResponse};
-use h2::{Reason, RecvStream};
-use http::{Request, Response, StatusCode};
 use tokio::time::Instant;
 
-use super::convert::{self, Refusal};
-use super::guard::{Guard, Guarded};
+use super::core::{Arrival, Broken, Core};
+use super::frame::code;
+use super::handle::{Lease, StreamRef};
 use super::keepalive::Keepalive;
+use super::link::{Link, Turn};
 use super::path::Windows;
 use super::pipe::Pipe;
+use super::preface::PREFACE;
 use super::receive::Receive;
-pub(crate) use super::transmit::Respond;
-use super::transmit::{Out, Stage, Transmit};
-use super::{MAX_LOCAL_RESETS, MAX_PENDING_RESETS, SEND_BUFFER, stream_error};
-use crate::buffers::{give_request, take_request};
+use super::transmit::Transmit;
+use super::{MAX_LOCAL_RESETS, stream_error, write_heads};
+use crate::buffers::{Buffer, give_request};
 use crate::deadline::Deadline;
 use crate::drain::Drain;
 use crate::server::{Exchange, Handler, RequestBody, ResponseSink, ServerOptions};
-use crate::{Blame, BodyKind, CONNECTION_FIELD, Io, Method, RequestHead, ResponseHead, StreamError};
-
-/// How long a client that is cut off may take to read why.
-const FAREWELL: Duration = Duration::from_secs(1);
+use crate::{Blame, BodyKind, CONNECTION_FIELD, Fields, Io, Method, RequestHead, ResponseHead, StreamError};
 
 /// Bytes of its head that a connection's stream has on average, if there are as many streams as there may be.
 const HEAD_SHARE: usize = 4 * 1024;
@@ -65,40 +61,24 @@ impl Drop for Active {
     }
 }
 
-/// Serves a connection until it ends or has drained.
+/// Serves a connection until it ends or has drained; `ahead`: what was read, the preface at its front.
 pub(crate) async fn serve<H: Handler, F: Future<Output = ()>>(
     io: Io,
+    ahead: Buffer,
     options: &ServerOptions,
     handler: &Rc<H>,
     drain: &mut Drain<'_, F>,
 ) {
-    let mut builder = Builder::new();
-    builder
-        .initial_window_size(options.initial_stream_window)
-        .initial_connection_window_size(options.initial_connection_window)
-        .max_frame_size(options.max_frame_size)
-        .max_concurrent_streams(options.max_concurrent_streams)
-        .max_header_list_size(u32::try_from(options.max_head_bytes).unwrap_or(u32::MAX))
-        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-        .max_local_error_reset_streams(Some(MAX_LOCAL_RESETS))
-        .max_send_buffer_size(SEND_BUFFER);
-    if options.extended_connect {
-        builder.enable_connect_protocol();
-    }
-    let (io, guard) = Guarded::new(io, options);
-    let connection = match tokio::time::timeout(options.head_timeout, builder.handshake::<_, Bytes>(io)).await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return tracing::debug!(%error, "an HTTP/2 connection did not begin"),
-        Err(_) => return tracing::debug!("an HTTP/2 connection did not begin in time"),
-    };
-    Driver::new(connection, guard, options).run(handler, drain).await;
+    let link = Link::new(io, Core::server(options), ahead.data().get(PREFACE.len()..).unwrap_or_default());
+    drop(ahead);
+    Driver::new(link, options).run(handler, drain).await;
 }
 
 struct Driver<'a> {
-    connection: Connection<Guarded, Bytes>,
-    guard: Guard,
+    link: Link,
     options: &'a ServerOptions,
     shared: Rc<Shared>,
+    arrivals: VecDeque<Arrival>,
     keepalive: Option<Keepalive>,
     windows: Windows,
     opened: Instant,
@@ -115,30 +95,31 @@ struct Driver<'a> {
 }
 
 enum Event {
-    Request(Box<(Request<RecvStream>, SendResponse<Bytes>)>),
-    /// The client has to go.
-    Flood(&'static str),
+    /// Requests, which wait in the driver.
+    Arrivals,
+    /// The client has to go, and is told so.
+    Broken(&'static str),
     /// The client will leave.
     Leaving,
-    /// The client broke the protocol, and was told so.
-    Broken,
-    End,
+    /// Nothing more is to be done.
+    Done,
+    /// The client is gone, or will not take anything.
+    Gone,
 }
 
 impl<'a> Driver<'a> {
-    fn new(mut connection: Connection<Guarded, Bytes>, guard: Guard, options: &'a ServerOptions) -> Self {
+    fn new(link: Link, options: &'a ServerOptions) -> Self {
         let now = Instant::now();
-        let keepalive = options.keepalive_interval.and_then(|interval| {
-            let round_trip = options.round_trip.clone();
-            connection.ping_pong().map(|pings| Keepalive::new(pings, interval, options.keepalive_timeout, round_trip))
-        });
+        let keepalive = options
+            .keepalive_interval
+            .map(|interval| Keepalive::new(interval, options.keepalive_timeout, options.round_trip.clone()));
         let windows =
             Windows::new(options.initial_stream_window, options.initial_connection_window, options.most_stream_window);
         Self {
-            connection,
-            guard,
+            link,
             options,
             shared: Rc::default(),
+            arrivals: VecDeque::new(),
             keepalive,
             windows,
             opened: now,
@@ -154,31 +135,20 @@ impl<'a> Driver<'a> {
     async fn run<H: Handler, F: Future<Output = ()>>(mut self, handler: &Rc<H>, drain: &mut Drain<'_, F>) {
         loop {
             match poll_fn(|cx| self.poll_event(cx, drain)).await {
-                Event::Request(stream) => self.begin(stream, handler),
+                Event::Arrivals => {
+                    while let Some(arrival) = self.arrivals.pop_front() {
+                        self.begin(arrival, handler);
+                    }
+                }
                 Event::Leaving => handler.leaving(),
-                Event::Broken => return handler.cut_off("the client broke HTTP/2"),
-                Event::Flood(detail) => {
+                Event::Broken(detail) => {
                     tracing::debug!(detail, "an HTTP/2 connection is cut off");
                     handler.cut_off(detail);
-                    return self.cut_off().await;
+                    return self.link.close(self.options.linger).await;
                 }
-                Event::End => {
-                    // One without streams ends at once.
-                    if self.guard.take_goaway() {
-                        handler.leaving();
-                    }
-                    return;
-                }
+                Event::Done => return self.link.close(self.options.linger).await,
+                Event::Gone => return,
             }
-        }
-    }
-
-    /// A last GOAWAY, for as long as the client takes to read it; open streams fail.
-    async fn cut_off(mut self) {
-        self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
-        let closed = poll_fn(|cx| self.connection.poll_closed(cx));
-        if !matches!(tokio::time::timeout(FAREWELL, closed).await, Ok(Ok(()))) {
-            tracing::debug!("a client that was cut off did not take its GOAWAY");
         }
     }
 
@@ -186,33 +156,61 @@ impl<'a> Driver<'a> {
         if self.ending.is_none() && (self.shared.goaway.get() || drain.poll(cx)) {
             self.end();
         }
-        if let Some(keepalive) = &mut self.keepalive {
-            if keepalive.poll_dead(cx).is_ready() {
-                tracing::debug!("an HTTP/2 client did not answer a keepalive PING");
-                return Poll::Ready(Event::End);
+        if self.poll_keepalive(cx).is_ready() {
+            return Poll::Ready(Event::Gone);
+        }
+        let read = match self.link.poll_read(cx) {
+            Ok(turn) => turn,
+            Err(error) => return gone(&error),
+        };
+        if let Some(event) = self.look() {
+            return Poll::Ready(event);
+        }
+        if read == Turn::Ended {
+            return Poll::Ready(Event::Gone);
+        }
+        let write = match self.link.poll_write(cx) {
+            Ok(turn) => turn,
+            Err(error) => return gone(&error),
+        };
+        if write == Turn::Resting {
+            let mut core = self.link.shared.lock();
+            if core.is_done() {
+                core.say_last();
+                return Poll::Ready(Event::Done);
             }
-            if let Some((stream, connection)) = keepalive.take_measured().and_then(|time| self.windows.follow(time)) {
-                self.connection.set_target_window_size(connection);
-                // Settings under way already are followed by the next measurement.
-                if let Err(error) = self.connection.set_initial_window_size(stream) {
-                    tracing::debug!(%error, "a window cannot grow now");
-                }
+            if !core.rest(cx.waker()) {
+                cx.waker().wake_by_ref();
             }
         }
-        match self.connection.poll_accept(cx) {
-            Poll::Ready(Some(Ok(stream))) => return Poll::Ready(Event::Request(Box::new(stream))),
-            Poll::Ready(Some(Err(error))) => {
-                tracing::debug!(%error, "an HTTP/2 connection broke");
-                let ours = error.is_library();
-                return Poll::Ready(if ours { Event::Broken } else { Event::End });
-            }
-            Poll::Ready(None) => return Poll::Ready(Event::End),
-            Poll::Pending if self.guard.take_goaway() => return Poll::Ready(Event::Leaving),
-            Poll::Pending => {}
+        if read == Turn::Busy || read == Turn::Swamped && write == Turn::Resting {
+            cx.waker().wake_by_ref();
         }
-        match self.guard.verdict() {
-            Some(flood) => Poll::Ready(Event::Flood(flood)),
-            None => self.poll_deadlines(cx),
+        self.poll_deadlines(cx)
+    }
+
+    fn poll_keepalive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(keepalive) = &mut self.keepalive else { return Poll::Pending };
+        if keepalive.poll_dead(&self.link.shared, cx).is_ready() {
+            tracing::debug!("an HTTP/2 client did not answer a keepalive PING");
+            return Poll::Ready(());
+        }
+        if let Some((stream, connection)) = keepalive.take_measured().and_then(|time| self.windows.follow(time)) {
+            self.link.shared.lock().grow(stream, connection);
+        }
+        Poll::Pending
+    }
+
+    /// What has come of the bytes that were read.
+    fn look(&mut self) -> Option<Event> {
+        let mut core = self.link.shared.lock();
+        core.take_arrivals(&mut self.arrivals);
+        if !self.arrivals.is_empty() {
+            return Some(Event::Arrivals);
+        }
+        match core.broken() {
+            Some(broken) => Some(Event::Broken(broken.detail)),
+            None => core.take_leaving().then_some(Event::Leaving),
         }
     }
 
@@ -220,7 +218,7 @@ impl<'a> Driver<'a> {
     fn end(&mut self) {
         if self.ending.is_none() {
             self.ending = Some(Instant::now());
-            self.connection.graceful_shutdown();
+            self.link.shared.lock().end();
         }
     }
 
@@ -237,16 +235,18 @@ impl<'a> Driver<'a> {
                 None => self.options.max_duration.and_then(|limit| self.opened.checked_add(limit)),
                 Some(_) => None,
             };
-            let block = self.guard.open_block().and_then(|since| since.checked_add(self.options.head_timeout));
+            let block = self.link.open_block().and_then(|since| since.checked_add(self.options.head_timeout));
             let Some(deadline) = idle.into_iter().chain(age).chain(block).min() else { return Poll::Pending };
             if self.deadline.poll(cx, deadline).is_pending() {
                 return Poll::Pending;
             }
             if block == Some(deadline) {
-                return Poll::Ready(Event::Flood("a header block took too long"));
+                let broken = Broken { code: code::ENHANCE_YOUR_CALM, detail: "a header block took too long" };
+                self.link.shared.lock().break_off(broken);
+                return Poll::Ready(Event::Broken(broken.detail));
             }
             if self.ending.is_some() {
-                return Poll::Ready(Event::End);
+                return Poll::Ready(Event::Gone);
             }
             self.end();
             // The GOAWAY goes out with the next poll.
@@ -254,47 +254,39 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn begin<H: Handler>(&mut self, stream: Box<(Request<RecvStream>, SendResponse<Bytes>)>, handler: &Rc<H>) {
-        let (request, mut respond) = *stream;
+    fn begin<H: Handler>(&mut self, arrival: Arrival, handler: &Rc<H>) {
         self.served = self.served.saturating_add(1);
         if self.options.max_requests.is_some_and(|limit| self.served >= limit) {
             self.shared.goaway.set(true);
         }
-        if self.shared.heads.get() > self.most_heads {
-            return self.refuse_stream(handler, &mut respond);
-        }
-        let mut head = take_request();
-        match convert::read_request(&request, self.options, &mut head) {
-            Ok(()) => {
-                let active = Active::new(&self.shared, &head);
-                let plain = head.method == Method::Connect && head.upgrade.is_none();
-                if plain && self.options.connections && head.fields.contains(CONNECTION_FIELD) {
-                    give_request(head);
-                    return connect(request.into_body(), respond, handler, active);
-                }
-                let receive = Receive::new(request.into_body(), Blame::Downstream);
-                // Boxed: the runtime moves what it is given, and writes as much again when it has ended.
-                tokio::task::spawn_local(Box::pin(run(Rc::clone(handler), head, receive, respond, active)));
-            }
-            Err(Refusal::Malformed(detail)) => {
-                tracing::debug!(detail, "request refused");
-                handler.refused(400, detail);
-                respond.send_reset(Reason::PROTOCOL_ERROR);
-            }
-            Err(Refusal::Answer(status, detail)) => {
+        let (key, head, kind) = match arrival {
+            Arrival::Request { key, head, kind } => (key, head, kind),
+            Arrival::Refused { status, detail } => {
                 tracing::debug!(status, detail, "request refused");
-                handler.refused(status, detail);
-                refuse(&mut respond, status);
+                return handler.refused(status, detail);
             }
+        };
+        let lease = Lease::new(Arc::clone(&self.link.shared), key);
+        if self.shared.heads.get() > self.most_heads {
+            give_request(head);
+            return self.refuse_stream(handler, &lease);
         }
+        let active = Active::new(&self.shared, &head);
+        let plain = head.method == Method::Connect && head.upgrade.is_none();
+        if plain && self.options.connections && head.fields.contains(CONNECTION_FIELD) {
+            give_request(head);
+            return connect(lease, handler, active);
+        }
+        // Boxed: the runtime moves what it is given, and writes as much again when it has ended.
+        tokio::task::spawn_local(Box::pin(run(Rc::clone(handler), head, kind, lease, active)));
     }
 
     /// A stream too many beside the large heads of others: nothing was done with it, and the client may try again.
-    fn refuse_stream<H: Handler>(&mut self, handler: &Rc<H>, respond: &mut SendResponse<Bytes>) {
+    fn refuse_stream<H: Handler>(&mut self, handler: &Rc<H>, lease: &Lease) {
         const DETAIL: &str = "the heads of a connection's open streams are too large";
         tracing::debug!(detail = DETAIL, "request refused");
         handler.refused(431, DETAIL);
-        respond.send_reset(Reason::REFUSED_STREAM);
+        lease.reset(code::REFUSED_STREAM);
         self.refused += 1;
         if self.refused >= MAX_LOCAL_RESETS {
             self.end();
@@ -302,51 +294,41 @@ impl<'a> Driver<'a> {
     }
 }
 
-/// Takes a CONNECT as a connection of its own.
-fn connect<H: Handler>(receive: RecvStream, mut respond: SendResponse<Bytes>, handler: &Rc<H>, active: Active) {
-    match respond.send_response(Response::new(()), false) {
-        Ok(send) => {
-            let (handler, io) = (Rc::clone(handler), Io::stream(Pipe::new(receive, send, None)));
-            tokio::task::spawn_local(async move {
-                handler.connection(io).await;
-                drop(active);
-            });
-        }
-        Err(error) => tracing::debug!(%error, "a connection over a stream was gone before it was taken"),
-    }
+fn gone(error: &std::io::Error) -> Poll<Event> {
+    tracing::debug!(%error, "an HTTP/2 connection broke");
+    Poll::Ready(Event::Gone)
 }
 
-fn refuse(respond: &mut SendResponse<Bytes>, status: u16) {
-    let mut response = Response::new(());
-    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
-    if let Err(error) = respond.send_response(response, true) {
-        tracing::debug!(%error, "a refusal could not be sent");
+/// Takes a CONNECT as a connection of its own.
+fn connect<H: Handler>(lease: Lease, handler: &Rc<H>, active: Active) {
+    let head = (&Fields::new(), BodyKind::Tunnel, false);
+    if let Err(failure) = lease.stream().with(|core, key| core.respond(key, 200, head, false)) {
+        return tracing::debug!(?failure, "a connection over a stream was gone before it was taken");
     }
+    let (handler, io) = (Rc::clone(handler), Io::stream(Pipe::new(lease, None)));
+    tokio::task::spawn_local(async move {
+        handler.connection(io).await;
+        drop(active);
+    });
 }
 
 /// One stream.
-async fn run<H: Handler>(
-    handler: Rc<H>,
-    mut head: Box<RequestHead>,
-    mut receive: Receive,
-    respond: SendResponse<Bytes>,
-    active: Active,
-) {
+async fn run<H: Handler>(handler: Rc<H>, mut head: Box<RequestHead>, kind: BodyKind, lease: Lease, active: Active) {
+    let stream = lease.stream();
     let connect = head.method == Method::Connect;
-    let kind = if connect { BodyKind::Empty } else { convert::body_kind(&head.fields, receive.is_ended()) };
-    let respond = Respond::new(respond);
+    let mut receive = Receive::new(stream.clone(), Blame::Downstream, kind == BodyKind::Empty && !connect);
     let mut reply = Reply {
-        stage: respond.clone(),
+        stream: stream.clone(),
         asked_head: head.method == Method::Head,
         connect,
-        body: Transmit::new(Out::Response(respond.clone()), Blame::Downstream),
+        body: Transmit::new(Blame::Downstream),
         sent: false,
         shared: Rc::clone(&active.shared),
     };
     handler
         .handle(Exchange {
             request: &mut head,
-            body: RequestBody::http2(&mut receive, &respond, kind),
+            body: RequestBody::http2(&mut receive, kind),
             response: ResponseSink::http2(&mut reply),
         })
         .await;
@@ -354,16 +336,18 @@ async fn run<H: Handler>(
         tracing::debug!("a stream was left without the end of its response");
         reply.reset();
     }
-    // RFC 9113, 8.1: a request that goes on after its response is reset with NO_ERROR. The library does so for a stream
-    // that nobody holds any more, once what waits to be sent is out; a reset of ours would throw that away.
     give_request(head);
+    // Whoever sees the stream end may count those that are active.
+    drop(active);
+    drop(lease);
 }
 
 /// The response's half of an exchange.
 #[derive(Debug)]
 pub(crate) struct Reply {
-    stage: Respond,
+    stream: StreamRef,
     asked_head: bool,
+    /// CONNECT, extended or not: the response may open a tunnel.
     connect: bool,
     body: Transmit,
     /// The final head is out, or the stream was reset.
@@ -376,18 +360,22 @@ impl Reply {
         if body == BodyKind::Tunnel && !self.connect {
             return Err(StreamError::misuse("a tunnel that nobody asked for"));
         }
-        let response = convert::write_response(head, body, self.asked_head)?;
-        let failed = |error: h2::Error| stream_error(Blame::Downstream, &error);
-        let mut stage = self.stage.0.borrow_mut();
-        let Stage::Waiting(respond) = &mut *stage else { return Err(StreamError::misuse("a second head")) };
-        if head.is_informational() {
-            return respond.send_informational(response).map_err(failed);
+        let status = write_heads::check_status(head, body)?;
+        if self.sent {
+            return Err(StreamError::misuse("a second head"));
         }
+        let interim = head.is_informational();
         let bodyless = self.asked_head || matches!(head.status, 204 | 304);
-        let end = bodyless || body.is_empty();
-        *stage = Stage::Sent(respond.send_response(response, end).map_err(failed)?);
-        self.sent = true;
-        self.body.begin(body, end, bodyless);
+        let end = !interim && (bodyless || body.is_empty());
+        let fields = (&head.fields, body, self.asked_head);
+        let run = |core: &mut Core| core.respond(self.stream.key, status, fields, end);
+        // What is not the end waits for what comes behind it.
+        let sent = if end || interim { self.stream.shared.with(run) } else { self.stream.shared.with_quietly(run) };
+        sent.map_err(|failure| stream_error(Blame::Downstream, failure))?;
+        if !interim {
+            self.sent = true;
+            self.body.begin(self.stream.clone(), body, end, bodyless);
+        }
         Ok(())
     }
 
@@ -402,8 +390,8 @@ impl Reply {
     pub(crate) fn reset(&mut self) {
         if !self.is_ended() {
             self.sent = true;
-            self.body.begin(BodyKind::Empty, true, true);
-            self.stage.reset(Reason::INTERNAL_ERROR);
+            self.body.end();
+            self.stream.with(|core, key| core.reset(key, code::INTERNAL_ERROR));
         }
     }
 
