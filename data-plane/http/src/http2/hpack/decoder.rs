@@ -58,6 +58,11 @@ impl Decoder {
         self.table.size()
     }
 
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.table.held()
+    }
+
     /// Decodes one whole header block: calls `emit` with name and value of each field in order. Names and values are
     /// whatever the peer wrote: nothing of RFC 9113 or RFC 9110 is checked here.
     ///

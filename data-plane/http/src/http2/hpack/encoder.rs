@@ -51,6 +51,7 @@ impl Encoder {
 
     /// At the start of each block.
     pub(in crate::http2) fn begin(&mut self, out: &mut Vec<u8>) {
+        self.recall.begin();
         let Some((smallest, last)) = self.resize.take() else { return };
         if smallest < last {
             integer::write(smallest, 0x1f, 0x20, out);
@@ -62,27 +63,37 @@ impl Encoder {
     }
 
     /// Appends a field, in the shortest form that is worth the work. `name` is in lower case.
-    #[inline]
     pub(in crate::http2) fn field(&mut self, name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+        // Nothing that is a secret or in the static table is ever in ours.
+        let expected = self.recall.expected();
+        if self.table.is(expected, name, value) {
+            return self.refer(expected, out);
+        }
         let known = static_table::name(name);
         if let Some(number) = known.and_then(|first| static_table::field(first, value)) {
-            return write_number(INDEXED, number, out);
+            return integer::write(number, INDEXED.1, INDEXED.0, out);
         }
         if is_secret(known, value) {
             return literal(NEVER_INDEXED, known, name, value, out);
         }
         let hashes = Hashes::of(name, value);
         let table = &self.table;
-        if let Some(age) = self.recall.field(hashes, |age| table.get(age) == Some((name, value))) {
-            return write_number(INDEXED, number(age), out);
+        match self.recall.field(hashes, |age| table.is(age, name, value)) {
+            Some(age) => self.refer(age, out),
+            None => self.absent(known, name, value, hashes, out),
         }
-        self.absent(known, name, value, hashes, out);
+    }
+
+    #[inline]
+    fn refer(&mut self, age: usize, out: &mut Vec<u8>) {
+        self.recall.uses(age);
+        integer::write(number(age), INDEXED.1, INDEXED.0, out);
     }
 
     /// A field that no table has.
     fn absent(&mut self, known: Option<usize>, name: &[u8], value: &[u8], hashes: Hashes, out: &mut Vec<u8>) {
         let table = &self.table;
-        let named = self.recall.name(hashes, |age| table.get(age).is_some_and(|entry| entry.0 == name));
+        let named = self.recall.name(hashes, |age| table.is_named(age, name));
         let known = known.or(named.map(number));
         if named.is_some_and(|age| !self.recall.is_worth(age, hashes)) || !self.table.has_room(name, value) {
             return literal(LITERAL, known, name, value, out);
@@ -107,13 +118,9 @@ fn is_secret(known: Option<usize>, value: &[u8]) -> bool {
     }
 }
 
-fn write_number((kind, mask): (u8, u8), number: usize, out: &mut Vec<u8>) {
-    integer::write(number, mask, kind, out);
-}
-
 /// A field whose value is spelled, and its name too if no entry has it.
 fn literal(form: (u8, u8), named_as: Option<usize>, name: &[u8], value: &[u8], out: &mut Vec<u8>) {
-    write_number(form, named_as.unwrap_or(0), out);
+    integer::write(named_as.unwrap_or(0), form.1, form.0, out);
     if named_as.is_none() {
         text(name, true, out);
     }

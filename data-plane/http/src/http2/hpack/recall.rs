@@ -11,6 +11,11 @@ pub(super) struct Recall {
     /// Of all entries, the oldest first.
     links: VecDeque<Link>,
     inserted: u16,
+    /// The entry that this block used last.
+    last: Option<u16>,
+    /// The entry that blocks begin with.
+    first: u16,
+    expected: u16,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +30,8 @@ struct Link {
     name: u32,
     /// The next older entries at the same places. One that is gone ends a search, for all behind it are gone too.
     older: Places,
+    /// The entry that was used behind this one.
+    next: u16,
     /// It was of use since it was inserted.
     used: bool,
     /// The last field of that name that was not in the table.
@@ -46,24 +53,29 @@ impl Hashes {
     #[inline]
     pub(super) fn of(name: &[u8], value: &[u8]) -> Self {
         let name = digest(name);
-        let field = name.wrapping_add(digest(value)).wrapping_mul(SPREAD);
-        Self { field: (field >> 32) as u32, name: (name >> 32) as u32 }
+        Self { field: mix(name, digest(value)) as u32, name: name as u32 }
     }
 }
 
-const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// Of a string's length, its first and its last bytes.
-#[inline]
+/// Of all bytes: names and values often differ in a few of them only.
 fn digest(text: &[u8]) -> u64 {
-    let (first, last) = match (text.first_chunk(), text.last_chunk()) {
-        (Some(&first), Some(&last)) => (u64::from_le_bytes(first), u64::from_le_bytes(last)),
-        _ => match (text.first_chunk(), text.last_chunk()) {
-            (Some(&first), Some(&last)) => (u64::from(u32::from_le_bytes(first)), u64::from(u32::from_le_bytes(last))),
-            _ => text.iter().fold((0, 0), |(first, last), &byte| (first << 8 | u64::from(byte), last)),
-        },
-    };
-    (first ^ last.rotate_left(31) ^ text.len() as u64).wrapping_mul(SPREAD)
+    let mut digest = text.len() as u64;
+    let (words, rest) = text.as_chunks();
+    for &word in words {
+        digest = mix(digest, u64::from_le_bytes(word));
+    }
+    // The last ones are looked at in one piece, with some that were seen, if there are so many.
+    match (text.last_chunk(), rest) {
+        (_, []) => digest,
+        (Some(&last), _) => mix(digest, u64::from_le_bytes(last)),
+        (None, rest) => mix(digest, rest.iter().fold(0, |word, &byte| word << 8 | u64::from(byte))),
+    }
+}
+
+/// Each bit of either matters to the lower bits of what comes out.
+fn mix(digest: u64, word: u64) -> u64 {
+    let product = u128::from(digest ^ word ^ 0x9e37_79b9_7f4a_7c15) * 0xd6e8_feb8_6659_fd93;
+    product as u64 ^ (product >> 64) as u64
 }
 
 fn place(hash: u32) -> usize {
@@ -71,13 +83,51 @@ fn place(hash: u32) -> usize {
 }
 
 impl Recall {
-    /// The newest entry of that hash that `is_it` accepts by its age, among the `count` that there are.
+    /// A block begins.
+    pub(super) fn begin(&mut self) {
+        self.last = None;
+        self.expected = self.first;
+    }
+
+    /// The age of the entry that is likely to be used next: the one that was the time before, for heads repeat themselves.
     #[inline]
-    pub(super) fn field(&mut self, hashes: Hashes, is_it: impl Fn(usize) -> bool) -> Option<usize> {
+    pub(super) fn expected(&self) -> usize {
+        self.age(self.expected)
+    }
+
+    /// The newest entry of that hash that `is_it` accepts by its age.
+    pub(super) fn field(&self, hashes: Hashes, is_it: impl Fn(usize) -> bool) -> Option<usize> {
         let newest = self.newest.as_ref()?[place(hashes.field)].field;
-        let age = self.walk(newest, |link| (link.field == hashes.field, link.older.field), is_it)?;
-        self.link(age)?.used = true;
-        Some(age)
+        self.walk(newest, |link| (link.field == hashes.field, link.older.field), is_it)
+    }
+
+    /// A block refers to entry `age`.
+    #[inline]
+    pub(super) fn uses(&mut self, age: usize) {
+        self.follow(age);
+        if let Some(link) = self.link(age) {
+            link.used = true;
+            self.expected = link.next;
+        }
+    }
+
+    /// Entry `age` is the last of this block so far.
+    #[inline]
+    fn follow(&mut self, age: usize) {
+        let number = self.inserted.wrapping_sub(1).wrapping_sub(age as u16);
+        if number != self.expected {
+            match self.last.map(|last| self.age(last)) {
+                None => self.first = number,
+                Some(last) => _ = self.link(last).map(|link| link.next = number),
+            }
+        }
+        self.last = Some(number);
+    }
+
+    /// How many entries were inserted since that one.
+    #[inline]
+    fn age(&self, number: u16) -> usize {
+        usize::from(self.inserted.wrapping_sub(number).wrapping_sub(1))
     }
 
     /// The newest entry of that name.
@@ -86,7 +136,6 @@ impl Recall {
         self.walk(newest, |link| (link.name == hashes.name, link.older.name), is_it)
     }
 
-    #[inline]
     fn walk(
         &self,
         mut number: u16,
@@ -94,7 +143,7 @@ impl Recall {
         is_it: impl Fn(usize) -> bool,
     ) -> Option<usize> {
         for _ in 0..STEPS {
-            let age = usize::from(self.inserted.wrapping_sub(number).wrapping_sub(1));
+            let age = self.age(number);
             let link = self.links.get(self.links.len().checked_sub(age + 1)?)?;
             let (same, older) = look(link);
             if same && is_it(age) {
@@ -129,9 +178,10 @@ impl Recall {
             name: std::mem::replace(&mut newest[place(hashes.name)].name, number),
         };
         let Hashes { field, name } = hashes;
-        self.links.push_back(Link { field, name, older, used: false, missed: field });
+        self.links.push_back(Link { field, name, older, next: number, used: false, missed: field });
         self.inserted = number.wrapping_add(1);
         self.keep(count);
+        self.follow(0);
     }
 
     /// Only the newest `count` entries are left.

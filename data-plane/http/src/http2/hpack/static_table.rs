@@ -1,5 +1,7 @@
 //! The table that every connection has (RFC 7541, appendix A).
 
+use super::table::same;
+
 /// Name and value of an entry; the first is number 1.
 pub(super) static ENTRIES: [(&[u8], &[u8]); 61] = [
     (b":authority", b""),
@@ -74,7 +76,7 @@ pub(super) fn name(name: &[u8]) -> Option<usize> {
         if number == 0 {
             return None;
         }
-        if ENTRIES[number - 1].0 == name {
+        if same(ENTRIES[number - 1].0, name) {
             return Some(number);
         }
         slot = (slot + 1) % SLOTS.len();

@@ -51,6 +51,12 @@ impl Table {
         self.size
     }
 
+    /// Memory, in bytes.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.bytes.capacity() + self.entries.capacity() * size_of::<Entry>()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
@@ -60,6 +66,17 @@ impl Table {
     pub(super) fn get(&self, age: usize) -> Option<(&[u8], &[u8])> {
         let (name, value) = self.place(age)?;
         Some((self.bytes.get(name)?, self.bytes.get(value)?))
+    }
+
+    /// Whether an entry is this field.
+    #[inline]
+    pub(super) fn is(&self, age: usize, name: &[u8], value: &[u8]) -> bool {
+        self.get(age).is_some_and(|entry| same(entry.0, name) && same(entry.1, value))
+    }
+
+    /// Whether an entry has this name.
+    pub(super) fn is_named(&self, age: usize, name: &[u8]) -> bool {
+        self.get(age).is_some_and(|entry| same(entry.0, name))
     }
 
     #[inline]
@@ -132,5 +149,16 @@ impl Table {
             let Some(entry) = self.entries.pop_front() else { break };
             self.size -= entry.size();
         }
+    }
+}
+
+/// As `==`, without a call for the short strings that most names and many values are.
+#[inline]
+pub(super) fn same(one: &[u8], other: &[u8]) -> bool {
+    match (one.first_chunk::<8>(), one.last_chunk::<8>()) {
+        (Some(first), Some(last)) if one.len() <= 16 && one.len() == other.len() => {
+            other.first_chunk() == Some(first) && other.last_chunk() == Some(last)
+        }
+        _ => one == other,
     }
 }

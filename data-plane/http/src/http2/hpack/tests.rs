@@ -34,5 +34,7 @@ fn fields(text: &str) -> Vec<Field> {
         .collect()
 }
 
+mod malformed;
+mod policy;
 mod properties;
 mod vectors;
