@@ -277,11 +277,7 @@ impl Fields {
         out.extend_from_slice(&self.bytes[run]);
     }
 
-    /// One copy of all bytes, and where each name and value stands in it.
-    pub(crate) fn spans(&self) -> impl Iterator<Item = (std::ops::Range<usize>, std::ops::Range<usize>)> {
-        self.list.iter().map(|field| (field.name(), field.value()))
-    }
-
+    /// What the fields take in memory.
     pub(crate) fn raw(&self) -> &[u8] {
         &self.bytes
     }

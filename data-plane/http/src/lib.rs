@@ -60,14 +60,14 @@ impl std::ops::Deref for Chunk<'_> {
 
 impl<'a> Chunk<'a> {
     /// Takes the first `count` bytes off, or all there are.
-    pub(crate) fn split_to(&mut self, count: usize) -> Chunk<'a> {
+    pub(crate) fn split_to(&mut self, count: usize) -> Self {
         match self {
             Self::Borrowed(bytes) => {
                 let (first, rest) = bytes.split_at(count.min(bytes.len()));
                 *bytes = rest;
-                Chunk::Borrowed(first)
+                Self::Borrowed(first)
             }
-            Self::Owned(bytes) => Chunk::Owned(bytes.split_to(count.min(bytes.len()))),
+            Self::Owned(bytes) => Self::Owned(bytes.split_to(count.min(bytes.len()))),
         }
     }
 

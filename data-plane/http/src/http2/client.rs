@@ -111,6 +111,12 @@ impl Driver {
             tracing::debug!(%error, "an HTTP/2 connection broke");
             StreamError::closed(Blame::Upstream)
         };
+        let read = self.link.poll_read(cx).map_err(closed)?;
+        if read == Turn::Ended {
+            // The socket is closed without a word: nobody is there to read one.
+            return Poll::Ready(Ok(Ok(())));
+        }
+        // Behind the read: it may have brought the answer.
         if let Some(keepalive) = &mut self.keepalive {
             if keepalive.poll_dead(&self.link.shared, cx).is_ready() {
                 return Poll::Ready(Err(StreamError::new(Blame::Upstream, StreamErrorKind::Timeout)));
@@ -118,11 +124,6 @@ impl Driver {
             if let Some((stream, connection)) = keepalive.take_measured().and_then(|time| self.windows.follow(time)) {
                 self.link.shared.lock().grow(stream, connection);
             }
-        }
-        let read = self.link.poll_read(cx).map_err(closed)?;
-        if read == Turn::Ended {
-            // The socket is closed without a word: nobody is there to read one.
-            return Poll::Ready(Ok(Ok(())));
         }
         let write = self.link.poll_write(cx).map_err(closed)?;
         let mut core = self.link.shared.lock();

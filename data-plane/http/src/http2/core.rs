@@ -272,11 +272,6 @@ impl Core {
         core
     }
 
-    /// Streams that are open.
-    pub(super) fn listed(&self) -> usize {
-        self.streams.listed()
-    }
-
     /// Why the connection ends by our doing.
     pub(super) fn broken(&self) -> Option<Broken> {
         match self.phase {

@@ -192,7 +192,8 @@ impl<'a> RequestReader<'a> {
         if !seen.method || self.head.upgrade.is_some() && self.head.method != Method::Connect {
             return Err(Malformed("pseudo-headers that are no request's"));
         }
-        if plain_connect && (seen.scheme || seen.path) || !plain_connect && !(seen.scheme && seen.path) {
+        let target = if plain_connect { !seen.scheme && !seen.path } else { seen.scheme && seen.path };
+        if !target {
             return Err(Malformed("pseudo-headers that are no request's"));
         }
         if ended && self.length.is_some_and(|length| length > 0) {

@@ -156,9 +156,6 @@ impl<'a> Driver<'a> {
         if self.ending.is_none() && (self.shared.goaway.get() || drain.poll(cx)) {
             self.end();
         }
-        if self.poll_keepalive(cx).is_ready() {
-            return Poll::Ready(Event::Gone);
-        }
         let read = match self.link.poll_read(cx) {
             Ok(turn) => turn,
             Err(error) => return gone(&error),
@@ -166,7 +163,8 @@ impl<'a> Driver<'a> {
         if let Some(event) = self.look() {
             return Poll::Ready(event);
         }
-        if read == Turn::Ended {
+        // Behind the read: it may have brought the answer.
+        if read == Turn::Ended || self.poll_keepalive(cx).is_ready() {
             return Poll::Ready(Event::Gone);
         }
         let write = match self.link.poll_write(cx) {
