@@ -29,7 +29,7 @@ fn fields(text: &str) -> Vec<Field> {
             let line = line.trim();
             // A pseudo-header field begins with a colon.
             let (name, value) = line.split_at(line[1..].find(": ").unwrap() + 1);
-            (name.as_bytes().to_vec(), value[2..].as_bytes().to_vec())
+            (name.as_bytes().to_vec(), value.as_bytes()[2..].to_vec())
         })
         .collect()
 }
