@@ -1,4 +1,29 @@
-//! HTTP/2, behind the same interface as HTTP/1.
+//! HTTP/2 (RFC 9113), behind the same interface as HTTP/1: a codec and a connection of our own, the same for both roles.
+//!
+//! How a request goes through, and its answer back:
+//!
+//! ```text
+//! socket -> link -> core ------> driver (server.rs) -> a task per stream -> handler
+//!           |        | frames                           | receive.rs, transmit.rs, pipe.rs
+//!           |        | heads by hpack, read_heads       v
+//! socket <- link <- core <----------------------- write_heads, data, end
+//! ```
+//!
+//! - **One lock**: the [`core`] of a connection is all of its state, and stands in the one mutex ([`handle`]). It is held
+//!   for as long as it takes to read a buffer of frames or to write one frame; nothing under it waits, calls out or wakes.
+//!   Server connections never contend for it; those of a client may be used from any thread.
+//! - **Who wakes whom**: the [`link`] wakes the tasks for which something came or became free, after it has let go of the
+//!   lock. A task that has put something in wakes the driver, once: it takes the driver's waker away, and the driver gives
+//!   one again when it finds nothing to do. Since tasks run between two turns of the driver, what they put in meanwhile
+//!   goes out by one write.
+//! - **Who owns a stream**: its record stands in a slab within the core. It is *listed* until the protocol is done with it
+//!   (both directions have ended, or either side has reset it) and *held* as long as its [`handle::Lease`] lives: a
+//!   server's task, a client's exchange, or a [`pipe`]. When it is neither, the record is used for another stream. A lease
+//!   that is dropped too early resets the stream.
+//! - **What may pile up**: bodies within the windows that we gave, and [`SEND_BUFFER`] a stream within those that the peer
+//!   gave; heads within the limits of their size and number; answers to control frames ([`link::Turn::Swamped`]); resets
+//!   either way. A frame is judged where it is read ([`core`]'s `receive`, `floods`).
+//! - **At rest** a connection holds no buffers: those of the link come from the thread's free lists, and go back.
 
 pub(crate) mod client;
 mod core;

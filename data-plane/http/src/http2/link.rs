@@ -114,7 +114,7 @@ impl Link {
                 self.input = take_input();
             }
         }
-        if self.input.capacity() - self.input.len() < ROOM {
+        if self.input.capacity() - self.input.len() < if self.busy { SMALL } else { ROOM } {
             self.input.reserve(if self.busy { LARGE } else { SMALL });
         }
         let room = self.input.capacity() - self.input.len();

@@ -28,7 +28,7 @@ impl Core {
             return Err(Broken::protocol("HEADERS on a stream that is not the sender's to open"));
         }
         decode(&mut self.decoder, block, |_, _| {})?;
-        if !self.config.server || self.recent.contains(&id) {
+        if !self.config.server || self.is_ignored(id) {
             return Ok(());
         }
         // Whoever leaves out no id has opened this one, and it has ended.
@@ -52,7 +52,6 @@ impl Core {
             read => {
                 give_request(head);
                 if ignored {
-                    self.forget(id);
                     return Ok(());
                 }
                 return match read {

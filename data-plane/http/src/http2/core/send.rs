@@ -2,9 +2,6 @@
 
 use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
-use tokio::io::ReadBuf;
-
 use super::streams::End;
 use super::{Core, Failure, Key, Phase};
 use crate::http2::SEND_BUFFER;
@@ -12,7 +9,7 @@ use crate::http2::core::receive::join;
 use crate::http2::frame::{END_HEADERS, END_STREAM, MAX_STREAM};
 use crate::http2::outbox::Outbox;
 use crate::http2::write_heads;
-use crate::{BodyKind, Chunk, Fields, Method, RequestHead, ResponseHead};
+use crate::{BodyKind, Chunk, Fields, Method, RequestHead};
 
 /// Bytes that one write may have.
 const OUT: usize = 128 * 1024;
@@ -21,13 +18,6 @@ const QUEUED: usize = 1024 * 1024;
 const LITTLE: usize = 16 * 1024;
 /// The largest frame while several streams take turns.
 const TURN: usize = 16 * 1024;
-
-/// What comes of a stream.
-#[derive(Debug)]
-pub(in crate::http2) enum Piece {
-    Data(Bytes),
-    End(Option<Box<Fields>>),
-}
 
 /// Why no stream can be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +44,14 @@ impl Core {
         if self.peer.settled || !self.is_open() {
             return Poll::Ready(self.peer.extended_connect);
         }
-        self.openers.push(cx.waker().clone());
+        self.await_opening(cx);
         Poll::Pending
+    }
+
+    fn await_opening(&mut self, cx: &Context<'_>) {
+        if !self.openers.iter().any(|waker| waker.will_wake(cx.waker())) {
+            self.openers.push(cx.waker().clone());
+        }
     }
 
     /// Opens a stream by a request that HTTP/2 can carry; `ends`: nothing follows.
@@ -70,7 +66,7 @@ impl Core {
             return Err(Unopened::Closed);
         }
         if self.streams.listed() >= self.peer.max_streams {
-            self.openers.push(cx.waker().clone());
+            self.await_opening(cx);
             return Err(Unopened::Full);
         }
         let id = self.next;
@@ -323,103 +319,9 @@ impl Core {
             self.send_end(key, trailers.as_deref());
         }
     }
-
-    /// The next head of a response, and whether nothing comes behind it.
-    pub(in crate::http2) fn poll_head(
-        &mut self,
-        key: Key,
-        cx: &Context<'_>,
-    ) -> Poll<Result<(Box<ResponseHead>, bool), Failure>> {
-        let Some(stream) = self.streams.get(key) else { return Poll::Ready(Err(Failure::Closed)) };
-        let receive = &mut stream.receive;
-        if let Some(head) = receive.heads.pop_front() {
-            let empty = receive.ended && receive.pieces.is_empty() && receive.trailers.is_none();
-            return Poll::Ready(Ok((head, empty && receive.heads.is_empty())));
-        }
-        if let Some(failure) = stream.failed {
-            return Poll::Ready(Err(failure));
-        }
-        register(&mut receive.reader, cx);
-        Poll::Pending
-    }
-
-    /// The next piece of what the peer sends. The window of the last one is given back by this call.
-    pub(in crate::http2) fn poll_piece(&mut self, key: Key, cx: &Context<'_>) -> Poll<Result<Piece, Failure>> {
-        let Some(stream) = self.streams.get(key) else { return Poll::Ready(Err(Failure::Closed)) };
-        let lent = std::mem::take(&mut stream.receive.lent);
-        self.used_up(key, lent);
-        let Some(stream) = self.streams.get(key) else { return Poll::Ready(Err(Failure::Closed)) };
-        let receive = &mut stream.receive;
-        if let Some(piece) = receive.pieces.pop_front() {
-            receive.waiting -= piece.len();
-            receive.lent = piece.len();
-            return Poll::Ready(Ok(Piece::Data(piece)));
-        }
-        if receive.ended {
-            return Poll::Ready(Ok(Piece::End(receive.trailers.take())));
-        }
-        if let Some(failure) = stream.failed {
-            return Poll::Ready(Err(failure));
-        }
-        register(&mut receive.reader, cx);
-        Poll::Pending
-    }
-
-    /// Ready when there is something to read, or an end of it.
-    pub(in crate::http2) fn poll_readable(&mut self, key: Key, cx: &Context<'_>) -> Poll<Result<(), Failure>> {
-        let Some(stream) = self.streams.get(key) else { return Poll::Ready(Err(Failure::Closed)) };
-        let receive = &mut stream.receive;
-        if !receive.pieces.is_empty() || receive.ended {
-            return Poll::Ready(Ok(()));
-        }
-        if let Some(failure) = stream.failed {
-            return Poll::Ready(Err(failure));
-        }
-        register(&mut receive.reader, cx);
-        Poll::Pending
-    }
-
-    /// Moves what has come into `into`; nothing at its end.
-    pub(in crate::http2) fn poll_read(
-        &mut self,
-        key: Key,
-        into: &mut ReadBuf<'_>,
-        cx: &Context<'_>,
-    ) -> Poll<Result<(), Failure>> {
-        std::task::ready!(self.poll_readable(key, cx))?;
-        let Some(stream) = self.streams.get(key) else { return Poll::Ready(Err(Failure::Closed)) };
-        let receive = &mut stream.receive;
-        let before = into.filled().len();
-        while let Some(first) = receive.pieces.front_mut().filter(|_| into.remaining() > 0) {
-            let piece = first.split_to(first.len().min(into.remaining()));
-            into.put_slice(&piece);
-            if first.is_empty() {
-                receive.pieces.pop_front();
-            }
-        }
-        let count = into.filled().len() - before;
-        receive.waiting -= count;
-        self.used_up(key, count);
-        Poll::Ready(Ok(()))
-    }
-
-    /// Resolves when the stream has failed.
-    pub(in crate::http2) fn poll_failed(&mut self, key: Key, cx: &Context<'_>) -> Poll<()> {
-        let Some(stream) = self.streams.get(key) else { return Poll::Ready(()) };
-        if stream.failed.is_some() {
-            return Poll::Ready(());
-        }
-        register(&mut stream.receive.reader, cx);
-        Poll::Pending
-    }
-
-    /// Whether the peer's direction has ended, and nothing of it is unread.
-    pub(in crate::http2) fn is_read(&mut self, key: Key) -> bool {
-        self.streams.get(key).is_none_or(|stream| stream.receive.ended && stream.receive.pieces.is_empty())
-    }
 }
 
-fn register(place: &mut Option<Waker>, cx: &Context<'_>) {
+pub(super) fn register(place: &mut Option<Waker>, cx: &Context<'_>) {
     if place.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
         *place = Some(cx.waker().clone());
     }
