@@ -29,6 +29,7 @@ struct Lists {
     small: Vec<Box<[u8]>>,
     large: Vec<Box<[u8]>>,
     out: Vec<Vec<u8>>,
+    large_out: Vec<Vec<u8>>,
     input: Vec<BytesMut>,
     requests: Vec<Box<RequestHead>>,
     responses: Vec<Box<ResponseHead>>,
@@ -64,14 +65,21 @@ pub(crate) fn take_out() -> Vec<u8> {
     lists(|lists| lists.out.pop()).flatten().unwrap_or_else(|| Vec::with_capacity(4 * 1024))
 }
 
+/// An empty output buffer for much.
+pub(crate) fn take_large_out() -> Vec<u8> {
+    lists(|lists| lists.large_out.pop()).flatten().unwrap_or_else(|| Vec::with_capacity(LARGE))
+}
+
 pub(crate) fn give_out(mut out: Vec<u8>) {
-    if out.capacity() == 0 || out.capacity() > KEEP_CAPACITY {
+    if out.capacity() == 0 || out.capacity() > 2 * LARGE {
         return;
     }
     out.clear();
     lists(|lists| {
-        if lists.out.len() < KEEP_SMALL {
-            lists.out.push(out);
+        let large = out.capacity() > KEEP_CAPACITY;
+        let (list, keep) = if large { (&mut lists.large_out, KEEP_LARGE) } else { (&mut lists.out, KEEP_SMALL) };
+        if list.len() < keep {
+            list.push(out);
         }
     });
 }

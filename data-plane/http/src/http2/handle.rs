@@ -33,7 +33,9 @@ impl Shared {
         if let Some(driver) = driver {
             driver.wake();
         }
-        wakes.into_iter().flatten().for_each(std::task::Waker::wake);
+        if let Some(wakes) = wakes {
+            wakes.into_iter().for_each(std::task::Waker::wake);
+        }
         result
     }
 

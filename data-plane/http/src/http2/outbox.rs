@@ -7,10 +7,12 @@ use bytes::{Buf, Bytes};
 
 use super::frame::{self, FrameHead};
 use crate::Chunk;
-use crate::buffers::{give_out, take_out};
+use crate::buffers::{give_out, take_large_out, take_out};
 
 /// Pieces of at least so many bytes are not copied.
 const SHARED: usize = 4 * 1024;
+/// From so many bytes on the next buffer is a large one.
+const LARGE: usize = 16 * 1024;
 /// Pieces of one write.
 const SLICES: usize = 64;
 
@@ -22,6 +24,8 @@ pub(super) struct Outbox {
     /// Pieces, each with the place in `bytes` before which it stands.
     shared: VecDeque<(usize, Bytes)>,
     shared_bytes: usize,
+    /// The last time there was much.
+    large: bool,
 }
 
 /// Where a DATA frame stands that is not on its way yet.
@@ -43,7 +47,7 @@ impl Outbox {
     /// Where frames are appended.
     pub(super) fn bytes(&mut self) -> &mut Vec<u8> {
         if self.bytes.capacity() == 0 {
-            self.bytes = take_out();
+            self.bytes = if self.large { take_large_out() } else { take_out() };
         }
         &mut self.bytes
     }
@@ -126,6 +130,7 @@ impl Outbox {
         self.at = self.bytes.len().min(self.at + count);
         if self.is_empty() {
             self.at = 0;
+            self.large = self.bytes.len() > LARGE;
             give_out(std::mem::take(&mut self.bytes));
         }
     }

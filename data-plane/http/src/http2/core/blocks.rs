@@ -33,10 +33,9 @@ impl Core {
         }
         // Whoever leaves out no id has opened this one, and it has ended.
         let opened = self.floods.as_ref().map_or(0, super::Floods::streams);
-        if opened >= u64::from(self.highest).div_ceil(2) {
-            return self.fault_of(id, code::STREAM_CLOSED, "HEADERS on a stream that has ended");
-        }
-        Err(Broken::protocol("a stream below the last one"))
+        let known = opened >= u64::from(self.highest).div_ceil(2);
+        let code = if known { code::STREAM_CLOSED } else { code::PROTOCOL_ERROR };
+        Err(Broken { code, detail: "HEADERS on a stream that has ended" })
     }
 
     fn request(&mut self, id: u32, ends: bool, block: &[u8]) -> Result<(), Broken> {

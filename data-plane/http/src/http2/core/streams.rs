@@ -99,22 +99,22 @@ impl Stream {
     }
 
     fn clear(&mut self) {
-        let mut old = std::mem::take(self);
-        // The queues keep their memory, unless there was much.
-        let most = 16;
-        if old.receive.pieces.capacity() <= most {
-            old.receive.pieces.clear();
-            self.receive.pieces = old.receive.pieces;
-        }
-        if old.receive.heads.capacity() <= most {
-            old.receive.heads.clear();
-            self.receive.heads = old.receive.heads;
-        }
-        if old.send.queue.capacity() <= most {
-            old.send.queue.clear();
-            self.send.queue = old.send.queue;
-        }
+        (self.id, self.listed, self.held, self.failed) = (0, false, false, None);
+        self.receive = Receiving {
+            heads: emptied(&mut self.receive.heads),
+            pieces: emptied(&mut self.receive.pieces),
+            ..Receiving::default()
+        };
+        self.send = Sending { queue: emptied(&mut self.send.queue), ..Sending::default() };
     }
+}
+
+/// A queue for another stream: it keeps its memory, unless that is much.
+fn emptied<T>(queue: &mut VecDeque<T>) -> VecDeque<T> {
+    let mut queue = std::mem::take(queue);
+    queue.clear();
+    queue.shrink_to(KEPT_QUEUE);
+    queue
 }
 
 #[derive(Debug, Default)]
@@ -125,6 +125,8 @@ pub(super) struct Streams {
     index: VecDeque<(u32, usize)>,
 }
 
+/// Places that a record's queue keeps.
+const KEPT_QUEUE: usize = 16;
 /// Records that a connection without streams keeps.
 const KEPT: usize = 2;
 
