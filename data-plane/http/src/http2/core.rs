@@ -35,6 +35,8 @@ const RECENT: usize = 256;
 const UNSETTLED: usize = usize::MAX - 1;
 /// Answers that may wait for a peer that takes none, before nothing more is read of it.
 const REPLIES: u32 = 1000;
+/// And bytes of those, and of heads of responses: a stream whose response has no body ends before anybody has read it.
+const UNREAD: usize = 512 * 1024;
 /// What our PINGs carry, and the one that asks whether a GOAWAY has arrived.
 const ALIVE: &[u8; 8] = b"culvertp";
 const GOING: &[u8; 8] = b"culvertg";
@@ -176,9 +178,10 @@ impl Core {
         ends && self.streams.listed() == 0 && self.arrivals.is_empty()
     }
 
-    /// Whether the peer makes us answer and takes no answers.
+    /// Whether the peer makes us answer and takes no answers. A client's end goes on to read: were both to wait until
+    /// the other one reads, neither would.
     pub(super) fn is_swamped(&self) -> bool {
-        self.replies > REPLIES
+        self.replies > REPLIES || self.config.server && self.out.waiting() > UNREAD
     }
 
     /// Since when a header block has begun and not ended.
@@ -309,6 +312,10 @@ impl Core {
         stream.failed.get_or_insert(failure);
         self.queued -= std::mem::take(&mut stream.send.queued);
         stream.send.queue.clear();
+        if std::mem::take(&mut stream.send.in_ring) {
+            // It would stay there for as long as the peer takes nothing.
+            self.ring.retain(|other| *other != key);
+        }
         self.wakes.extend(stream.receive.reader.take());
         self.wakes.extend(stream.send.writer.take());
         self.settle(key);

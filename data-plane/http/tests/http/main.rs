@@ -6,6 +6,7 @@ mod closing;
 mod connections;
 mod floods;
 mod foreign;
+mod greed;
 mod http2_codes;
 mod http2_order;
 mod http2_upstream_codes;

@@ -4,6 +4,8 @@ use super::{ALIVE, Broken, Core, Failure, GOING, Phase};
 use crate::http2::MAX_PENDING_RESETS;
 use crate::http2::frame::{self, DEFAULT_FRAME, FrameHead, MAX_FRAME, MAX_STREAM, code, setting};
 
+const TOO_LARGE: Broken = Broken { code: code::FLOW_CONTROL_ERROR, detail: "a window that is too large" };
+
 impl Core {
     pub(super) fn reset_by_peer(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Broken> {
         let code = exactly_a_number(payload)?;
@@ -37,8 +39,17 @@ impl Core {
         if first {
             self.peer.max_streams = usize::MAX;
         }
+        // Each window changes all streams: those that are changed again in the same frame only cost work.
+        let mut window = None;
         for (which, value) in frame::settings(payload) {
-            self.setting(which, value)?;
+            match which {
+                setting::INITIAL_WINDOW_SIZE if value > MAX_STREAM => return Err(TOO_LARGE),
+                setting::INITIAL_WINDOW_SIZE => window = Some(value),
+                _ => self.setting(which, value)?,
+            }
+        }
+        if let Some(window) = window {
+            self.peer_window(window)?;
         }
         frame::write_settings_ack(self.out.bytes());
         self.replies += 1;
@@ -66,7 +77,6 @@ impl Core {
                 return Err(Broken::protocol("ENABLE_PUSH out of its range"));
             }
             setting::MAX_CONCURRENT_STREAMS => self.peer.max_streams = value as usize,
-            setting::INITIAL_WINDOW_SIZE => self.peer_window(value)?,
             setting::MAX_FRAME_SIZE => {
                 let value = value as usize;
                 if !(DEFAULT_FRAME..=MAX_FRAME).contains(&value) {
@@ -87,10 +97,6 @@ impl Core {
 
     /// All streams' windows change by the difference (RFC 9113, 6.9.2).
     fn peer_window(&mut self, value: u32) -> Result<(), Broken> {
-        const TOO_LARGE: Broken = Broken { code: code::FLOW_CONTROL_ERROR, detail: "a window that is too large" };
-        if value > MAX_STREAM {
-            return Err(TOO_LARGE);
-        }
         let more = i64::from(value) - i64::from(self.peer.window);
         self.peer.window = value;
         for place in 0..self.streams.listed() {
