@@ -383,3 +383,6 @@ impl Core {
         true
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -136,6 +136,11 @@ impl Streams {
         self.index.len()
     }
 
+    #[cfg(test)]
+    pub(super) fn is_unused(&self) -> bool {
+        self.free.len() == self.slab.len()
+    }
+
     /// A record for a stream with a higher id than any before.
     pub(super) fn insert(&mut self, id: u32) -> (Key, &mut Stream) {
         let at = self.free.pop().unwrap_or_else(|| {
