@@ -125,7 +125,7 @@ impl Simulation {
             wire: Vec::new(),
             sides: Vec::new(),
         };
-        let most = if smallest < 1000 { 500 } else { 400_000 };
+        let most = if smallest < 1000 { 500 } else { 60_000 };
         let mut client = Core::client(&client);
         // The preface is taken off before there is a core.
         client.out.bytes().drain(..PREFACE.len());
@@ -175,11 +175,11 @@ impl Simulation {
         }
         let mut slices = SmallVec::new();
         from.writing.slices(&mut slices);
-        let all: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
+        let most = self.random.one_of(&[10, 1000, 100_000]);
+        let taken: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).take(most).collect();
         drop(slices);
-        let taken = if self.random.below(2) == 0 { all.len() } else { self.random.below(all.len() + 1) };
-        to.wire.extend(&all[..taken]);
-        from.writing.advance(taken);
+        to.wire.extend(&taken);
+        from.writing.advance(taken.len());
         let count = if self.random.below(2) == 0 { to.wire.len() } else { self.random.below(to.wire.len() + 1) };
         to.input.extend_from_slice(&to.wire[..count]);
         to.wire.drain(..count);
@@ -238,7 +238,7 @@ impl Simulation {
 
     fn write(&mut self, end: usize) {
         let Some(at) = self.any_side(end) else { return };
-        let most = self.random.one_of(&[1, 100, 5000, 70_000, 400_000]);
+        let most = self.random.one_of(&[1, 100, 5000, 70_000]);
         let owned = self.random.below(2) == 0;
         self.write_side(end, at, most, owned);
     }
