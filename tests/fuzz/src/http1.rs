@@ -4,7 +4,10 @@ use std::cell::RefCell;
 use std::future::pending;
 use std::rc::Rc;
 
-use culvert_http::{BodyKind, Exchange, Handler, Http1Client, Io, Protocol, ResponseHead, ServerOptions, StreamError};
+use culvert_http::{
+    BodyKind, Exchange, Handler, Http1Client, Http2Client, Http2ClientOptions, Io, Protocol, ResponseHead,
+    ServerOptions, StreamError, Version,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
 use crate::message::{self, Kind};
@@ -118,26 +121,36 @@ pub(crate) fn request_seeds() -> Vec<Vec<u8>> {
 
 /// Answers from an upstream what a client asked.
 struct Answer {
+    /// What the upstream speaks.
+    version: Version,
     upstream: Vec<u8>,
     piece: usize,
     seen: RefCell<Seen>,
 }
 
 /// Names and values.
-type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
+pub(crate) type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// What the codec made of an upstream's bytes.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Seen {
-    heads: Vec<(u16, Pairs)>,
-    body: Vec<u8>,
-    whole: bool,
+pub(crate) struct Seen {
+    pub(crate) heads: Vec<(u16, Pairs)>,
+    pub(crate) body: Vec<u8>,
+    pub(crate) whole: bool,
     tunnel: bool,
 }
 
 impl Answer {
     async fn relay(&self, exchange: &mut Exchange<'_>, io: Io) -> Result<(), StreamError> {
-        let mut upstream = Http1Client::new(io).exchange();
+        let mut upstream = match self.version {
+            Version::Http2 => {
+                let (client, driver) = Http2Client::connect(io, &Http2ClientOptions::default()).await?;
+                // Whoever has a stream is told how it ends.
+                tokio::task::spawn_local(async move { drop(driver.await) });
+                client.exchange()
+            }
+            _ => Http1Client::new(io).exchange(),
+        };
         upstream.send_head(exchange.request, BodyKind::Empty).await?;
         let (mut sink, mut source) = upstream.split();
         sink.finish(None).await?;
@@ -198,16 +211,17 @@ pub(crate) fn responses(data: &[u8]) {
     };
     let request = format!("{method} / HTTP/1.1\r\nhost: h\r\n{more}\r\n");
     on_worker(async {
-        let (whole, answer) = answered(bytes, bytes.len(), &request).await;
+        let (whole, answer) = answered(Version::Http11, bytes, bytes.len(), &request).await;
         check_answer(&whole, &answer, kind);
-        let (cut, _) = answered(bytes, usize::from(how & 0x3f) + 1, &request).await;
+        let (cut, _) = answered(Version::Http11, bytes, usize::from(how & 0x3f) + 1, &request).await;
         assert_eq!((cut.whole, &cut.heads), (whole.whole, &whole.heads), "in pieces, and in one");
         assert!(!whole.whole || cut.body == whole.body, "in pieces {cut:?}, and in one {whole:?}");
     });
 }
 
-async fn answered(upstream: &[u8], piece: usize, request: &str) -> (Seen, Vec<u8>) {
-    let answer = Answer { upstream: upstream.to_vec(), piece: piece.max(1), seen: RefCell::default() };
+/// What a client reads who asks by `request`, of an upstream that sends these bytes in pieces; and what was made of them.
+pub(crate) async fn answered(version: Version, upstream: &[u8], piece: usize, request: &str) -> (Seen, Vec<u8>) {
+    let answer = Answer { version, upstream: upstream.to_vec(), piece: piece.max(1), seen: RefCell::default() };
     let handler = Rc::new(answer);
     let (near, mut far) = duplex(1 << 20);
     let served = Rc::clone(&handler);
@@ -223,7 +237,7 @@ async fn answered(upstream: &[u8], piece: usize, request: &str) -> (Seen, Vec<u8
 }
 
 /// The client reads what the codec read, or sees that it is not all.
-fn check_answer(seen: &Seen, mut answer: &[u8], kind: Kind) {
+pub(crate) fn check_answer(seen: &Seen, mut answer: &[u8], kind: Kind) {
     let shown = answer.escape_ascii().to_string();
     if seen.tunnel {
         return;

@@ -82,15 +82,21 @@ pub(crate) fn window(stream: u32, more: u32) -> Vec<u8> {
     frame(WINDOW_UPDATE, 0, stream, &more.to_be_bytes())
 }
 
+fn check(rows: &[(&str, Vec<u8>, Error)]) {
+    for (name, bytes, expected) in rows {
+        let (frames, closed) = reply(bytes);
+        judge(name, &frames, closed, *expected);
+    }
+}
+
+/// DATA, HEADERS, PRIORITY and RST_STREAM.
 #[test]
-fn errors_have_the_codes_of_the_specification() {
+fn frames_of_streams_that_may_not_be() {
     use Error::{Connection, Stream};
     let head = |flags, payload: &[u8]| frame(HEADERS, flags, 1, payload);
     let whole = END_HEADERS | END_STREAM;
-    let block = |block: &[u8]| head(whole, block);
     let cancel = frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes());
-    let most = 0x7fff_ffff;
-    for (name, bytes, expected) in [
+    check(&[
         ("6.1 DATA on stream 0", frame(DATA, 0, 0, b"x"), Connection(PROTOCOL)),
         ("6.1 DATA on an idle stream", frame(DATA, 0, 1, b"x"), Connection(PROTOCOL)),
         (
@@ -127,6 +133,15 @@ fn errors_have_the_codes_of_the_specification() {
         ("6.4 RST_STREAM on stream 0", frame(RST_STREAM, 0, 0, &[0; 4]), Connection(PROTOCOL)),
         ("6.4 RST_STREAM on an idle stream", frame(RST_STREAM, 0, 1, &[0; 4]), Connection(PROTOCOL)),
         ("6.4 RST_STREAM of 5 bytes", [open(0), frame(RST_STREAM, 0, 1, &[0; 5])].concat(), Connection(FRAME_SIZE)),
+    ]);
+}
+
+/// SETTINGS, PUSH_PROMISE, PING, GOAWAY and WINDOW_UPDATE.
+#[test]
+fn control_frames_that_may_not_be() {
+    use Error::{Connection, Stream};
+    let most = 0x7fff_ffff;
+    check(&[
         ("6.5 SETTINGS on a stream", frame(SETTINGS, 0, 1, b""), Connection(PROTOCOL)),
         ("6.5 an ACK that says something", frame(SETTINGS, 1, 0, &[0; 6]), Connection(FRAME_SIZE)),
         ("6.5 SETTINGS of 5 bytes", frame(SETTINGS, 0, 0, &[0; 5]), Connection(FRAME_SIZE)),
@@ -154,6 +169,18 @@ fn errors_have_the_codes_of_the_specification() {
             [open(0), window(1, most - 65_535), setting(4, 65_536)].concat(),
             Connection(FLOW_CONTROL),
         ),
+    ]);
+}
+
+/// Sizes, blocks and what they are made of.
+#[test]
+fn header_blocks_that_may_not_be() {
+    use Error::{Connection, Stream};
+    let head = |flags, payload: &[u8]| frame(HEADERS, flags, 1, payload);
+    let whole = END_HEADERS | END_STREAM;
+    let block = |block: &[u8]| head(whole, block);
+    let cancel = frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes());
+    check(&[
         ("6.10 CONTINUATION of nothing", frame(CONTINUATION, END_HEADERS, 1, b""), Connection(PROTOCOL)),
         (
             "6.10 CONTINUATION behind END_HEADERS",
@@ -194,10 +221,7 @@ fn errors_have_the_codes_of_the_specification() {
             [open(0), head(END_HEADERS, &literals(&[("x-t", "1")]))].concat(),
             Stream(PROTOCOL),
         ),
-    ] {
-        let (frames, closed) = reply(&bytes);
-        judge(name, &frames, closed, expected);
-    }
+    ]);
 }
 
 /// RFC 9113, 3.4.

@@ -36,7 +36,7 @@ async fn connect() -> (Http2Client, DuplexStream) {
 async fn ask(client: &Http2Client) -> Result<(u16, Vec<u8>), StreamError> {
     let mut request = RequestHead::new();
     request.method = Method::Get;
-    request.authority.push_str("h");
+    request.authority.push('h');
     request.path.push('/');
     let mut exchange = client.exchange();
     exchange.send_head(&request, BodyKind::Empty).await?;
@@ -153,7 +153,7 @@ fn windows_are_kept_to() {
             let mut exchanges = Vec::new();
             for _ in 0..streams {
                 let mut request = RequestHead::new();
-                request.authority.push_str("h");
+                request.authority.push('h');
                 request.path.push('/');
                 let mut exchange = client.exchange();
                 exchange.send_head(&request, BodyKind::Empty).await.expect("a stream");
@@ -180,7 +180,7 @@ fn a_whole_answer_counts_whatever_becomes_of_the_request() {
         server.write_all(&setting(3, 100)).await.expect("open");
         let mut request = RequestHead::new();
         request.method = Method::Post;
-        request.authority.push_str("h");
+        request.authority.push('h');
         request.path.push('/');
         let mut exchange = client.exchange();
         exchange.send_head(&request, BodyKind::Stream).await.expect("a stream");
@@ -227,7 +227,7 @@ fn frames_of_a_stream_that_we_reset_are_ignored() {
         server.write_all(&[setting(3, 100), frame(SETTINGS, 1, 0, b"")].concat()).await.expect("open");
         for round in 0..50_u32 {
             let mut request = RequestHead::new();
-            request.authority.push_str("h");
+            request.authority.push('h');
             request.path.push('/');
             let mut exchange = client.exchange();
             exchange.send_head(&request, BodyKind::Empty).await.expect("a stream");
