@@ -208,8 +208,8 @@ impl Simulation {
         head.path = format!("/{id}");
         let body = if plan.announced { BodyKind::Length(plan.length as u64) } else { BodyKind::Stream };
         let ends = plan.length == 0 && plan.announced && !plan.trailers;
-        let mut cx = Context::from_waker(Waker::noop());
-        match self.ends[0].core.open(&head, body, ends, &mut cx) {
+        let cx = Context::from_waker(Waker::noop());
+        match self.ends[0].core.open(&head, body, ends, &cx) {
             Ok(key) => {
                 let side = Side::new(key, plan, expected);
                 self.ends[0].sides.push(Side { finished: ends, ..side });
@@ -246,7 +246,7 @@ impl Simulation {
     fn write_side(&mut self, end: usize, at: usize, most: usize, owned: bool) {
         let End { core, sides, .. } = &mut self.ends[end];
         let Some(side) = sides.get_mut(at).filter(|side| !side.is_over() && !side.finished) else { return };
-        let mut cx = Context::from_waker(Waker::noop());
+        let cx = Context::from_waker(Waker::noop());
         if !side.begun {
             side.begun = true;
             if end == 1 {
@@ -261,7 +261,7 @@ impl Simulation {
             let bytes: Vec<u8> = (side.sent..side.sent + left.min(most)).map(|at| byte(side.id, at)).collect();
             let mut chunk =
                 if owned { Chunk::Owned(Bytes::from(bytes.clone())) } else { Chunk::Borrowed(bytes.as_slice()) };
-            if let Poll::Ready(Err(failure)) = core.poll_send(side.key, &mut chunk, &mut cx) {
+            if let Poll::Ready(Err(failure)) = core.poll_send(side.key, &mut chunk, &cx) {
                 side.failed = Some(failure);
             }
             side.sent += bytes.len() - chunk.len();
@@ -284,12 +284,12 @@ impl Simulation {
         let seed = self.seed;
         let End { core, sides, .. } = &mut self.ends[end];
         let Some(side) = sides.get_mut(at).filter(|side| !side.is_over() && !side.ended) else { return };
-        let mut cx = Context::from_waker(Waker::noop());
+        let cx = Context::from_waker(Waker::noop());
         // A client's head comes first.
-        if let Poll::Ready(Ok((head, _))) = core.poll_head(side.key, &mut cx) {
+        if let Poll::Ready(Ok((head, _))) = core.poll_head(side.key, &cx) {
             assert_eq!((end, head.status), (0, 200), "seed {seed}: stream {}'s head", side.id);
         }
-        let piece = match core.poll_piece(side.key, &mut cx) {
+        let piece = match core.poll_piece(side.key, &cx) {
             Poll::Pending => return,
             Poll::Ready(Ok(piece)) => piece,
             Poll::Ready(Err(failure)) => return side.failed = Some(failure),
