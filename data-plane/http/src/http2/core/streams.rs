@@ -144,6 +144,10 @@ impl Streams {
     /// A record for a stream with a higher id than any before.
     pub(super) fn insert(&mut self, id: u32) -> (Key, &mut Stream) {
         let at = self.free.pop().unwrap_or_else(|| {
+            if self.slab.len() < KEPT {
+                // Not four at once: they would be too many to be kept.
+                self.slab.reserve_exact(1);
+            }
             self.slab.push(Stream::default());
             self.slab.len() - 1
         });
