@@ -146,7 +146,7 @@ impl Answer {
             Version::Http2 => {
                 let (client, driver) = Http2Client::connect(io, &Http2ClientOptions::default()).await?;
                 // Whoever has a stream is told how it ends.
-                tokio::task::spawn_local(async move { drop(driver.await) });
+                tokio::task::spawn_local(async move { driver.await.ok() });
                 client.exchange()
             }
             _ => Http1Client::new(io).exchange(),

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::{DEFAULT_TABLE, ENTRY_OVERHEAD};
 
 /// Entries over one run of bytes; allocates nothing until there is one. **Never counts more than `limit`**, and holds
-/// about twice as many bytes at most.
+/// a few times as many bytes at most, those of entries that are gone among them.
 #[derive(Debug)]
 pub(super) struct Table {
     /// The oldest first.
