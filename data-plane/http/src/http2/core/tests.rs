@@ -1,7 +1,7 @@
 //! Both roles against each other over a link that cuts the bytes anywhere: whatever bodies, windows, resets and pings come
 //! together, each stream ends as it was meant to, and at the end nothing is left over.
 //!
-//! `CULVERT_SIM_SEEDS` says how many seeds are tried, `SEED` which one alone.
+//! `CULVERT_HTTP2_SIM_SEEDS` says how many seeds are tried (150), `SEED` which one alone.
 
 use std::task::{Context, Poll, Waker};
 
@@ -19,7 +19,7 @@ use crate::{BodyKind, Chunk, Fields, Method, RequestHead};
 #[test]
 fn any_seed_ends_well() {
     let alone = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
-    let count = std::env::var("CULVERT_SIM_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(150);
+    let count = std::env::var("CULVERT_HTTP2_SIM_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(150);
     match alone {
         Some(seed) => Simulation::new(seed).run(),
         None => (0..count).for_each(|seed| Simulation::new(seed).run()),
