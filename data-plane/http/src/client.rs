@@ -158,7 +158,7 @@ impl Http2Client {
     /// when the connection does: with the last handle and stream, or as an error.
     ///
     /// # Errors
-    /// The preface could not be sent.
+    /// None so far: what fails, the preface too, ends the driver.
     pub async fn connect(
         io: Io,
         options: &Http2ClientOptions,

@@ -1,4 +1,4 @@
-//! HTTP on both sides of the proxy: our own HTTP/1 codec, HTTP/2 by the `h2` crate, one interface over both.
+//! HTTP on both sides of the proxy: an HTTP/1 codec and HTTP/2 connections of our own, one interface over both.
 //!
 //! **Knows no routes**: a server connection yields [`Exchange`]s to a [`Handler`]; a client connection takes requests.
 //! Bodies are streamed chunk by chunk with back-pressure and never held whole.

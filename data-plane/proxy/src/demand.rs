@@ -109,8 +109,11 @@ impl Drop for Parked<'_> {
     fn drop(&mut self) {
         let mut waiting = self.demands.waiting.lock();
         self.demands.parked.fetch_sub(1, Ordering::Relaxed);
-        // The last one: whoever asks later asks anew.
-        if waiting.get(&self.key).is_some_and(|sender| sender.receiver_count() <= 1) {
+        // The last one: whoever asks later asks anew. Those who have done so already wait for an answer of their own.
+        let last = |sender: &watch::Sender<()>| {
+            sender.receiver_count() <= 1 && sender.subscribe().same_channel(&self.answered)
+        };
+        if waiting.get(&self.key).is_some_and(last) {
             waiting.remove(&self.key);
         }
     }
@@ -146,6 +149,19 @@ mod tests {
         assert_eq!(&*orders.recv().await.unwrap().name, "c", "an answered order is placed anew");
         demands.wait(order("c"), long).await;
         assert!(orders.try_recv().is_ok(), "so is one that was given up");
+        assert!(demands.waiting.lock().is_empty(), "nothing is left behind");
+    }
+
+    #[test]
+    fn who_has_an_answer_takes_nobody_elses_place() {
+        let (demands, mut orders) = Demands::new();
+        let answered = Parked::new(&demands, order("c")).unwrap();
+        demands.answer(Wanted::Cluster, &"c".into());
+        let later = Parked::new(&demands, order("c")).unwrap();
+        drop(answered);
+        assert!(orders.try_recv().is_ok() && orders.try_recv().is_ok(), "each has placed an order");
+        assert!(later.answered.has_changed().is_ok(), "the later one still waits for its answer");
+        drop(later);
         assert!(demands.waiting.lock().is_empty(), "nothing is left behind");
     }
 
