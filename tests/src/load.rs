@@ -103,13 +103,14 @@ impl Running {
     /// Waits until so many more requests were answered, and fails when one was not.
     pub async fn more(&self, count: u64) -> Result {
         let before = self.counts().ok();
-        eventually(&format!("{count} more answers"), async || {
+        let counts = eventually(&format!("{count} more answers"), async || {
             let counts = self.counts();
-            ensure!(counts.failed == 0, "failed: {counts:#?}");
-            ensure!(counts.ok() >= before + count, "saw {counts:?}");
-            Ok(())
+            ensure!(counts.failed > 0 || counts.ok() >= before + count, "saw {counts:?}");
+            Ok(counts)
         })
-        .await
+        .await?;
+        ensure!(counts.failed == 0, "expected {count} more answers, saw a failure: {counts:#?}");
+        Ok(())
     }
 
     /// Ends it: what is in flight is finished first.

@@ -65,7 +65,9 @@ pub(super) async fn keep(agent: Arc<Agent>, peer: Arc<Peer>, metrics: Rc<Block<A
     peer
 }
 
-/// Make before break: a server that left the list is drained when one that came stands, or has had its time to.
+/// Make before break: a server that left the list is drained when one that came stands, or has had its time to, and a
+/// moment after: whoever stands in front of the servers finds the new one in its own time. A server that drains by
+/// itself has its own deadline, which is not waited out here.
 async fn wait_for_replacement(agent: &Agent, peer: &Peer) {
     let replacements = peer.take_replacements();
     if replacements.is_empty() || peer.live() == 0 {
@@ -75,7 +77,21 @@ async fn wait_for_replacement(agent: &Agent, peer: &Peer) {
     tokio::select! {
         biased;
         () = agent.stop.cancelled() => {}
-        _ = timeout(agent.config.connect_timeout, first) => {}
+        stands = timeout(agent.config.connect_timeout, first) => {
+            if stands.is_ok() && peer.ends().is_none() {
+                overlap(agent, peer).await;
+            }
+        }
+    }
+}
+
+/// The old tunnels and the new ones serve together.
+async fn overlap(agent: &Agent, peer: &Peer) {
+    tokio::select! {
+        biased;
+        () = agent.stop.cancelled() => {}
+        () = peer.none_live() => {}
+        () = sleep(OVERLAP) => {}
     }
 }
 
@@ -175,5 +191,7 @@ async fn read_ack(io: &mut Io, decoder: &mut Decoder) -> Result<i64, DialError> 
 
 /// Ids in one frame: it must fit the handshake limit of a server.
 const IDS: usize = 256;
+/// A load balancer that is told by a failed request, or a health check every second, has moved by then.
+const OVERLAP: Duration = Duration::from_secs(1);
 /// To dial, if need be, to tell, and to hear that it was heard.
 const ANNOUNCE: Duration = Duration::from_secs(5);
