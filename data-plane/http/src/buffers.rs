@@ -6,15 +6,18 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, ReadBuf};
 
-use crate::{Io, RequestHead, ResponseHead};
+use crate::{Chunk, Io, RequestHead, ResponseHead};
 
 /// Enough for almost every head and small body.
 pub(crate) const SMALL: usize = 16 * 1024;
 /// For bodies that stream: fewer system calls a byte.
 pub(crate) const LARGE: usize = 128 * 1024;
+
+/// A piece of so many bytes takes its block along.
+const HANDED: usize = 32 * 1024;
 
 /// What a thread keeps: 4 MiB of small blocks, 4 MiB of large ones, 512 heads.
 const KEEP_SMALL: usize = 256;
@@ -58,6 +61,21 @@ fn give_block(block: Box<[u8]>) {
             list.push(block);
         }
     });
+}
+
+/// A large block on its way with a piece of a body; back on a list when that is dropped.
+struct Handed(Box<[u8]>);
+
+impl AsRef<[u8]> for Handed {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Handed {
+    fn drop(&mut self) {
+        give_block(std::mem::take(&mut self.0));
+    }
 }
 
 /// An empty output buffer.
@@ -167,6 +185,19 @@ impl Buffer {
         from..self.start
     }
 
+    /// The same as what can be passed on. A large piece with nothing behind it takes the block along: who has to keep it
+    /// need not copy it.
+    pub(crate) fn piece(&mut self, range: Range<usize>) -> Chunk<'_> {
+        if self.is_empty()
+            && range.len() >= HANDED
+            && let Some(block) = self.block.take_if(|block| block.len() == LARGE)
+        {
+            (self.start, self.end) = (0, 0);
+            return Chunk::Owned(Bytes::from_owner(Handed(block)).slice(range));
+        }
+        Chunk::Borrowed(self.slice(range))
+    }
+
     /// Gives the block back if there is nothing in it.
     pub(crate) fn release(&mut self) {
         if self.is_empty()
@@ -236,5 +267,45 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         self.start = self.end;
         self.release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn filled(bytes: usize, large: bool) -> Buffer {
+        let (mut far, near) = tokio::io::duplex(2 * LARGE);
+        tokio::io::AsyncWriteExt::write_all(&mut far, &vec![7; bytes]).await.expect("room");
+        let (mut io, mut buffer) = (Io::memory(near), Buffer::default());
+        std::future::poll_fn(|cx| buffer.poll_fill(&mut io, cx, large)).await.expect("bytes");
+        buffer
+    }
+
+    /// What leaves with a piece comes back when that is gone.
+    #[tokio::test]
+    async fn a_large_piece_takes_its_block_along() {
+        let mut buffer = filled(HANDED + 5, true).await;
+        buffer.consume(5);
+        let range = buffer.consume(usize::MAX);
+        let Chunk::Owned(piece) = buffer.piece(range) else { panic!("copied") };
+        assert_eq!((piece.len(), buffer.block.is_none(), buffer.is_empty()), (HANDED, true, true));
+        let kept = || lists(|lists| lists.large.len()).expect("lists");
+        let before = kept();
+        drop(piece);
+        assert_eq!(kept(), before + 1, "the block was not kept for others");
+    }
+
+    #[tokio::test]
+    async fn other_pieces_stay_where_they_are() {
+        for (what, bytes, large, first) in [
+            ("a small block", SMALL, false, SMALL),
+            ("a small piece", HANDED - 1, true, HANDED - 1),
+            ("something behind it", HANDED + 1, true, HANDED),
+        ] {
+            let mut buffer = filled(bytes, large).await;
+            let range = buffer.consume(first);
+            assert!(matches!(buffer.piece(range), Chunk::Borrowed(piece) if piece.len() == first), "{what}");
+        }
     }
 }

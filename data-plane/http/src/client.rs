@@ -374,7 +374,7 @@ impl ResponseSource<'_> {
             Origin::Http1(source) => {
                 let http1::Source { wire, read, .. } = source;
                 let range = std::future::poll_fn(|cx| read.poll_chunk(wire, cx)).await?;
-                Ok(range.map(|range| Chunk::Borrowed(read.buffer.slice(range))))
+                Ok(range.map(|range| read.buffer.piece(range)))
             }
             Origin::Http2(response) => Ok(response.body()?.chunk().await?.map(Chunk::Owned)),
         }

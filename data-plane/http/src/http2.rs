@@ -49,6 +49,8 @@ use crate::{Blame, StreamError};
 const MAX_PENDING_RESETS: usize = 20;
 /// Streams that we reset for a peer's errors before the connection is cut off ("MadeYouReset").
 const MAX_LOCAL_RESETS: usize = 1024;
+/// So many streams that end well make up for one of those: a tunnel lives for months.
+const GOOD_STREAMS: usize = 16;
 /// Bytes of a body that wait for the peer's window, per stream.
 const SEND_BUFFER: usize = 128 * 1024;
 

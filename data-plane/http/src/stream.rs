@@ -20,7 +20,7 @@ impl Source<'_> {
         match self {
             Self::Http1 { wire, read } => {
                 let range = std::future::poll_fn(|cx| read.poll_chunk(wire, cx)).await?;
-                Ok(range.map(|range| Chunk::Borrowed(read.buffer.slice(range))))
+                Ok(range.map(|range| read.buffer.piece(range)))
             }
             Self::Http2(receive) => Ok(receive.chunk().await?.map(Chunk::Owned)),
         }

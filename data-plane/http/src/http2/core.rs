@@ -336,9 +336,10 @@ impl Core {
                 End::Sent => self.reset(key, if server { code::NO_ERROR } else { code::CANCEL }),
             };
         }
-        let (listed, held) = (stream.listed, stream.held);
+        let (listed, held, well) = (stream.listed, stream.held, stream.failed.is_none());
         let unread = stream.receive.waiting + stream.receive.lent;
         if listed {
+            self.local_resets = self.local_resets.saturating_sub(usize::from(well));
             self.streams.unlist(key);
             self.wakes.append(&mut self.openers);
             self.dirty = true;

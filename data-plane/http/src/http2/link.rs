@@ -18,7 +18,7 @@ use crate::buffers::{SMALL, give_input, take_input};
 use crate::farewell::Farewell;
 
 /// A read asks for so much where bodies stream.
-const LARGE: usize = 64 * 1024;
+const LARGE: usize = 128 * 1024;
 /// Least room of a read.
 const ROOM: usize = 4 * 1024;
 /// Reads of one turn: then others have theirs.
@@ -114,7 +114,7 @@ impl Link {
                 self.input = take_input();
             }
         }
-        if self.input.capacity() - self.input.len() < if self.busy { SMALL } else { ROOM } {
+        if self.input.capacity() - self.input.len() < if self.busy { LARGE / 2 } else { ROOM } {
             self.input.reserve(if self.busy { LARGE } else { SMALL });
         }
         let room = self.input.capacity() - self.input.len();

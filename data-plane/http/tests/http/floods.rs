@@ -142,7 +142,6 @@ fn flood_limits_are_what_is_configured() {
         ("PING", b"", |_| frame(PING, 0, 0, b"12345678"), [6, 401]),
         ("SETTINGS", b"", |_| frame(SETTINGS, 0, 0, b""), [3, 201]),
         ("PRIORITY", b"", |at| frame(PRIORITY, 0, at * 2 + 1, &[0, 0, 0, 0, 16]), [5, 401]),
-        // The library takes no more than a hundred and some, whatever is configured.
         ("empty DATA", &open(1, 0), |_| frame(DATA, 0, 1, b""), [4, 101]),
     ];
     for (name, before, make, least) in vectors {
@@ -162,7 +161,7 @@ fn flood_limits_are_what_is_configured() {
     }
 }
 
-/// One stream opened at a time, cancelled when its handler runs: the library's own limit does not see those.
+/// One stream opened at a time, cancelled when its handler runs.
 #[test]
 fn rapid_resets_are_cut_off_at_any_pace() {
     on_worker(async {
@@ -234,6 +233,26 @@ fn busy_clients_are_not_floods() {
             client.write_all(&pieces.concat()).await.unwrap();
             let (_, ended) = read_quiet(&mut client, Duration::from_micros(10)).await;
             assert!(!ended, "cut off after {at} messages");
+        }
+    });
+}
+
+/// A connection may live for months: an error now and then, among streams that end well, is no flood.
+#[test]
+fn errors_among_what_goes_well_are_forgotten() {
+    on_worker(async {
+        let mut client = serving(&Rc::new(Echo), ServerOptions::default());
+        begin(&mut client).await;
+        let mut ids = (1..).step_by(2);
+        let mut next = || ids.next().expect("an id");
+        for at in 0..1_100 {
+            let bad = frame(HEADERS, END_HEADERS | END_STREAM, next(), &request(&[("connection", "close")]));
+            client.write_all(&bad).await.unwrap();
+            for _ in 0..16 {
+                client.write_all(&open(next(), END_STREAM)).await.unwrap();
+            }
+            let (_, ended) = read_quiet(&mut client, Duration::from_micros(10)).await;
+            assert!(!ended, "cut off after {at} errors");
         }
     });
 }

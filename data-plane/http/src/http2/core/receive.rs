@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use super::control::check_priority;
 use super::{Broken, Core, Failure, Key, Phase, RECENT};
 use crate::buffers::{give_out, take_out};
-use crate::http2::MAX_LOCAL_RESETS;
 use crate::http2::frame::{self, FrameHead, MAX_STREAM, code};
+use crate::http2::{GOOD_STREAMS, MAX_LOCAL_RESETS};
 
 /// What is read of a frame or header block that is not there whole.
 #[derive(Debug, Default)]
@@ -296,8 +296,8 @@ impl Core {
     /// As [`Self::fault`], of a stream that has no record.
     pub(super) fn fault_of(&mut self, id: u32, code: u32, detail: &'static str) -> Result<(), Broken> {
         tracing::debug!(stream = id, detail, "a stream is reset");
-        self.local_resets += 1;
-        if self.local_resets > MAX_LOCAL_RESETS {
+        self.local_resets += GOOD_STREAMS;
+        if self.local_resets > MAX_LOCAL_RESETS * GOOD_STREAMS {
             return Err(Broken::flood("too many errors on streams"));
         }
         self.write_reset(id, code);

@@ -14,7 +14,7 @@ use crate::{BodyKind, Chunk, Fields, Method, RequestHead};
 /// Bytes that one write may have.
 const OUT: usize = 128 * 1024;
 /// Bytes that the streams' queues may have together, beside a little of each.
-const QUEUED: usize = 1024 * 1024;
+const QUEUED: usize = 4 * 1024 * 1024;
 const LITTLE: usize = 16 * 1024;
 /// The largest frame while several streams take turns: half a millisecond at 1 Gbit/s.
 const TURN: usize = 64 * 1024;
