@@ -149,6 +149,31 @@ async fn retries_reach_another_host_and_stay_within_their_number() -> Result {
     gateway.stop().await
 }
 
+/// A host that speaks something else is one error of its connection, whatever the cluster's protocol is.
+#[tokio::test]
+async fn hosts_that_break_the_protocol_are_counted() -> Result {
+    for (upstream, words) in [("", "220 mail.culvert.test ESMTP\r\n"), (HTTP2, "HTTP/1.1 400 Bad Request\r\n\r\n")] {
+        let stranger = TcpListener::bind("127.0.0.1:0").await?;
+        let listener = http_listener("in", TO_A, "", "");
+        let gateway =
+            started(Gateway::start(&listener, &cluster("a", &[stranger.local_addr()?], upstream)).await).await?;
+        let speaking = tokio::spawn(async move {
+            let (mut socket, _) = stranger.accept().await?;
+            socket.write_all(words.as_bytes()).await?;
+            let mut rest = Vec::new();
+            socket.read_to_end(&mut rest).await.map(|_| rest)
+        });
+        let answer = get(gateway.listener("in")?, "/").await?;
+        ensure!(answer.status.is_server_error(), "{words:?}: expected 502 or 503, saw {}", answer.status);
+        gateway.stat_reaches("cluster.a.upstream_cx_protocol_error", 1).await.with_context(|| words)?;
+        let errors = gateway.stat("cluster.a.upstream_cx_protocol_error").await?;
+        ensure!(errors == 1, "{words:?}: expected one error, saw {errors}");
+        gateway.stop().await?;
+        speaking.abort();
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn breakers_hold_across_workers() -> Result {
     let backend = Backend::start("a").await?;

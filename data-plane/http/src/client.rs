@@ -155,16 +155,14 @@ pub struct Http2Client(http2::Handle);
 
 impl Http2Client {
     /// Opens HTTP/2 on `io`: the handle, and the driver that must run on the worker that owns `io`. The driver ends
-    /// when the connection does: with the last handle and stream, or as an error.
-    ///
-    /// # Errors
-    /// None so far: what fails, the preface too, ends the driver.
-    pub async fn connect(
+    /// when the connection does: with the last handle and stream, or as an error. Whether the other end speaks HTTP/2 at
+    /// all shows there too.
+    pub fn connect(
         io: Io,
         options: &Http2ClientOptions,
-    ) -> Result<(Self, impl Future<Output = Result<(), StreamError>> + Send + use<>), StreamError> {
+    ) -> (Self, impl Future<Output = Result<(), StreamError>> + Send + use<>) {
         let (handle, driver) = http2::connect(io, options);
-        Ok((Self(handle), driver))
+        (Self(handle), driver)
     }
 
     /// Streams that may still be opened now: the peer's limit (or ours) less those open. Zero: open another connection.

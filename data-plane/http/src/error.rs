@@ -35,6 +35,12 @@ pub struct StreamError {
 }
 
 impl StreamError {
+    /// Whether the peer broke the protocol.
+    #[must_use]
+    pub const fn is_protocol(&self) -> bool {
+        matches!(self.kind, StreamErrorKind::Protocol { .. })
+    }
+
     pub(crate) const fn new(blame: Blame, kind: StreamErrorKind) -> Self {
         Self { blame, kind, untouched: false }
     }

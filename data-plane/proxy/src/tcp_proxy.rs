@@ -229,7 +229,6 @@ const fn flag_of(failure: &UpstreamFailure) -> ResponseFlag {
         UpstreamFailure::ConnectFailure { .. }
         | UpstreamFailure::ConnectTimeout { .. }
         | UpstreamFailure::TlsFailure { .. }
-        | UpstreamFailure::ProtocolFailure { .. }
         | UpstreamFailure::OtherTransport
         | UpstreamFailure::TunnelClosed => ResponseFlag::UpstreamConnectionFailure,
     }

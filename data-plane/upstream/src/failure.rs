@@ -21,15 +21,12 @@ pub enum UpstreamFailure {
     /// `UF`: the connection was refused, reset or unreachable.
     #[error("cannot connect to {address}: {reason}")]
     ConnectFailure { address: SocketAddr, reason: std::io::ErrorKind },
-    /// `UF`: connecting, with TLS and the HTTP/2 preface, took longer than the cluster's `connect_timeout`.
+    /// `UF`: connecting, with TLS, took longer than the cluster's `connect_timeout`.
     #[error("no connection to {address} within {limit:?}")]
     ConnectTimeout { address: SocketAddr, limit: Duration },
     /// `UF`: the TLS handshake failed.
     #[error("TLS handshake with {address} failed: {reason}")]
     TlsFailure { address: SocketAddr, reason: String },
-    /// `UF`: the peer does not speak the cluster's protocol.
-    #[error("{address} does not speak HTTP/2")]
-    ProtocolFailure { address: SocketAddr },
     /// `TAU`: the request names an agent that never registered here.
     #[error("unknown tunnel agent")]
     AgentUnknown,
@@ -59,11 +56,7 @@ impl UpstreamFailure {
     pub const fn is_connect_failure(&self) -> bool {
         matches!(
             self,
-            Self::ConnectFailure { .. }
-                | Self::ConnectTimeout { .. }
-                | Self::TlsFailure { .. }
-                | Self::ProtocolFailure { .. }
-                | Self::TunnelClosed
+            Self::ConnectFailure { .. } | Self::ConnectTimeout { .. } | Self::TlsFailure { .. } | Self::TunnelClosed
         )
     }
 }

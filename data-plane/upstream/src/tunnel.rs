@@ -94,7 +94,7 @@ pub enum TunnelEnd {
     Drained,
     /// The cluster was removed, and nothing is in flight any more.
     ClusterRemoved,
-    /// HTTP/2 could not be opened over it.
+    /// The peer broke HTTP/2, or does not speak it.
     ProtocolFailure,
     /// TLS inside of it, which a cluster demands, could not be.
     TlsFailure,
@@ -163,16 +163,10 @@ impl TunnelLease {
         let opening = self.connection.opening();
         let io = match Box::pin(tokio::time::timeout(OPEN_TIMEOUT, opening.open(io))).await {
             Ok(Ok(io)) => io,
-            Ok(Err(error)) => return self.refused("TLS", &error, TunnelEnd::TlsFailure),
-            Err(elapsed) => return self.refused("TLS", &elapsed, TunnelEnd::TlsFailure),
+            Ok(Err(error)) => return self.refused(&error),
+            Err(elapsed) => return self.refused(&elapsed),
         };
-        // Boxed by itself: what opening needs is given back before the tunnel's life begins.
-        let opened = Box::pin(tokio::time::timeout(OPEN_TIMEOUT, Http2Client::connect(io, &options))).await;
-        let (client, driver) = match opened {
-            Ok(Ok(opened)) => opened,
-            Ok(Err(error)) => return self.refused("HTTP/2", &error, TunnelEnd::ProtocolFailure),
-            Err(elapsed) => return self.refused("HTTP/2", &elapsed, TunnelEnd::ProtocolFailure),
-        };
+        let (client, driver) = Http2Client::connect(io, &options);
         if let Some(http2) = &self.http2 {
             *http2.client.lock() = Some(client.clone());
             http2.opened.notify_waiters();
@@ -180,20 +174,19 @@ impl TunnelLease {
         self.connection.attach_open(client);
         tokio::select! {
             result = driver => {
-                if let Err(error) = result {
-                    let agent = &self.connection.claim().agent;
-                    tracing::debug!(cluster = %self.slot.name(), %agent, %error, "tunnel broke");
-                }
-                TunnelEnd::Closed
+                let Err(error) = result else { return TunnelEnd::Closed };
+                let agent = &self.connection.claim().agent;
+                tracing::debug!(cluster = %self.slot.name(), %agent, %error, "tunnel broke");
+                if error.is_protocol() { TunnelEnd::ProtocolFailure } else { TunnelEnd::Closed }
             }
             end = self.ended() => end,
         }
     }
 
-    fn refused(&self, what: &str, error: &dyn fmt::Display, end: TunnelEnd) -> TunnelEnd {
+    fn refused(&self, error: &dyn fmt::Display) -> TunnelEnd {
         let agent = &self.connection.claim().agent;
-        tracing::warn!(cluster = %self.slot.name(), %agent, %error, "cannot open {what} over the tunnel");
-        end
+        tracing::warn!(cluster = %self.slot.name(), %agent, %error, "cannot open TLS over the tunnel");
+        TunnelEnd::TlsFailure
     }
 
     async fn ended(&self) -> TunnelEnd {

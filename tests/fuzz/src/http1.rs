@@ -144,7 +144,7 @@ impl Answer {
     async fn relay(&self, exchange: &mut Exchange<'_>, io: Io) -> Result<(), StreamError> {
         let mut upstream = match self.version {
             Version::Http2 => {
-                let (client, driver) = Http2Client::connect(io, &Http2ClientOptions::default()).await?;
+                let (client, driver) = Http2Client::connect(io, &Http2ClientOptions::default());
                 // Whoever has a stream is told how it ends.
                 tokio::task::spawn_local(async move { driver.await.ok() });
                 client.exchange()

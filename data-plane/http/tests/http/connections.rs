@@ -57,7 +57,7 @@ impl Handler for Ends {
 
 async fn client(ends: &Rc<Ends>, options: ServerOptions) -> Http2Client {
     let io = Io::memory(serving(ends, options));
-    let (client, driver) = Http2Client::connect(io, &Http2ClientOptions::default()).await.unwrap();
+    let (client, driver) = Http2Client::connect(io, &Http2ClientOptions::default());
     tokio::task::spawn_local(async move { assert!(driver.await.is_ok()) });
     client
 }
@@ -147,7 +147,7 @@ fn the_round_trip_is_measured_from_the_first_second_on_at_both_ends() {
             round_trip: Some(near.clone()),
             ..Http2ClientOptions::default()
         };
-        let (_client, driver) = Http2Client::connect(io, &options).await.unwrap();
+        let (_client, driver) = Http2Client::connect(io, &options);
         tokio::task::spawn_local(async move { assert!(driver.await.is_ok()) });
         let started = Instant::now();
         for (end, round_trip) in [("client", near), ("server", far)] {

@@ -373,7 +373,7 @@ fn a_dead_http_2_peer_is_noticed() {
             ..culvert_http::Http2ClientOptions::default()
         };
         let begun = Instant::now();
-        let (client, driver) = culvert_http::Http2Client::connect(Io::memory(near), &options).await.unwrap();
+        let (client, driver) = culvert_http::Http2Client::connect(Io::memory(near), &options);
         let error = driver.await.unwrap_err();
         assert_eq!((error.kind, begun.elapsed().as_secs()), (StreamErrorKind::Timeout, 15));
         assert!(!client.is_open());

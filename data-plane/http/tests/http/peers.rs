@@ -152,7 +152,7 @@ pub(crate) async fn http2_client<H: Handler>(handler: &Rc<H>, options: ServerOpt
 }
 
 pub(crate) async fn http2_over(end: DuplexStream) -> Http2Client {
-    let (client, driver) = Http2Client::connect(Io::memory(end), &Http2ClientOptions::default()).await.unwrap();
+    let (client, driver) = Http2Client::connect(Io::memory(end), &Http2ClientOptions::default());
     tokio::task::spawn_local(async move {
         // Tests look at the streams.
         driver.await.ok();

@@ -171,8 +171,7 @@ fn an_extended_connect_waits_for_settings() {
                 let options = ServerOptions { extended_connect: enabled, ..ServerOptions::default() };
                 culvert_http::serve(Io::memory(far), &options, Rc::new(Echo), std::future::pending()).await;
             });
-            let (client, driver) =
-                Http2Client::connect(Io::memory(near), &Http2ClientOptions::default()).await.unwrap();
+            let (client, driver) = Http2Client::connect(Io::memory(near), &Http2ClientOptions::default());
             tokio::task::spawn_local(async move { driver.await.ok() });
             let mut head = request(Method::Get);
             head.upgrade = Some("websocket".into());

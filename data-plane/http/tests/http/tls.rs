@@ -108,7 +108,7 @@ fn http_1_over_tls() {
 fn http_2_over_tls() {
     on_worker(async {
         let io = over_tls(Rc::new(Echo), &["h2"]).await;
-        let (client, driver) = Http2Client::connect(io, &Http2ClientOptions::default()).await.unwrap();
+        let (client, driver) = Http2Client::connect(io, &Http2ClientOptions::default());
         tokio::task::spawn_local(async move { driver.await.unwrap() });
         for size in [0, 10, 300_000] {
             exchange(&mut client.exchange(), &vec![5; size]).await;

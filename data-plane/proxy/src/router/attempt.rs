@@ -423,7 +423,13 @@ impl<'a> Attempt<'_, 'a> {
             Attempted::Failed { failure, .. } => match failure {
                 Failure::Overall => checkout.count(ClusterMetric::RqTimeout),
                 Failure::AttemptTimeout => checkout.count(ClusterMetric::RqPerTryTimeout),
-                Failure::Broken(_) => checkout.count(ClusterMetric::RqRxReset),
+                Failure::Broken(error) => {
+                    checkout.count(ClusterMetric::RqRxReset);
+                    // Of HTTP/2 the connection counts its own.
+                    if error.blame == Blame::Upstream && error.is_protocol() && checkout.protocol() == Version::Http11 {
+                        checkout.count(ClusterMetric::CxProtocolError);
+                    }
+                }
                 Failure::Downstream(_) | Failure::Idle | Failure::SlowBody => checkout.count(ClusterMetric::RqTxReset),
                 Failure::Unavailable(_) => {}
             },

@@ -107,8 +107,7 @@ impl Failure {
             Self::Unavailable(
                 UpstreamFailure::ConnectFailure { address, .. }
                 | UpstreamFailure::ConnectTimeout { address, .. }
-                | UpstreamFailure::TlsFailure { address, .. }
-                | UpstreamFailure::ProtocolFailure { address },
+                | UpstreamFailure::TlsFailure { address, .. },
             ) => Some(*address),
             _ => None,
         }
@@ -162,7 +161,6 @@ fn unavailable(failure: &UpstreamFailure, retried: u32, cluster_not_found: u16) 
         UpstreamFailure::TlsFailure { reason, .. } => {
             reset(connect("remote connection failure"), retried, Some(&format!("TLS_error: {reason}")))
         }
-        UpstreamFailure::ProtocolFailure { .. } => reset(connect("protocol error"), retried, None),
         UpstreamFailure::TunnelClosed => reset(connect("connection termination"), retried, None),
         UpstreamFailure::OtherTransport => {
             reset(connect("remote connection failure"), retried, Some("the_tunnel_serves_another_transport_socket"))

@@ -33,7 +33,7 @@ impl HostRegistry for Streams {
 impl HostLease for StreamLease {
     async fn attach(&self, io: Io) -> CloseReason {
         let options = *self.claim.http2.clone().unwrap();
-        let (client, driver) = Http2Client::connect(io, &options).await.unwrap();
+        let (client, driver) = Http2Client::connect(io, &options);
         self.open.send_replace(Some(client));
         tokio::select! {
             _ = driver => {}

@@ -108,33 +108,27 @@ impl Open {
             }
             Wire::Http2 => {
                 self.host.count(ClusterMetric::CxHttp2Total);
-                self.multiplex(dialled, link).await.map(Held::Http2)
+                Ok(Held::Http2(self.multiplex(dialled, link)))
             }
         }
     }
 
-    async fn multiplex(&self, dialled: Dialled, link: Link) -> Result<Rc<Multiplexed>, UpstreamFailure> {
+    fn multiplex(&self, dialled: Dialled, link: Link) -> Rc<Multiplexed> {
         let address = dialled.remote;
-        let limit = self.config.cluster.connect_timeout;
-        let options = http2_options(&self.config.cluster.http2);
-        let (client, driver) = match tokio::time::timeout(limit, Http2Client::connect(dialled.io, &options)).await {
-            Ok(Ok(opened)) => opened,
-            Ok(Err(error)) => {
-                tracing::debug!(%address, %error, "upstream does not speak HTTP/2");
-                self.host.count(ClusterMetric::CxProtocolError);
-                return Err(UpstreamFailure::ProtocolFailure { address });
-            }
-            Err(_) => return Err(UpstreamFailure::ConnectTimeout { address, limit }),
-        };
+        let (client, driver) = Http2Client::connect(dialled.io, &http2_options(&self.config.cluster.http2));
         let connection = self.host.add_http2(client, link);
+        let stats = Rc::clone(&self.host.stats.slot);
         let (pool, entry) = (Rc::downgrade(&self.host), Rc::downgrade(&connection));
         tokio::task::spawn_local(async move {
             if let Err(error) = driver.await {
                 tracing::debug!(%address, %error, "upstream HTTP/2 connection ended");
+                if error.is_protocol() {
+                    stats.block.inc(ClusterMetric::CxProtocolError);
+                }
             }
             forget(&pool, &entry);
         });
-        Ok(connection)
+        connection
     }
 
     async fn dial(&self) -> Result<Dialled, UpstreamFailure> {

@@ -1,5 +1,5 @@
-//! Which of an agent's tunnels a request takes: its agents keep plain connections, on which HTTP/1 is cheaper, beside one
-//! that carries HTTP/2 and everything else.
+//! Which of an agent's tunnels a request takes: an agent may keep plain connections, where nobody's lost packets hold up
+//! another's request and large bodies stay within the kernel, beside one that carries HTTP/2 and everything else.
 //!
 //! **A preference, never a condition**: what does not suit is better than to wait.
 
