@@ -21,6 +21,7 @@ pub mod reverse;
 pub mod scale;
 pub mod scripted;
 pub mod site;
+pub mod tls;
 pub mod tunnel;
 pub mod wait;
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::SystemTime;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -16,9 +16,11 @@ use culvert_tests::client::get;
 use culvert_tests::gateway::{Gateway, cluster, http_listener};
 use culvert_tests::load::Load;
 use culvert_tests::tunnel::{agent, connections, hosting, joined, tunnel_listener};
-use culvert_tests::wait::eventually;
+use culvert_tests::wait::{eventually, in_time};
 use serde_json::json;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 const TO_EDGE: &str = "[{match: {prefix: /}, route: {cluster: edge}}]";
 const TO_A: &str = "[{match: {prefix: /}, route: {cluster: a}}]";
@@ -69,6 +71,17 @@ async fn edge(
     backend: SocketAddr,
     fields: &str,
 ) -> Result<Gateway> {
+    edge_of(cloud.listener("tunnel")?, folder, site, backend, fields).await
+}
+
+/// The same, of a server at that address.
+async fn edge_of(
+    server: SocketAddr,
+    folder: &Path,
+    site: Option<&str>,
+    backend: SocketAddr,
+    fields: &str,
+) -> Result<Gateway> {
     let trust = format!(
         "common_tls_context: {{validation_context: {{trusted_ca: {{filename: \"{}\"}}}}}}",
         folder.join("ca.pem").display()
@@ -78,7 +91,7 @@ async fn edge(
         "reconnect_max_interval: 0.2s, transport_socket: {{name: tls, typed_config: {{\"@type\": {TYPES}.UpstreamTlsContext, {context}}}}}, {fields}"
     );
     let hosted = hosting(&http_listener("hosted", TO_A, "", ""));
-    let agent = agent(&[cloud.listener("tunnel")?], &fields);
+    let agent = agent(&[server], &fields);
     Gateway::start_in(TempDir::with_prefix("culvert-")?, &hosted, &cluster("a", &[backend], ""), &agent, 1).await
 }
 
@@ -254,4 +267,74 @@ async fn what_a_tunnel_brings_goes_where_the_agent_allows() -> Result {
         cloud.stop().await?;
     }
     Ok(())
+}
+
+/// The init frame of who dials `listener` next, over TLS with the server's certificate.
+async fn init_frame(listener: &TcpListener, folder: &Path) -> Result<Vec<u8>> {
+    let (socket, _) = in_time("a dial", listener.accept()).await??;
+    let mut stream = culvert_tests::tls::server(folder, "server")?.accept(socket).await?;
+    let mut frame = vec![0; 8];
+    stream.read_exact(&mut frame).await?;
+    let length = usize::from(u16::from_be_bytes([frame[6], frame[7]]));
+    frame.resize(8 + length, 0);
+    stream.read_exact(&mut frame[8..]).await?;
+    Ok(frame)
+}
+
+/// What the cloud answers to those bytes, on a TLS connection of its own.
+async fn answer_to(frame: &[u8], cloud: &Gateway, folder: &Path) -> Result<String> {
+    let client = culvert_tests::tls::client(folder)?;
+    let mut stream = culvert_tests::tls::connect(&client, cloud.listener("tunnel")?).await?;
+    stream.write_all(frame).await?;
+    let mut header = [0; 8];
+    in_time("an answer", stream.read_exact(&mut header)).await??;
+    let mut payload = vec![0; usize::from(u16::from_be_bytes([header[6], header[7]]))];
+    stream.read_exact(&mut payload).await?;
+    Ok(String::from_utf8(payload)?)
+}
+
+/// A server that an agent is led to, and whose certificate it believes, gains nothing by what the agent says: the token is
+/// not in it, and the proof is good on that connection alone. The agent's own server takes it.
+#[tokio::test]
+async fn a_handshake_that_is_replayed_or_relayed_is_refused() -> Result {
+    let (folder, backend) = (certificates(&[])?, Backend::start("behind").await?);
+    let token = folder.path().join("token");
+    put(&token, "0f8d2c7b5e9a41d6b3c0\n")?;
+    let policies = format!(
+        "policies: [{{name: who, static_tokens: [{{name: site, require_tls_binding: true, tokens: [{{filename: \"{}\"}}]}}], rules: [{{principals: [{{static_token: site}}], clusters: [edge]}}]}}]",
+        token.display()
+    );
+    let cloud = cloud(folder.path(), &policies, false).await?;
+    let credential = |bound: bool| {
+        format!("credential: {{policy: site, credential: {{filename: \"{}\"}}, bind_to_tls: {bound}}}", token.display())
+    };
+    // Who believes another server.
+    let other = TcpListener::bind("127.0.0.1:0").await?;
+    let misled = edge_of(other.local_addr()?, folder.path(), None, backend.address, &credential(true)).await?;
+    let frame = init_frame(&other, folder.path()).await?;
+    let text = String::from_utf8_lossy(&frame[8..]).into_owned();
+    ensure!(text.contains("\"credential\":\"\"") && text.contains("\"proof\":\""), "saw {text}");
+    ensure!(!text.contains("0f8d2c7b"), "the token was expected to stay where it is: {text}");
+    for times in 1..3 {
+        let answer = answer_to(&frame, &cloud, folder.path()).await?;
+        ensure!(answer.starts_with("{\"status\":2"), "relayed {times} times: expected status 2, saw {answer}");
+    }
+    misled.stop().await?;
+    // Who shows the token itself where a proof is demanded: it may have shown it to others.
+    let open = edge(&cloud, folder.path(), None, backend.address, &credential(false)).await?;
+    refused(&cloud, cloud.stat("tunnel_server.t.refused_auth").await?).await?;
+    ensure!(connections(&cloud).await?.is_empty(), "expected the token itself to be refused");
+    open.stop().await?;
+    // Who has the token, and is with its own server.
+    let bound = edge(&cloud, folder.path(), None, backend.address, &credential(true)).await?;
+    let seen = joined(&cloud, 1).await?;
+    ensure!(seen[0]["identity"] == "token:site", "saw {seen:#?}");
+    let answer = get(cloud.listener("in")?, "/").await?;
+    ensure!(answer.status == 200, "saw {} {}", answer.status, answer.text());
+    // The tunnel stands on the token still: with another one it is not.
+    put(&token, "another-token-of-the-same-length\n")?;
+    cloud.stat_reaches("tunnel_server.t.withdrawn", 1).await?;
+    joined(&cloud, 1).await.context("the agent reads the token anew")?;
+    bound.stop().await?;
+    cloud.stop().await
 }

@@ -9,6 +9,7 @@
 //! **A tunnel exists only after its handshake was accepted**: no other value yields one.
 
 pub mod agent;
+mod binding;
 mod control;
 mod diagnosis;
 pub mod dialect;

@@ -14,10 +14,13 @@ use std::fmt;
 use bytes::{Buf, Bytes, BytesMut};
 
 mod message;
+mod status;
 
+pub use crate::binding::Proof;
 pub use message::{
-    CAPABILITY, CAPABILITY_HTTP2, Carried, GracefulClose, GracefulCloseAck, Init, Instance, Response, Secret, Status,
+    CAPABILITY, CAPABILITY_HTTP2, Carried, GracefulClose, GracefulCloseAck, Init, Instance, Response, Secret,
 };
+pub use status::Status;
 
 /// First two bytes of every frame.
 pub const MAGIC: [u8; 2] = [0x20, 0x88];

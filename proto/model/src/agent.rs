@@ -64,6 +64,8 @@ pub enum ServerSource {
 pub struct Credential {
     pub policy: Name,
     pub value: DataSource,
+    /// It is not sent: a proof, which is good on one TLS connection, goes in its place.
+    pub bound: bool,
 }
 
 /// Parses a `TunnelAgent`.
@@ -91,6 +93,10 @@ pub(crate) fn agent(report: &mut Report, message: &api::TunnelAgent) -> Option<T
     let credential = message.credential.as_ref();
     let credential = credential.and_then(|message| report.field("credential", |report| credential_of(report, message)));
     let tls = message.transport_socket.as_ref().and_then(|socket| tls::upstream_socket(report, socket));
+    if credential.as_ref().is_some_and(|credential| credential.bound) && (tls.is_none() || envoy.is_some()) {
+        let reason = "needs transport_socket, and Culvert's own dialect: a proof is bound to TLS";
+        report.field("credential", |report| report.error_at("bind_to_tls", reason));
+    }
     let mut positive = |field, value: &Option<prost_types::Duration>, default| {
         scalar::positive(report, field, value.as_ref(), default)
     };
@@ -174,7 +180,7 @@ fn credential_of(report: &mut Report, message: &api::Credential) -> Option<Crede
         return None;
     };
     let value = report.field("credential", |report| source::data_source(report, value, None));
-    Some(Credential { policy: policy?, value: value? })
+    Some(Credential { policy: policy?, value: value?, bound: message.bind_to_tls })
 }
 
 /// `host:port`, `1.2.3.4:port`, `[v6]:port`.

@@ -63,6 +63,8 @@ pub struct CredentialPolicy {
     pub tokens: Vec<DataSource>,
     /// Empty: those of the filter.
     pub clusters: Vec<NamePattern>,
+    /// Who sends the credential itself is refused.
+    pub bound: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -205,7 +207,7 @@ fn policy(report: &mut Report, message: &api::CredentialPolicy) -> Option<Creden
         }
     }
     let clusters = report.items("clusters", &message.clusters, |report, text| pattern(report, text));
-    Some(CredentialPolicy { name: name?, tokens, clusters })
+    Some(CredentialPolicy { name: name?, tokens, clusters, bound: message.require_tls_binding })
 }
 
 pub(crate) fn pattern(report: &mut Report, text: &str) -> Option<NamePattern> {
@@ -230,5 +232,5 @@ fn size(value: u32) -> usize {
 /// How often a tunnel's other end is asked where nothing is said.
 pub const PING_INTERVAL: Duration = Duration::from_secs(2);
 const RECONNECT_WINDOW: Duration = Duration::from_secs(5);
-const PENDING_PER_SOURCE: u32 = 256;
+const PENDING_PER_SOURCE: u32 = 64;
 const HANDSHAKES_PER_SECOND: u32 = 500;

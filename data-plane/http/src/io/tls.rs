@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{
-    ClientConfig, CommonState, ProtocolVersion, ServerConfig, ServerConnection, SupportedCipherSuite,
+    ClientConfig, ClientConnection, CommonState, ProtocolVersion, ServerConfig, ServerConnection, SupportedCipherSuite,
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -15,7 +15,14 @@ use super::{Io, IoKind};
 #[derive(Clone, Copy)]
 pub struct TlsInfo<'a> {
     common: &'a CommonState,
-    server: Option<&'a ServerConnection>,
+    end: End<'a>,
+}
+
+/// Which end we are.
+#[derive(Clone, Copy)]
+enum End<'a> {
+    Server(&'a ServerConnection),
+    Client(&'a ClientConnection),
 }
 
 impl<'a> TlsInfo<'a> {
@@ -28,7 +35,10 @@ impl<'a> TlsInfo<'a> {
     /// The server name that the client asked for; `None` on connections where we are the client.
     #[must_use]
     pub fn server_name(&self) -> Option<&'a str> {
-        self.server.and_then(ServerConnection::server_name)
+        match self.end {
+            End::Server(connection) => connection.server_name(),
+            End::Client(_) => None,
+        }
     }
 
     /// The peer's chain, leaf first; `None` when it showed none.
@@ -47,7 +57,22 @@ impl<'a> TlsInfo<'a> {
         self.common.negotiated_cipher_suite()
     }
 
-    /// rustls' own view of the connection, for what is not named here (exporters, resumption).
+    /// RFC 9266's `tls-exporter`: both ends of this connection know it, no other connection has it, and nobody who listens
+    /// learns it. `None` before TLS 1.3, where two connections can be made to have the same.
+    #[must_use]
+    pub fn exporter(&self) -> Option<[u8; 32]> {
+        if self.version() != Some(ProtocolVersion::TLSv1_3) {
+            return None;
+        }
+        let (label, context) = (&b"EXPORTER-Channel-Binding"[..], Some(&b""[..]));
+        match self.end {
+            End::Server(connection) => connection.export_keying_material([0; 32], label, context),
+            End::Client(connection) => connection.export_keying_material([0; 32], label, context),
+        }
+        .ok()
+    }
+
+    /// rustls' own view of the connection, for what is not named here (resumption).
     #[must_use]
     pub fn common_state(&self) -> &'a CommonState {
         self.common
@@ -86,9 +111,12 @@ impl Io {
         match &self.kind {
             IoKind::TlsServer(stream) => {
                 let connection = stream.get_ref().1;
-                Some(TlsInfo { common: connection, server: Some(connection) })
+                Some(TlsInfo { common: connection, end: End::Server(connection) })
             }
-            IoKind::TlsClient(stream) => Some(TlsInfo { common: stream.get_ref().1, server: None }),
+            IoKind::TlsClient(stream) => {
+                let connection = stream.get_ref().1;
+                Some(TlsInfo { common: connection, end: End::Client(connection) })
+            }
             IoKind::Tcp(_) | IoKind::Memory(_) | IoKind::Stream(_) => None,
         }
     }

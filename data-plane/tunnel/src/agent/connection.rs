@@ -220,6 +220,8 @@ impl<H: Hosting> Connection<H> {
         match error.retry() {
             Retry::Normal => backoff.next_delay(),
             Retry::Slow => self.agent.config.reconnect_max.mul_f64(fastrand::f64().midpoint(1.0)),
+            // Its word, and not all at once; a server does not put an agent off for longer than its own back-off would.
+            Retry::After(after) => after.min(self.agent.config.reconnect_max).mul_f64(1.0 + fastrand::f64() / 2.0),
         }
     }
 
@@ -267,12 +269,13 @@ impl<H: Hosting> Connection<H> {
             init.credential_policy = configured.policy.to_string();
             init.credential = credential::read(&configured.value).await?;
         }
-        dial::establish(target, init, &told).await
+        let bound = config.credential.as_ref().is_some_and(|credential| credential.bound);
+        dial::establish(target, init, bound, &told).await
     }
 
     fn count(&self, error: &DialError) {
         self.metrics.inc(match error {
-            DialError::Refused(_) | DialError::Envoy(ResponseError::Refused { .. }) => {
+            DialError::Refused(..) | DialError::Envoy(ResponseError::Refused { .. }) => {
                 self.metrics.inc(AgentMetric::Refused);
                 AgentMetric::HandshakeFailures
             }

@@ -11,10 +11,13 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::credential::CredentialError;
+use crate::binding::Binding;
 use crate::envoy::wire::ResponseError;
 use crate::history::EventKind;
 use crate::keepalive;
-use crate::wire::{CAPABILITY, Carried, DecodeError, Decoder, EncodeError, Frame, Init, Kind, MAX_PAYLOAD, Status};
+use crate::wire::{
+    CAPABILITY, Carried, DecodeError, Decoder, EncodeError, Frame, Init, Kind, MAX_PAYLOAD, Secret, Status,
+};
 
 /// Where to, and how.
 #[derive(Debug, Clone)]
@@ -58,6 +61,8 @@ pub(super) enum DialError {
     Tls(std::io::Error),
     #[error(transparent)]
     Credential(#[from] CredentialError),
+    #[error("bind_to_tls needs TLS 1.3, which the server did not agree to")]
+    Unbound,
     #[error("the handshake cannot be sent: {0}")]
     Encode(#[from] EncodeError),
     #[error("handshake: {0}")]
@@ -69,7 +74,7 @@ pub(super) enum DialError {
     #[error("the server answered with a frame of kind {0}")]
     Unexpected(Kind),
     #[error("the server refused with status {0}")]
-    Refused(Status),
+    Refused(Status, Option<Duration>),
     #[error(transparent)]
     Envoy(#[from] ResponseError),
     #[error("the server goes on without TLS; set allow_envoy_to_leave_tls if its tunnels may carry plaintext")]
@@ -81,6 +86,8 @@ pub(super) enum DialError {
 pub(super) enum Retry {
     /// With the usual back-off.
     Normal,
+    /// When the server said.
+    After(Duration),
     /// The credential must change first; it is read anew.
     Slow,
 }
@@ -88,7 +95,9 @@ pub(super) enum Retry {
 impl DialError {
     pub(super) fn retry(&self) -> Retry {
         match self {
-            Self::Refused(Status::AuthFailed | Status::PolicyNotFound) | Self::LeavesTls => Retry::Slow,
+            Self::Refused(Status::AuthFailed | Status::PolicyNotFound, _) | Self::LeavesTls => Retry::Slow,
+            Self::Unbound => Retry::Slow,
+            Self::Refused(_, Some(after)) => Retry::After(*after),
             // A credential, or what the two configurations say: nothing that a moment changes.
             Self::Envoy(ResponseError::OtherMode { .. }) => Retry::Slow,
             Self::Envoy(ResponseError::Refused { status: 400..=428, .. }) => Retry::Slow,
@@ -109,7 +118,8 @@ impl DialError {
                 | Self::Closed
                 | Self::Decode(_)
                 | Self::Unexpected(_)
-                | Self::Refused(_)
+                | Self::Refused(..)
+                | Self::Unbound
                 | Self::Encode(_)
                 | Self::Envoy(_)
                 | Self::LeavesTls
@@ -152,10 +162,19 @@ fn agreed(connection: &rustls::ClientConnection) -> String {
     format!("{version} {}", suite.unwrap_or_default().replacen("TLS13_", "TLS_", 1))
 }
 
-/// A tunnel connection.
-pub(super) async fn establish(target: &Target, init: Init, told: Told<'_>) -> Result<Established, DialError> {
-    let frame = Frame::Init(init).encode()?;
+/// A tunnel connection. `bound`: the credential stays here, and a proof of it goes in its place.
+pub(super) async fn establish(
+    target: &Target,
+    mut init: Init,
+    bound: bool,
+    told: Told<'_>,
+) -> Result<Established, DialError> {
     let io = connect(target, told).await?;
+    if bound {
+        let Secret(token) = std::mem::take(&mut init.credential);
+        init.proof = Some(Binding::of(&io).ok_or(DialError::Unbound)?.prove(token.as_bytes()));
+    }
+    let frame = Frame::Init(init).encode()?;
     let local = io.local_addr().unwrap_or(target.address);
     let established = handshake(io, &frame, local).await?;
     Ok(Established { tls: target.tls.clone(), ..established })
@@ -178,7 +197,7 @@ pub(super) async fn handshake(mut io: Io, init: &[u8], local: SocketAddr) -> Res
     };
     let Frame::Response(response) = frame else { return Err(DialError::Unexpected(frame.kind())) };
     if response.status != Status::Success {
-        return Err(DialError::Refused(response.status));
+        return Err(DialError::Refused(response.status, response.retry_after));
     }
     Ok(Established {
         io: io.with_prefix(decoder.into_surplus()),

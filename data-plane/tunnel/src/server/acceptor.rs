@@ -1,5 +1,6 @@
 //! Takes connections of one tunnel listener from their first byte to their end.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -10,12 +11,12 @@ use culvert_model::tunnel::TunnelServer;
 use culvert_runtime::drain::{self, Watch};
 use culvert_runtime::telemetry::Block;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::envoy::EnvoyJoining;
 use super::gauge::Gauge;
 use super::handshake::{Accepting, Claimed, Opening, OpeningError};
-use super::identity::{Credential, Denial, Policy, Proof, Wish};
+use super::identity::{Credential, Denial, Policy, Proof, Shown, Wish};
 use super::joined::{First, Joined};
 use super::log_limit::LogLimit;
 use super::negotiation::{Agreed, agree};
@@ -94,7 +95,7 @@ impl Acceptor {
 
     /// Runs one accepted connection (after TLS) to its end; what goes wrong is counted and logged here.
     ///
-    /// When `drain` starts, handshakes are broken off and a registered connection is drained: it ends once nothing is
+    /// When `drain` starts, handshakes are refused and a registered connection is drained: it ends once nothing is
     /// in flight on it, or with the drain's deadline.
     pub fn serve<'a, R: HostRegistry>(
         &'a self,
@@ -176,7 +177,9 @@ impl Failure {
             Self::Identity(Denial::PolicyAbsent) => ServerMetric::RefusedDraining,
             Self::Identity(_) => ServerMetric::RefusedAuth,
             Self::Registry(Refusal::Duplicate) => ServerMetric::RefusedDuplicate,
-            Self::Policy(PolicyError::CredentialMissing | PolicyError::CredentialWrong) => ServerMetric::RefusedAuth,
+            Self::Policy(
+                PolicyError::CredentialMissing | PolicyError::CredentialWrong | PolicyError::CredentialSent,
+            ) => ServerMetric::RefusedAuth,
             Self::Policy(PolicyError::ClusterNotAllowed) | Self::Registry(Refusal::ClusterUnknown) => {
                 ServerMetric::RefusedCluster
             }
@@ -189,6 +192,18 @@ impl Failure {
             Self::Envoy(Answer::Unavailable) => ServerMetric::RefusedDraining,
             Self::Envoy(_) => ServerMetric::Malformed,
             Self::Aside => ServerMetric::AsideClosed,
+        }
+    }
+}
+
+impl Failure {
+    /// When the agent is to come back; `None`: as it likes.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Draining | Self::Registry(Refusal::Unavailable) | Self::Identity(Denial::PolicyAbsent) => {
+                Some(RETRY_AFTER)
+            }
+            _ => None,
         }
     }
 }
@@ -225,12 +240,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
         let config = &self.acceptor.config;
         let deadline = Instant::now() + config.handshake_timeout;
         let accepting = Accepting::new(io, peer, config);
-        let opening = tokio::select! {
-            biased;
-            () = self.drain.draining() => return Err(Failure::Draining),
-            opening = self.open(accepting, deadline) => opening?,
-        };
-        match opening {
+        match self.opened(accepting, deadline).await? {
             Opened::Claimed(claimed) => self.join(claimed, deadline, pending).await,
             Opened::Http(io, peer, first) => {
                 let joining = EnvoyJoining { io, peer, reader: RequestReader::new(first) };
@@ -240,6 +250,16 @@ impl<R: HostRegistry> Accepted<'_, R> {
                 drop(pending);
                 Box::pin(self.aside(accepting, place)).await
             }
+        }
+    }
+
+    /// As [`Self::open`]; when the listener drains, who asks in a moment is told when to come back.
+    async fn opened(&self, accepting: Accepting, deadline: Instant) -> Result<Opened, Failure> {
+        let mut opening = pin!(self.open(accepting, deadline));
+        tokio::select! {
+            biased;
+            opened = &mut opening => opened,
+            () = self.drain.draining() => timeout(LAST_WORD, opening).await.unwrap_or(Err(Failure::Draining)),
         }
     }
 
@@ -341,6 +361,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
             caps: if knows_id { vec![CAPABILITY.to_owned()] } else { Vec::new() },
             connection_id: knows_id.then(|| claim.id.to_string()),
             protocol: agreed.announced(&claimed.init),
+            retry_after: None,
         };
         let io = timeout_at(deadline, claimed.accept(response)).await.map_err(|_| OpeningError::Timeout)??;
         drop(pending);
@@ -353,11 +374,15 @@ impl<R: HostRegistry> Accepted<'_, R> {
     /// Policy, limits, then the registry. What it yields goes back when dropped.
     async fn register(&self, claimed: &Claimed, agreed: Agreed) -> Result<Registration<R::Lease>, Failure> {
         let acceptor = self.acceptor;
-        let standing = self.stand(claimed)?;
-        let policy = match &standing {
+        if self.drain.is_draining() {
+            return Err(Failure::Draining);
+        }
+        let shown = claimed.shown()?;
+        let policy = match acceptor.identities {
             Some(_) => None,
-            None => policy::check(&acceptor.config, &acceptor.tokens.load_full(), &claimed.init)?,
+            None => policy::check(&acceptor.config, &acceptor.tokens.load_full(), &claimed.init, &shown)?,
         };
+        let standing = self.stand(claimed, shown)?;
         let mut claim = self.claim(claimed, policy, agreed)?;
         if let Some(standing) = &standing {
             claim.take_grant(standing.grant());
@@ -372,10 +397,10 @@ impl<R: HostRegistry> Accepted<'_, R> {
     }
 
     /// What the listener's identity policy, if it has one, says of the agent.
-    fn stand(&self, claimed: &Claimed) -> Result<Option<Standing>, Denial> {
+    fn stand(&self, claimed: &Claimed, shown: Shown) -> Result<Option<Standing>, Denial> {
         let init = &claimed.init;
-        let credential = (!init.credential.0.is_empty() || !init.credential_policy.is_empty())
-            .then(|| Credential { way: Some(init.credential_policy.as_str().into()), secret: init.credential.clone() });
+        let any = shown.is_bound() || !init.credential.0.is_empty() || !init.credential_policy.is_empty();
+        let credential = any.then(|| Credential { way: Some(init.credential_policy.as_str().into()), shown });
         let wish = Wish { cluster: &init.cluster_name, host_name: &init.host_name, weight: init.clamped_weight() };
         self.acceptor.standing(Proof::new(&claimed.peer, claimed.is_tls(), credential), wish)
     }
@@ -426,7 +451,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
         if status == Status::Unknown && !claimed.init.can(CAPABILITY) {
             return;
         }
-        let response = Response { status, ..Response::default() };
+        let response = Response { status, retry_after: failure.retry_after(), ..Response::default() };
         match timeout_at(deadline, claimed.refuse(response)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "the refusal was not written"),
@@ -450,5 +475,9 @@ pub(super) fn shown(text: &str) -> String {
     if short.len() < text.len() { format!("{short:?}...") } else { format!("{short:?}") }
 }
 
+/// How long a handshake that is under way when its listener drains may take to be refused.
+const LAST_WORD: Duration = Duration::from_millis(500);
+/// When who was refused for a moment is to come back: somebody else may listen at the address by then.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// How long an aside connection may say nothing.
 const ASIDE_IDLE: Duration = Duration::from_secs(60);

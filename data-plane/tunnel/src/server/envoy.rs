@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::acceptor::{Accepted, Came, Ended, Failure, shown};
 use super::chronicle::{Chronicle, Initiator};
 use super::handshake::{OpeningError, linger};
-use super::identity::{Credential, Denial, Proof, Wish};
+use super::identity::{Credential, Denial, Proof, Shown, Wish};
 use super::joined::{First, Joined, run};
 use super::pending::Pending;
 use super::policy::{self, PolicyError};
@@ -191,6 +191,9 @@ impl<R: HostRegistry> Accepted<'_, R> {
         joining: &EnvoyJoining,
         request: &Request,
     ) -> Result<(Admitted, Registration<R::Lease>), Failure> {
+        if self.drain.is_draining() {
+            return Err(Failure::Draining);
+        }
         let acceptor = self.acceptor;
         let admitted = self.admit(joining, request)?;
         let config = &acceptor.config;
@@ -285,7 +288,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
         identity: &Identity,
     ) -> Result<Option<Standing>, Failure> {
         let token = bearer(request, "authorization")?.filter(|token| !token.is_empty());
-        let credential = token.map(|token| Credential { way: None, secret: Secret(token.to_owned()) });
+        let credential = token.map(|token| Credential { way: None, shown: Shown::Secret(Secret(token.to_owned())) });
         let wish = Wish { cluster: &identity.cluster, host_name: &identity.node, weight: 1 };
         Ok(self.acceptor.standing(Proof::new(&joining.peer, joining.io.is_tls(), credential), wish)?)
     }
@@ -322,7 +325,9 @@ impl<R: HostRegistry> Accepted<'_, R> {
     ) -> Result<Came<R::Lease>, Failure> {
         let answer = match &failure {
             Failure::Envoy(answer) => *answer,
-            Failure::Policy(PolicyError::CredentialMissing | PolicyError::CredentialWrong) => Answer::Unauthenticated,
+            Failure::Policy(
+                PolicyError::CredentialMissing | PolicyError::CredentialWrong | PolicyError::CredentialSent,
+            ) => Answer::Unauthenticated,
             Failure::Identity(Denial::PolicyAbsent | Denial::TokensFull) => Answer::Unavailable,
             Failure::Identity(
                 Denial::Token(_)
@@ -331,7 +336,8 @@ impl<R: HostRegistry> Accepted<'_, R> {
                 | Denial::WayUnknown
                 | Denial::TokenWithoutTls
                 | Denial::NoTokenId
-                | Denial::TokenUsed,
+                | Denial::TokenUsed
+                | Denial::TokenSent,
             ) => Answer::Unauthenticated,
             Failure::Identity(_) | Failure::Policy(_) => Answer::ValidationFailed,
             Failure::Registry(Refusal::ClusterUnknown) => Answer::ClusterUnknown,

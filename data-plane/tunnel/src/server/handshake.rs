@@ -9,6 +9,7 @@ use culvert_model::tunnel::TunnelServer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
+use super::identity::{Bound, Denial, Shown};
 use super::{Origin, Peer};
 use crate::dialect::{Dialect, Sniff};
 use crate::wire::{DecodeError, Decoder, Frame, GracefulClose, Init, Kind, Response};
@@ -116,6 +117,14 @@ pub(super) struct Claimed {
 impl Claimed {
     pub(super) fn is_tls(&self) -> bool {
         self.io.is_tls()
+    }
+
+    /// How the agent shows that it has its credential.
+    pub(super) fn shown(&self) -> Result<Shown, Denial> {
+        match &self.init.proof {
+            None => Ok(Shown::Secret(self.init.credential.clone())),
+            Some(proof) => Bound::new(&self.io, proof).map(Shown::Proof).ok_or(Denial::ProofWithoutTls),
+        }
     }
 
     /// Answers, flushes, closes; takes back what the peer still sends for a moment, for a reset would overtake the

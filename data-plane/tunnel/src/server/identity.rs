@@ -9,15 +9,19 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use culvert_http::Io;
 use culvert_model::Name;
 use culvert_model::tunnel::NamePattern;
 use culvert_model::tunnel::policy::{DuplicateAgents, Principal, TunnelPolicy, TunnelRule};
 
+use subtle::ConstantTimeEq;
+
 use super::one_time::OneTime;
 use super::policy::{MAX_HOST_NAME, any_matches};
 use super::{Peer, PeerNames};
+use crate::binding::Binding;
 use crate::envoy::jwt::{JwtError, KeySet};
-use crate::wire::{Secret, Status};
+use crate::wire::{Proof as TokenProof, Secret, Status};
 
 /// A policy with what its data sources held.
 #[derive(Debug)]
@@ -49,7 +53,45 @@ pub(super) struct Proof {
 pub(super) struct Credential {
     /// Which way of the policy it is for; `None`: a bearer token of Envoy's dialect, which names none.
     pub(super) way: Option<Arc<str>>,
-    pub(super) secret: Secret,
+    pub(super) shown: Shown,
+}
+
+/// How an agent shows that it has a token.
+#[derive(Debug, Clone)]
+pub(super) enum Shown {
+    /// It says the token.
+    Secret(Secret),
+    /// Only a static token can be shown so: who checks the proof must know the token.
+    Proof(Bound),
+}
+
+/// A proof, and the connection that it came on. (Boxed: it is kept as long as the tunnel.)
+#[derive(Debug, Clone)]
+pub(super) struct Bound(Box<(Binding, TokenProof)>);
+
+impl Bound {
+    /// `None`: the connection is none that anything can be bound to.
+    pub(super) fn new(io: &Io, proof: &TokenProof) -> Option<Self> {
+        Some(Self::on(Binding::of(io)?, proof.clone()))
+    }
+
+    pub(super) fn on(binding: Binding, proof: TokenProof) -> Self {
+        Self(Box::new((binding, proof)))
+    }
+}
+
+impl Shown {
+    /// Whether it shows one of the tokens. Takes the same time whichever it is.
+    pub(super) fn is_of(&self, accepted: &[Arc<[u8]>]) -> bool {
+        match self {
+            Self::Secret(secret) => any_matches(accepted, |token| token.ct_eq(secret.0.as_bytes())),
+            Self::Proof(Bound(bound)) => any_matches(accepted, |token| bound.0.prove(token).ct_eq(&bound.1)),
+        }
+    }
+
+    pub(super) fn is_bound(&self) -> bool {
+        matches!(self, Self::Proof(_))
+    }
 }
 
 /// What an agent wants.
@@ -111,6 +153,10 @@ pub(super) enum Denial {
     TokensFull,
     #[error("its static token is wrong")]
     StaticToken,
+    #[error("sends its token, of which a proof is demanded (bind_to_tls)")]
+    TokenSent,
+    #[error("presents a proof on a connection without TLS 1.3")]
+    ProofWithoutTls,
     #[error("its certificate has expired")]
     CertificateExpired,
     #[error("no rule of the policy names it")]
@@ -209,11 +255,14 @@ impl Policy {
             return Err(Denial::TokenWithoutTls);
         }
         let named = |name: &Name| credential.way.as_ref().is_none_or(|way| way == name);
-        let secret = &credential.secret.0;
         let mut failure = Denial::WayUnknown;
         let keys = self.material.keys.iter();
         for (provider, keys) in self.config.providers.iter().zip(keys).filter(|(provider, _)| named(&provider.name)) {
-            match keys.verify(secret, &provider.expected, now) {
+            let Shown::Secret(secret) = &credential.shown else {
+                failure = JwtError::Missing.into();
+                continue;
+            };
+            match keys.verify(&secret.0, &provider.expected, now) {
                 Ok(claims) => {
                     let subject = claims.text(&[&provider.subject_claim]).filter(|subject| !subject.is_empty());
                     let subject = subject.ok_or(Denial::Nobody)?.into();
@@ -231,7 +280,10 @@ impl Policy {
         }
         let accepted = self.material.tokens.iter();
         for (token, accepted) in self.config.tokens.iter().zip(accepted).filter(|(token, _)| named(&token.name)) {
-            if any_matches(accepted, secret.as_bytes()) {
+            if credential.shown.is_of(accepted) {
+                if token.bound && !credential.shown.is_bound() {
+                    return Err(Denial::TokenSent);
+                }
                 let identity = Identity::StaticToken(Arc::clone(&token.name));
                 return Ok(Proved { identity, until: None, token: None });
             }

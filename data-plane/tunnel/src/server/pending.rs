@@ -1,9 +1,11 @@
-//! Handshakes under way: bounded per listener, and per source in number and rate.
+//! Handshakes under way: bounded per listener, per neighbourhood in number, and per source in rate.
 //!
-//! **A source is what one party can have many of for nothing**: an IPv4 address, or an IPv6 network of 64 bits.
+//! **A source is what one party can have many of for nothing**: an IPv4 address, or an IPv6 network of 64 bits. Who has one
+//! IPv4 address often has its neighbours, so those of one /24 share the places.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::collections::hash_map::Entry;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -20,7 +22,7 @@ use crate::metrics::ServerMetric;
 #[derive(Debug)]
 pub(super) struct Handshakes {
     limit: usize,
-    limit_per_source: usize,
+    limit_per_neighbourhood: usize,
     /// Between two handshakes of one source, on average.
     interval: Option<Duration>,
     pending: AtomicUsize,
@@ -29,16 +31,12 @@ pub(super) struct Handshakes {
 
 #[derive(Debug, Default)]
 struct Sources {
-    known: HashMap<IpAddr, Source>,
+    /// Handshakes under way of each neighbourhood; none has zero.
+    pending: HashMap<IpAddr, usize>,
+    /// When the allowance of each source will be full again (the generic cell rate algorithm's arrival time).
+    full: HashMap<IpAddr, Instant>,
     /// When those that matter no more were last forgotten.
     swept: Option<Instant>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Source {
-    pending: usize,
-    /// When the rate's allowance will be full again (the generic cell rate algorithm's arrival time).
-    full: Instant,
 }
 
 /// Why a handshake may not begin.
@@ -46,7 +44,7 @@ struct Source {
 pub(super) enum Excess {
     #[error("too many handshakes are under way")]
     Listener,
-    #[error("too many handshakes of its source are under way")]
+    #[error("too many handshakes of its network are under way")]
     Source,
     #[error("too many handshakes a second of its source")]
     Rate,
@@ -57,7 +55,7 @@ pub(super) enum Excess {
 #[must_use = "the handshake counts as long as this value"]
 pub(super) struct Pending<'a> {
     handshakes: &'a Handshakes,
-    source: Option<IpAddr>,
+    neighbourhood: Option<IpAddr>,
     _counted: Gauge<'a>,
 }
 
@@ -65,7 +63,7 @@ impl Handshakes {
     pub(super) fn new(config: &TunnelServer) -> Self {
         Self {
             limit: config.max_pending_handshakes,
-            limit_per_source: config.max_pending_handshakes_per_source,
+            limit_per_neighbourhood: config.max_pending_handshakes_per_source,
             interval: config.max_handshakes_per_second_per_source.map(interval),
             pending: AtomicUsize::new(0),
             sources: Mutex::default(),
@@ -81,69 +79,59 @@ impl Handshakes {
         let add = |pending: usize| (pending < self.limit).then(|| pending + 1);
         self.pending.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).map_err(|_| Excess::Listener)?;
         let mut entered =
-            Pending { handshakes: self, source: None, _counted: Gauge::enter(metrics, ServerMetric::Pending) };
+            Pending { handshakes: self, neighbourhood: None, _counted: Gauge::enter(metrics, ServerMetric::Pending) };
         if let Some(address) = address {
-            let source = network(address);
-            self.begin(source, Instant::now())?;
-            entered.source = Some(source);
+            self.begin(address, Instant::now())?;
+            entered.neighbourhood = Some(neighbourhood(address));
         }
         Ok(entered)
     }
 
-    fn begin(&self, source: IpAddr, now: Instant) -> Result<(), Excess> {
+    fn begin(&self, address: IpAddr, now: Instant) -> Result<(), Excess> {
         let mut sources = self.sources.lock();
         sources.sweep(now);
-        let Source { pending, full } = sources.known.get(&source).copied().unwrap_or(Source { pending: 0, full: now });
-        if pending >= self.limit_per_source {
+        let (source, neighbourhood) = (network(address), neighbourhood(address));
+        let pending = sources.pending.get(&neighbourhood).copied().unwrap_or(0);
+        if pending >= self.limit_per_neighbourhood {
             return Err(Excess::Source);
         }
-        let full = match self.interval {
-            None => now,
-            Some(interval) => {
-                let full = full.max(now) + interval;
-                if full > now + BURST {
-                    return Err(Excess::Rate);
-                }
-                full
+        if let Some(interval) = self.interval {
+            let full = sources.full.get(&source).copied().unwrap_or(now).max(now) + interval;
+            if full > now + BURST {
+                return Err(Excess::Rate);
             }
-        };
-        sources.known.insert(source, Source { pending: pending + 1, full });
+            sources.full.insert(source, full);
+        }
+        sources.pending.insert(neighbourhood, pending + 1);
         Ok(())
     }
 
-    fn end(&self, source: IpAddr) {
-        let now = Instant::now();
+    fn end(&self, neighbourhood: IpAddr) {
         let mut sources = self.sources.lock();
-        let Some(known) = sources.known.get_mut(&source) else { return };
-        known.pending = known.pending.saturating_sub(1);
-        if known.is_forgotten(now) {
-            sources.known.remove(&source);
+        let Entry::Occupied(mut pending) = sources.pending.entry(neighbourhood) else { return };
+        *pending.get_mut() = pending.get().saturating_sub(1);
+        if *pending.get() == 0 {
+            pending.remove();
         }
     }
 }
 
 impl Sources {
-    /// Once a second: a source that has nothing under way matters as long as its allowance is not full.
+    /// Once a second: a source matters as long as its allowance is not full.
     fn sweep(&mut self, now: Instant) {
         if self.swept.is_some_and(|swept| now < swept + BURST) {
             return;
         }
         self.swept = Some(now);
-        self.known.retain(|_, source| !source.is_forgotten(now));
-    }
-}
-
-impl Source {
-    fn is_forgotten(&self, now: Instant) -> bool {
-        self.pending == 0 && self.full <= now
+        self.full.retain(|_, full| *full > now);
     }
 }
 
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
         self.handshakes.pending.fetch_sub(1, Ordering::Relaxed);
-        if let Some(source) = self.source {
-            self.handshakes.end(source);
+        if let Some(neighbourhood) = self.neighbourhood {
+            self.handshakes.end(neighbourhood);
         }
     }
 }
@@ -160,6 +148,14 @@ pub(super) fn network(address: IpAddr) -> IpAddr {
     }
 }
 
+/// Who shares the places of handshakes under way: an IPv4 /24, an IPv6 /64.
+fn neighbourhood(address: IpAddr) -> IpAddr {
+    match network(address) {
+        IpAddr::V4(address) => IpAddr::V4(Ipv4Addr::from_bits(address.to_bits() >> 8 << 8)),
+        address => address,
+    }
+}
+
 /// The allowance of a source is a second's worth.
 const BURST: Duration = Duration::from_secs(1);
 
@@ -169,10 +165,10 @@ mod tests {
 
     use super::*;
 
-    fn handshakes(limit: usize, per_source: usize, rate: u32) -> Handshakes {
+    fn handshakes(limit: usize, per_neighbourhood: usize, rate: u32) -> Handshakes {
         Handshakes {
             limit,
-            limit_per_source: per_source,
+            limit_per_neighbourhood: per_neighbourhood,
             interval: NonZeroU32::new(rate).map(interval),
             pending: AtomicUsize::new(0),
             sources: Mutex::default(),
@@ -190,14 +186,15 @@ mod tests {
         let enter = |address| handshakes.enter(address, &metrics);
         let mut held: Vec<_> = (0..3).map(|_| enter(ip("192.0.2.1")).unwrap()).collect();
         assert_eq!(enter(ip("::ffff:192.0.2.1")).unwrap_err(), Excess::Source, "the same address, mapped");
-        held.push(enter(ip("192.0.2.2")).unwrap());
+        assert_eq!(enter(ip("192.0.2.254")).unwrap_err(), Excess::Source, "of the same /24");
+        held.push(enter(ip("192.0.3.1")).unwrap());
         held.push(enter(None).unwrap());
-        assert_eq!(enter(ip("192.0.2.3")).unwrap_err(), Excess::Listener, "five in all");
+        assert_eq!(enter(ip("198.51.100.3")).unwrap_err(), Excess::Listener, "five in all");
         drop(held.remove(0));
         held.push(enter(ip("192.0.2.1")).unwrap());
         assert_eq!(scope.read(ServerMetric::Pending), 5, "as counted");
         drop(held);
-        assert!(handshakes.sources.lock().known.is_empty(), "nothing is left of them");
+        assert!(handshakes.sources.lock().pending.is_empty(), "nothing is left of them");
         assert_eq!(
             (handshakes.pending.load(Ordering::Relaxed), scope.read(ServerMetric::Pending)),
             (0, 0),
@@ -219,6 +216,34 @@ mod tests {
         assert_eq!(served("2001:db8::1"), 100, "no more than a second's worth is saved up");
     }
 
+    /// With what a listener allows by default: a flood of ten thousand connections in a second, each of which says nothing.
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_from_one_source_takes_64_places_and_others_join() {
+        let (handshakes, scope) = (handshakes(1024, 64, 500), Scope::default());
+        let metrics = scope.block();
+        let (mut held, mut excess) = (Vec::new(), [0_u32; 3]);
+        let mut others = 0;
+        for n in 0..10_000_u32 {
+            match handshakes.enter(ip(&format!("192.0.2.{}", n % 4)), &metrics) {
+                Ok(pending) => held.push(pending),
+                Err(excess_of) => excess[excess_of as usize] += 1,
+            }
+            if n.is_multiple_of(100) {
+                others += u32::from(handshakes.enter(ip(&format!("198.51.100.{}", n / 100)), &metrics).is_ok());
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        assert_eq!(held.len(), 64, "places that the flood takes");
+        assert_eq!(excess[Excess::Source as usize], 10_000 - 64, "closed at once: {excess:?}");
+        assert_eq!(others, 100, "others that join meanwhile");
+        drop(held);
+        // And one that finishes each handshake at once, which takes no places: its rate counts.
+        let began = handshakes.enter(ip("203.0.113.1"), &metrics).is_ok();
+        let let_in = (1..10_000).filter(|_| handshakes.enter(ip("203.0.113.1"), &metrics).is_ok()).count();
+        assert!(began && let_in == 499, "expected a second's allowance of 500, saw {let_in} more");
+        assert!(handshakes.enter(ip("203.0.113.2"), &metrics).is_ok(), "its neighbour has an allowance of its own");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn sources_are_forgotten() {
         let (handshakes, scope) = (handshakes(10, 10, 100), Scope::default());
@@ -228,7 +253,11 @@ mod tests {
                 let address = IpAddr::from((second * 1000 + host).to_be_bytes());
                 drop(handshakes.enter(Some(address), &metrics).unwrap());
             }
-            let known = handshakes.sources.lock().known.len();
+            let known = {
+                let sources = handshakes.sources.lock();
+                assert!(sources.pending.is_empty(), "second {second}: none is under way");
+                sources.full.len()
+            };
             assert!(known <= 2000, "second {second}: {known} sources are known");
             tokio::time::sleep(Duration::from_millis(1001)).await;
         }

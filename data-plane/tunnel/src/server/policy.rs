@@ -5,6 +5,7 @@ use std::sync::Arc;
 use culvert_model::tunnel::{NamePattern, TunnelServer};
 use subtle::{Choice, ConstantTimeEq};
 
+use super::identity::Shown;
 use crate::wire::{Init, Status};
 
 /// The credentials of each policy, in the order of [`TunnelServer::policies`]: what its data sources held. One line
@@ -20,6 +21,8 @@ pub(super) enum PolicyError {
     PolicyUnknown,
     #[error("its credential is wrong")]
     CredentialWrong,
+    #[error("sends its credential, of which a proof is demanded (bind_to_tls)")]
+    CredentialSent,
     #[error("may not join that cluster")]
     ClusterNotAllowed,
     #[error("its host name is longer than {MAX_HOST_NAME} bytes or holds control characters")]
@@ -29,7 +32,9 @@ pub(super) enum PolicyError {
 impl PolicyError {
     pub(super) fn status(self) -> Status {
         match self {
-            Self::CredentialMissing | Self::CredentialWrong | Self::ClusterNotAllowed => Status::AuthFailed,
+            Self::CredentialMissing | Self::CredentialWrong | Self::CredentialSent | Self::ClusterNotAllowed => {
+                Status::AuthFailed
+            }
             Self::PolicyUnknown => Status::PolicyNotFound,
             Self::HostNameInvalid => Status::Unknown,
         }
@@ -37,7 +42,12 @@ impl PolicyError {
 }
 
 /// Checks an agent's claim; the name of the policy that admitted it, if the listener has any.
-pub(super) fn check(config: &TunnelServer, tokens: &Tokens, init: &Init) -> Result<Option<Arc<str>>, PolicyError> {
+pub(super) fn check(
+    config: &TunnelServer,
+    tokens: &Tokens,
+    init: &Init,
+    shown: &Shown,
+) -> Result<Option<Arc<str>>, PolicyError> {
     // It is shown to operators and compared with request headers.
     if init.host_name.len() > MAX_HOST_NAME || init.host_name.chars().any(char::is_control) {
         return Err(PolicyError::HostNameInvalid);
@@ -53,10 +63,13 @@ pub(super) fn check(config: &TunnelServer, tokens: &Tokens, init: &Init) -> Resu
         return Err(PolicyError::PolicyUnknown);
     };
     let accepted = tokens.get(index).map(Vec::as_slice).unwrap_or_default();
-    if !any_matches(accepted, init.credential.0.as_bytes()) {
+    let policy = &config.policies[index];
+    if !shown.is_of(accepted) {
         return Err(PolicyError::CredentialWrong);
     }
-    let policy = &config.policies[index];
+    if policy.bound && !shown.is_bound() {
+        return Err(PolicyError::CredentialSent);
+    }
     let clusters = if policy.clusters.is_empty() { &config.allowed_clusters } else { &policy.clusters };
     allowed(clusters, &init.cluster_name).map(|()| Some(Arc::from(&**named)))
 }
@@ -72,12 +85,13 @@ pub(super) fn check_bearer(
         return allowed(&config.allowed_clusters, cluster).map(|()| None);
     }
     let offered = token.ok_or(PolicyError::CredentialMissing)?.as_bytes();
-    let admitting = config
-        .policies
-        .iter()
-        .zip(tokens)
-        .fold(None, |found, (policy, accepted)| if any_matches(accepted, offered) { Some(policy) } else { found });
+    let admitting = config.policies.iter().zip(tokens).fold(None, |found, (policy, accepted)| {
+        if any_matches(accepted, |token| token.ct_eq(offered)) { Some(policy) } else { found }
+    });
     let policy = admitting.ok_or(PolicyError::CredentialWrong)?;
+    if policy.bound {
+        return Err(PolicyError::CredentialSent);
+    }
     let clusters = if policy.clusters.is_empty() { &config.allowed_clusters } else { &policy.clusters };
     allowed(clusters, cluster).map(|()| Some(Arc::clone(&policy.name)))
 }
@@ -91,10 +105,10 @@ pub(super) fn allowed(clusters: &[NamePattern], cluster: &str) -> Result<(), Pol
 }
 
 /// Looks at every token whatever the others said, so that time tells neither which one matched nor how much of it.
-pub(super) fn any_matches(accepted: &[Arc<[u8]>], offered: &[u8]) -> bool {
+pub(super) fn any_matches(accepted: &[Arc<[u8]>], is: impl Fn(&[u8]) -> Choice) -> bool {
     let matched = accepted.iter().fold(Choice::from(0), |matched, token| {
         let token = without_line_break(token);
-        matched | (token.ct_eq(offered) & Choice::from(u8::from(!token.is_empty())))
+        matched | (is(token) & Choice::from(u8::from(!token.is_empty())))
     });
     matched.into()
 }

@@ -104,7 +104,11 @@ impl<L: HostLease> Registered<'_, L> {
         let within = until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
         if self.tunnels.is_ending() {
             self.tell(ServerNotice::Drain { within });
-            return self.tunnels.finishing().await;
+            tokio::select! {
+                () = self.tunnels.finishing() => {}
+                () = self.leaves() => {}
+            }
+            return;
         }
         if !self.tunnels.can_tell(self.claim) {
             return;
@@ -119,6 +123,16 @@ impl<L: HostLease> Registered<'_, L> {
         }
         self.tell(ServerNotice::Reconnect { delay, target: None });
         sleep(delay + HANDOVER).await;
+    }
+
+    /// Returns when this is the connection of an agent that cannot be told anything which is to go next.
+    async fn leaves(&self) {
+        if self.tunnels.can_tell(self.claim) {
+            return std::future::pending().await;
+        }
+        while !self.tunnels.may_leave(self.claim) {
+            sleep(NEXT).await;
+        }
     }
 
     /// Returns when its identity policy allows it no more.
@@ -176,6 +190,8 @@ pub(super) fn unboxed<T>(boxed: Box<T>) -> T {
     *boxed
 }
 
+/// Between the connections of an agent that are closed one after the other.
+const NEXT: Duration = Duration::from_millis(250);
 /// For what is in flight on a tunnel that is allowed no more.
 pub(super) const FORBIDDEN: Duration = Duration::from_secs(5);
 /// For an agent that was told to have dialled anew and closed the old connection.

@@ -274,6 +274,7 @@ fn policy(name: &str, clusters: &[&str]) -> CredentialPolicy {
         name: name.into(),
         tokens: vec![DataSource::Inline(Arc::from(&b"unused: tokens are resolved outside"[..]))],
         clusters: clusters.iter().map(|cluster| NamePattern::Exact((*cluster).into())).collect(),
+        bound: false,
     }
 }
 

@@ -71,6 +71,8 @@ struct Inner {
     asides: HashMap<Origin, usize>,
     /// The agent that has an identity of which there may be one.
     holders: HashMap<Identity, Holder>,
+    /// Of agents that cannot be told that the process ends: the connection that leaves, or left last.
+    leaving: HashMap<Box<AgentKey>, ConnectionId>,
     /// Connections from each source that have a grant.
     sources: HashMap<IpAddr, usize>,
     /// The latest [`MOST_ENDED`] that ended, with when.

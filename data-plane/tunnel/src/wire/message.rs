@@ -2,11 +2,12 @@
 //! ignored, of duplicates the last wins, `null` leaves a field at its zero value, numbers must be integers.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::DecodeError;
+use super::{DecodeError, Proof, Status};
 
 /// Announced in `extra.caps` of an init frame and in `caps` of the answer to it: bytes may follow the answer at once,
 /// the answer names the connection, a graceful close names ids and is acknowledged. MOSN ignores both places.
@@ -57,6 +58,8 @@ pub struct Init {
     pub protocol: Option<Carried>,
     /// `extra.instance`: which process the agent is. Sent only beside `caps`.
     pub instance: Option<Instance>,
+    /// `extra.proof`: that the sender has the credential, in its place. Sent only beside `caps`.
+    pub proof: Option<Proof>,
 }
 
 /// One run of an agent, among all with its identity: when it began, and a number that tells two of one moment apart.
@@ -118,63 +121,8 @@ pub struct Response {
     pub connection_id: Option<String>,
     /// What the connection carries; as `caps`.
     pub protocol: Option<Carried>,
-}
-
-/// The server's verdict. Any integer is accepted, as MOSN's agent does.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Status {
-    /// 0, which is also what `{}` says.
-    #[default]
-    Unknown,
-    /// 1: the connection is a tunnel now.
-    Success,
-    /// 2
-    AuthFailed,
-    /// 3: the server has no policy of the name.
-    PolicyNotFound,
-    /// 4
-    ClusterNotFound,
-    Other(i64),
-}
-
-impl Status {
-    /// The number on the wire.
-    #[must_use]
-    pub fn code(self) -> i64 {
-        match self {
-            Self::Unknown => 0,
-            Self::Success => 1,
-            Self::AuthFailed => 2,
-            Self::PolicyNotFound => 3,
-            Self::ClusterNotFound => 4,
-            Self::Other(code) => code,
-        }
-    }
-
-    fn from_code(code: i64) -> Self {
-        match code {
-            0 => Self::Unknown,
-            1 => Self::Success,
-            2 => Self::AuthFailed,
-            3 => Self::PolicyNotFound,
-            4 => Self::ClusterNotFound,
-            code => Self::Other(code),
-        }
-    }
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let meaning = match self {
-            Self::Unknown => "not accepted",
-            Self::Success => "accepted",
-            Self::AuthFailed => "credential or cluster not allowed",
-            Self::PolicyNotFound => "credential policy unknown to the server",
-            Self::ClusterNotFound => "cluster unknown to the server",
-            Self::Other(_) => "unknown status",
-        };
-        write!(f, "{} ({meaning})", self.code())
-    }
+    /// `retry_after_ms`, in whole milliseconds: when a refused agent may come back; as `caps`.
+    pub retry_after: Option<Duration>,
 }
 
 /// `GracefulCloseOnewayRequest`: these connections of mine will close, send nothing new.
@@ -220,6 +168,9 @@ impl Serialize for Extra<'_> {
         if let Some(instance) = self.0.instance {
             map.serialize_entry("instance", &instance.to_string())?;
         }
+        if let Some(proof) = &self.0.proof {
+            map.serialize_entry("proof", &proof.to_text())?;
+        }
         map.end()
     }
 }
@@ -236,6 +187,9 @@ impl Serialize for Response {
         }
         if let Some(protocol) = self.protocol {
             map.serialize_entry("protocol", protocol.name())?;
+        }
+        if let Some(after) = self.retry_after {
+            map.serialize_entry("retry_after_ms", &u64::try_from(after.as_millis()).unwrap_or(u64::MAX))?;
         }
         map.end()
     }
@@ -279,6 +233,7 @@ impl Fields for Init {
                 // Go's type is a map: an object or null. What we do not know in it is of any type.
                 let extra = map.next_value::<Option<ObjectOf<Known>>>()?.map(|extra| extra.0).unwrap_or_default();
                 (self.caps, self.protocol, self.instance) = (extra.caps, extra.protocol, extra.instance);
+                self.proof = extra.proof;
                 Ok(())
             }
             _ => skip(map),
@@ -305,6 +260,12 @@ impl Fields for Response {
             }
             "protocol" => {
                 self.protocol = map.next_value::<Lenient>()?.carried();
+                Ok(())
+            }
+            "retry_after_ms" => {
+                // What is no number of milliseconds is as good as nothing.
+                let after = serde_json::Value::as_u64(&map.next_value()?);
+                self.retry_after = after.map(Duration::from_millis);
                 Ok(())
             }
             _ => skip(map),
@@ -346,6 +307,7 @@ struct Known {
     caps: Vec<String>,
     protocol: Option<Carried>,
     instance: Option<Instance>,
+    proof: Option<Proof>,
 }
 
 impl Fields for Known {
@@ -354,6 +316,7 @@ impl Fields for Known {
             "caps" => self.caps = map.next_value::<Strings>()?.0,
             "protocol" => self.protocol = map.next_value::<Lenient>()?.carried(),
             "instance" => self.instance = map.next_value::<Lenient>()?.0.as_deref().and_then(Instance::parse),
+            "proof" => self.proof = map.next_value::<Lenient>()?.0.as_deref().and_then(Proof::parse),
             _ => return skip(map),
         }
         Ok(())

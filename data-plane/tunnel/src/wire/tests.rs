@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -142,6 +144,8 @@ fn accepted_payloads() {
         (r#"{"extra":{"instance":"+000019acb12f0000000000000000007"}}"#, Init::default()),
         (r#"{"extra":{"instance":"0000019acb12f000000000000000000700"}}"#, Init::default()),
         (r#"{"extra":{"instance":7}}"#, Init::default()),
+        (r#"{"extra":{"proof":7}}"#, Init::default()),
+        (r#"{"extra":{"proof":"0123"}}"#, Init::default()),
         (r#"{"extra":{"caps":{"culvert/1":true}}}"#, Init::default()),
         (r#"{"extra":{"caps":"culvert/1"}}"#, Init::default()),
         (r#"{"extra":{"caps":["a"]},"extra":null}"#, Init::default()),
@@ -411,6 +415,62 @@ fn debug_shows_no_credential() {
     assert!(!shown.contains("hunter2"), "{shown}");
 }
 
+/// 16 KiB of `[[[[` within what may be skipped: refused at the 33rd, before a parser recurses.
+#[test]
+fn a_json_bomb_is_refused_in_less_than_a_millisecond() {
+    let bombs = [
+        "[".repeat(16_384),
+        "{\"a\":".repeat(2730),
+        format!("{{\"x\":{}", "[".repeat(16_000)),
+        format!("{{\"extra\":{}", "{\"extra\":".repeat(1600)),
+        format!("{{\"x\":{}{}}}", "[".repeat(8000), "]".repeat(8000)),
+    ];
+    for bomb in bombs {
+        let frame = init_frame(&bomb);
+        // The quickest of some: other work on the machine only ever adds.
+        let quickest = (0..20).map(|_| {
+            let began = tokio::time::Instant::now();
+            assert_eq!(decode(&frame), Err(DecodeError::TooDeep), "{} bytes of {:?}", bomb.len(), &bomb[..12]);
+            began.elapsed()
+        });
+        let quickest = quickest.min().unwrap();
+        assert!(quickest < Duration::from_millis(1), "{} bytes of {:?} took {quickest:?}", bomb.len(), &bomb[..12]);
+    }
+}
+
+#[test]
+fn what_a_refusal_says_of_coming_back() {
+    let response = |text: &str| match decode(&frame(1, 2, [2, 0], text)) {
+        Ok(Some(Frame::Response(response))) => response.retry_after,
+        other => panic!("{text}: {other:?}"),
+    };
+    for (text, expected) in [
+        (r#"{"status":0}"#, None),
+        (r#"{"status":0,"retry_after_ms":500}"#, Some(500)),
+        (r#"{"status":0,"Retry_After_Ms":0}"#, Some(0)),
+        (r#"{"status":0,"retry_after_ms":-1}"#, None),
+        (r#"{"status":0,"retry_after_ms":"500"}"#, None),
+        (r#"{"status":0,"retry_after_ms":1.5}"#, None),
+        (r#"{"status":0,"retry_after_ms":null}"#, None),
+    ] {
+        assert_eq!(response(text), expected.map(Duration::from_millis), "{text}");
+    }
+    let refusal = Response { retry_after: Some(Duration::from_millis(500)), ..Response::default() };
+    let bytes = Frame::Response(refusal).encode().unwrap();
+    assert_eq!(&bytes[8..], br#"{"status":0,"retry_after_ms":500}"#, "as it is written");
+}
+
+#[test]
+fn a_proof_goes_in_the_place_of_the_credential() {
+    let proof = Proof::parse(&"0f".repeat(32)).unwrap();
+    let init = Init { caps: vec![CAPABILITY.into()], proof: Some(proof), ..init_edge() };
+    let bytes = Frame::Init(init.clone()).encode().unwrap();
+    let text = String::from_utf8_lossy(&bytes[8..]).into_owned();
+    let expected = format!(r#""credential":"","extra":{{"caps":["culvert/1"],"proof":"{}"}}"#, "0f".repeat(32));
+    assert!(text.contains(&expected), "{text}");
+    assert_eq!(decode(&bytes), Ok(Some(Frame::Init(init))), "as it was sent");
+}
+
 fn any_frame() -> impl Strategy<Value = Frame> {
     let strings = || proptest::collection::vec(".{0,12}", 0..3);
     prop_oneof![
@@ -423,7 +483,8 @@ fn any_frame() -> impl Strategy<Value = Frame> {
                 credential: Secret(credential),
                 caps,
                 protocol: None,
-                instance: None
+                instance: None,
+                proof: None,
             })
         ),
         (any::<i64>(), strings(), proptest::option::of(".{0,32}")).prop_map(|(code, caps, connection_id)| {
@@ -431,7 +492,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
                 0..=4 => Status::Success,
                 code => Status::Other(code),
             };
-            Frame::Response(Response { status, caps, connection_id, protocol: None })
+            Frame::Response(Response { status, caps, connection_id, protocol: None, retry_after: None })
         }),
         (proptest::option::of(strings()), ".{0,20}", strings()).prop_map(
             |(addresses, cluster_name, connection_ids)| Frame::GracefulClose(GracefulClose {

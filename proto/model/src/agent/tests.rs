@@ -37,6 +37,11 @@ fn agents_that_cannot_be_used() {
             ),
             (r#"{"credential": {"policy": "p"}}"#, "credential.credential", "is missing"),
             (r#"{"credential": {"credential": {"inline_string": "x"}}}"#, "credential.policy", "is empty"),
+            (
+                r#"{"credential": {"policy": "p", "credential": {"inline_string": "x"}, "bind_to_tls": true}}"#,
+                "credential.bind_to_tls",
+                "needs transport_socket",
+            ),
         ],
     );
 }

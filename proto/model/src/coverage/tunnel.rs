@@ -55,7 +55,7 @@ pub(super) const TABLE: &[Covered] = &[
             "one_time_tokens",
         ])],
     ),
-    covered("culvert.tunnel.v1.StaticToken", &[honoured(&["name", "tokens"])]),
+    covered("culvert.tunnel.v1.StaticToken", &[honoured(&["name", "tokens", "require_tls_binding"])]),
     covered(
         "culvert.tunnel.v1.TunnelRule",
         &[honoured(&[
@@ -86,7 +86,7 @@ pub(super) const TABLE: &[Covered] = &[
     ),
     covered("culvert.tunnel.v1.ServerSource", &[honoured(&["address", "eds", "dns_refresh_rate"])]),
     covered("culvert.tunnel.v1.EdsServers", &[honoured(&["service_name", "eds_config"])]),
-    covered("culvert.tunnel.v1.Credential", &[honoured(&["policy", "credential"])]),
+    covered("culvert.tunnel.v1.Credential", &[honoured(&["policy", "credential", "bind_to_tls"])]),
     covered("culvert.tunnel.v1.TunnelAgents", &[honoured(&["agents", "agents_config"])]),
     covered(
         "culvert.tunnel.v1.TunnelServer",
@@ -110,7 +110,7 @@ pub(super) const TABLE: &[Covered] = &[
             "policy",
         ])],
     ),
-    covered("culvert.tunnel.v1.CredentialPolicy", &[honoured(&["name", "tokens", "clusters"])]),
+    covered("culvert.tunnel.v1.CredentialPolicy", &[honoured(&["name", "tokens", "clusters", "require_tls_binding"])]),
     covered(
         "envoy.extensions.filters.network.reverse_tunnel.v3.ReverseTunnel",
         &[

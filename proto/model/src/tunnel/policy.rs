@@ -55,6 +55,8 @@ pub struct StaticToken {
     pub name: Name,
     /// Not empty.
     pub tokens: Vec<DataSource>,
+    /// Who sends the token itself is refused.
+    pub bound: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -207,7 +209,7 @@ fn token(report: &mut Report, message: &api::StaticToken, place: Place) -> Optio
         };
         report.item("tokens", index, |report| report.error(reason));
     }
-    Some(StaticToken { name: name?, tokens })
+    Some(StaticToken { name: name?, tokens, bound: message.require_tls_binding })
 }
 
 fn rule(report: &mut Report, message: &api::TunnelRule) -> Option<TunnelRule> {

@@ -92,6 +92,18 @@ async fn everything_else_is_an_error_and_is_tried_again() {
         (reply(r#"{"status":4}"#), false, refused("4 (cluster unknown to the server)"), Retry::Normal),
         (reply(r#"{"status":99}"#), false, refused("99 (unknown status)"), Retry::Normal),
         (reply(r#"{"status":-1}"#), false, refused("-1 (unknown status)"), Retry::Normal),
+        (
+            reply(r#"{"status":0,"retry_after_ms":700}"#),
+            false,
+            refused("0 (not accepted)"),
+            Retry::After(Duration::from_millis(700)),
+        ),
+        (
+            reply(r#"{"status":2,"retry_after_ms":700}"#),
+            false,
+            refused("2 (credential or cluster not allowed)"),
+            Retry::Slow,
+        ),
         (frame(1, 1, [1, 0], "{}"), false, "the server answered with a frame of kind init".into(), Retry::Normal),
         (
             frame(1, 3, [1, 0], "{}"),

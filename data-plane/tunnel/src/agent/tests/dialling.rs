@@ -13,6 +13,7 @@ async fn connections_are_spread_over_the_workers_and_hosted() {
                 credential: Some(Credential {
                     policy: "token".into(),
                     value: DataSource::Inline(b"s3cret\n"[..].into()),
+                    bound: false,
                 }),
                 ..config(vec![fixed(server.address)])
             };
@@ -58,7 +59,7 @@ async fn every_failure_is_tried_again_with_the_credential_read_anew() {
             let server = Server::bind().await;
             let value = DataSource::File { path: path.clone(), watched_directory: None };
             let config = TunnelAgent {
-                credential: Some(Credential { policy: "token".into(), value }),
+                credential: Some(Credential { policy: "token".into(), value, bound: false }),
                 ..config(vec![fixed(server.address)])
             };
             let fixture = Fixture::start(config, inputs(), 1);
@@ -242,7 +243,7 @@ async fn a_credential_that_cannot_be_read_is_an_error_that_names_it() {
         .run_until(async {
             let server = Server::bind().await;
             let value = DataSource::Environment("CULVERT_TEST_THAT_NOBODY_SETS".into());
-            let credential = Some(Credential { policy: "token".into(), value });
+            let credential = Some(Credential { policy: "token".into(), value, bound: false });
             let fixture =
                 Fixture::start(TunnelAgent { credential, ..config(vec![fixed(server.address)]) }, inputs(), 1);
             eventually("shown", || {

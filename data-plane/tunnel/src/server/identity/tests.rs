@@ -44,7 +44,7 @@ fn config() -> TunnelPolicy {
             subject_claim: "sub".into(),
             one_time_tokens: false,
         }],
-        tokens: vec![StaticToken { name: "old-site".into(), tokens: vec![source()] }],
+        tokens: vec![StaticToken { name: "old-site".into(), tokens: vec![source()], bound: false }],
         rules: vec![
             rule("uri", Principal::Uri(NamePattern::Prefix("spiffe://example/site/".into()))),
             rule("dns", Principal::Dns(NamePattern::Suffix(".edge.example".into()))),
@@ -70,7 +70,7 @@ fn proof(uris: &[&str], dns: &[&str]) -> Proof {
 }
 
 fn with(way: Option<&str>, secret: &str) -> Proof {
-    let credential = Credential { way: way.map(Arc::from), secret: Secret(secret.to_owned()) };
+    let credential = Credential { way: way.map(Arc::from), shown: Shown::Secret(Secret(secret.to_owned())) };
     Proof { names: None, credential: Some(credential), ..proof(&[], &[]) }
 }
 
@@ -131,6 +131,36 @@ fn who_an_agent_is() {
         ),
     ] {
         assert_eq!(judged(&policy, &proof), expected, "{proof:?}");
+    }
+}
+
+/// A proof of a token, which is good on the connection that it came on.
+#[test]
+fn a_static_token_may_be_proved_in_place_of_being_sent() {
+    let issuer = Issuer::new();
+    let (here, there) = (Binding::from_bytes([1; 32]), Binding::from_bytes([2; 32]));
+    let shown = |way: &str, on: &Binding, token: TokenProof| {
+        let credential = Credential { way: Some(way.into()), shown: Shown::Proof(Bound::on(on.clone(), token)) };
+        Proof { names: None, credential: Some(credential), ..proof(&[], &[]) }
+    };
+    for bound in [false, true] {
+        let policy = policy(&issuer, |config| config.tokens[0].bound = bound);
+        let sent = if bound { Err(Denial::TokenSent) } else { Ok(()) };
+        for (shown, expected) in [
+            (shown("old-site", &here, here.prove(b"sesame")), Ok(())),
+            (shown("old-site", &here, here.prove(b"next")), Ok(())),
+            (shown("old-site", &there, here.prove(b"sesame")), Err(Denial::StaticToken)),
+            (shown("old-site", &here, here.prove(b"sesam")), Err(Denial::StaticToken)),
+            (shown("old-site", &here, here.prove(b"")), Err(Denial::StaticToken)),
+            (shown("idp", &here, here.prove(b"sesame")), Err(Denial::Token(JwtError::Missing))),
+            (shown("other", &here, here.prove(b"sesame")), Err(Denial::WayUnknown)),
+            (with(Some("old-site"), "sesame"), sent),
+            (with(None, "sesame"), sent),
+            (with(Some("old-site"), "wrong"), Err(Denial::StaticToken)),
+        ] {
+            let seen = judged(&policy, &shown).map(|_| ());
+            assert_eq!(seen, expected, "required: {bound}, {shown:?}");
+        }
     }
 }
 

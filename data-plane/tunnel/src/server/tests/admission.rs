@@ -8,6 +8,11 @@ fn response(status: u8) -> Vec<u8> {
     bytes
 }
 
+/// Status 0, and when to come back.
+fn later() -> Vec<u8> {
+    b"\x20\x88\x01\x02\x02\x00\x00\x21{\"status\":0,\"retry_after_ms\":500}".to_vec()
+}
+
 /// What the agent sees, and what is counted.
 struct Case {
     name: &'static str,
@@ -228,7 +233,7 @@ async fn refusals_of_the_registry() {
                 (Refusal::ClusterUnknown, init("edge"), response(4), ServerMetric::RefusedCluster),
                 (Refusal::ClusterUnknown, capable("edge"), response(4), ServerMetric::RefusedCluster),
                 (Refusal::Unavailable, init("edge"), Vec::new(), ServerMetric::RefusedDraining),
-                (Refusal::Unavailable, capable("edge"), response(0), ServerMetric::RefusedDraining),
+                (Refusal::Unavailable, capable("edge"), later(), ServerMetric::RefusedDraining),
                 (Refusal::TooManyConnections, init("edge"), Vec::new(), ServerMetric::RefusedLimit),
                 (Refusal::TooManyConnections, capable("edge"), response(0), ServerMetric::RefusedLimit),
             ] {

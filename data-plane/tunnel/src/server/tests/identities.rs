@@ -26,7 +26,11 @@ fn sites() -> TunnelPolicy {
     TunnelPolicy {
         name: POLICY.into(),
         providers: Vec::new(),
-        tokens: vec![StaticToken { name: "old".into(), tokens: vec![DataSource::Inline(Arc::from(&b"unused"[..]))] }],
+        tokens: vec![StaticToken {
+            name: "old".into(),
+            tokens: vec![DataSource::Inline(Arc::from(&b"unused"[..]))],
+            bound: false,
+        }],
         rules: vec![
             rule(Principal::Dns(NamePattern::Prefix("site-".into()))),
             rule(Principal::StaticToken("old".into())),

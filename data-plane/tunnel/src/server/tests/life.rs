@@ -157,15 +157,71 @@ async fn a_draining_listener_drains_its_tunnels_and_takes_no_others() {
             let fixture = Fixture::new(config(), Vec::new());
             let (idle, _) = fixture.join("192.0.2.1:1", capable("edge")).await;
             let pending = fixture.connect("192.0.2.1:2");
+            let (mut asks, mut stock) = (fixture.connect("192.0.2.1:4"), fixture.connect("192.0.2.1:5"));
             tokio::task::yield_now().await;
             let started = Instant::now();
             fixture.trigger.start(Duration::from_secs(10));
             assert_eq!(finished(idle.served).await, Ended::Tunnel);
-            assert_eq!(finished(pending.served).await, Ended::Refused, "a handshake under way");
-            let late = fixture.connect("192.0.2.1:3");
-            assert_eq!(finished(late.served).await, Ended::Refused, "a new connection");
+            // Who asks now, on a connection that was there or on a new one, is told when to come back.
+            asks.send(Frame::Init(capable("edge"))).await;
+            let refusal = Response { retry_after: Some(Duration::from_millis(500)), ..Response::default() };
+            assert_eq!(asks.response().await, refusal, "a handshake under way");
+            let (late, response) = fixture.join("192.0.2.1:3", capable("edge")).await;
+            assert_eq!(response, refusal, "a new connection");
             assert_eq!(started.elapsed(), Duration::ZERO, "nothing was in flight");
-            assert_eq!(fixture.count(ServerMetric::RefusedDraining), 2);
+            // A status other than 1 would end a stock agent for good: it is closed, and tries again.
+            stock.send(Frame::Init(init("edge"))).await;
+            let mut rest = Vec::new();
+            stock.agent.read_to_end(&mut rest).await.unwrap();
+            assert_eq!(rest, b"", "what a stock agent is told");
+            let mut envoy = fixture.connect("192.0.2.1:6");
+            let request = "GET /reverse_connections/request HTTP/1.1\r\nhost: a\r\nx-envoy-reverse-tunnel-node-id: n\r\nx-envoy-reverse-tunnel-cluster-id: edge\r\nx-envoy-reverse-tunnel-tenant-id: t\r\n\r\n";
+            envoy.agent.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            envoy.agent.read_to_end(&mut answer).await.unwrap();
+            let answer = String::from_utf8(answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("retry-after: 1\r\n"), "{answer}");
+            // One that says nothing is not waited for long.
+            assert_eq!(finished(pending.served).await, Ended::Refused, "a handshake under way");
+            assert!(started.elapsed() <= Duration::from_millis(500), "{:?}", started.elapsed());
+            drop((asks.agent, late.agent));
+            for served in [asks.served, late.served, stock.served, envoy.served] {
+                assert_eq!(finished(served).await, Ended::Refused);
+            }
+            assert_eq!(fixture.count(ServerMetric::RefusedDraining), 5);
+            assert!(fixture.tunnels.is_empty(), "a refused agent left something behind");
+        })
+        .await;
+}
+
+/// Its process ends, and a stock agent cannot be told: its connections go one after the other, so that what it dials anew
+/// stands before the last one goes.
+#[tokio::test(start_paused = true)]
+async fn a_stock_agents_connections_leave_one_at_a_time_and_the_last_with_the_process() {
+    LocalSet::new()
+        .run_until(async {
+            let fixture = Fixture::new(config(), Vec::new());
+            let mut connections = Vec::new();
+            for port in 1..=4 {
+                connections.push(fixture.join(&format!("192.0.2.1:{port}"), init("edge")).await.0);
+            }
+            let (alone, _) = fixture.join("192.0.2.2:1", init("edge")).await;
+            // A stock agent gets its first byte a moment after the reply.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            fixture.tunnels.end();
+            fixture.trigger.start(Duration::from_secs(60));
+            let mut seen = Vec::new();
+            for _ in 0..20 {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                seen.push(connections.iter().filter(|connection| !connection.served.is_finished()).count());
+            }
+            assert!(seen.windows(2).all(|pair| pair[0] - pair[1] <= 1), "one at a time: {seen:?}");
+            assert_eq!(seen.last(), Some(&1), "the last one stays: {seen:?}");
+            assert!(!alone.served.is_finished(), "the only one of another agent stays");
+            fixture.tunnels.finish();
+            for connection in connections.into_iter().chain([alone]) {
+                assert_eq!(finished(connection.served).await, Ended::Tunnel);
+            }
         })
         .await;
 }

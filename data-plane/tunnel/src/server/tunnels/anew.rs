@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use culvert_model::control::ServerNotice;
 
-use super::{Place, Tunnels};
+use super::{AgentKey, Place, Tunnels};
+use crate::server::Claim;
 use crate::server::control::Notices;
 
 impl Place {
@@ -31,6 +32,22 @@ impl Tunnels {
         let told =
             inner.live.values().filter(|live| *live.listener == *listener).filter_map(|live| live.notices.as_ref());
         told.map(|notices| notices.send(ServerNotice::Reconnect { delay: delay(agents), target: None })).count()
+    }
+}
+
+impl Tunnels {
+    /// Whether this connection may leave as the process ends, where its agent cannot be told: **one at a time, and never the
+    /// last**. The agent dials again when one ends, and meets whoever listens then; the others serve meanwhile.
+    pub(in crate::server) fn may_leave(&self, claim: &Claim) -> bool {
+        let mut inner = self.inner.lock();
+        let key = Box::new(AgentKey::of(claim));
+        let others = inner.agents.get(&key).is_some_and(|count| *count > 1);
+        let leaves = inner.leaving.get(&key).is_some_and(|id| inner.live.contains_key(id));
+        let may = others && !leaves;
+        if may {
+            inner.leaving.insert(key, claim.id);
+        }
+        may
     }
 }
 

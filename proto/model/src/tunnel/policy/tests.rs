@@ -7,7 +7,7 @@ fn base() -> serde_json::Value {
     json!({
         "name": "p",
         "jwtProviders": [{"name": "idp", "issuer": "https://idp", "localJwks": {"filename": "/keys"}}],
-        "staticTokens": [{"name": "old", "tokens": [{"filename": "/secret"}]}],
+        "staticTokens": [{"name": "old", "tokens": [{"filename": "/secret"}], "requireTlsBinding": true}],
         "rules": [{
             "name": "sites",
             "principals": [{"uri": "spiffe://example/site/*"}, {"dns": "*.Edge.example"}, {"staticToken": "old"},
@@ -28,6 +28,7 @@ fn base() -> serde_json::Value {
 fn a_policy_is_read() {
     let policy = parse(&message(&base())).value.unwrap();
     assert_eq!(policy.max_connections_per_source.map(NonZeroUsize::get), Some(7), "the limit of a source");
+    assert!(policy.tokens[0].bound, "the token is not to be sent");
     let provider = &policy.providers[0];
     assert_eq!((&*provider.subject_claim, provider.expected.clock_skew), ("sub", Duration::from_secs(60)), "defaults");
     let rule = &policy.rules[0];
