@@ -254,3 +254,62 @@ async fn a_registration_that_is_given_up_leaves_nothing() {
     assert_eq!(clusters.tunnels().len(), 1, "tunnels left");
     assert_eq!(hosts(&clusters.slot("edge")).len(), 1, "hosts left");
 }
+
+/// Agents register on some threads while the control plane takes the cluster away and gives it back on another: each is
+/// a host of the cluster that is there, or refused, or told that its cluster is gone. None is a host that nobody holds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_registration_while_its_cluster_is_removed_or_replaced_leaves_no_dangling_host() {
+    const ROUNDS: usize = 120;
+    const AGENTS: usize = 6;
+    let clusters = registry();
+    let (mut joined, mut refused) = (0, 0);
+    for round in 0..ROUNDS {
+        // What happens to the cluster: it is removed, replaced, or removed and added.
+        let change = |clusters: &Clusters| {
+            if round % 3 != 1 {
+                clusters.remove("edge");
+            }
+            if round % 3 != 0 {
+                clusters.apply(Arc::new(cluster("edge", &[])), None);
+            }
+        };
+        clusters.apply(Arc::new(cluster("edge", &[])), None);
+        let together = Arc::new(tokio::sync::Barrier::new(AGENTS + 1));
+        let mut registering = tokio::task::JoinSet::new();
+        for agent in 0..AGENTS {
+            let (clusters, together) = (Arc::clone(&clusters), Arc::clone(&together));
+            registering.spawn(async move {
+                together.wait().await;
+                // Some come a little later, so that every place of the change is met.
+                (0..agent * round % 64).for_each(|_| std::hint::spin_loop());
+                clusters.register(claim("edge", &format!("agent-{agent}"))).await
+            });
+        }
+        together.wait().await;
+        change(&clusters);
+        let outcomes = registering.join_all().await;
+        let leases: Vec<_> = outcomes.into_iter().filter_map(Result::ok).collect();
+        (joined, refused) = (joined + leases.len(), refused + AGENTS - leases.len());
+        // A host that is chosen from belongs to a lease that may serve; a lease whose host is not is told so.
+        let slot = clusters.slot("edge");
+        let chosen: Vec<u64> = hosts(&slot).iter().map(|host| host.id()).collect();
+        for lease in &leases {
+            let ends = lease.host().tunnel().is_some_and(|connection| connection.is_draining());
+            let found = chosen.contains(&lease.host().id());
+            assert_ne!(ends, found, "round {round}: ends: {ends}, can be chosen: {found}");
+        }
+        assert!(chosen.len() <= leases.len(), "round {round}: {chosen:?} for {} leases", leases.len());
+        drop(leases);
+        eventually_empty(&clusters, &slot, round).await;
+    }
+    assert!(joined > 0 && refused > 0, "expected both outcomes to be met: {joined} joined, {refused} were refused");
+}
+
+async fn eventually_empty(clusters: &Clusters, slot: &ClusterSlot, round: usize) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !hosts(slot).is_empty() {
+        assert!(Instant::now() < deadline, "round {round}: hosts that nobody holds: {:?}", hosts(slot));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(clusters.tunnels().is_empty(), "round {round}: tunnels that nobody holds");
+}
