@@ -1,5 +1,7 @@
 //! What tunnels cost one worker, and that they leave nothing behind.
 
+mod idle;
+
 use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -45,8 +47,13 @@ fn gateway() -> Gateway {
 
 /// The init frame of an agent of ours.
 fn init(name: &str) -> Vec<u8> {
+    init_with(name, r#""caps":["culvert/1"]"#)
+}
+
+/// The same; `extra` is the inside of the object of that name.
+fn init_with(name: &str, extra: &str) -> Vec<u8> {
     let json = format!(
-        r#"{{"cluster_name":"edge","weight":10,"host_name":"{name}","credential_policy":"","credential":"","extra":{{"caps":["culvert/1"]}}}}"#
+        r#"{{"cluster_name":"edge","weight":10,"host_name":"{name}","credential_policy":"","credential":"","extra":{{{extra}}}}}"#
     );
     let length = u16::try_from(json.len()).unwrap().to_be_bytes();
     [b"\x20\x88\x01\x01\x01\x00".as_slice(), &length, json.as_bytes()].concat()
@@ -64,62 +71,6 @@ fn hosts(gateway: &Gateway) -> u64 {
 
 /// What stands in a reply of success; its length is the header's to say.
 const SUCCESS: &[u8] = b"{\"status\":1";
-
-/// Joins so many agents from a thread of its own, each over a socket, and gives the sockets back.
-fn join_all(address: std::net::SocketAddr, names: std::ops::Range<usize>) -> oneshot::Receiver<Vec<TcpStream>> {
-    let (done, joined) = oneshot::channel();
-    std::thread::spawn(move || {
-        // All ask before the first is heard: registrations are published together.
-        let ask = |index| {
-            let mut socket = TcpStream::connect(address).unwrap();
-            socket.write_all(&init(&format!("agent-{index}"))).unwrap();
-            socket
-        };
-        let mut sockets: Vec<TcpStream> = names.map(ask).collect();
-        for socket in &mut sockets {
-            let mut head = [0; 8];
-            socket.read_exact(&mut head).unwrap();
-            let mut reply = vec![0; usize::from(u16::from_be_bytes([head[6], head[7]]))];
-            socket.read_exact(&mut reply).unwrap();
-            assert!(reply.starts_with(SUCCESS), "{}", String::from_utf8_lossy(&reply));
-        }
-        drop(done.send(sockets));
-    });
-    joined
-}
-
-#[test]
-fn an_idle_plain_tunnel_is_small() {
-    const TUNNELS: usize = 1000;
-    culvert_runtime::process::raise_open_files();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let local = LocalSet::new();
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = socket.local_addr().unwrap();
-    let gateway = local.block_on(&runtime, async {
-        let gateway = gateway();
-        let (worker, slot) = (Rc::clone(&gateway.worker), Arc::clone(&gateway.slot));
-        tokio::task::spawn_local(async move { serve_listener(worker, socket, slot).await.unwrap() });
-        gateway
-    });
-    let mut joined = Vec::new();
-    // The first ones also pay for what is there once.
-    local.block_on(&runtime, async { joined.extend(join_all(address, 0..24).await.unwrap()) });
-    let measured = allocation_counter::measure(|| {
-        local.block_on(&runtime, async {
-            let more = join_all(address, 24..24 + TUNNELS);
-            let more = more.await.unwrap();
-            // Its first look at the socket is behind it, and what it needed is given back.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            allocation_counter::opt_out(|| joined.extend(more));
-        });
-    });
-    let each = measured.bytes_current / TUNNELS as i64;
-    assert_eq!(hosts(&gateway), 24 + TUNNELS as u64, "all are hosts");
-    eprintln!("an idle plain tunnel takes {each} bytes in {} pieces", measured.count_current / TUNNELS as i64);
-    assert!(each <= 4500, "expected an idle plain tunnel to take at most 4500 bytes, it takes {each}");
-    drop(joined);
-}
 
 /// Joins over memory, and leaves when success was read.
 async fn come_and_go(gateway: &Gateway, index: usize) {
