@@ -64,6 +64,28 @@ impl Cable {
         ip(&["addr", "del", &format!("{}/32", Self::ADDRESS), "dev", "lo"])?;
         Ok(Instant::now())
     }
+
+    /// Who dials the cable's address comes from this one from now on, as from another outside of a NAT: what came from
+    /// `before` is lost both ways, without a word.
+    pub fn outside(&self, before: Option<&str>, address: &str) -> Result<Instant> {
+        ip(&["addr", "add", &format!("{address}/32"), "dev", "lo"])?;
+        self.comes_from(address)?;
+        if let Some(before) = before {
+            ip(&["addr", "del", &format!("{before}/32"), "dev", "lo"])?;
+        }
+        Ok(Instant::now())
+    }
+
+    /// Takes that away again.
+    pub fn inside(&self, outside: &str) -> Result {
+        self.comes_from(Self::ADDRESS)?;
+        ip(&["addr", "del", &format!("{outside}/32"), "dev", "lo"])
+    }
+
+    fn comes_from(&self, source: &str) -> Result {
+        let route = ["route", "change", "table", "local", "local", Self::ADDRESS, "dev", "lo", "proto", "kernel"];
+        ip(&[&route[..], &["scope", "host", "src", source]].concat())
+    }
 }
 
 fn ip(words: &[&str]) -> Result {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::Result;
@@ -25,21 +25,28 @@ pub fn size(variable: &str, default: usize) -> Result<usize> {
 
 /// An agent of ours that has joined; `success` was read.
 pub async fn join(server: SocketAddr, name: &str) -> Result<TcpStream> {
-    let json = format!(
-        "{{\"cluster_name\":\"edge\",\"weight\":10,\"host_name\":\"{name}\",\"credential_policy\":\"\",\"credential\":\"\",\"extra\":{{\"caps\":[\"culvert/1\"]}}}}"
-    );
     let mut socket = TcpStream::connect(server).await?;
     // Gone at once when closed: no port waits.
     socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
+    join_over(&mut socket, name, "\"caps\":[\"culvert/1\"]").await?;
+    Ok(socket)
+}
+
+/// The same on a connection that stands; `extra` is the inside of the object of that name.
+pub async fn join_over(socket: &mut (impl AsyncRead + AsyncWrite + Unpin), name: &str, extra: &str) -> Result {
+    let json = format!(
+        "{{\"cluster_name\":\"edge\",\"weight\":10,\"host_name\":\"{name}\",\"credential_policy\":\"\",\"credential\":\"\",\"extra\":{{{extra}}}}}"
+    );
     let length = u16::try_from(json.len())?.to_be_bytes();
     socket.write_all(&[b"\x20\x88\x01\x01\x01\x00".as_slice(), &length, json.as_bytes()].concat()).await?;
+    socket.flush().await?;
     let mut header = [0; 8];
     socket.read_exact(&mut header).await.with_context(|| format!("{name} got no answer"))?;
     let mut payload = vec![0; usize::from(u16::from_be_bytes([header[6], header[7]]))];
     socket.read_exact(&mut payload).await?;
     let text = String::from_utf8_lossy(&payload);
     ensure!(text.starts_with("{\"status\":1"), "{name} was answered {text}");
-    Ok(socket)
+    Ok(())
 }
 
 /// What a process has used so far.

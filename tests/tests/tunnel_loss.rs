@@ -11,7 +11,7 @@ use culvert_tests::load::Load;
 use culvert_tests::namespace::{self, Cable};
 use culvert_tests::pair::{cloud, edge, joined};
 use culvert_tests::relay::Relay;
-use culvert_tests::tunnel::tunnel_listener;
+use culvert_tests::tunnel::{connections, tunnel_listener};
 use culvert_tests::wait::{eventually, within};
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -187,6 +187,55 @@ async fn silent_loss() -> Result {
         }
         site.stop().await?;
         cloud.stop().await?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_nat_that_rebinds_is_noticed_by_both_ends_and_costs_no_idempotent_request() -> Result {
+    if !namespace::entered("a_nat_that_rebinds_is_noticed_by_both_ends_and_costs_no_idempotent_request")? {
+        return Ok(());
+    }
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(nat_rebinding())
+}
+
+/// The agent's connection has another outside from one moment to the next: what either end sends on it arrives nowhere, while
+/// the server can be dialled as before. So the agent is back, from elsewhere, with its old registration taken down.
+async fn nat_rebinding() -> Result {
+    const OUTSIDE: [&str; 2] = ["10.9.0.50", "10.9.0.51"];
+    let cable = Cable::plugged()?;
+    let backend = Backend::start("behind").await?;
+    for protocol in ["HTTP1", "HTTP2"] {
+        let tunnel = tunnel_listener("tunnel", &format!("protocol: {protocol}")).replace("127.0.0.1", Cable::ADDRESS);
+        let listeners = http_listener("in", TO_EDGE, "", "") + &tunnel;
+        let folder = TempDir::with_prefix("culvert-")?;
+        let cloud = Gateway::start_in(folder, &listeners, &cluster("edge", &[], ""), "", 2).await?;
+        cable.outside(None, OUTSIDE[0])?;
+        let site =
+            edge(cloud.listener("tunnel")?, "site", (TO_A, ""), &cluster("a", &[backend.address], ""), SOON).await?;
+        joined(&cloud, 1).await?;
+        let load = Load::new(cloud.listener("in")?, "/").start();
+        load.more(20).await?;
+        let before = connections(&cloud).await?;
+        let rebound = cable.outside(Some(OUTSIDE[0]), OUTSIDE[1])?;
+        let place = |connection: &serde_json::Value| connection["peer"].as_str().unwrap_or_default().to_owned();
+        ensure!(before.len() == 1 && place(&before[0]).starts_with(OUTSIDE[0]), "saw {before:#?}");
+        within(2 * NOTICED, "the one tunnel comes from the other outside", async || {
+            let now = connections(&cloud).await?;
+            ensure!(now.len() == 1 && place(&now[0]).starts_with(OUTSIDE[1]), "saw {now:#?}");
+            let lost = site.stat("tunnel_agent.agent.lost").await?;
+            ensure!(lost == 1, "the agent has lost {lost}");
+            Ok(())
+        })
+        .await?;
+        let took = rebound.elapsed();
+        eprintln!("{protocol}: both ends have nothing but the new tunnel after {took:?}");
+        ensure!(took <= NOTICED, "{protocol}: expected both ends to notice within {NOTICED:?}, it took {took:?}");
+        load.more(20).await?;
+        load.finish(40).await.with_context(|| format!("{protocol}: requests during the change"))?;
+        site.stop().await?;
+        cloud.stop().await?;
+        cable.inside(OUTSIDE[1])?;
     }
     Ok(())
 }

@@ -1,0 +1,207 @@
+//! One tunnel serves everything: whatever number of workers at both ends, clusters and protocols, through one connection.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use culvert_tests::Result;
+use culvert_tests::backend::{Backend, scripted};
+use culvert_tests::client::{get, read_head, send, send_h2};
+use culvert_tests::gateway::{Gateway, HTTP2, cluster, http_listener};
+use culvert_tests::grpc;
+use culvert_tests::reverse;
+use culvert_tests::tunnel::{agent, connections, hosting, tcp_listener, tunnel_listener};
+use culvert_tests::wait::{eventually, in_time};
+use http::Request;
+use http_body_util::Full;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+const WEBSOCKET: &str = "upgrade_configs: [{upgrade_type: websocket}]\nhttp2_protocol_options: {allow_connect: true}";
+
+/// What goes through a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Http1,
+    Http2,
+    Grpc,
+    WebSocket,
+    Tcp,
+}
+
+/// A column of the matrix.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    workers: usize,
+    clusters: usize,
+    /// Over Envoy's dialect each is a cluster of the cloud too; over ours the cloud has one, which the agent has joined.
+    envoy: bool,
+}
+
+/// Agrees to a WebSocket and gives every byte back.
+async fn echo(mut socket: TcpStream) -> Result {
+    read_head(&mut socket).await?;
+    socket.write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await?;
+    let (mut reader, mut writer) = socket.split();
+    tokio::io::copy(&mut reader, &mut writer).await?;
+    Ok(())
+}
+
+/// The clusters behind the edge: of each an HTTP/1 backend, and for all of them one for gRPC and one for WebSockets.
+struct Behind {
+    backends: Vec<Backend>,
+    grpc: SocketAddr,
+    echo: SocketAddr,
+}
+
+impl Behind {
+    async fn start(clusters: usize) -> Result<Self> {
+        let mut backends = Vec::new();
+        for index in 0..clusters {
+            backends.push(Backend::start(&format!("behind-{index}")).await?);
+        }
+        Ok(Self { backends, grpc: scripted(grpc::serve).await?, echo: scripted(echo).await? })
+    }
+
+    fn clusters(&self) -> String {
+        let own = self.backends.iter().enumerate();
+        let own: String = own.map(|(index, backend)| cluster(&format!("c{index}"), &[backend.address], "")).collect();
+        own + &cluster("grpc", &[self.grpc], HTTP2) + &cluster("echo", &[self.echo], "")
+    }
+
+    fn listener(&self) -> String {
+        let own = (0..self.backends.len())
+            .map(|index| format!("{{match: {{prefix: /{index}/}}, route: {{cluster: c{index}}}}}, "))
+            .collect::<String>();
+        let routes = format!(
+            "[{own}{{match: {{prefix: /chat}}, route: {{cluster: echo}}}}, {{match: {{prefix: /}}, route: {{cluster: grpc}}}}]"
+        );
+        hosting(&http_listener("hosted", &routes, WEBSOCKET, ""))
+    }
+}
+
+impl Case {
+    async fn cloud(self) -> Result<Gateway> {
+        let folder = TempDir::with_prefix("culvert-")?;
+        if !self.envoy {
+            let listeners = http_listener("in", "[{match: {prefix: /}, route: {cluster: edge}}]", WEBSOCKET, "")
+                + &tcp_listener("tcp", "edge")
+                + &tunnel_listener("tunnel", "");
+            return Gateway::start_in(folder, &listeners, &cluster("edge", &[], ""), "", self.workers).await;
+        }
+        let name = |index: usize| format!("r{index}");
+        let routes: String = (0..self.clusters)
+            .map(|index| format!("{{match: {{prefix: /{index}/}}, route: {{cluster: {}}}}}, ", name(index)))
+            .collect();
+        let routes = format!("[{routes}{{match: {{prefix: /}}, route: {{cluster: {}}}}}]", name(0));
+        let listeners =
+            http_listener("in", &routes, WEBSOCKET, "") + &reverse::tunnel_listener("ping_interval: 1s", "");
+        let clusters: String =
+            (0..self.clusters).map(|index| reverse::agents(&name(index), "host_id_format: edge-7")).collect();
+        Gateway::start_in(folder, &listeners, &clusters, &reverse::responder_extension(""), self.workers).await
+    }
+
+    async fn edge(self, server: SocketAddr, behind: &Behind) -> Result<Gateway> {
+        let more = if self.envoy { "host_name: edge-7, envoy: {tenant_id: t}" } else { "host_name: edge-7" };
+        let folder = TempDir::with_prefix("culvert-")?;
+        Gateway::start_in(folder, &behind.listener(), &behind.clusters(), &agent(&[server], more), self.workers).await
+    }
+
+    fn kinds(self) -> &'static [Kind] {
+        // Envoy's dialect carries requests.
+        const ALL: [Kind; 5] = [Kind::Http1, Kind::Http2, Kind::Grpc, Kind::WebSocket, Kind::Tcp];
+        if self.envoy { &ALL[..4] } else { &ALL }
+    }
+}
+
+/// One exchange of that kind, with that cluster.
+async fn exchange(cloud: SocketAddr, tcp: Option<SocketAddr>, kind: Kind, cluster: usize) -> Result {
+    let expected = format!("behind-{cluster}\n");
+    match kind {
+        Kind::Http1 => {
+            let answer = get(cloud, &format!("/{cluster}/x")).await?;
+            ensure!(answer.status == 200 && answer.text() == expected, "saw {} {:?}", answer.status, answer.text());
+        }
+        Kind::Http2 => {
+            let request = Request::get(format!("http://culvert.test/{cluster}/x")).body(Full::new(Bytes::new()))?;
+            let answer = send_h2(cloud, request).await?;
+            ensure!(answer.status == 200 && answer.text() == expected, "saw {} {:?}", answer.status, answer.text());
+        }
+        Kind::Grpc => grpc::check(cloud).await?,
+        Kind::WebSocket => {
+            let mut socket = TcpStream::connect(cloud).await?;
+            let ask = b"GET /chat HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
+            socket.write_all(ask).await?;
+            let head = in_time("the switch", read_head(&mut socket)).await??;
+            ensure!(head.starts_with("HTTP/1.1 101 "), "saw {head:?}");
+            for word in [expected, "x".repeat(10_000)] {
+                socket.write_all(word.as_bytes()).await?;
+                let mut seen = vec![0; word.len()];
+                in_time("an echo", socket.read_exact(&mut seen)).await??;
+                ensure!(seen == word.as_bytes(), "expected {} bytes back, saw others", word.len());
+            }
+        }
+        Kind::Tcp => {
+            // Bytes, which the hosting listener happens to understand: so it is seen which cluster they reach.
+            let request = Request::get(format!("/{cluster}/x")).header("host", "a").body(Full::new(Bytes::new()))?;
+            let answer = send(tcp.context("no TCP listener")?, request).await?;
+            ensure!(answer.status == 200 && answer.text() == expected, "saw {} {:?}", answer.status, answer.text());
+        }
+    }
+    Ok(())
+}
+
+async fn runs(case: Case) -> Result {
+    const TIMES: usize = 12;
+    let behind = Behind::start(case.clusters).await?;
+    let cloud = case.cloud().await?;
+    let edge = case.edge(cloud.listener("tunnel")?, &behind).await?;
+    // Its host serves once it is wanted, in Envoy's dialect.
+    let one = eventually("one tunnel stands", async || {
+        let now = connections(&cloud).await?;
+        ensure!(now.len() == 1, "saw {now:#?}");
+        Ok(now[0]["id"].clone())
+    })
+    .await?;
+    let (entry, tcp) = (cloud.listener("in")?, cloud.listener("tcp").ok());
+    // Everything at a time.
+    let mut exchanges = JoinSet::new();
+    for turn in 0..TIMES {
+        for kind in case.kinds().iter().copied() {
+            for cluster in 0..case.clusters {
+                exchanges.spawn(async move {
+                    let done = exchange(entry, tcp, kind, cluster).await;
+                    done.with_context(|| format!("{kind:?} to cluster {cluster}, turn {turn}"))
+                });
+            }
+        }
+    }
+    let (mut done, mut failed) = (0, Vec::new());
+    while let Some(outcome) = exchanges.join_next().await {
+        match outcome? {
+            Ok(()) => done += 1,
+            Err(error) => failed.push(format!("{error:#}")),
+        }
+    }
+    let expected = TIMES * case.kinds().len() * case.clusters;
+    ensure!(failed.is_empty() && done == expected, "{done} of {expected} done; failed: {failed:#?}");
+    let now = connections(&cloud).await?;
+    ensure!(now.len() == 1 && now[0]["id"] == one, "expected the one tunnel {one} to have carried all, saw {now:#?}");
+    edge.stop().await?;
+    cloud.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_tunnel_serves_any_number_of_workers_clusters_and_all_protocols() -> Result {
+    for envoy in [false, true] {
+        for workers in [1, 3] {
+            for clusters in [1, 4] {
+                let case = Case { workers, clusters, envoy };
+                runs(case).await.with_context(|| format!("{case:?}"))?;
+            }
+        }
+    }
+    Ok(())
+}
