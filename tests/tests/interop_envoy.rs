@@ -2,6 +2,7 @@
 //! and follows changes.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use culvert_tests::Result;
@@ -11,6 +12,7 @@ use culvert_tests::peer::Peer;
 use culvert_tests::process::Daemon;
 use culvert_tests::site::{Port, Site};
 use culvert_tests::wait::{PATIENCE, eventually};
+use tokio::time::Instant;
 
 fn start_envoy(site: &Site, envoy: &Path) -> Result<Daemon> {
     let args = ["-c", "envoy.yaml", "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"];
@@ -211,5 +213,41 @@ async fn a_cluster_with_a_ttl_lives_as_long_as_its_control_plane() -> Result {
     control.kill().await?;
     eventually("its TTL is over", async || has(false).await).await.with_context(|| envoy.output())?;
     site.answered_by(Port::EnvoyGateway, "backend-1").await?;
+    Ok(())
+}
+
+/// A cluster that changes is another one to Envoy, which takes its place once it has its assignment: in state of the world
+/// the names that it asks for are the same as before.
+#[tokio::test]
+async fn a_cluster_that_changes_has_its_endpoints_at_once() -> Result {
+    for api in ["DELTA_GRPC", "GRPC"] {
+        on_envoy(
+            |text| text.replace("DELTA_GRPC", api),
+            async |site| {
+                site.answered_by(Port::EnvoyGateway, "backend-1").await?;
+                let load = Load::new(site.address(Port::EnvoyGateway), "/").start();
+                for seconds in 3..6 {
+                    let began = Instant::now();
+                    site.edit("envoy/gateway.yaml", |text| {
+                        text.replace(
+                            &format!("connect_timeout: {}s", seconds - 1),
+                            &format!("connect_timeout: {seconds}s"),
+                        )
+                    })?;
+                    eventually("the changed clusters are in use", async || {
+                        let dump = get(site.address(Port::EnvoyAdmin), "/config_dump?resource=dynamic_active_clusters");
+                        let dump = dump.await?.text();
+                        ensure!(dump.matches(&format!("\"{seconds}s\"")).count() == 2, "{api}: saw {dump}");
+                        Ok(())
+                    })
+                    .await?;
+                    ensure!(began.elapsed() < Duration::from_secs(10), "{api}: it took {:?}", began.elapsed());
+                }
+                load.finish(20).await?;
+                Ok(())
+            },
+        )
+        .await?;
+    }
     Ok(())
 }

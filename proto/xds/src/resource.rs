@@ -2,10 +2,13 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use culvert_api::envoy::config::cluster::v3::{Cluster, cluster};
+use culvert_api::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
+use culvert_api::envoy::config::route::v3::ScopedRouteConfiguration;
 use culvert_api::{Any, type_url};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
@@ -100,6 +103,8 @@ pub struct Resource {
     any: Range<usize>,
     /// Where in `wire` the message itself stands.
     value: Range<usize>,
+    /// Found when first needed.
+    referred: OnceLock<Option<Name>>,
 }
 
 impl Resource {
@@ -135,7 +140,16 @@ impl Resource {
         if let Some(ttl) = extras.ttl.and_then(|ttl| prost_types::Duration::try_from(ttl).ok()) {
             put_field(&mut wire, 6, &ttl.encode_to_vec());
         }
-        Self { name, type_url: Arc::clone(type_url), version, extras, wire: wire.freeze(), any, value }
+        Self {
+            name,
+            type_url: Arc::clone(type_url),
+            version,
+            extras,
+            wire: wire.freeze(),
+            any,
+            value,
+            referred: OnceLock::new(),
+        }
     }
 
     /// Other names by which it may be asked for, in the delta variant.
@@ -165,6 +179,10 @@ impl Resource {
         self.version
     }
 
+    pub(crate) fn version_ref(&self) -> &Version {
+        &self.version
+    }
+
     /// The message, encoded.
     #[must_use]
     pub fn value(&self) -> Bytes {
@@ -175,6 +193,16 @@ impl Resource {
     #[must_use]
     pub fn any(&self) -> Any {
         Any { type_url: self.type_url.to_string(), value: self.value() }
+    }
+
+    /// The resource of another type that a client takes anew when it takes this one: a cluster's assignment, a scope's routes.
+    pub(crate) fn referred(&self) -> Option<&Name> {
+        let find = || match &*self.type_url {
+            type_url::CLUSTER => assignment_name(self),
+            type_url::SCOPED_ROUTE_CONFIGURATION => routes_name(self),
+            _ => None,
+        };
+        self.referred.get_or_init(|| find().map(Name::from)).as_ref()
     }
 
     /// The encoded `Any`.
@@ -210,6 +238,29 @@ impl fmt::Debug for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@{}", self.name, self.version)
     }
+}
+
+/// The assignment that a cluster of type EDS refers to, unless it is read from a file.
+fn assignment_name(resource: &Resource) -> Option<String> {
+    // A cluster that does not decode refers to nothing; whoever validates resources has said so before.
+    let cluster = Cluster::decode(resource.value()).ok()?;
+    let eds = cluster::DiscoveryType::Eds as i32;
+    if cluster.cluster_discovery_type != Some(cluster::ClusterDiscoveryType::Type(eds)) {
+        return None;
+    }
+    let config = cluster.eds_cluster_config.unwrap_or_default();
+    let source = config.eds_config.and_then(|source| source.config_source_specifier);
+    if matches!(source, Some(ConfigSourceSpecifier::PathConfigSource(_))) {
+        return None;
+    }
+    let service = config.service_name;
+    Some(if service.is_empty() { cluster.name } else { service })
+}
+
+/// The routes that a scope refers to by name.
+fn routes_name(resource: &Resource) -> Option<String> {
+    let scope = ScopedRouteConfiguration::decode(resource.value()).ok()?;
+    Some(scope.route_configuration_name).filter(|name| !name.is_empty())
 }
 
 /// How many bytes a length-delimited field with a payload of `len` bytes takes.

@@ -1,5 +1,6 @@
 //! The control plane's half: what one node is subscribed to, what it holds, what it refused, and what it gets next.
 
+mod holdings;
 mod interest;
 mod memory;
 mod node;

@@ -8,8 +8,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use culvert_api::envoy::config::cluster::v3::{Cluster, cluster};
-use culvert_api::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use culvert_api::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use culvert_api::type_url;
 use prost::Message;
@@ -78,6 +76,8 @@ pub struct TypeSet {
     history: Vec<Changes>,
     /// `resources` as the repeated field of a `DiscoveryResponse`, encoded when first needed.
     encoded: OnceLock<Bytes>,
+    /// What its history is looked up by, found when first needed.
+    identity: OnceLock<Arc<Identity>>,
     /// The shortest TTL of all resources, found when first needed.
     shortest_ttl: OnceLock<Option<Duration>>,
 }
@@ -85,7 +85,7 @@ pub struct TypeSet {
 /// Names whose content differs between the set that holds this and an earlier one.
 #[derive(Debug, Clone)]
 struct Changes {
-    since: Identity,
+    since: Arc<Identity>,
     names: Arc<BTreeSet<Name>>,
 }
 
@@ -105,6 +105,12 @@ impl TypeSet {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Arc<Resource>> {
         self.resources.get(name).or_else(|| self.stand_ins.get(name))
+    }
+
+    /// The name itself where it is known, so that it is shared, or else a copy.
+    pub(crate) fn name(&self, name: &str) -> Name {
+        let known = self.resources.get_key_value(name).or_else(|| self.stand_ins.get_key_value(name));
+        known.map_or_else(|| Name::from(name), |(name, _)| Arc::clone(name))
     }
 
     /// What a wildcard subscription gets under this name.
@@ -138,7 +144,7 @@ impl TypeSet {
     /// The names whose content may differ from `earlier`; `None`: not known, look at all of them.
     pub(crate) fn changed_since(&self, earlier: &Self) -> Option<&BTreeSet<Name>> {
         let since = earlier.identity();
-        self.history.iter().find(|changes| changes.since == since).map(|changes| &*changes.names)
+        self.history.iter().find(|changes| changes.since == *since).map(|changes| &*changes.names)
     }
 
     /// All of `resources` as field 2 of a `DiscoveryResponse`.
@@ -165,9 +171,11 @@ impl TypeSet {
         named.filter(move |(name, _)| xdstp::collection_of(name).as_deref() == Some(glob)).map(|(_, resource)| resource)
     }
 
-    fn identity(&self) -> Identity {
-        let stand_ins = Version::of_named(self.stand_ins.iter().map(|(name, resource)| (name, &**resource)));
-        (self.version, stand_ins, self.retained.clone(), Arc::clone(&self.denied))
+    fn identity(&self) -> &Arc<Identity> {
+        self.identity.get_or_init(|| {
+            let stand_ins = Version::of_named(self.stand_ins.iter().map(|(name, resource)| (name, &**resource)));
+            Arc::new((self.version, stand_ins, self.retained.clone(), Arc::clone(&self.denied)))
+        })
     }
 
     /// The same content, but with the changes since `previous` and since its predecessors.
@@ -179,10 +187,10 @@ impl TypeSet {
             }
         }
         let older = previous.history.iter().take(Self::HISTORY - 1).map(|changes| Changes {
-            since: changes.since.clone(),
+            since: Arc::clone(&changes.since),
             names: Arc::new(changes.names.union(&names).cloned().collect()),
         });
-        let newest = Changes { since: previous.identity(), names: Arc::new(names.clone()) };
+        let newest = Changes { since: Arc::clone(previous.identity()), names: Arc::new(names.clone()) };
         self.history = std::iter::once(newest).chain(older).collect();
         self
     }
@@ -261,30 +269,14 @@ impl SnapshotBuilder {
         let assigned = self.types.get(&type_url);
         let clusters = self.types.get(type_url::CLUSTER).into_iter().flat_map(BTreeMap::values);
         let mut stand_ins = BTreeMap::new();
-        for name in clusters.filter_map(|resource| assignment_name(resource)) {
-            if !assigned.is_some_and(|assigned| assigned.contains_key(name.as_str())) {
-                let empty = ClusterLoadAssignment { cluster_name: name.clone(), ..ClusterLoadAssignment::default() };
-                let resource = Arc::new(Resource::new(&type_url, name, &empty.encode_to_vec()));
+        for name in clusters.filter_map(|resource| resource.referred()) {
+            if !assigned.is_some_and(|assigned| assigned.contains_key(name)) {
+                let empty =
+                    ClusterLoadAssignment { cluster_name: name.to_string(), ..ClusterLoadAssignment::default() };
+                let resource = Arc::new(Resource::new(&type_url, Arc::clone(name), &empty.encode_to_vec()));
                 stand_ins.insert(Arc::clone(resource.name()), resource);
             }
         }
         stand_ins
     }
-}
-
-/// The assignment that a cluster of type EDS refers to, unless it is read from a file.
-fn assignment_name(resource: &Resource) -> Option<String> {
-    // A cluster that does not decode refers to nothing; whoever validates resources has said so before.
-    let cluster = Cluster::decode(resource.value()).ok()?;
-    let eds = cluster::DiscoveryType::Eds as i32;
-    if cluster.cluster_discovery_type != Some(cluster::ClusterDiscoveryType::Type(eds)) {
-        return None;
-    }
-    let config = cluster.eds_cluster_config.unwrap_or_default();
-    let source = config.eds_config.and_then(|source| source.config_source_specifier);
-    if matches!(source, Some(ConfigSourceSpecifier::PathConfigSource(_))) {
-        return None;
-    }
-    let service = config.service_name;
-    Some(if service.is_empty() { cluster.name } else { service })
 }

@@ -77,6 +77,7 @@ async fn a_client_like_mosn_is_served() {
 
     folder.write("all.yaml", &files(2));
     assert_eq!(mosn.take(CLUSTER, &[]).await, 1, "a change is pushed");
+    assert_eq!(mosn.take(EDS, &["a"]).await, 1, "and the assignment of what changed");
     mosn.ask(EDS, &["a"]).await;
     assert!(mosn.stream.is_quiet().await, "and nothing but it");
 

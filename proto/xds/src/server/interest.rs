@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::RequestError;
 use crate::resource::may_be_asked_for_without_names;
+use crate::snapshot::TypeSet;
 use crate::{Name, xdstp};
 
 /// The subscription of one stream to one type.
@@ -61,7 +62,7 @@ impl Interest {
         self.wildcard && self.names.is_empty()
     }
 
-    /// Takes the list of a state-of-the-world request.
+    /// Takes the list of a state-of-the-world request; names that `set` has too are shared with it.
     ///
     /// xDS, "How the client specifies what resources to return": an empty list is a wildcard only as long as no name
     /// was given on the stream (for types that may be asked for so); later it unsubscribes from everything. A list
@@ -70,6 +71,7 @@ impl Interest {
         &mut self,
         type_url: &str,
         list: &[String],
+        set: &TypeSet,
         legacy: bool,
     ) -> Result<InterestChange, RequestError> {
         let wildcard = if list.is_empty() {
@@ -82,7 +84,7 @@ impl Interest {
             check_name(name)?;
             let name = &*xdstp::canonical(name);
             if !names.contains(name) {
-                names.insert(self.names.get(name).map_or_else(|| Name::from(name), Arc::clone));
+                names.insert(self.names.get(name).map_or_else(|| set.name(name), Arc::clone));
                 check_count(type_url, names.len())?;
             }
         }
@@ -99,7 +101,7 @@ impl Interest {
         Ok(change)
     }
 
-    /// Takes the lists of a delta request. `first` is the first request of the type on the stream.
+    /// Takes the lists of a delta request; names that `set` has too are shared with it. `first` is the first request of the type on the stream.
     ///
     /// xDS, "Unsubscribing from resources": a name in both lists ends unsubscribed (ztunnel opens with `*` in both:
     /// nothing yet).
@@ -107,6 +109,7 @@ impl Interest {
         &mut self,
         type_url: &str,
         lists: (&[String], &[String]),
+        set: &TypeSet,
         first: bool,
         legacy: bool,
     ) -> Result<InterestChange, RequestError> {
@@ -124,7 +127,7 @@ impl Interest {
             }
             check_name(name)?;
             let name = &*xdstp::canonical(name);
-            let name = self.names.get(name).map_or_else(|| Name::from(name), Arc::clone);
+            let name = self.names.get(name).map_or_else(|| set.name(name), Arc::clone);
             self.names.insert(Arc::clone(&name));
             check_count(type_url, self.names.len())?;
             added.insert(name);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use culvert_api::type_url;
 
+use super::holdings::Holdings;
 use crate::Name;
 use crate::resource::{Resource, Version};
 use crate::snapshot::TypeSet;
@@ -13,8 +14,10 @@ use crate::snapshot::TypeSet;
 /// Accepted contents, and refused ones by hash.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
-    accepted: BTreeMap<Name, Arc<Resource>>,
-    /// When that was.
+    accepted: Holdings<Arc<Resource>>,
+    /// When the first of them was.
+    since: Duration,
+    /// When others were, of those that were accepted later.
     accepted_at: BTreeMap<Name, Duration>,
     /// The time of what is being heard.
     pub(crate) now: Duration,
@@ -56,7 +59,7 @@ impl Memory {
     }
 
     pub(crate) fn all_accepted(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        self.accepted.values()
+        self.accepted.iter().map(|(_, resource)| resource)
     }
 
     /// What the node accepted last, as far as is known.
@@ -65,12 +68,17 @@ impl Memory {
     }
 
     pub(crate) fn accepted_at(&self, name: &str) -> Option<Duration> {
-        self.accepted_at.get(name).copied()
+        self.accepted.get(name).map(|_| self.accepted_at.get(name).copied().unwrap_or(self.since))
     }
 
     /// The refusal of exactly this content under this name, its own or an alias.
     pub(crate) fn refusal(&self, name: &str, resource: &Resource) -> Option<&Refusal> {
         self.refused.get(name).filter(|refusal| refusal.version == resource.version())
+    }
+
+    /// Whether a content of this name is refused.
+    pub(crate) fn is_refused(&self, name: &str) -> bool {
+        self.refused.contains_key(name)
     }
 
     pub(crate) fn refused_names(&self) -> impl ExactSizeIterator<Item = &Name> {
@@ -82,12 +90,33 @@ impl Memory {
         self.refused.remove(&name);
         self.doubtful.remove(&name);
         if let Some(resource) = resource {
-            self.accepted_at.insert(Arc::clone(&name), self.now);
+            if self.accepted.iter().next().is_none() {
+                self.since = self.now;
+            }
+            if self.now == self.since {
+                self.accepted_at.remove(&name);
+            } else {
+                self.accepted_at.insert(Arc::clone(&name), self.now);
+            }
             self.accepted.insert(name, resource);
         } else {
             self.accepted_at.remove(&name);
             self.accepted.remove(&name);
         }
+    }
+
+    /// The node has all that a set lists and nothing else.
+    pub(crate) fn accept_all(&mut self, set: &Arc<TypeSet>) {
+        self.accepted = Holdings::all_of(set);
+        self.since = self.now;
+        self.accepted_at.clear();
+        self.doubtful.clear();
+        self.refused.clear();
+    }
+
+    /// What was accepted is mostly what this set lists. `news`: so much was accepted since the last time.
+    pub(crate) fn rebase(&mut self, set: &Arc<TypeSet>, news: usize) {
+        self.accepted.rebase(set, news);
     }
 
     /// The node refused all of a response. A content that was accepted before is not refused because something else in its
@@ -160,12 +189,14 @@ impl Memory {
     /// Keeps of the accepted contents those that the node confirms to hold. It may have spoken to another session
     /// since.
     pub(crate) fn confirm(&mut self, holds: impl Fn(&str, Version) -> bool) {
-        let (confirmed, doubtful): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.accepted)
-            .into_iter()
-            .partition(|(name, resource)| holds(name, resource.version()));
-        self.accepted = confirmed;
-        self.accepted_at.retain(|name, _| self.accepted.contains_key(name));
-        self.doubtful.extend(doubtful);
+        let lost = self.accepted.iter().filter(|(name, resource)| !holds(name, resource.version()));
+        let lost: Vec<_> = lost.map(|(name, resource)| (Arc::clone(name), Arc::clone(resource))).collect();
+        if lost.is_empty() {
+            return;
+        }
+        self.accepted.retain(|name, resource| holds(name, resource.version()));
+        self.accepted_at.retain(|name, _| self.accepted.get(name).is_some());
+        self.doubtful.extend(lost);
     }
 
     /// Forgets refusals of contents that the node says it holds: what it refused was something else in their response.

@@ -247,7 +247,7 @@ impl Session {
 
     fn next(&mut self, stream: StreamId) -> Option<Response> {
         let Stream { subscriptions, responses, .. } = self.streams.get_mut(&stream)?;
-        subscriptions.iter_mut().find_map(|subscription| {
+        let response = subscriptions.iter_mut().find_map(|subscription| {
             let set = self.staging.served().of_type(&subscription.type_url).unwrap_or(&self.nothing);
             let nonce = || {
                 *responses += 1;
@@ -255,7 +255,24 @@ impl Session {
             };
             subscription.memory.now = self.now;
             subscription.next(set, nonce, &self.config.control_plane)
-        })
+        })?;
+        Self::repeat_what_is_referred_to(subscriptions, response.type_url());
+        Some(response)
+    }
+
+    /// Envoy takes a changed cluster for another one, which waits for an assignment even though it holds that (Envoy, "Resource
+    /// warming"); so do a scope's routes in state of the world, whose names may be the same as before.
+    fn repeat_what_is_referred_to(subscriptions: &mut [Subscription], by: &str) {
+        let referred = match by {
+            type_url::CLUSTER => type_url::CLUSTER_LOAD_ASSIGNMENT,
+            type_url::SCOPED_ROUTE_CONFIGURATION => type_url::ROUTE_CONFIGURATION,
+            _ => return,
+        };
+        let place = |wanted: &str| subscriptions.iter().position(|one| &*one.type_url == wanted);
+        let (Some(by), Some(referred)) = (place(by), place(referred)) else { return };
+        if let Ok([by, referred]) = subscriptions.get_disjoint_mut([by, referred]) {
+            referred.repeat(by.referred_names());
+        }
     }
 
     /// Whether a response of this type is unanswered on any stream.

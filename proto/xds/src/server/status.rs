@@ -67,7 +67,7 @@ pub(crate) fn of_subscription(subscription: &Subscription, set: &TypeSet) -> Typ
     for (name, resource) in set.resources().map(|resource| (resource.name(), resource)).chain(stand_ins) {
         resources.push(of_resource(subscription, name, resource));
     }
-    for name in subscription.sent.keys().filter(|name| subscription.lookup(set, name).is_none()) {
+    for name in subscription.sent.iter().map(|(name, _)| name).filter(|name| subscription.lookup(set, name).is_none()) {
         let accepted = subscription.memory.accepted(name).map(|accepted| accepted.version());
         resources.push(ResourceStatus {
             name: Arc::clone(name),

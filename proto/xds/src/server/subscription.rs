@@ -10,6 +10,7 @@ use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Discover
 use culvert_api::google::rpc;
 use culvert_api::type_url;
 
+use super::holdings::Holdings;
 use super::interest::{Interest, InterestChange, check_count};
 use super::memory::{Item, Memory, blamed, mentioned};
 use super::response::Absent;
@@ -27,7 +28,7 @@ pub(crate) struct Subscription {
     pub(crate) interest: Interest,
     pub(crate) memory: Memory,
     /// The content last put on this stream, accepted or not. Absent: nothing, or a removal.
-    pub(crate) sent: BTreeMap<Name, Version>,
+    pub(crate) sent: Holdings<Version>,
     /// The set that `due` was brought up to.
     seen: Option<Arc<TypeSet>>,
     /// Names to look at when the next response is built.
@@ -77,7 +78,7 @@ impl Subscription {
             type_url,
             interest: Interest::default(),
             memory,
-            sent: BTreeMap::new(),
+            sent: Holdings::default(),
             seen: None,
             due: BTreeSet::new(),
             forced: BTreeSet::new(),
@@ -143,6 +144,20 @@ impl Subscription {
         }
     }
 
+    /// What the resources of the unanswered response refer to.
+    pub(crate) fn referred_names(&self) -> impl Iterator<Item = &Name> {
+        let items = self.outstanding.iter().flat_map(|outstanding| &outstanding.items);
+        items.filter_map(|(_, resource)| resource.as_ref()?.referred())
+    }
+
+    /// Sends these again, of those that the node has and does not refuse.
+    pub(crate) fn repeat<'a>(&mut self, names: impl Iterator<Item = &'a Name>) {
+        for name in names.filter(|name| self.sent.get(name).is_some() && !self.memory.is_refused(name)) {
+            self.forced.insert(Arc::clone(name));
+            self.due.insert(Arc::clone(name));
+        }
+    }
+
     /// Whether the node refused something as it is in `set`.
     pub(crate) fn refuses_any(&self, set: &TypeSet) -> bool {
         let refused = |name| Some(self.memory.refusal(name, self.lookup(set, name)?)?.version);
@@ -172,7 +187,7 @@ impl Subscription {
             tracing::trace!(type_url = %self.type_url, "request with a stale nonce ignored");
             return Ok(Heard::Stale);
         }
-        let change = self.interest.replace(&self.type_url, &request.resource_names, settings.legacy_wildcard)?;
+        let change = self.interest.replace(&self.type_url, &request.resource_names, set, settings.legacy_wildcard)?;
         self.started = true;
         if first {
             if self.start_sotw(&request.version_info, set) {
@@ -195,7 +210,7 @@ impl Subscription {
         let first = !self.started;
         check_count(&self.type_url, request.initial_resource_versions.len())?;
         let lists = (request.resource_names_subscribe.as_slice(), request.resource_names_unsubscribe.as_slice());
-        let mut change = self.interest.update(&self.type_url, lists, first, settings.legacy_wildcard)?;
+        let mut change = self.interest.update(&self.type_url, lists, set, first, settings.legacy_wildcard)?;
         self.started = true;
         if first {
             self.start_delta(request, set, &mut change);
@@ -219,11 +234,8 @@ impl Subscription {
             // It starts from nothing, maybe as another build: what it refused before deserves another look.
             self.memory.forget_refusals();
         } else if self.interest.is_pure_wildcard() && version == set.version().to_string() {
-            self.memory.forget_refusals();
-            for resource in set.resources() {
-                self.sent.insert(Arc::clone(resource.name()), resource.version());
-                self.memory.accept((Arc::clone(resource.name()), Some(Arc::clone(resource))));
-            }
+            self.sent = Holdings::all_of(set);
+            self.memory.accept_all(set);
             self.memory.accepted_version = Some(version.to_owned());
             self.seen = Some(Arc::clone(set));
             return true;
@@ -235,7 +247,7 @@ impl Subscription {
     }
 
     /// Takes `initial_resource_versions`: equal contents are held, others are replaced, vanished ones removed.
-    fn start_delta(&mut self, request: &DeltaDiscoveryRequest, set: &TypeSet, change: &mut InterestChange) {
+    fn start_delta(&mut self, request: &DeltaDiscoveryRequest, set: &Arc<TypeSet>, change: &mut InterestChange) {
         let held = &request.initial_resource_versions;
         if held.is_empty() {
             self.memory.forget_refusals();
@@ -247,13 +259,15 @@ impl Subscription {
                 continue;
             }
             let version = Version::parse(version);
-            let name = Name::from(name.as_str());
+            let name = set.name(name);
             self.memory.hold(&name, version);
             self.sent.insert(Arc::clone(&name), version);
             if let Some(resource) = self.lookup(set, &name).filter(|resource| resource.version() == version) {
                 self.memory.accept((name, Some(Arc::clone(resource))));
             }
         }
+        self.sent.rebase(set, held.len());
+        self.memory.rebase(set, held.len());
     }
 
     /// Puts a changed subscription into what is due.
@@ -308,6 +322,7 @@ impl Subscription {
             }
             return Heard::Subscription;
         };
+        let news = outstanding.items.len();
         let Some(error) = error else {
             self.counts.acked += 1;
             self.error = None;
@@ -315,13 +330,23 @@ impl Subscription {
             for item in outstanding.items {
                 self.accept(item);
             }
+            self.rebase(news);
             return Heard::Ack;
         };
         self.counts.nacked += 1;
         let reason = shorten(&error.message);
         self.refuse(outstanding.items, &reason, settings);
         self.error = Some(reason);
+        self.rebase(news);
         Heard::Nack
+    }
+
+    /// What was sent and accepted is mostly what the set has of which it was made.
+    fn rebase(&mut self, news: usize) {
+        if let Some(seen) = &self.seen {
+            self.sent.rebase(seen, news);
+            self.memory.rebase(seen, news);
+        }
     }
 
     fn accept(&mut self, item: Item) {
@@ -331,7 +356,7 @@ impl Subscription {
     }
 
     fn refuse(&mut self, items: Vec<Item>, reason: &Arc<str>, settings: RequestSettings) {
-        let known = |name: &str| self.sent.get_key_value(name).map(|(name, _)| name);
+        let known = |name: &str| self.sent.name(name);
         let blamed = match settings.partial_ack {
             true => blamed(reason, &self.type_url, known),
             // Envoy applies the good clusters and listeners of a response that it refuses, and names the others.

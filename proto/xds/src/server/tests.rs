@@ -2,6 +2,7 @@
 
 mod delta;
 mod named;
+mod repeats;
 mod sotw;
 mod staging;
 mod streams;

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use culvert_api::type_url;
 
-use super::{Snapshot, TypeSet, assignment_name};
+use super::{Snapshot, TypeSet};
 use crate::Name;
 use crate::resource::{TypeUrl, Version};
 
@@ -91,7 +91,7 @@ fn new_assignments(from: &Snapshot, to: &Snapshot) -> BTreeSet<Name> {
         None => to.resources().collect(),
     };
     let new = names.into_iter().filter(|resource| is_new(resource.name()));
-    new.filter_map(|resource| assignment_name(resource)).map(Name::from).collect()
+    new.filter_map(|resource| resource.referred()).cloned().collect()
 }
 
 impl TypeSet {

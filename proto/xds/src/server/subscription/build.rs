@@ -147,7 +147,7 @@ impl Subscription {
             for glob in self.interest.globs() {
                 self.due.extend(set.members(glob).map(|resource| Arc::clone(resource.name())));
             }
-            self.due.extend(self.sent.keys().cloned());
+            self.due.extend(self.sent.iter().map(|(name, _)| Arc::clone(name)));
         }
         self.seen = Some(Arc::clone(set));
     }
@@ -175,7 +175,7 @@ impl Subscription {
             }
             // What is only kept is shown as the node has it.
             let accepted = self.memory.accepted(&name).filter(|_| is_kept || set.frozen);
-            if is_kept && accepted.is_none() && self.sent.contains_key(&name) {
+            if is_kept && accepted.is_none() && self.sent.get(&name).is_some() {
                 // It came with a content of its own, and keeps that.
                 continue;
             }
@@ -191,7 +191,7 @@ impl Subscription {
                 }
                 Some(_) => {}
                 None => {
-                    let known = self.sent.remove(&name).is_some();
+                    let known = self.sent.remove(&name);
                     if !self.interest.covers(&name) || !(known || forced) {
                         continue;
                     }
@@ -229,7 +229,7 @@ impl Subscription {
             }
             let resource = if self.wants(&name, resource) || (forced.contains(&name) && !refused) {
                 resource
-            } else if refused && !self.sent.contains_key(&name) {
+            } else if refused && self.sent.get(&name).is_none() {
                 // A new stream of a node that refused the present content: it gets what it accepted.
                 let Some(accepted) = self.memory.accepted(&name) else { continue };
                 accepted
@@ -256,7 +256,7 @@ impl Subscription {
         let news = |name: &Name| match self.lookup(set, name) {
             Some(_) if set.retained.contains(name) => forced.contains(name),
             Some(resource) => forced.contains(name) || self.wants(name, resource),
-            None => forced.contains(name) || self.sent.contains_key(name),
+            None => forced.contains(name) || self.sent.get(name).is_some(),
         };
         if !self.owed && !due.iter().any(news) {
             return None;
@@ -274,8 +274,8 @@ impl Subscription {
             let content = self.lookup(set, &name).and_then(|resource| self.content(set, resource)).cloned();
             match &content {
                 Some(content) => self.sent.insert(Arc::clone(&name), content.version()),
-                None => self.sent.remove(&name),
-            };
+                None => drop(self.sent.remove(&name)),
+            }
             let accepted = self.memory.accepted(&name).map(|accepted| accepted.version());
             if accepted != content.as_ref().map(|content| content.version()) {
                 items.push((name, content));
