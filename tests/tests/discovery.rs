@@ -75,9 +75,14 @@ async fn a_listener_warms_until_its_filter_comes_and_goes_by_each_one_that_does(
         plane.start_proxy(Way { sotw, ..Way::default() }).await?;
         answers(&plane, plain, "plain").await.context("a listener that lacks nothing does not wait for the others")?;
         answers(&plane, spared, "default").await.context("a default stands in once its time has come")?;
-        let waits = plane.page("/init_dump").await?.to_string();
-        let named = waits.contains("Listener lacking") && waits.contains("TypedExtensionConfig needed");
-        ensure!(named && !waits.contains("spared"), "/init_dump: {waits}");
+        eventually("what waits is said, and by what for", async || {
+            // A worker serves a listener a moment before it is known here that all do.
+            let waits = plane.page("/init_dump").await?.to_string();
+            let named = waits.contains("Listener lacking") && waits.contains("TypedExtensionConfig needed");
+            ensure!(named && !waits.contains("spared"), "/init_dump: {waits}");
+            Ok(())
+        })
+        .await?;
         ensure!(TcpStream::connect(lacking).await.is_err(), "nobody can connect to a listener that lacks a filter");
 
         let both = |body: &str| [extension("needed", &answering(body)), extension("spare", &answering("came"))];
