@@ -51,13 +51,13 @@ fn agent(server: SocketAddr, connections: usize) -> JoinSet<()> {
     all
 }
 
-/// The process that ends has a request of 3 s in flight, for which it keeps a tunnel; requests wait for a second at most. So
+/// The process that ends has a request of 5 s in flight, for which it keeps a tunnel; requests wait for 2 s at most. So
 /// its successor must have a tunnel long before the other one has ended.
 #[tokio::test]
 async fn stock_agents_are_with_the_successor_before_the_last_request_is_answered_and_none_fails() -> Result {
     let free = || Ok::<_, anyhow::Error>(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
     let at = |yaml: String, port: u16| yaml.replace("port_value: 0", &format!("port_value: {port}"));
-    let tunnels = tunnel_listener("tunnel", "queue_timeout: 1s");
+    let tunnels = tunnel_listener("tunnel", "queue_timeout: 2s");
     let gateway = http_listener("in", "[{match: {prefix: /}, route: {cluster: edge, timeout: 60s}}]", "", "");
     let listeners = at(gateway, free()?) + &at(tunnels, free()?);
     let start = async |flags: &[&str]| {
@@ -70,7 +70,7 @@ async fn stock_agents_are_with_the_successor_before_the_last_request_is_answered
     joined(&first, 3).await?;
     let kept = Load { connections: 2, ..Load::new(entry, "/") }.start();
     kept.more(50).await?;
-    let long = tokio::spawn(get(entry, "/slow/3000"));
+    let long = tokio::spawn(get(entry, "/slow/5000"));
     kept.more(20).await?;
     let successor = start(&["--successor"]).await?;
     let (stopped, _) = tokio::join!(first.stop(), async { kept.more(200).await.context("while the first one ends") });
