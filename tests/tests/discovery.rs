@@ -6,10 +6,11 @@ use std::net::{SocketAddr, TcpListener};
 use anyhow::{Context, ensure};
 use culvert_tests::Result;
 use culvert_tests::backend::Backend;
-use culvert_tests::client::{get, post};
+use culvert_tests::client::{get, post, read_head};
 use culvert_tests::plane::{Plane, Way, assignment, by_rds, eds_cluster, envoy, listener, routes_to};
-use culvert_tests::wait::eventually;
+use culvert_tests::wait::{eventually, in_time};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 fn free_address() -> Result<SocketAddr> {
@@ -89,8 +90,14 @@ async fn a_listener_warms_until_its_filter_comes_and_goes_by_each_one_that_does(
         plane.put("extensions.json", &both("one"))?;
         answers(&plane, lacking, "one").await?;
         answers(&plane, spared, "came").await.context("what comes counts, and not the default")?;
+        let mut open = Kept::open(lacking).await?;
+        open.ask().await?;
         plane.put("extensions.json", &both("two"))?;
         answers(&plane, lacking, "two").await.context("another one takes its place")?;
+        for _ in 0..2 {
+            let head = open.ask().await.context("connections go on")?;
+            ensure!(!head.contains("connection: close"), "and on: {head}");
+        }
         let dump = plane.page("/config_dump?resource=ecds_filters").await?;
         let text = dump.to_string();
         ensure!(text.contains("\"two\"") && text.contains("EcdsFilterConfig"), "/config_dump: {text}");
@@ -150,10 +157,34 @@ async fn a_router_comes_by_its_name_and_the_connection_manager_by_which_it_did()
     };
     plane.start_proxy(Way::default()).await?;
     timed(&plane, true).await?;
+    let mut open = Kept::open(inline).await?;
+    ensure!(open.ask().await?.contains("x-envoy-upstream-service-time"), "before it changes");
     let router = json!({ "@type": envoy(ROUTER), "suppress_envoy_headers": true });
     plane.put("router.json", &[extension("router", &router)])?;
     timed(&plane, false).await?;
+    let head = open.ask().await.context("connections go on")?;
+    ensure!(!head.contains("x-envoy-upstream-service-time"), "by what came: {head}");
+    ensure!(!head.contains("connection: close"), "and on: {head}");
     plane.stop_proxy().await
+}
+
+/// A connection that is kept open.
+struct Kept(TcpStream);
+
+impl Kept {
+    async fn open(address: SocketAddr) -> Result<Self> {
+        Ok(Self(TcpStream::connect(address).await?))
+    }
+
+    /// The head of an answer whose body is `backend` or as long.
+    async fn ask(&mut self) -> Result<String> {
+        self.0.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+        let head = read_head(&mut self.0).await?.to_ascii_lowercase();
+        let length = head.split_once("content-length: ").and_then(|(_, rest)| rest.split_once('\r'));
+        let length = length.context("no content-length")?.0.parse::<usize>()?;
+        in_time("a body", self.0.read_exact(&mut vec![0; length])).await??;
+        Ok(head)
+    }
 }
 
 /// Routes of which the first takes a share of the traffic that `key` changes.

@@ -4,6 +4,7 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use culvert_http::server::{FloodLimits, Protocol, ServerOptions};
@@ -29,6 +30,8 @@ use crate::worker::{Counters, Process, Worker};
 pub(crate) struct HttpManager {
     pub(crate) config: Arc<HttpConnectionManager>,
     routing: Routing,
+    /// Of the router filter; what comes for it by name reaches connections that are open.
+    suppress_envoy_headers: AtomicBool,
     logs: LogTargets,
     stats: Scope<HttpMetric>,
     options: ServerOptions,
@@ -51,8 +54,24 @@ impl HttpManager {
             http1_options: ServerOptions { protocol: Protocol::Http1, ..options.clone() },
             http2_options: ServerOptions { protocol: Protocol::Http2, ..options.clone() },
             options,
+            suppress_envoy_headers: AtomicBool::new(config.router.suppress_envoy_headers),
             config: Arc::clone(config),
         }))
+    }
+
+    /// `suppress_envoy_headers` of the moment.
+    pub(crate) fn suppresses_envoy_headers(&self) -> bool {
+        self.suppress_envoy_headers.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn differs_in_router_only(&self, other: &Self) -> bool {
+        let router = self.config.router.clone();
+        *self.config == HttpConnectionManager { router, ..HttpConnectionManager::clone(&other.config) }
+    }
+
+    /// From now on the router's options are those of `other`.
+    pub(crate) fn take_router(&self, other: &Self) {
+        self.suppress_envoy_headers.store(other.suppresses_envoy_headers(), Ordering::Relaxed);
     }
 }
 

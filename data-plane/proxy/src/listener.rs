@@ -14,7 +14,7 @@ mod matching;
 mod tests;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -184,6 +184,13 @@ impl FilterChains {
     fn holds(&self, chain: &Arc<Chain>) -> bool {
         self.all().any(|candidate| Arc::ptr_eq(candidate, chain))
     }
+
+    /// What stands in the place of a chain that differs only in what came by name. A chain of tunnels has none: what came may
+    /// say who may open them.
+    fn successor(&self, chain: &Chain) -> Option<&Arc<Chain>> {
+        let asked = chain.config.asked.as_ref().filter(|_| !matches!(chain.filter, Filter::Tunnel(_)))?;
+        self.all().find(|candidate| candidate.config.asked.as_ref() == Some(asked))
+    }
 }
 
 impl Chain {
@@ -207,6 +214,16 @@ impl Chain {
         let tls = config.tls.as_ref().map(|tls| (inputs.tls)(tls));
         Ok(Arc::new(Self { config: Arc::clone(config), tls, filter, drain, watch }))
     }
+
+    /// Gives the connections of `superseded` what came for their HTTP filters. Envoy: it holds for their next requests; what
+    /// came for a network filter holds for new connections.
+    fn hand_on(&self, superseded: &Self) {
+        if let (Filter::Http(now), Filter::Http(before)) = (&self.filter, &superseded.filter)
+            && before.differs_in_router_only(now)
+        {
+            before.take_router(now);
+        }
+    }
 }
 
 /// A listener's name and place. Shared by the workers.
@@ -220,6 +237,8 @@ pub struct ListenerSlot {
     drain: Trigger,
     watch: Watch,
     limit: ArcSwap<Limit>,
+    /// Chains in whose places others are only because something came by name: their connections go on.
+    superseded: Mutex<Vec<Weak<Chain>>>,
 }
 
 /// How many connections there may be at a time, over all workers.
@@ -251,6 +270,7 @@ impl ListenerSlot {
             drain,
             watch,
             limit: ArcSwap::from_pointee(Limit::new(None)),
+            superseded: Mutex::default(),
         })
     }
 
@@ -276,9 +296,15 @@ impl ListenerSlot {
         let now = Arc::clone(&chains);
         let before = self.chains.swap(Some(chains));
         self.changed.notify_waiters();
-        for chain in before.iter().flat_map(|before| before.all()) {
-            if !now.holds(chain) {
-                chain.drain.start(drain_time);
+        let mut superseded = self.superseded.lock();
+        let earlier: Vec<Arc<Chain>> = superseded.drain(..).filter_map(|chain| chain.upgrade()).collect();
+        for chain in before.iter().flat_map(|before| before.all()).chain(&earlier).filter(|chain| !now.holds(chain)) {
+            match now.successor(chain) {
+                Some(successor) => {
+                    successor.hand_on(chain);
+                    superseded.push(Arc::downgrade(chain));
+                }
+                None => chain.drain.start(drain_time),
             }
         }
         before

@@ -360,7 +360,7 @@ impl<'a> Stream<'a> {
         for mutations in rewrite::levels(&matched, self.weighted, self.most_specific_wins) {
             rewrite::mutate_request(self.request, mutations, &self.record, hostname);
         }
-        let suppress = self.connection.http.manager.config.router.suppress_envoy_headers;
+        let suppress = self.connection.http.manager.suppresses_envoy_headers();
         rewrite::rewrite_request(self.request, action, &matched, chosen.weighted_host, suppress);
     }
 

@@ -222,6 +222,7 @@ pub(crate) fn chain(filter: NetworkFilter) -> FilterChain {
         tls: None,
         transport_timeout: Duration::from_secs(10),
         filter,
+        asked: None,
     }
 }
 

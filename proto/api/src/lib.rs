@@ -8,6 +8,7 @@ pub mod json;
 pub mod pool;
 pub mod type_url;
 pub mod validate;
+pub mod xdstp;
 
 pub use any::Any;
 

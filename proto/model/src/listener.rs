@@ -53,6 +53,8 @@ pub struct FilterChain {
     pub transport_timeout: Duration,
     /// The terminal filter; non-terminal network filters are refused or warned about while parsing.
     pub filter: NetworkFilter,
+    /// As configured, where some of it came by name (ECDS).
+    pub asked: Option<Arc<Self>>,
 }
 
 /// `FilterChainMatch`. Criteria are tried in Envoy's order: destination port, destination address, server name,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_api::envoy::r#type::v3 as types;
+use culvert_api::xdstp;
 
 use crate::report::{Report, clip};
 
@@ -156,7 +157,7 @@ pub(crate) fn header_value(report: &mut Report, field: &'static str, value: &str
     Some(value.into())
 }
 
-/// A name that must be there.
+/// A name that must be there; of an `xdstp:` name its one spelling.
 pub(crate) fn name(report: &mut Report, field: &'static str, value: &str) -> Option<Arc<str>> {
     if value.is_empty() {
         report.error_at(field, "is empty; give a name");
@@ -166,7 +167,7 @@ pub(crate) fn name(report: &mut Report, field: &'static str, value: &str) -> Opt
         report.error_at(field, format!("has {} bytes, more than {MAX_NAME}", value.len()));
         return None;
     }
-    Some(value.into())
+    Some(xdstp::canonical(value).into())
 }
 
 /// RFC 9110 §5.6.2: `tchar`.

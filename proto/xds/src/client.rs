@@ -214,7 +214,7 @@ impl Client {
     pub fn on_delta_response(&mut self, response: DeltaDiscoveryResponse) -> Result<Update<'_>, ResponseError> {
         let index = self.check(Variant::Delta, &response.type_url, &response.nonce)?;
         self.control_plane = response.control_plane.map(|sender| sender.identifier).unwrap_or_default();
-        let content = Content::of_delta(&response.type_url, response.resources, response.removed_resources)
+        let content = Content::of_delta(&response.type_url, response.resources, &response.removed_resources)
             .with_failures(response.resource_errors);
         Ok(self.update(index, response.system_version_info, response.nonce, content))
     }

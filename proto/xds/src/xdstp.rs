@@ -1,26 +1,7 @@
-//! Names of the form `xdstp://AUTHORITY/TYPE/ID?PARAMETERS` (xDS TP1): one spelling for each, and the collections that they are in.
+//! Names of the form `xdstp://AUTHORITY/TYPE/ID?PARAMETERS` (xDS TP1): the collections that they are in.
 
-use std::borrow::Cow;
-
-const SCHEME: &str = "xdstp:";
-
-/// The name with its context parameters in order: equal names are equal as text (TP1, "the context parameters ... ordered by
-/// key"). What is no such name is as it is.
-#[must_use]
-pub fn canonical(name: &str) -> Cow<'_, str> {
-    let Some((resource, parameters)) = parameters(name) else { return Cow::Borrowed(name) };
-    let (parameters, directive) = match parameters.split_once('#') {
-        Some((parameters, directive)) => (parameters, Some(directive)),
-        None => (parameters, None),
-    };
-    let mut pairs: Vec<&str> = parameters.split('&').collect();
-    if pairs.is_sorted() {
-        return Cow::Borrowed(name);
-    }
-    pairs.sort_unstable();
-    let directive = directive.map(|directive| format!("#{directive}")).unwrap_or_default();
-    Cow::Owned(format!("{resource}?{}{directive}", pairs.join("&")))
-}
+use culvert_api::xdstp::SCHEME;
+pub use culvert_api::xdstp::canonical;
 
 /// Whether a name stands for all resources of a collection: its last segment is `*`.
 #[must_use]
@@ -48,26 +29,9 @@ fn path(name: &str) -> &str {
     name.split(['?', '#']).next().unwrap_or(name)
 }
 
-fn parameters(name: &str) -> Option<(&str, &str)> {
-    if name.starts_with(SCHEME) { name.split_once('?') } else { None }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn parameters_have_one_order() {
-        for (name, expected) in [
-            ("plain?b=1&a=2", "plain?b=1&a=2"),
-            ("xdstp://a/t/x", "xdstp://a/t/x"),
-            ("xdstp://a/t/x?a=1&b=2", "xdstp://a/t/x?a=1&b=2"),
-            ("xdstp://a/t/x?b=2&a=1", "xdstp://a/t/x?a=1&b=2"),
-            ("xdstp:///t/x/*?z=&b=2&a=1#e", "xdstp:///t/x/*?a=1&b=2&z=#e"),
-        ] {
-            assert_eq!(canonical(name), expected, "{name}");
-        }
-    }
 
     #[test]
     fn a_collection_is_one_level_of_names_with_the_same_parameters() {

@@ -355,9 +355,8 @@ impl<'a> Attempt<'_, 'a> {
         self.limits.touch_at(begun);
         stream.record.response_begun = Some(begun);
         stream.record.details = std::borrow::Cow::Borrowed("via_upstream");
-        let config = &stream.connection.http.manager.config.router;
         let mut digits = itoa::Buffer::new();
-        if !config.suppress_envoy_headers {
+        if !stream.connection.http.manager.suppresses_envoy_headers() {
             let taken = begun.saturating_duration_since(stream.record.request_done.unwrap_or(stream.record.start));
             let taken = digits.format(taken.as_millis());
             stream.head.fields.set_known(SERVICE_TIME, taken.as_bytes());

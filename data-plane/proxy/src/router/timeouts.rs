@@ -30,12 +30,12 @@ impl Stream<'_> {
 
     /// Tells upstream how long we wait.
     pub(super) fn expected_timeout(&mut self, timeout: Option<Duration>, retries: &Retries<'_>) {
-        let config = &self.connection.http.manager.config.router;
+        let manager = &self.connection.http.manager;
         let expected = match (timeout, retries.attempt_limit()) {
             (Some(timeout), Some(attempt)) => Some(timeout.min(attempt)),
             (timeout, attempt) => attempt.or(timeout),
         };
-        let Some(expected) = expected.filter(|_| !config.suppress_envoy_headers) else { return };
+        let Some(expected) = expected.filter(|_| !manager.suppresses_envoy_headers()) else { return };
         let mut digits = itoa::Buffer::new();
         self.request.fields.set_known(EXPECTED_TIMEOUT, digits.format(expected.as_millis()).as_bytes());
     }

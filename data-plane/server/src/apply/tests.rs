@@ -103,6 +103,7 @@ fn listener(name: &str, address: &str, stat_prefix: &str) -> Listener {
         tls: None,
         transport_timeout: Duration::from_secs(10),
         filter: NetworkFilter::Tunnel(Arc::new(server)),
+        asked: None,
     };
     Listener {
         name: name.into(),

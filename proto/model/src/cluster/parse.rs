@@ -139,7 +139,8 @@ fn eds(report: &mut Report, message: &api::Cluster) -> Option<Discovery> {
         report.field("eds_config", |report| source::config_source(report, config))
     })?;
     let service = eds.map(|eds| eds.service_name.as_str()).filter(|name| !name.is_empty());
-    Some(Discovery::Eds { service_name: service.unwrap_or(&message.name).into(), config })
+    let service_name = culvert_api::xdstp::canonical(service.unwrap_or(&message.name)).into();
+    Some(Discovery::Eds { service_name, config })
 }
 
 /// No assignment is a cluster without endpoints of its own: tunnels may bring some.

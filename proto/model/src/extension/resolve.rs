@@ -135,7 +135,7 @@ impl Resolution<'_> {
             return Ok(Arc::clone(chain));
         }
         let filter = self.filter(&chain.filter)?;
-        Ok(Arc::new(FilterChain { filter, ..FilterChain::clone(chain) }))
+        Ok(Arc::new(FilterChain { filter, asked: Some(Arc::clone(chain)), ..FilterChain::clone(chain) }))
     }
 
     /// What is awaited stays as it is, and is noted.

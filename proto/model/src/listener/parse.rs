@@ -138,7 +138,7 @@ fn chain(report: &mut Report, message: &api::FilterChain) -> Option<Arc<FilterCh
         report.warn_at("transport_socket", LEAVES_TLS);
     }
     let name = message.name.as_str().into();
-    Some(Arc::new(FilterChain { name, matches: matches?, tls, transport_timeout, filter: filter? }))
+    Some(Arc::new(FilterChain { name, matches: matches?, tls, transport_timeout, filter: filter?, asked: None }))
 }
 
 /// The terminal filter, before which none may stand: each decides who may connect, or where traffic goes.

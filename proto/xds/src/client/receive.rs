@@ -8,8 +8,8 @@ use culvert_api::{Any, type_url};
 use prost::Message;
 
 use super::{Failure, Received, Rejection};
-use crate::Name;
 use crate::wire::name_of;
+use crate::{Name, xdstp};
 
 /// What a response carries.
 #[derive(Debug, Default)]
@@ -46,11 +46,11 @@ impl Content {
             };
             let Some(body) = body else {
                 // TTL: a heartbeat says that the resource is still there.
-                content.heartbeat(name.into(), ttl);
+                content.heartbeat(named(&name), ttl);
                 continue;
             };
             let name = match if name.is_empty() { name_of(body.value.clone()) } else { Ok(name) } {
-                Ok(name) => Name::from(name),
+                Ok(name) => named(&name),
                 Err(unnamed) => {
                     content.refuse_unnamed(index, &unnamed.to_string());
                     continue;
@@ -65,7 +65,7 @@ impl Content {
     /// xDS TP3: a resource of which something is said is not absent.
     pub(super) fn with_failures(mut self, errors: Vec<ResourceError>) -> Self {
         for ResourceError { resource_name, error_detail } in errors {
-            let Some(name) = resource_name.map(|name| Name::from(name.name)).filter(|name| !name.is_empty()) else {
+            let Some(name) = resource_name.map(|name| named(&name.name)).filter(|name| !name.is_empty()) else {
                 continue;
             };
             let status = error_detail.unwrap_or_default();
@@ -75,19 +75,19 @@ impl Content {
         self
     }
 
-    pub(super) fn of_delta(type_url: &str, resources: Vec<Resource>, removed: Vec<String>) -> Self {
+    pub(super) fn of_delta(type_url: &str, resources: Vec<Resource>, removed: &[String]) -> Self {
         let mut content = Self::default();
         for (index, resource) in resources.into_iter().enumerate() {
             if resource.name.is_empty() {
                 content.refuse_unnamed(index, "it has no name");
                 continue;
             }
-            let name = Name::from(resource.name);
+            let name = named(&resource.name);
             let ttl = resource.ttl.and_then(|ttl| Duration::try_from(ttl).ok());
             match resource.resource {
                 Some(body) => {
                     content.live(&name, ttl);
-                    for alias in resource.aliases.into_iter().map(Name::from).filter(|alias| *alias != name) {
+                    for alias in resource.aliases.iter().map(|alias| named(alias)).filter(|alias| *alias != name) {
                         content.present.insert(Name::clone(&alias));
                         content.aliases.push((alias, Name::clone(&name)));
                     }
@@ -98,7 +98,7 @@ impl Content {
                 None => content.removed.push(name),
             }
         }
-        content.removed.extend(removed.into_iter().map(Name::from));
+        content.removed.extend(removed.iter().map(|name| named(name)));
         content.without_duplicates()
     }
 
@@ -147,6 +147,11 @@ impl Content {
         self.present.extend(twice);
         self
     }
+}
+
+/// A name in its one spelling: what is asked for by another one is the same (xDS TP1).
+fn named(name: &str) -> Name {
+    xdstp::canonical(name).into()
 }
 
 /// Takes a resource out of the `Resource` that may wrap it (with its name and TTL), in which it may be missing.

@@ -1,5 +1,6 @@
 //! The client half, one test per rule.
 
+mod named;
 mod versions;
 
 use culvert_api::Any;
