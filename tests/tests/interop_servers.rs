@@ -260,12 +260,15 @@ async fn a_plain_python_server_is_enough_and_what_it_takes_away_is_not_believed_
     server.tell(&delta(ROUTE_CONFIGURATION, "n4", &[("r", routes_to("r", "c"), None)], &[])?).await?;
     answers(&plane, &server, address, "backend\n").await?;
 
-    // Nobody asked for it: ignored, and the stream goes on.
-    server.tell(&delta(RUNTIME, "n5", &[], &["x"])?).await?;
+    // Nobody asked for it, or nobody knows it: ignored and refused once, and the stream goes on.
+    for (of, nonce) in [(RUNTIME, "n5"), ("type.googleapis.com/nobody.knows.Me", "n5u")] {
+        server.tell(&delta(of, nonce, &[], &["x"])?).await?;
+        server.says(&format!("REQUEST {of} {nonce}"), "was never asked for on this stream").await?;
+    }
     // An assignment that is removed keeps its hosts.
     server.tell(&delta(CLUSTER_LOAD_ASSIGNMENT, "n6", &[], &["c-hosts"])?).await?;
     server.says("REQUEST", &format!("{CLUSTER_LOAD_ASSIGNMENT} n6")).await?;
-    // A name that occurs twice is refused by name.
+    // A name that occurs twice is refused by name; the first one counts.
     let twice = [("d", eds_cluster("d"), None), ("d", eds_cluster("d"), None)];
     server.tell(&delta(CLUSTER, "n7", &twice, &[])?).await?;
     server.says(&format!("REQUEST {CLUSTER} n7"), "Cluster/d: occurs more than once").await?;
@@ -283,7 +286,7 @@ async fn a_plain_python_server_is_enough_and_what_it_takes_away_is_not_believed_
         ensure!(answer.text() == "backend\n", "saw {} {:?}\n{}", answer.status, answer.text(), server.log());
     }
     ensure!(server.log().matches("OPEN").count() == 1, "one stream all the time:\n{}", server.log());
-    ensure!(plane.stat("control_plane.unrequested_responses").await? == 1, "the ignored response is counted");
+    ensure!(plane.stat("control_plane.unrequested_responses").await? == 2, "the ignored responses are counted");
 
     // It comes back and says that there is nothing.
     server.tell("HANGUP").await?;

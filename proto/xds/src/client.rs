@@ -6,13 +6,14 @@ mod subscription;
 mod tests;
 mod update;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use culvert_api::envoy::config::core::v3::Node;
 use culvert_api::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
+use culvert_api::google::rpc;
 use culvert_api::type_url;
 
 use self::receive::Content;
@@ -91,10 +92,9 @@ pub enum Absence {
 /// Why a response cannot be answered at all.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResponseError {
-    /// To be ignored, and the stream kept: an answer would be the first request of its type, and one without names
-    /// asks for everything.
+    /// To be ignored, and the stream kept: see [`Client::refuse_unrequested`].
     #[error("a response of type {type_url:?}, which was never asked for on this stream")]
-    NeverRequested { type_url: String },
+    NeverRequested { type_url: String, nonce: String },
     #[error("a response of type {type_url:?} without a nonce")]
     NoNonce { type_url: String },
     #[error("a response of the other variant of the protocol, or on no stream")]
@@ -114,6 +114,8 @@ pub struct Client {
     node_sent: bool,
     /// `control_plane.identifier` of the latest response.
     control_plane: String,
+    /// Types that came on the present stream though they were never asked for, with the latest nonce of each.
+    unrequested: BTreeMap<TypeUrl, String>,
 }
 
 impl Client {
@@ -123,7 +125,14 @@ impl Client {
         if !config.node.client_features.iter().any(|feature| feature == PARTIAL_ACK) {
             config.node.client_features.push(PARTIAL_ACK.to_owned());
         }
-        Self { config, subscriptions: Vec::new(), connected: false, node_sent: false, control_plane: String::new() }
+        Self {
+            config,
+            subscriptions: Vec::new(),
+            connected: false,
+            node_sent: false,
+            control_plane: String::new(),
+            unrequested: BTreeMap::new(),
+        }
     }
 
     /// Says what is wanted of a type from now on. Names no longer wanted are forgotten at once: should they be wanted
@@ -132,19 +141,14 @@ impl Client {
         if let Some(subscription) = self.find(type_url) {
             subscription.want(interest);
         } else if !interest.is_empty() {
-            let order = type_url::push_order(type_url);
-            let at = self.subscriptions.partition_point(|other| type_url::push_order(&other.type_url) <= order);
-            self.subscriptions.insert(at, Subscription::new(type_url.into(), interest));
+            self.insert(type_url, interest);
         }
     }
 
     /// Names that a cache has: no timer runs for them. They do not count as held.
     pub fn expect_cached(&mut self, type_url: &str, names: impl IntoIterator<Item = Name>) {
         if self.find(type_url).is_none() {
-            let at = self
-                .subscriptions
-                .partition_point(|other| type_url::push_order(&other.type_url) <= type_url::push_order(type_url));
-            self.subscriptions.insert(at, Subscription::new(type_url.into(), Interest::default()));
+            self.insert(type_url, Interest::default());
         }
         if let Some(subscription) = self.find(type_url) {
             subscription.cached.extend(names);
@@ -161,6 +165,7 @@ impl Client {
     pub fn on_disconnected(&mut self) {
         self.connected = false;
         self.node_sent = false;
+        self.unrequested.clear();
         for subscription in &mut self.subscriptions {
             subscription.disconnect();
         }
@@ -217,6 +222,34 @@ impl Client {
         let content = Content::of_delta(&response.type_url, response.resources, &response.removed_resources)
             .with_failures(response.resource_errors);
         Ok(self.update(index, response.system_version_info, response.nonce, content))
+    }
+
+    /// The refusal of a response of a type that was never asked for on this stream, to be sent where other types may be
+    /// spoken of. `None`: the type was refused before. To many servers the refusal is the first request of its type, which asks
+    /// for everything; what they send then is no longer answered.
+    pub fn refuse_unrequested(&mut self, type_url: &str, nonce: &str) -> Option<Request> {
+        const INVALID_ARGUMENT: i32 = 3;
+        let known = self.unrequested.contains_key(type_url);
+        if !known && self.unrequested.len() >= MAX_UNREQUESTED {
+            return None;
+        }
+        self.unrequested.insert(type_url.into(), nonce.to_owned());
+        if let Some(subscription) = self.find(type_url) {
+            nonce.clone_into(&mut subscription.nonce);
+        }
+        if known {
+            return None;
+        }
+        let mut refused = Subscription::new(type_url.into(), Interest::default());
+        nonce.clone_into(&mut refused.nonce);
+        let message = format!("{}: was never asked for on this stream", type_url::short_name(type_url));
+        let error = Some(rpc::Status { code: INVALID_ARGUMENT, message, ..rpc::Status::default() });
+        let mut request = refused.answer(self.config.variant);
+        match &mut request {
+            Request::Sotw(request) => request.error_detail = error,
+            Request::Delta(request) => request.error_detail = error,
+        }
+        Some(self.with_node(request))
     }
 
     /// Who sent the latest response, in its own words (`control_plane.identifier`); empty if it did not say.
@@ -282,6 +315,15 @@ impl Client {
             .flat_map(|subscription| subscription.held.iter().map(|(name, version)| (name, version.as_str())))
     }
 
+    fn insert(&mut self, type_url: &str, wanted: Interest) {
+        let order = type_url::push_order(type_url);
+        let at = self.subscriptions.partition_point(|other| type_url::push_order(&other.type_url) <= order);
+        let mut subscription = Subscription::new(type_url.into(), wanted);
+        // Servers ignore requests with another nonce than the one they sent last.
+        subscription.nonce = self.unrequested.get(type_url).cloned().unwrap_or_default();
+        self.subscriptions.insert(at, subscription);
+    }
+
     fn find(&mut self, type_url: &str) -> Option<&mut Subscription> {
         self.subscriptions.iter_mut().find(|subscription| &*subscription.type_url == type_url)
     }
@@ -297,7 +339,7 @@ impl Client {
         self.subscriptions
             .iter()
             .position(|subscription| &*subscription.type_url == type_url && subscription.is_announced())
-            .ok_or_else(|| ResponseError::NeverRequested { type_url: type_url.to_owned() })
+            .ok_or_else(|| ResponseError::NeverRequested { type_url: type_url.to_owned(), nonce: nonce.to_owned() })
     }
 
     fn update(&mut self, index: usize, version: String, nonce: String, content: Content) -> Update<'_> {
@@ -319,3 +361,6 @@ impl Client {
         request
     }
 }
+
+/// Types that are refused on one stream though they were never asked for; more are ignored.
+const MAX_UNREQUESTED: usize = 16;

@@ -24,6 +24,8 @@ struct Section {
     warming: Option<List>,
     /// Whether an entry of a dynamic resource has a field for its name.
     named: bool,
+    /// Whether the field of the resource is a list, here of one.
+    listed: bool,
 }
 
 /// A field of a dump and the type of its items.
@@ -37,7 +39,7 @@ const fn list(field: &'static str, item: &'static str) -> List {
     List { field, item }
 }
 
-const SECTIONS: [Section; 6] = [
+const SECTIONS: [Section; 7] = [
     Section {
         dump: "ClustersConfigDump",
         type_url: type_url::CLUSTER,
@@ -46,6 +48,7 @@ const SECTIONS: [Section; 6] = [
         active: list("dynamic_active_clusters", "DynamicCluster"),
         warming: Some(list("dynamic_warming_clusters", "DynamicCluster")),
         named: false,
+        listed: false,
     },
     Section {
         dump: "ListenersConfigDump",
@@ -55,6 +58,7 @@ const SECTIONS: [Section; 6] = [
         active: list("dynamic_listeners", "DynamicListener"),
         warming: None,
         named: true,
+        listed: false,
     },
     Section {
         dump: "RoutesConfigDump",
@@ -64,6 +68,19 @@ const SECTIONS: [Section; 6] = [
         active: list("dynamic_route_configs", "DynamicRouteConfig"),
         warming: None,
         named: false,
+        listed: false,
+    },
+    // Envoy has an entry for each connection manager and shows the version of its last response; here scopes are in force, refused
+    // and waiting one by one.
+    Section {
+        dump: "ScopedRoutesConfigDump",
+        type_url: type_url::SCOPED_ROUTE_CONFIGURATION,
+        field: "scoped_route_configs",
+        fixed: Some(list("inline_scoped_route_configs", "InlineScopedRouteConfigs")),
+        active: list("dynamic_scoped_route_configs", "DynamicScopedRouteConfigs"),
+        warming: None,
+        named: true,
+        listed: true,
     },
     Section {
         dump: "SecretsConfigDump",
@@ -73,6 +90,7 @@ const SECTIONS: [Section; 6] = [
         active: list("dynamic_active_secrets", "DynamicSecret"),
         warming: Some(list("dynamic_warming_secrets", "DynamicSecret")),
         named: true,
+        listed: false,
     },
     Section {
         dump: "EndpointsConfigDump",
@@ -82,6 +100,7 @@ const SECTIONS: [Section; 6] = [
         active: list("dynamic_endpoint_configs", "DynamicEndpointConfig"),
         warming: None,
         named: false,
+        listed: false,
     },
     Section {
         dump: "EcdsConfigDump",
@@ -91,6 +110,7 @@ const SECTIONS: [Section; 6] = [
         active: list("ecds_filters", "EcdsFilterConfig"),
         warming: None,
         named: false,
+        listed: false,
     },
 ];
 
@@ -196,7 +216,7 @@ impl Admin {
             type_url::SECRET => {
                 resources.secrets.iter().map(|secret| (secret.name.clone(), Any::pack(secret))).collect()
             }
-            // Static routes and assignments stand inside their listeners and clusters.
+            // Static routes, scopes and assignments stand inside their listeners and clusters.
             _ => Vec::new(),
         }
     }
@@ -215,9 +235,10 @@ fn active_state(section: &Section, name: &str, entry: &Entry) -> Option<Value> {
 }
 
 fn state(section: &Section, name: &str, given: &Given, status: &str, error: Option<&Value>) -> Value {
+    let resource = any_to_json(&given.resource, Secrets::Redact);
     let mut entry = json!({
         "version_info": &*given.version,
-        section.field: any_to_json(&given.resource, Secrets::Redact),
+        section.field: if section.listed { json!([resource]) } else { resource },
         "last_updated": timestamp(given.at),
         "client_status": status,
     });

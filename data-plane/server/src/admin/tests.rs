@@ -168,6 +168,7 @@ async fn pages_in_json_are_envoys_messages_and_nothing_else() {
         (type_url::ROUTE_CONFIGURATION, "r"),
         (type_url::SECRET, "s"),
         (type_url::TUNNEL_AGENT, "a"),
+        (type_url::SCOPED_ROUTE_CONFIGURATION, "scope"),
     ] {
         let any = culvert_api::Any { type_url: type_url.to_owned(), value: vec![10, 1, b'x'].into() };
         for (suffix, state) in [("active", 0), ("warming", 1), ("refused", 2)] {
@@ -189,6 +190,7 @@ async fn pages_in_json_are_envoys_messages_and_nothing_else() {
         ("/config_dump?resource=dynamic_listeners", "envoy.admin.v3.ConfigDump"),
         ("/config_dump?resource=dynamic_active_secrets", "envoy.admin.v3.ConfigDump"),
         ("/config_dump?resource=static_clusters", "envoy.admin.v3.ConfigDump"),
+        ("/config_dump?resource=dynamic_scoped_route_configs", "envoy.admin.v3.ConfigDump"),
         ("/xds", "envoy.service.status.v3.ClientConfig"),
     ] {
         let (status, page) = get(&admin, path).await;
@@ -204,6 +206,14 @@ async fn pages_in_json_are_envoys_messages_and_nothing_else() {
         all.iter().find(|one| one["name"] == format!("a-{suffix}")).unwrap()["client_status"].clone()
     };
     assert_eq!((agent("active"), agent("refused")), ("ACKED".into(), "NACKED".into()), "{xds}");
+    let scopes = get(&admin, "/config_dump?resource=dynamic_scoped_route_configs").await.1;
+    let scopes: serde_json::Value = serde_json::from_str(&scopes).unwrap();
+    let [active, refused] = scopes["configs"].as_array().unwrap().as_slice() else { panic!("not two: {scopes}") };
+    for (scope, name, status) in [(active, "scope-active", "ACKED"), (refused, "scope-refused", "NACKED")] {
+        let seen = (&scope["name"], &scope["client_status"], &scope["version_info"], &scope["scoped_route_configs"][0]["name"]);
+        assert_eq!(seen, (&name.into(), &status.into(), &"v".into(), &"x".into()), "{scopes}");
+    }
+    assert_eq!(refused["error_state"]["details"], "no", "{scopes}");
 }
 
 #[tokio::test]

@@ -203,7 +203,9 @@ impl<'s> Driver<'s> {
                                 self.fill(&mut outbox, pack);
                                 outbox.extend(request.and_then(pack));
                             }
-                            Err(error @ ResponseError::NeverRequested { .. }) => self.ignore(&error),
+                            Err(ResponseError::NeverRequested { type_url, nonce }) => {
+                                outbox.extend(self.ignore(&type_url, &nonce).and_then(pack));
+                            }
                             Err(error) => return error.into(),
                         }
                     }
@@ -250,9 +252,11 @@ impl<'s> Driver<'s> {
         }
     }
 
-    fn ignore(&self, error: &ResponseError) {
-        tracing::warn!(%error, "it is ignored");
+    /// What nobody asked for is refused where the stream is of all types; on the stream of one type it cannot be spoken of.
+    fn ignore(&mut self, type_url: &str, nonce: &str) -> Option<Request> {
+        tracing::warn!(type_url, "a response of a type that was never asked for on this stream is ignored");
         self.sources.metrics.ignored();
+        if matches!(self.source, Source::Ads(_)) { self.client.refuse_unrequested(type_url, nonce) } else { None }
     }
 
     fn report_missing(&mut self) {

@@ -1,6 +1,6 @@
 //! Reads a response apart: what it carries, and what it got wrong.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use culvert_api::envoy::service::discovery::v3::{Resource, ResourceError};
@@ -19,6 +19,8 @@ pub(super) struct Content {
     pub(super) removed: Vec<Name>,
     /// What the response itself got wrong.
     pub(super) rejections: Vec<Rejection>,
+    /// Names of resources that came more than once. The rejection that says so leaves the first of each to be judged.
+    pub(super) repeated: BTreeSet<Name>,
     /// Further names of resources, each with its own.
     pub(super) aliases: Vec<(Name, Name)>,
     /// Every name in the response, usable or not: none of them is absent.
@@ -127,24 +129,27 @@ impl Content {
         self.rejections.push(Rejection { name: String::new(), reason: format!("resources[{index}]: {reason}") });
     }
 
-    /// Of a name that occurs twice, which one is meant cannot be told: neither is taken. Nor is one that also occurs with
-    /// another type: it would be applied, and as something refused not be held.
+    /// Of a name that occurs twice the first one counts, as in Envoy. Of one that is also removed, or that also occurs with
+    /// another type, what is meant cannot be told: it would be applied, and as something refused not be held.
     fn without_duplicates(mut self) -> Self {
         let refused: BTreeSet<&str> = self.rejections.iter().map(|rejection| &*rejection.name).collect();
         self.resources.retain(|received| !refused.contains(&*received.name));
         self.removed.retain(|name| !refused.contains(&**name));
-        let mut times: BTreeMap<&Name, usize> = BTreeMap::new();
-        for name in self.resources.iter().map(|received| &received.name).chain(&self.removed) {
-            *times.entry(name).or_default() += 1;
-        }
-        let twice: BTreeSet<Name> =
-            times.into_iter().filter(|(_, times)| *times > 1).map(|(name, _)| Name::clone(name)).collect();
-        self.resources.retain(|received| !twice.contains(&received.name));
-        self.removed.retain(|name| !twice.contains(name));
-        self.rejections.extend(
-            twice.iter().map(|name| Rejection { name: name.to_string(), reason: "occurs more than once".to_owned() }),
-        );
-        self.present.extend(twice);
+        let added: HashSet<&Name> = self.resources.iter().map(|received| &received.name).collect();
+        let both: BTreeSet<Name> = self.removed.iter().filter(|name| added.contains(name)).cloned().collect();
+        self.removed.retain(|name| !both.contains(name));
+        let mut seen = HashSet::with_capacity(self.resources.len());
+        self.resources.retain(|received| {
+            let first = seen.insert(Name::clone(&received.name));
+            if !first && !both.contains(&received.name) {
+                self.repeated.insert(Name::clone(&received.name));
+            }
+            first && !both.contains(&received.name)
+        });
+        let reject = |name: &Name, reason: &str| Rejection { name: name.to_string(), reason: reason.to_owned() };
+        self.rejections.extend(both.iter().map(|name| reject(name, "is added and removed at once")));
+        self.rejections.extend(self.repeated.iter().map(|name| reject(name, "occurs more than once; the first one counts")));
+        self.present.extend(both);
         self
     }
 }

@@ -175,19 +175,28 @@ fn what_does_not_decode_is_refused_and_deletes_nothing() {
 }
 
 #[test]
-fn duplicates_and_foreign_types_are_refused_and_the_rest_applies() {
+fn of_a_name_that_occurs_twice_the_first_counts_foreign_types_are_refused_and_the_rest_applies() {
     let mut client = client(Variant::Delta);
     client.watch(CLUSTER, Interest::everything());
     next_delta(&mut client);
     let mut response = delta(CLUSTER, "n1", &[("a", "1"), ("b", "1"), ("a", "2"), ("c", "1"), ("d", "1")], &["c"]);
     response.resources[4].resource = Some(any(LISTENER, "d"));
     let update = client.on_delta_response(response).unwrap();
-    assert_eq!(update.resources().iter().map(|received| &*received.name).collect::<Vec<_>>(), ["b"]);
+    let taken: Vec<_> = update.resources().iter().map(|received| format!("{}@{}", received.name, received.version)).collect();
+    assert_eq!(taken, ["a@1", "b@1"]);
     let message = as_delta(update.ack()).error_detail.unwrap().message;
-    for expected in ["Cluster/a: occurs more than once", "Cluster/c: occurs more than once", "Cluster/d: type_url: "] {
+    for expected in
+        ["Cluster/a: occurs more than once", "Cluster/c: is added and removed at once", "Cluster/d: type_url: "]
+    {
         assert!(message.contains(expected), "{expected:?} is not in {message:?}");
     }
-    assert_eq!(client.held(CLUSTER).count(), 1);
+    let held = client.held(CLUSTER).map(|(name, version)| format!("{name}@{version}"));
+    assert_eq!(held.collect::<Vec<_>>(), ["a@1", "b@1"]);
+    // The first may be bad itself.
+    let update = client.on_delta_response(delta(CLUSTER, "n2", &[("a", "3"), ("a", "4")], &[])).unwrap();
+    let bad = Rejection { name: "a".into(), reason: "bad".into() };
+    assert_eq!(as_delta(update.nack(vec![bad])).error_detail.unwrap().message.lines().count(), 2);
+    assert_eq!(client.held(CLUSTER).map(|(_, version)| version).collect::<Vec<_>>(), ["1", "1"], "a is held as it was");
 }
 
 /// What is applied is held, so that its end is noticed.
@@ -340,10 +349,49 @@ fn what_nobody_asked_for_is_ignored() {
 }
 
 #[test]
+fn a_type_that_is_unknown_or_was_never_asked_for_is_ignored_and_refused_once() {
+    for variant in [Variant::Sotw, Variant::Delta] {
+        let mut client = client(variant);
+        client.watch(EDS, names(&["a"]));
+        assert!(client.poll_request(NOW).is_some(), "what is asked for");
+        for (type_url, nonce, refused) in [
+            ("type.googleapis.com/nobody.knows.Me", "1", true),
+            (RDS, "2", true),
+            (RDS, "3", false),
+            ("type.googleapis.com/nobody.knows.Me", "4", false),
+        ] {
+            let came = match variant {
+                Variant::Sotw => client.on_response(sotw(type_url, "v", nonce, vec![])).map(drop),
+                Variant::Delta => client.on_delta_response(delta(type_url, nonce, &[], &[])).map(drop),
+            };
+            assert_eq!(came, Err(ResponseError::NeverRequested { type_url: type_url.into(), nonce: nonce.into() }));
+            let (of, answered, error) = match client.refuse_unrequested(type_url, nonce) {
+                Some(Request::Sotw(request)) => (request.type_url, request.response_nonce, request.error_detail),
+                Some(Request::Delta(request)) => (request.type_url, request.response_nonce, request.error_detail),
+                None => {
+                    assert!(!refused, "{variant:?}: {type_url} {nonce} is not refused");
+                    continue;
+                }
+            };
+            assert!(refused, "{variant:?}: {type_url} {nonce} is refused again");
+            assert_eq!((&*of, &*answered, error.map(|error| error.code)), (type_url, nonce, Some(3)));
+        }
+        assert_eq!(client.poll_request(NOW), None, "nothing more is asked for");
+        let refusals = (0..100).filter_map(|index| client.refuse_unrequested(&format!("t{index}"), "5"));
+        assert_eq!(refusals.count(), MAX_UNREQUESTED - 2, "of very many types only some are");
+    }
+    let mut client = client(Variant::Sotw);
+    assert!(client.on_response(sotw(RDS, "v", "7", vec![])).is_err(), "never asked for");
+    assert!(client.refuse_unrequested(RDS, "7").is_some(), "the first is refused");
+    client.watch(RDS, names(&["r"]));
+    assert_eq!(next_sotw(&mut client).response_nonce, "7", "a server ignores other nonces than its last one");
+}
+
+#[test]
 fn a_response_that_cannot_be_answered_ends_the_stream() {
     let mut client = client(Variant::Sotw);
     let never = client.on_response(sotw(CLUSTER, "v", "1", vec![])).map(|_| ());
-    assert_eq!(never, Err(ResponseError::NeverRequested { type_url: CLUSTER.into() }));
+    assert_eq!(never, Err(ResponseError::NeverRequested { type_url: CLUSTER.into(), nonce: "1".into() }));
     client.watch(CLUSTER, Interest::everything());
     next_sotw(&mut client);
     let no_nonce = client.on_response(sotw(CLUSTER, "v", "", vec![])).map(|_| ());

@@ -56,6 +56,8 @@ pub struct Update<'c> {
     resources: Vec<Received>,
     removed: Vec<Name>,
     rejections: Vec<Rejection>,
+    /// Of these the first one is among the resources.
+    repeated: BTreeSet<Name>,
     ttls: BTreeMap<Name, Duration>,
     failures: Vec<Failure>,
     aliases: Vec<Name>,
@@ -72,6 +74,7 @@ impl<'c> Update<'c> {
             resources: content.resources,
             removed: content.removed,
             rejections: content.rejections,
+            repeated: content.repeated,
             ttls: content.ttls,
             failures: content.failures,
             aliases: content.aliases.iter().map(|(alias, _)| Name::clone(alias)).collect(),
@@ -172,14 +175,15 @@ impl<'c> Update<'c> {
         self.answer(rejections)
     }
 
-    fn answer(mut self, rejections: Vec<Rejection>) -> Request {
-        self.rejections.extend(rejections);
+    fn answer(mut self, judged: Vec<Rejection>) -> Request {
         let variant = self.client.config.variant;
         let Some(subscription) = self.client.subscriptions.get_mut(self.index) else {
             // Subscriptions are never taken away; an empty request of this type changes nothing.
             return self.client.with_node(Subscription::new(self.type_url, Interest::default()).answer(variant));
         };
-        let refused: BTreeSet<&str> = self.rejections.iter().map(|rejection| rejection.name.as_str()).collect();
+        let beyond_first = |rejection: &&Rejection| self.repeated.contains(&*rejection.name);
+        let own = self.rejections.iter().filter(|rejection| !beyond_first(rejection));
+        let refused: BTreeSet<&str> = own.chain(&judged).map(|rejection| rejection.name.as_str()).collect();
         let mut changed = !self.removed.is_empty();
         for name in &self.removed {
             subscription.held.remove(name);
@@ -196,6 +200,7 @@ impl<'c> Update<'c> {
                 changed = true;
             }
         }
+        self.rejections.extend(judged);
         let error = if self.rejections.is_empty() {
             subscription.accepted_version = self.version;
             subscription.beyond_accepted = false;

@@ -51,7 +51,7 @@ fn what_nobody_holds_may_be_removed_and_what_is_added_and_removed_at_once_is_ref
     assert_eq!(as_delta(update.ack()).error_detail, None);
     let update = client.on_delta_response(delta(CLUSTER, "2", &[("a", "2"), ("b", "1")], &["a"])).unwrap();
     let answer = as_delta(update.ack()).error_detail.expect("a is refused");
-    assert_eq!(answer.message, "Cluster/a: occurs more than once");
+    assert_eq!(answer.message, "Cluster/a: is added and removed at once");
     assert_eq!(
         client.held(CLUSTER).map(|(name, version)| format!("{name}@{version}")).collect::<Vec<_>>(),
         ["a@1", "b@1"]
