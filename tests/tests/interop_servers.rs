@@ -13,7 +13,7 @@ use culvert_tests::backend::Backend;
 use culvert_tests::client::get;
 use culvert_tests::load::Load;
 use culvert_tests::peer::{Peer, Running, find_program};
-use culvert_tests::plane::{Plane, Way, assignment, by_rds, eds_cluster, listener, routes_to};
+use culvert_tests::plane::{Plane, Way, assignment, by_rds, eds_cluster, envoy, listener, routes_to};
 use culvert_tests::process::repository;
 use culvert_tests::scripted::resource;
 use culvert_tests::wait::{eventually, within};
@@ -222,6 +222,59 @@ async fn go_control_plane_serves_scopes() -> Result {
         plane.stop_proxy().await?;
     }
     Ok(())
+}
+
+/// Virtual hosts (VHDS) and the clusters that requests need (ODCDS). What does not exist it leaves unanswered, so that a request
+/// waits for as long as the filter says.
+#[tokio::test]
+async fn go_control_plane_serves_virtual_hosts_and_clusters_on_demand() -> Result {
+    let Some((program, _folder)) = go_program().await? else { return Ok(()) };
+    let backend = Backend::start("backend").await?;
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let mut server = Running::start(Command::new(&program).args(["-address-file", "address"]))?;
+    let ads = json!({ "ads": {}, "resource_api_version": "V3" });
+    let mut listener = by_rds("in", address, "r");
+    let manager = &mut listener["filter_chains"][0]["filters"][0]["typed_config"];
+    if let Some(filters) = manager["http_filters"].as_array_mut() {
+        let odcds = json!({ "source": ads, "timeout": "1s" });
+        let config = json!({ "@type": envoy("extensions.filters.http.on_demand.v3.OnDemand"), "odcds": odcds });
+        filters.insert(0, json!({ "name": "envoy.filters.http.on_demand", "typed_config": config }));
+    }
+    let cluster = json!({ "name": "c", "type": "STATIC", "connect_timeout": "5s", "load_assignment": { "cluster_name": "c",
+        "endpoints": [{ "lb_endpoints": [{ "endpoint": { "address": { "socket_address": {
+            "address": "127.0.0.1", "port_value": backend.address.port() } } } }] }] } });
+    let host = |name: &str, cluster: &str| {
+        json!({ "name": format!("r/{name}"), "domains": [name], "routes": [
+            { "match": { "prefix": "/" }, "route": { "cluster": cluster } }] })
+    };
+    let snapshot = |version: u32, hosts: &[Value]| {
+        json!({ "version": version.to_string(), "resources": { "listeners": [bare(listener.clone())], "clusters": [cluster],
+            "routes": [{ "name": "r", "vhds": { "config_source": ads } }], "hosts": hosts } })
+        .to_string()
+    };
+    let ask = async |host: &str| -> Result<(u16, String)> {
+        let request = http::Request::get("/").header("host", host).body(http_body_util::Full::default())?;
+        let answer = culvert_tests::client::send(address, request).await?;
+        Ok((answer.status.as_u16(), answer.text()))
+    };
+    server.tell(&snapshot(1, &[host("a.test", "c"), host("lost.test", "nowhere")])).await?;
+    let mut plane = Plane::under(server.address().await?)?;
+    plane.start_proxy(Way { no_cds: true, ..Way::default() }).await?;
+    let is_answered = async |host: &str, expected: u16| {
+        eventually("the host answers", async || {
+            let seen = ask(host).await?;
+            ensure!(seen.0 == expected, "{host}: expected {expected}, saw {seen:?}");
+            Ok(())
+        })
+        .await
+        .with_context(|| plane.proxy_log())
+    };
+    is_answered("a.test", 200).await?;
+    ensure!(ask("a.test").await?.1 == "backend\n", "by the cluster that came on demand");
+    is_answered("lost.test", 503).await.context("a cluster that does not exist")?;
+    server.tell(&snapshot(2, &[host("b.test", "c")])).await?;
+    is_answered("b.test", 200).await.context("a new one")?;
+    plane.stop_proxy().await
 }
 
 /// The line that has the plain server send a delta response.

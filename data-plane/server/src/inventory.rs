@@ -16,15 +16,15 @@ pub(crate) struct Inventory {
     types: Arc<Mutex<BTreeMap<String, BTreeMap<Name, Entry>>>>,
 }
 
-/// One resource.
+/// One resource. What few have is behind a pointer: there may be ten thousand.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Entry {
     /// In force.
     pub active: Option<Given>,
     /// Accepted, and waits for what is named here.
-    pub warming: Option<(Given, Vec<String>)>,
+    pub warming: Option<Box<(Given, Vec<String>)>>,
     /// The last one that was refused, while it is refused.
-    pub refused: Option<(Given, String)>,
+    pub refused: Option<Box<(Given, String)>>,
     /// What the control plane said in place of a resource: gRPC's code and its words.
     pub failed: Option<(i32, String)>,
 }
@@ -54,7 +54,7 @@ impl Inventory {
     /// The resource was accepted and waits for something; what was in force stays.
     pub(crate) fn warming(&self, type_url: &str, name: &Name, given: Given, on: Vec<String>) {
         self.change(type_url, name, |entry| {
-            entry.warming = Some((given, on));
+            entry.warming = Some(Box::new((given, on)));
             (entry.refused, entry.failed) = (None, None);
         });
     }
@@ -62,7 +62,7 @@ impl Inventory {
     /// The resource was refused; what was in force stays.
     pub(crate) fn refused(&self, type_url: &str, name: &Name, given: Given, reason: impl Into<String>) {
         let reason = reason.into();
-        self.change(type_url, name, |entry| entry.refused = Some((given, reason)));
+        self.change(type_url, name, |entry| entry.refused = Some(Box::new((given, reason))));
     }
 
     /// The control plane cannot give the resource; what was in force stays.
@@ -91,7 +91,7 @@ impl Inventory {
         let types = self.types.lock();
         let entries = types.iter().flat_map(|(type_url, entries)| entries.iter().map(move |entry| (type_url, entry)));
         let waiting = entries.filter_map(|(type_url, (name, entry))| {
-            let (_, on) = entry.warming.as_ref()?;
+            let (_, on) = entry.warming.as_deref()?;
             Some((format!("{} {name}", culvert_api::type_url::short_name(type_url)), on.clone()))
         });
         waiting.collect()

@@ -18,6 +18,7 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/on_demand/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
@@ -41,6 +42,7 @@ var kinds = map[string]struct {
 	"clusters":   {resource.ClusterType, func() proto.Message { return &clusterv3.Cluster{} }},
 	"extensions": {resource.ExtensionConfigType, func() proto.Message { return &corev3.TypedExtensionConfig{} }},
 	"scopes":     {resource.ScopedRouteType, func() proto.Message { return &routev3.ScopedRouteConfiguration{} }},
+	"hosts":      {resource.VirtualHostType, func() proto.Message { return &routev3.VirtualHost{} }},
 	"endpoints":  {resource.EndpointType, func() proto.Message { return &endpointv3.ClusterLoadAssignment{} }},
 	"listeners":  {resource.ListenerType, func() proto.Message { return &listenerv3.Listener{} }},
 	"routes":     {resource.RouteType, func() proto.Message { return &routev3.RouteConfiguration{} }},

@@ -165,7 +165,7 @@ impl Admin {
                 continue;
             }
             active.extend(active_state(section, &name, &entry));
-            warming.extend(entry.warming.iter().map(|(given, _)| state(section, &name, given, "REQUESTED", None)));
+            warming.extend(entry.warming.as_deref().map(|(given, _)| state(section, &name, given, "REQUESTED", None)));
         }
         dump.insert(section.active.field.to_owned(), active.into());
         if let Some(list) = section.warming {
@@ -224,8 +224,8 @@ impl Admin {
 
 /// What is in force, or what was refused where nothing is.
 fn active_state(section: &Section, name: &str, entry: &Entry) -> Option<Value> {
-    let error = entry.refused.as_ref().map(|(given, reason)| error_state(given, reason));
-    match (&entry.active, &entry.refused) {
+    let error = entry.refused.as_deref().map(|(given, reason)| error_state(given, reason));
+    match (&entry.active, entry.refused.as_deref()) {
         (Some(given), _) => {
             Some(state(section, name, given, if error.is_some() { "NACKED" } else { "ACKED" }, error.as_ref()))
         }
@@ -253,7 +253,7 @@ fn state(section: &Section, name: &str, given: &Given, status: &str, error: Opti
 
 /// `ClientConfig.GenericXdsConfig`: one of what is in force or was refused, and one of what was accepted and waits.
 fn generic(type_url: &str, name: &str, entry: &Entry) -> Vec<Value> {
-    let warming = entry.warming.as_ref().map(|(given, on)| {
+    let warming = entry.warming.as_deref().map(|(given, on)| {
         let mut config = json!({ "type_url": type_url, "name": name, "client_status": "REQUESTED" });
         show_given(&mut config, given);
         config["error_state"] = json!({ "details": format!("accepted; it waits for {}", on.join(", ")) });
@@ -281,7 +281,7 @@ fn settled(type_url: &str, name: &str, entry: &Entry) -> Value {
     if let Some(given) = &entry.active {
         show_given(&mut config, given);
     }
-    if let Some((given, reason)) = &entry.refused {
+    if let Some((given, reason)) = entry.refused.as_deref() {
         config["error_state"] = error_state(given, reason);
     } else if let Some((code, message)) = &entry.failed {
         config["error_state"] = json!({ "details": format!("the control plane says: {message} (code {code})") });
@@ -307,10 +307,10 @@ fn listener(name: &str, entry: &Entry) -> Value {
     if let Some(active) = &entry.active {
         listener["active_state"] = given(active);
     }
-    if let Some((warming, _)) = &entry.warming {
+    if let Some((warming, _)) = entry.warming.as_deref() {
         listener["warming_state"] = given(warming);
     }
-    if let Some((refused, reason)) = &entry.refused {
+    if let Some((refused, reason)) = entry.refused.as_deref() {
         listener["error_state"] = error_state(refused, reason);
     }
     listener

@@ -148,7 +148,8 @@ impl Content {
         });
         let reject = |name: &Name, reason: &str| Rejection { name: name.to_string(), reason: reason.to_owned() };
         self.rejections.extend(both.iter().map(|name| reject(name, "is added and removed at once")));
-        self.rejections.extend(self.repeated.iter().map(|name| reject(name, "occurs more than once; the first one counts")));
+        self.rejections
+            .extend(self.repeated.iter().map(|name| reject(name, "occurs more than once; the first one counts")));
         self.present.extend(both);
         self
     }

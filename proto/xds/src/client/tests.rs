@@ -182,7 +182,8 @@ fn of_a_name_that_occurs_twice_the_first_counts_foreign_types_are_refused_and_th
     let mut response = delta(CLUSTER, "n1", &[("a", "1"), ("b", "1"), ("a", "2"), ("c", "1"), ("d", "1")], &["c"]);
     response.resources[4].resource = Some(any(LISTENER, "d"));
     let update = client.on_delta_response(response).unwrap();
-    let taken: Vec<_> = update.resources().iter().map(|received| format!("{}@{}", received.name, received.version)).collect();
+    let taken: Vec<_> =
+        update.resources().iter().map(|received| format!("{}@{}", received.name, received.version)).collect();
     assert_eq!(taken, ["a@1", "b@1"]);
     let message = as_delta(update.ack()).error_detail.unwrap().message;
     for expected in
@@ -468,7 +469,7 @@ fn a_resource_lives_as_long_as_its_ttl_or_its_heartbeats_say() {
 fn what_the_control_plane_cannot_give_is_neither_absent_nor_waited_for() {
     let error = |name: &str, code: i32| ResourceError {
         resource_name: Some(ResourceName { name: name.into(), ..ResourceName::default() }),
-        error_detail: Some(culvert_api::google::rpc::Status { code, message: "why".into(), ..Default::default() }),
+        error_detail: Some(rpc::Status { code, message: "why".into(), ..Default::default() }),
     };
     let mut client = client(Variant::Sotw);
     client.watch(CLUSTER, Interest::everything());
