@@ -210,6 +210,16 @@ async fn pages_in_json_are_envoys_messages_and_nothing_else() {
         all.iter().find(|one| one["name"] == format!("a-{suffix}")).unwrap()["client_status"].clone()
     };
     assert_eq!((agent("active"), agent("refused")), ("ACKED".into(), "NACKED".into()), "{xds}");
+}
+
+#[tokio::test]
+async fn scopes_are_dumped_with_their_versions_and_refusals() {
+    let admin = admin("{node: {id: a}}");
+    let type_url = culvert_api::type_url::SCOPED_ROUTE_CONFIGURATION;
+    let given = || Given::now("v", culvert_api::Any { type_url: type_url.to_owned(), value: vec![10, 1, b'x'].into() });
+    admin.inventory.active(type_url, &"scope-active".into(), given());
+    admin.inventory.warming(type_url, &"scope-warming".into(), given(), vec!["RouteConfiguration r".to_owned()]);
+    admin.inventory.refused(type_url, &"scope-refused".into(), given(), "no");
     let scopes = get(&admin, "/config_dump?resource=dynamic_scoped_route_configs").await.1;
     let scopes: serde_json::Value = serde_json::from_str(&scopes).unwrap();
     let [active, refused] = scopes["configs"].as_array().unwrap().as_slice() else { panic!("not two: {scopes}") };

@@ -203,9 +203,7 @@ impl<'s> Driver<'s> {
                                 self.fill(&mut outbox, pack);
                                 outbox.extend(request.and_then(pack));
                             }
-                            Err(ResponseError::NeverRequested { type_url, nonce }) => {
-                                outbox.extend(self.ignore(&type_url, &nonce).and_then(pack));
-                            }
+                            Err(error @ ResponseError::NeverRequested { .. }) => self.ignore(&error, &mut outbox, pack),
                             Err(error) => return error.into(),
                         }
                     }
@@ -253,10 +251,12 @@ impl<'s> Driver<'s> {
     }
 
     /// What nobody asked for is refused where the stream is of all types; on the stream of one type it cannot be spoken of.
-    fn ignore(&mut self, type_url: &str, nonce: &str) -> Option<Request> {
-        tracing::warn!(type_url, "a response of a type that was never asked for on this stream is ignored");
+    fn ignore<Q>(&mut self, error: &ResponseError, outbox: &mut VecDeque<Q>, pack: fn(Request) -> Option<Q>) {
+        tracing::warn!(%error, "it is ignored");
         self.sources.metrics.ignored();
-        if matches!(self.source, Source::Ads(_)) { self.client.refuse_unrequested(type_url, nonce) } else { None }
+        if let (ResponseError::NeverRequested { type_url, nonce }, Source::Ads(_)) = (error, self.source) {
+            outbox.extend(self.client.refuse_unrequested(type_url, nonce).and_then(pack));
+        }
     }
 
     fn report_missing(&mut self) {
