@@ -388,7 +388,7 @@ impl<H: Hosting> Connection<H> {
 }
 
 /// Says what we can do beyond MOSN, and what the connection of that index should carry: the first one HTTP/2, the others
-/// HTTP/1, which is cheaper on connections of its own.
+/// HTTP/1, whose requests then share a connection with nobody.
 fn offer(init: &mut Init, choice: ProtocolChoice, index: u32) {
     init.caps = vec![CAPABILITY.to_owned()];
     let wish = match choice {
