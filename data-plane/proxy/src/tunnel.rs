@@ -131,6 +131,10 @@ impl HostLease for Lease {
         self.0.drain();
     }
 
+    fn is_idle(&self) -> bool {
+        self.0.is_idle()
+    }
+
     fn say_goodbye(&self) {
         self.0.say_goodbye();
     }

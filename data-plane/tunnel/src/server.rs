@@ -79,6 +79,9 @@ pub trait HostLease {
     /// Takes the host out of every later choice; what is in flight goes on.
     fn drain(&self);
 
+    /// Whether nothing is in flight on it at this moment.
+    fn is_idle(&self) -> bool;
+
     /// Tells the agent, in a dialect that has no other word for it, that the connection will end (HTTP/2's GOAWAY).
     fn say_goodbye(&self) {}
 

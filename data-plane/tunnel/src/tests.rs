@@ -67,6 +67,10 @@ impl HostLease for Lease {
         CloseReason::Closed
     }
 
+    fn is_idle(&self) -> bool {
+        true
+    }
+
     fn drain(&self) {
         self.drain.notify_one();
     }

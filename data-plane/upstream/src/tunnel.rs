@@ -193,6 +193,16 @@ impl TunnelLease {
         std::future::poll_fn(|cx| self.connection.poll_end(cx)).await
     }
 
+    /// Whether nothing is in flight on it at this moment.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        match self.connection.phase() {
+            Phase::Borrowed => false,
+            Phase::Open => self.connection.active() == 0,
+            Phase::Pending | Phase::Idle | Phase::Gone => true,
+        }
+    }
+
     /// Takes the host out of every later choice; what is in flight goes on, then [`Self::attach`] ends.
     pub fn drain(&self) {
         self.connection.drain(TunnelEnd::Drained);

@@ -220,8 +220,11 @@ impl<H: Hosting> Connection<H> {
         match error.retry() {
             Retry::Normal => backoff.next_delay(),
             Retry::Slow => self.agent.config.reconnect_max.mul_f64(fastrand::f64().midpoint(1.0)),
-            // Its word, and not all at once; a server does not put an agent off for longer than its own back-off would.
-            Retry::After(after) => after.min(self.agent.config.reconnect_max).mul_f64(1.0 + fastrand::f64() / 2.0),
+            // Its word, and not all at once, but neither sooner nor later than our own back-off could be.
+            Retry::After(after) => {
+                let config = &self.agent.config;
+                after.min(config.reconnect_max).max(config.reconnect_base).mul_f64(1.0 + fastrand::f64() / 2.0)
+            }
         }
     }
 

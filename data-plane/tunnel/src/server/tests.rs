@@ -103,6 +103,10 @@ impl HostLease for Lease {
         }
     }
 
+    fn is_idle(&self) -> bool {
+        !self.state.busy.get()
+    }
+
     fn drain(&self) {
         self.state.diary.borrow_mut().push(Event::Drained(self.id));
         self.drain.notify_one();

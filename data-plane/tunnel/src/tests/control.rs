@@ -43,6 +43,10 @@ impl HostLease for StreamLease {
         CloseReason::Closed
     }
 
+    fn is_idle(&self) -> bool {
+        true
+    }
+
     fn drain(&self) {
         self.drain.notify_one();
     }

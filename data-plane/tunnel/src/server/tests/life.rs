@@ -216,10 +216,37 @@ async fn a_stock_agents_connections_leave_one_at_a_time_and_the_last_with_the_pr
                 seen.push(connections.iter().filter(|connection| !connection.served.is_finished()).count());
             }
             assert!(seen.windows(2).all(|pair| pair[0] - pair[1] <= 1), "one at a time: {seen:?}");
+            assert_eq!((seen[4], seen[8]), (2, 2), "two stay for what still comes: {seen:?}");
             assert_eq!(seen.last(), Some(&1), "the last one stays: {seen:?}");
             assert!(!alone.served.is_finished(), "the only one of another agent stays");
             fixture.tunnels.finish();
             for connection in connections.into_iter().chain([alone]) {
+                assert_eq!(finished(connection.served).await, Ended::Tunnel);
+            }
+        })
+        .await;
+}
+
+/// Nobody would be helped: it brings its agent no new one before it is free.
+#[tokio::test(start_paused = true)]
+async fn a_stock_agents_connection_that_is_in_use_does_not_leave_before_it_is_free() {
+    LocalSet::new()
+        .run_until(async {
+            let fixture = Fixture::new(config(), Vec::new());
+            let (one, _) = fixture.join("192.0.2.1:1", init("edge")).await;
+            let (two, _) = fixture.join("192.0.2.1:2", init("edge")).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            fixture.registry.0.busy.set(true);
+            fixture.tunnels.end();
+            fixture.trigger.start(Duration::from_secs(60));
+            let drained = || [&one, &two].iter().filter(|connection| connection.served.is_finished()).count();
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert_eq!(drained(), 0, "a request is in flight on both");
+            fixture.registry.0.busy.set(false);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(drained(), 1, "one is free to go");
+            fixture.tunnels.finish();
+            for connection in [one, two] {
                 assert_eq!(finished(connection.served).await, Ended::Tunnel);
             }
         })

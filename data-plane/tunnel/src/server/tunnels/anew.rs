@@ -36,12 +36,12 @@ impl Tunnels {
 }
 
 impl Tunnels {
-    /// Whether this connection may leave as the process ends, where its agent cannot be told: **one at a time, and never the
-    /// last**. The agent dials again when one ends, and meets whoever listens then; the others serve meanwhile.
-    pub(in crate::server) fn may_leave(&self, claim: &Claim) -> bool {
+    /// Whether this connection may leave as the process ends, where its agent cannot be told: **one at a time, and `least`
+    /// stay**. The agent dials again when one ends, and meets whoever listens then; the others serve meanwhile.
+    pub(in crate::server) fn may_leave(&self, claim: &Claim, least: usize) -> bool {
         let mut inner = self.inner.lock();
         let key = Box::new(AgentKey::of(claim));
-        let others = inner.agents.get(&key).is_some_and(|count| *count > 1);
+        let others = inner.agents.get(&key).is_some_and(|count| *count > least);
         let leaves = inner.leaving.get(&key).is_some_and(|id| inner.live.contains_key(id));
         let may = others && !leaves;
         if may {
