@@ -13,11 +13,13 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::Result;
+use crate::client::read_head;
 use crate::wait::in_time;
 
 /// A running backend; ends when dropped.
@@ -201,4 +203,13 @@ pub async fn scripted<F: Future<Output = Result> + Send + 'static>(serve: fn(Tcp
         }
     });
     Ok(address)
+}
+
+/// Agrees to a WebSocket and gives every byte back, for [`scripted`].
+pub async fn web_socket(mut socket: TcpStream) -> Result {
+    read_head(&mut socket).await?;
+    socket.write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await?;
+    let (mut reader, mut writer) = socket.split();
+    tokio::io::copy(&mut reader, &mut writer).await?;
+    Ok(())
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, ensure};
 use culvert_tests::Result;
-use culvert_tests::backend::{Backend, scripted};
+use culvert_tests::backend::{Backend, scripted, web_socket};
 use culvert_tests::client::{Answer, get, read_head};
 use culvert_tests::gateway::{HTTP2, cluster};
 use culvert_tests::grpc;
@@ -73,18 +73,9 @@ async fn clients_that_leave_cost_nobody_a_request_on_the_one_plain_tunnel() -> R
     cloud.stop().await
 }
 
-/// Agrees to a WebSocket and gives every byte back.
-async fn echo(mut socket: TcpStream) -> Result {
-    read_head(&mut socket).await?;
-    socket.write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await?;
-    let (mut reader, mut writer) = socket.split();
-    tokio::io::copy(&mut reader, &mut writer).await?;
-    Ok(())
-}
-
 #[tokio::test]
 async fn requests_wait_while_a_websocket_has_the_one_plain_tunnel_and_for_the_next_one() -> Result {
-    let (chat, backend) = (scripted(echo).await?, Backend::start("behind").await?);
+    let (chat, backend) = (scripted(web_socket).await?, Backend::start("behind").await?);
     let cloud = cloud(TO_EDGE, WEBSOCKET, "protocol: HTTP1", "", 2).await?;
     let routes = "[{match: {prefix: /chat}, route: {cluster: chat}}, {match: {prefix: /}, route: {cluster: a}}]";
     let clusters = cluster("a", &[backend.address], "") + &cluster("chat", &[chat], "");

@@ -145,14 +145,19 @@ fn a_silent_loss_is_noticed_by_both_ends_and_costs_no_idempotent_request() -> Re
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(silent_loss())
 }
 
+/// The cloud, whose tunnels come through the cable.
+async fn cloud_on_cable(protocol: &str) -> Result<Gateway> {
+    let tunnel = tunnel_listener("tunnel", &format!("protocol: {protocol}")).replace("127.0.0.1", Cable::ADDRESS);
+    let listeners = http_listener("in", TO_EDGE, "", "") + &tunnel;
+    let folder = TempDir::with_prefix("culvert-")?;
+    Gateway::start_in(folder, &listeners, &cluster("edge", &[], ""), "", 2).await
+}
+
 async fn silent_loss() -> Result {
     let cable = Cable::plugged()?;
     let backend = Backend::start("behind").await?;
     for protocol in ["HTTP1", "HTTP2"] {
-        let tunnel = tunnel_listener("tunnel", &format!("protocol: {protocol}")).replace("127.0.0.1", Cable::ADDRESS);
-        let listeners = http_listener("in", TO_EDGE, "", "") + &tunnel;
-        let folder = TempDir::with_prefix("culvert-")?;
-        let cloud = Gateway::start_in(folder, &listeners, &cluster("edge", &[], ""), "", 2).await?;
+        let cloud = cloud_on_cable(protocol).await?;
         let site =
             edge(cloud.listener("tunnel")?, "site", (TO_A, ""), &cluster("a", &[backend.address], ""), SOON).await?;
         let address = cloud.listener("in")?;
@@ -206,10 +211,7 @@ async fn nat_rebinding() -> Result {
     let cable = Cable::plugged()?;
     let backend = Backend::start("behind").await?;
     for protocol in ["HTTP1", "HTTP2"] {
-        let tunnel = tunnel_listener("tunnel", &format!("protocol: {protocol}")).replace("127.0.0.1", Cable::ADDRESS);
-        let listeners = http_listener("in", TO_EDGE, "", "") + &tunnel;
-        let folder = TempDir::with_prefix("culvert-")?;
-        let cloud = Gateway::start_in(folder, &listeners, &cluster("edge", &[], ""), "", 2).await?;
+        let cloud = cloud_on_cable(protocol).await?;
         cable.outside(None, OUTSIDE[0])?;
         let site =
             edge(cloud.listener("tunnel")?, "site", (TO_A, ""), &cluster("a", &[backend.address], ""), SOON).await?;

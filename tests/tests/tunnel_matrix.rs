@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use culvert_tests::Result;
-use culvert_tests::backend::{Backend, scripted};
+use culvert_tests::backend::{Backend, scripted, web_socket};
 use culvert_tests::client::{get, read_head, send, send_h2};
 use culvert_tests::gateway::{Gateway, HTTP2, cluster, http_listener};
 use culvert_tests::grpc;
@@ -40,15 +40,6 @@ struct Case {
     envoy: bool,
 }
 
-/// Agrees to a WebSocket and gives every byte back.
-async fn echo(mut socket: TcpStream) -> Result {
-    read_head(&mut socket).await?;
-    socket.write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await?;
-    let (mut reader, mut writer) = socket.split();
-    tokio::io::copy(&mut reader, &mut writer).await?;
-    Ok(())
-}
-
 /// The clusters behind the edge: of each an HTTP/1 backend, and for all of them one for gRPC and one for WebSockets.
 struct Behind {
     backends: Vec<Backend>,
@@ -62,7 +53,7 @@ impl Behind {
         for index in 0..clusters {
             backends.push(Backend::start(&format!("behind-{index}")).await?);
         }
-        Ok(Self { backends, grpc: scripted(grpc::serve).await?, echo: scripted(echo).await? })
+        Ok(Self { backends, grpc: scripted(grpc::serve).await?, echo: scripted(web_socket).await? })
     }
 
     fn clusters(&self) -> String {

@@ -104,7 +104,7 @@ pub enum CloseReason {
     Drained,
     #[error("its cluster was removed")]
     ClusterRemoved,
-    #[error("HTTP/2 could not be opened over it")]
+    #[error("the agent broke HTTP/2, or does not speak it")]
     ProtocolFailure,
     #[error("TLS could not be opened inside of it")]
     TlsFailure,

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use culvert_http::{
-    BodyKind, Chunk, Http2Client, Http2ClientOptions, Io, Method, RequestHead, ResponseHead, StreamError,
+    BodyKind, Chunk, ClientExchange, Http2Client, Http2ClientOptions, Io, Method, RequestHead, ResponseHead,
+    StreamError,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
@@ -30,6 +31,17 @@ async fn connect() -> (Http2Client, DuplexStream) {
         driver.await.ok();
     });
     (client, far)
+}
+
+/// A stream whose request is on its way.
+async fn asked(client: &Http2Client) -> ClientExchange {
+    let mut request = RequestHead::new();
+    request.authority.push('h');
+    request.path.push('/');
+    let mut exchange = client.exchange();
+    exchange.send_head(&request, BodyKind::Empty).await.expect("a stream");
+    exchange.split().0.flush().await.expect("a head");
+    exchange
 }
 
 /// Asks, and reads the answer to its end: status and body.
@@ -152,13 +164,7 @@ fn windows_are_kept_to() {
             server.write_all(&[setting(3, 100), frame(SETTINGS, 1, 0, b"")].concat()).await.expect("open");
             let mut exchanges = Vec::new();
             for _ in 0..streams {
-                let mut request = RequestHead::new();
-                request.authority.push('h');
-                request.path.push('/');
-                let mut exchange = client.exchange();
-                exchange.send_head(&request, BodyKind::Empty).await.expect("a stream");
-                exchange.split().0.flush().await.expect("a head");
-                exchanges.push(exchange);
+                exchanges.push(asked(&client).await);
             }
             let bodies = (0..streams).map(|at| at * 2 + 1).flat_map(|id| {
                 let head = frame(HEADERS, END_HEADERS, id, &literals(&[OK]));
@@ -226,13 +232,7 @@ fn frames_of_a_stream_that_we_reset_are_ignored() {
         let (client, mut server) = connect().await;
         server.write_all(&[setting(3, 100), frame(SETTINGS, 1, 0, b"")].concat()).await.expect("open");
         for round in 0..50_u32 {
-            let mut request = RequestHead::new();
-            request.authority.push('h');
-            request.path.push('/');
-            let mut exchange = client.exchange();
-            exchange.send_head(&request, BodyKind::Empty).await.expect("a stream");
-            exchange.split().0.flush().await.expect("a head");
-            drop(exchange);
+            drop(asked(&client).await);
             let id = round * 2 + 1;
             let late = [
                 frame(HEADERS, END_HEADERS, id, &literals(&[OK, ("x-a", "b")])),

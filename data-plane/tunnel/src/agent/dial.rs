@@ -95,8 +95,9 @@ pub(super) enum Retry {
 impl DialError {
     pub(super) fn retry(&self) -> Retry {
         match self {
-            Self::Refused(Status::AuthFailed | Status::PolicyNotFound, _) | Self::LeavesTls => Retry::Slow,
-            Self::Unbound => Retry::Slow,
+            Self::Refused(Status::AuthFailed | Status::PolicyNotFound, _) | Self::LeavesTls | Self::Unbound => {
+                Retry::Slow
+            }
             Self::Refused(_, Some(after)) => Retry::After(*after),
             // A credential, or what the two configurations say: nothing that a moment changes.
             Self::Envoy(ResponseError::OtherMode { .. }) => Retry::Slow,

@@ -194,9 +194,7 @@ impl Failure {
             Self::Aside => ServerMetric::AsideClosed,
         }
     }
-}
 
-impl Failure {
     /// When the agent is to come back; `None`: as it likes.
     fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -33,9 +33,7 @@ impl Tunnels {
             inner.live.values().filter(|live| *live.listener == *listener).filter_map(|live| live.notices.as_ref());
         told.map(|notices| notices.send(ServerNotice::Reconnect { delay: delay(agents), target: None })).count()
     }
-}
 
-impl Tunnels {
     /// Whether this connection may leave as the process ends, where its agent cannot be told: **one at a time, and `least`
     /// stay**. The agent dials again when one ends, and meets whoever listens then; the others serve meanwhile.
     pub(in crate::server) fn may_leave(&self, claim: &Claim, least: usize) -> bool {
