@@ -14,7 +14,7 @@ const QUIET: Duration = Duration::from_millis(50);
 
 /// Follows a directory from its content of this moment on.
 pub(crate) fn watch(folder: &Path) -> Changes {
-    FileWatcher::new().watch(vec![folder.to_owned()], QUIET)
+    FileWatcher::new().watch([folder.to_owned()], QUIET)
 }
 
 /// Reads the directory as it changes, until the process is told to end.

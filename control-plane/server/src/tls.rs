@@ -56,7 +56,7 @@ impl Tls {
     /// Reads the files as they change, for ever. What is wrong with them is said, and what was good stays.
     pub(crate) async fn follow(self: Arc<Self>, control: Arc<Control>) {
         let paths = [Some(&self.cert), Some(&self.key), self.authority.as_ref()];
-        let mut changes = FileWatcher::new().watch(paths.into_iter().flatten().cloned().collect(), QUIET);
+        let mut changes = FileWatcher::new().watch(paths.into_iter().flatten().cloned(), QUIET);
         loop {
             changes.changed().await;
             match read(&self.cert, &self.key, self.authority.as_deref(), self.required, self.protocols) {

@@ -67,7 +67,7 @@ impl Tokens {
 
     /// Reads the file as it changes, for ever. What is wrong with it is said, and what was good stays.
     pub(crate) async fn follow(self: Arc<Self>) {
-        let mut changes = FileWatcher::new().watch(vec![self.path.clone()], QUIET);
+        let mut changes = FileWatcher::new().watch([self.path.clone()], QUIET);
         loop {
             changes.changed().await;
             match read(&self.path) {

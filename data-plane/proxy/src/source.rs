@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use culvert_model::source::DataSource;
+use culvert_runtime::files;
 
 /// Why a source cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
+    /// Also a pipe, a device, or a file that is too long.
     #[error("cannot read {}: {source}; check the path and who may read it", path.display())]
     File { path: PathBuf, source: std::io::Error },
     #[error("environment variable {0} is not set; set it where the process is started")]
@@ -27,7 +29,8 @@ pub fn read_source(source: &DataSource, limit: usize) -> Result<Bytes, SourceErr
     let bytes = match source {
         DataSource::Inline(bytes) => Bytes::copy_from_slice(bytes),
         DataSource::File { path, .. } => {
-            std::fs::read(path).map_err(|source| SourceError::File { path: path.clone(), source })?.into()
+            let fail = |source| SourceError::File { path: path.clone(), source };
+            files::read(path, u64::try_from(limit).unwrap_or(u64::MAX)).map_err(fail)?.into()
         }
         DataSource::Environment(name) => {
             std::env::var(name).map_err(|_| SourceError::Environment(name.clone()))?.into()
@@ -37,4 +40,25 @@ pub fn read_source(source: &DataSource, limit: usize) -> Result<Bytes, SourceErr
         return Err(SourceError::TooLong { length: bytes.len(), limit });
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_control_plane_names_is_read_within_the_limit_and_only_if_it_is_a_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("body");
+        std::fs::write(&path, "12345").unwrap();
+        let read = |path: PathBuf| {
+            let file = DataSource::File { path, watched_directory: None };
+            read_source(&file, 4).map_err(|error| error.to_string())
+        };
+        let error = read(path).unwrap_err();
+        assert!(error.contains("longer than 4 bytes"), "{error}");
+        // Endless: it may not be read whole before its length is looked at.
+        let error = read("/dev/zero".into()).unwrap_err();
+        assert!(error.contains("/dev/zero") && error.contains("no regular file"), "{error}");
+    }
 }

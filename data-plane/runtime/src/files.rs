@@ -1,11 +1,14 @@
-//! Files and directories watched by content: what counts is that the bytes differ, however they got there.
+//! Files and directories watched by content: what counts is that the bytes differ, however they got there. And files that
+//! somebody else names, read within a bound: [`read`].
 //!
 //! inotify on the parents only says *when* to look (an editor's rename, a Kubernetes symlink swap and a plain write look
 //! all different); what is looked at is a hash of the content. Where inotify is not to be had, or misses something,
 //! a poll every few seconds notices.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +16,35 @@ use std::time::Duration;
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, Watcher as _};
 use parking_lot::Mutex;
+use rustix::fs::OFlags;
 use tokio::sync::watch;
 use xxhash_rust::xxh3::Xxh3;
+
+/// The bytes of a regular file, at most `limit`. A path that a control plane may name leads anywhere: a pipe would be
+/// waited for, and a device never ends. Blocks as long as the disk does.
+///
+/// # Errors
+/// It cannot be opened or read, is no regular file (`InvalidInput`), or is longer (`FileTooLarge`).
+pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let file = open(path)?;
+    let mut bytes = Vec::new();
+    // Not by its length: files of /proc say that they have none.
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("is longer than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// A regular file, opened without waiting for whoever might write into a pipe.
+fn open(path: &Path) -> io::Result<File> {
+    let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "is no regular file"));
+    }
+    Ok(file)
+}
 
 /// Watches any number of files with one inotify instance. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -27,8 +57,16 @@ struct Shared {
     /// Counts events; every subscription looks when it changes.
     events: watch::Sender<u64>,
     inotify: Mutex<Option<notify::RecommendedWatcher>>,
-    /// Directories that inotify watches, with device and inode: one that was deleted and made anew is another.
-    watched: Mutex<BTreeMap<PathBuf, (u64, u64)>>,
+    directories: Mutex<Directories>,
+}
+
+/// Directories by their paths, with device and inode: one that was deleted and made anew is another.
+#[derive(Debug, Default)]
+struct Directories {
+    /// Watched by inotify.
+    watched: BTreeMap<PathBuf, (u64, u64)>,
+    /// Which inotify did not take: said once each.
+    refused: BTreeSet<PathBuf>,
 }
 
 impl Default for FileWatcher {
@@ -51,20 +89,18 @@ impl FileWatcher {
         let inotify = notify::recommended_watcher(tell)
             .inspect_err(|error| tracing::warn!(%error, "no inotify: files are polled every two seconds"))
             .ok();
-        Self { shared: Arc::new(Shared { events, inotify: Mutex::new(inotify), watched: Mutex::default() }) }
+        Self { shared: Arc::new(Shared { events, inotify: Mutex::new(inotify), directories: Mutex::default() }) }
     }
 
     /// Watches `paths` (files, or directories with all below them) from their content of this moment on.
     /// `quiet`: how long nothing may happen before a change counts as finished.
     #[must_use]
-    pub fn watch(&self, paths: Vec<PathBuf>, quiet: Duration) -> Changes {
-        // Subscribed before the content is read: a change in between is seen.
+    pub fn watch(&self, paths: impl IntoIterator<Item = PathBuf>, quiet: Duration) -> Changes {
         let events = self.shared.events.subscribe();
-        for path in &paths {
-            self.shared.follow(path);
-        }
-        let seen = fingerprint(&paths);
-        Changes { shared: Arc::clone(&self.shared), paths, quiet, seen, events }
+        let mut changes =
+            Changes { shared: Arc::clone(&self.shared), quiet, seen: BTreeMap::new(), unlooked: false, events };
+        changes.follow(paths);
+        changes
     }
 }
 
@@ -80,26 +116,47 @@ fn is_change(kind: EventKind) -> bool {
 #[derive(Debug)]
 pub struct Changes {
     shared: Arc<Shared>,
-    paths: Vec<PathBuf>,
     quiet: Duration,
-    seen: u128,
+    /// What each path held when it was looked at last.
+    seen: BTreeMap<PathBuf, u128>,
+    /// Something has happened since.
+    unlooked: bool,
     events: watch::Receiver<u64>,
 }
 
 impl Changes {
+    /// Watches `paths` instead of those so far: new ones from their content of this moment on; a change of those that
+    /// stay, and that nobody was told of yet, is not lost.
+    pub fn follow(&mut self, paths: impl IntoIterator<Item = PathBuf>) {
+        let before = std::mem::take(&mut self.seen);
+        for path in paths {
+            // Before its content is read: a change in between is seen.
+            self.shared.follow(&path);
+            let seen = before.get(&path).copied().unwrap_or_else(|| fingerprint(&path));
+            self.seen.insert(path, seen);
+        }
+    }
+
     /// Returns when the content of any path differs from what it was at the last return. Cancel-safe.
     pub async fn changed(&mut self) {
         loop {
-            let poll = if self.shared.inotify.lock().is_some() { SLOW_POLL } else { POLL };
-            let polled = tokio::time::timeout(poll, self.events.changed()).await;
-            if polled.is_ok() {
+            if !self.unlooked {
+                let poll = if self.shared.inotify.lock().is_some() { SLOW_POLL } else { POLL };
+                self.unlooked = tokio::time::timeout(poll, self.events.changed()).await.is_ok();
+            }
+            if self.unlooked {
                 self.settle().await;
             }
-            for path in &self.paths {
+            let before = self.seen.clone();
+            for path in before.keys() {
                 self.shared.follow(path);
             }
-            let paths = self.paths.clone();
-            let Ok(seen) = tokio::task::spawn_blocking(move || fingerprint(&paths)).await else { continue };
+            let look =
+                move || before.into_keys().map(|path| (fingerprint(&path), path)).map(|(seen, path)| (path, seen));
+            let looked = tokio::task::spawn_blocking(move || look().collect::<BTreeMap<_, _>>()).await;
+            // The runtime ends, or a panic was logged by the hook.
+            let Ok(seen) = looked else { continue };
+            self.unlooked = false;
             if seen != self.seen {
                 self.seen = seen;
                 return;
@@ -125,7 +182,8 @@ impl Shared {
     fn follow(&self, path: &Path) {
         let mut inotify = self.inotify.lock();
         let Some(inotify) = inotify.as_mut() else { return };
-        let mut watched = self.watched.lock();
+        let mut known = self.directories.lock();
+        let Directories { watched, refused } = &mut *known;
         let mut wanted = BTreeSet::new();
         let mut step = path.to_path_buf();
         for _ in 0..MAX_LINKS {
@@ -145,14 +203,24 @@ impl Shared {
         for directory in there.map(Path::to_path_buf).collect::<BTreeSet<_>>() {
             let Ok(metadata) = std::fs::metadata(&directory) else { continue };
             let identity = (metadata.dev(), metadata.ino());
-            if watched.get(&directory) != Some(&identity)
-                && metadata.is_dir()
-                && inotify.watch(&directory, notify::RecursiveMode::NonRecursive).is_ok()
-            {
-                watched.insert(directory, identity);
+            if watched.get(&directory) == Some(&identity) || !metadata.is_dir() {
+                continue;
+            }
+            match inotify.watch(&directory, notify::RecursiveMode::NonRecursive) {
+                Ok(()) => {
+                    refused.remove(&directory);
+                    watched.insert(directory, identity);
+                }
+                Err(error) => {
+                    if refused.insert(directory.clone()) {
+                        let (directory, every) = (directory.display(), SLOW_POLL);
+                        tracing::warn!(%directory, %error, ?every, "no inotify here: its files are polled; is fs.inotify.max_user_watches too low?");
+                    }
+                }
             }
         }
         watched.retain(|directory, _| directory.is_dir());
+        refused.retain(|directory| directory.is_dir());
     }
 }
 
@@ -167,11 +235,9 @@ fn directories(path: &Path, into: &mut BTreeSet<PathBuf>, depth: usize) {
 }
 
 /// A hash over names and contents; what cannot be read counts as such, with its reason.
-fn fingerprint(paths: &[PathBuf]) -> u128 {
+fn fingerprint(path: &Path) -> u128 {
     let mut hash = Xxh3::new();
-    for path in paths {
-        hash_path(path, &mut hash, 0);
-    }
+    hash_path(path, &mut hash, 0);
     hash.digest128()
 }
 
@@ -187,12 +253,27 @@ fn hash_path(path: &Path, hash: &mut Xxh3, depth: usize) {
         }
         return;
     }
-    match std::fs::read(path) {
-        Ok(bytes) => {
-            hash.update(&bytes.len().to_le_bytes());
-            hash.update(&bytes);
+    if let Err(error) = hash_file(path, hash) {
+        hash.update(error.kind().to_string().as_bytes());
+    }
+}
+
+/// Piece by piece, for a file may be large; what is behind [`MAX_LOOK`] bytes counts by when it was written.
+fn hash_file(path: &Path, hash: &mut Xxh3) -> io::Result<()> {
+    let file = open(path)?;
+    let metadata = file.metadata()?;
+    hash.update(&metadata.len().to_le_bytes());
+    if metadata.len() > MAX_LOOK {
+        hash.update(&metadata.mtime().to_le_bytes());
+        hash.update(&metadata.mtime_nsec().to_le_bytes());
+    }
+    let mut file = file.take(MAX_LOOK);
+    let mut piece = vec![0; 64 << 10];
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(()),
+            count => hash.update(piece.get(..count).unwrap_or_default()),
         }
-        Err(error) => hash.update(error.kind().to_string().as_bytes()),
     }
 }
 
@@ -202,109 +283,8 @@ const POLL: Duration = Duration::from_secs(2);
 const SLOW_POLL: Duration = Duration::from_secs(10);
 const MAX_LINKS: usize = 16;
 const MAX_DEPTH: usize = 16;
+/// More than any file has that somebody reads whole.
+const MAX_LOOK: u64 = 512 << 20;
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::symlink;
-
-    use super::*;
-
-    const QUIET: Duration = Duration::from_millis(10);
-    const DEADLINE: Duration = Duration::from_secs(10);
-
-    async fn expect_change(changes: &mut Changes, what: &str) {
-        let changed = tokio::time::timeout(DEADLINE, changes.changed()).await;
-        assert!(changed.is_ok(), "{what} was not noticed within {DEADLINE:?}");
-    }
-
-    #[tokio::test]
-    async fn writes_renames_and_deletions_are_seen() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("cert.pem");
-        std::fs::write(&file, "one").unwrap();
-        let mut changes = FileWatcher::new().watch(vec![file.clone()], QUIET);
-        std::fs::write(&file, "two").unwrap();
-        expect_change(&mut changes, "a write").await;
-        let fresh = dir.path().join("fresh");
-        std::fs::write(&fresh, "three").unwrap();
-        std::fs::rename(&fresh, &file).unwrap();
-        expect_change(&mut changes, "a rename").await;
-        std::fs::remove_file(&file).unwrap();
-        expect_change(&mut changes, "a deletion").await;
-    }
-
-    #[tokio::test]
-    async fn a_swap_of_the_directory_behind_a_link_is_seen() {
-        let dir = tempfile::tempdir().unwrap();
-        for (generation, content) in [("..1", "one"), ("..2", "two")] {
-            std::fs::create_dir(dir.path().join(generation)).unwrap();
-            std::fs::write(dir.path().join(generation).join("tls.crt"), content).unwrap();
-        }
-        symlink("..1", dir.path().join("..data")).unwrap();
-        symlink("..data/tls.crt", dir.path().join("tls.crt")).unwrap();
-        let mut changes = FileWatcher::new().watch(vec![dir.path().join("tls.crt")], QUIET);
-        symlink("..2", dir.path().join("..next")).unwrap();
-        std::fs::rename(dir.path().join("..next"), dir.path().join("..data")).unwrap();
-        expect_change(&mut changes, "the swap").await;
-    }
-
-    #[tokio::test]
-    async fn a_directory_is_watched_with_all_below_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut changes = FileWatcher::new().watch(vec![dir.path().to_path_buf()], QUIET);
-        let below = dir.path().join("below");
-        std::fs::create_dir(&below).unwrap();
-        std::fs::write(below.join("listener.yaml"), "a").unwrap();
-        expect_change(&mut changes, "a new directory").await;
-        std::fs::write(below.join("listener.yaml"), "b").unwrap();
-        expect_change(&mut changes, "a write below").await;
-    }
-
-    #[tokio::test]
-    async fn a_directory_that_was_made_anew_is_watched_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let below = dir.path().join("certs");
-        let file = below.join("cert.pem");
-        let mut changes = FileWatcher::new().watch(vec![file.clone()], QUIET);
-        for content in ["one", "two", "three"] {
-            std::fs::create_dir(&below).unwrap();
-            std::fs::write(&file, content).unwrap();
-            expect_change(&mut changes, "a directory that came").await;
-            std::fs::write(&file, "again").unwrap();
-            expect_change(&mut changes, "a write in it").await;
-            std::fs::remove_dir_all(&below).unwrap();
-            expect_change(&mut changes, "a directory that went").await;
-        }
-    }
-
-    #[tokio::test]
-    async fn looking_at_a_file_is_no_event() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("cert.pem");
-        std::fs::write(&file, "one").unwrap();
-        let watcher = FileWatcher::new();
-        let mut changes = watcher.watch(vec![file.clone()], QUIET);
-        std::fs::write(&file, "two").unwrap();
-        expect_change(&mut changes, "a write").await;
-        let seen = *watcher.shared.events.borrow();
-        for _ in 0..20 {
-            std::fs::read(&file).unwrap();
-        }
-        // The next write's events come after those of the reads, if there were any.
-        std::fs::write(&file, "three").unwrap();
-        expect_change(&mut changes, "another write").await;
-        let more = *watcher.shared.events.borrow() - seen;
-        assert!(more < 10, "{more} events for one write, so reading counts as a change");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_same_bytes_again_are_no_change() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("key.pem");
-        std::fs::write(&file, "same").unwrap();
-        let mut changes = FileWatcher::new().watch(vec![file.clone()], QUIET);
-        std::fs::write(&file, "same").unwrap();
-        let changed = tokio::time::timeout(DEADLINE, changes.changed()).await;
-        assert!(changed.is_err(), "the content did not change");
-    }
-}
+mod tests;

@@ -82,8 +82,10 @@ async fn take(sources: &Sources, client: &mut Client, kind: Kind, path: &Path) {
 }
 
 async fn load(path: &Path, type_url: &str) -> Result<DiscoveryResponse, FileError> {
-    let bytes = tokio::fs::read(path).await;
-    let bytes = bytes.map_err(|source| FileError::Read { path: path.to_owned(), source })?;
+    let named = path.to_owned();
+    let fail = |source| FileError::Read { path: path.to_owned(), source };
+    let read = tokio::task::spawn_blocking(move || culvert_runtime::files::read(&named, MAX)).await;
+    let bytes = read.map_err(|error| fail(error.into()))?.map_err(fail)?;
     decode(path, &bytes, type_url)
 }
 
@@ -112,6 +114,8 @@ pub(super) fn decode(path: &Path, bytes: &[u8], type_url: &str) -> Result<Discov
     Ok(response)
 }
 
+/// Bytes of one file: as much as a response over gRPC may have.
+const MAX: u64 = 256 << 20;
 /// How long a file must be left alone before it counts as written.
 const QUIET: Duration = Duration::from_millis(20);
 

@@ -114,7 +114,7 @@ impl Applier {
     pub(crate) async fn run(mut self, mut queue: mpsc::Receiver<Command>, files: FileWatcher) {
         let overview = Arc::clone(&self.overview);
         let mut paths = self.paths();
-        let mut changes = files.watch(paths.iter().cloned().collect(), FILE_QUIET);
+        let mut changes = files.watch(paths.iter().cloned(), FILE_QUIET);
         loop {
             tokio::select! {
                 // Commands first: a flood of file events must not hold a push back.
@@ -161,7 +161,9 @@ impl Applier {
             let now = self.paths();
             if now != paths {
                 paths = now;
-                changes = files.watch(paths.iter().cloned().collect(), FILE_QUIET);
+                changes.follow(paths.iter().cloned());
+                // What was read before it was watched may have changed in between.
+                self.refresh().await;
             }
         }
     }

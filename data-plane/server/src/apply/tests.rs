@@ -1,4 +1,5 @@
 mod extensions;
+mod files;
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpStream};
@@ -278,39 +279,6 @@ async fn a_listener_without_an_address_binds_nothing() {
     assert_eq!(site.apply(vec![set(listener("hosting", "", "h"))]).await, [Ok(Applied::Active)], "it hosts tunnels");
     assert_eq!(site.bound("hosting"), None, "no address");
     assert!(site.slot("hosting").current().is_some(), "its chains are in force");
-}
-
-#[tokio::test]
-async fn certificate_files_rotate_and_a_bad_one_keeps_the_old() {
-    let dir = tempfile::tempdir().unwrap();
-    let write = |(chain, key): &(String, String)| {
-        std::fs::write(dir.path().join("chain.pem"), chain).unwrap();
-        std::fs::write(dir.path().join("key.pem"), key).unwrap();
-    };
-    let (one, two) = (certificate("edge.test"), certificate("edge.test"));
-    write(&one);
-    let source = |name: &str| DataSource::File { path: dir.path().join(name), watched_directory: None };
-    let of_files = TlsCertificate { chain: source("chain.pem"), key: source("key.pem") };
-    let context = common(vec![SecretRef::Inline(of_files)]);
-    let mut tls = listener("a", ANY, "one");
-    let mut chain = (*tls.filter_chains[0]).clone();
-    chain.tls = Some(Arc::new(DownstreamTls { common: context, require_client_certificate: false }));
-    tls.filter_chains = vec![Arc::new(chain)];
-
-    let mut site = Site::new();
-    assert_eq!(site.apply(vec![set(tls)]).await, [Ok(Applied::Active)], "the files are there");
-    let presented = |site: &Site| site.overview.certificates()[0].1.presented[0].sha256.clone();
-    let first = presented(&site);
-    write(&two);
-    site.applier.refresh().await;
-    let second = presented(&site);
-    assert_ne!(first, second, "the new certificate is in force");
-    write(&(one.0.clone(), two.1.clone()));
-    site.applier.refresh().await;
-    assert_eq!(presented(&site), second, "a key that does not fit changes nothing");
-    let samples = site.applier.process.registry.samples();
-    let rejected = samples.iter().find(|sample| sample.full_name() == "server.tls_update_rejected").unwrap();
-    assert_eq!(rejected.value, Value::Counter(1), "and is counted");
 }
 
 #[tokio::test]

@@ -3,16 +3,16 @@
 use std::path::PathBuf;
 
 use culvert_model::source::DataSource;
+use culvert_runtime::files;
 
 use crate::wire::Secret;
 
 /// Why there is no credential.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CredentialError {
-    #[error("credential file {path}: {source}")]
+    /// Also a pipe, a device, or a file that is too long.
+    #[error("credential file {}: {source}; check the path and who may read it", path.display())]
     File { path: PathBuf, source: std::io::Error },
-    #[error("credential file {0} is longer than {MAX} bytes")]
-    TooLong(PathBuf),
     #[error("environment variable {0} holds no credential; set it")]
     Environment(String),
     #[error("the credential is not UTF-8 text")]
@@ -26,10 +26,9 @@ pub(super) async fn read(source: &DataSource) -> Result<Secret, CredentialError>
         DataSource::Environment(name) => std::env::var(name).map_err(|_| CredentialError::Environment(name.clone()))?,
         DataSource::File { path, .. } => {
             let fail = |source| CredentialError::File { path: path.clone(), source };
-            if tokio::fs::metadata(path).await.map_err(fail)?.len() > MAX {
-                return Err(CredentialError::TooLong(path.clone()));
-            }
-            let bytes = tokio::fs::read(path).await.map_err(fail)?;
+            let named = path.clone();
+            let read = tokio::task::spawn_blocking(move || files::read(&named, MAX)).await;
+            let bytes = read.map_err(|error| fail(error.into()))?.map_err(fail)?;
             String::from_utf8(bytes).map_err(|_| CredentialError::NotText)?
         }
     };
