@@ -40,6 +40,7 @@ mod envoy;
 mod keeper;
 mod leader;
 mod mux;
+mod pace;
 mod peer;
 mod placement;
 mod servers;

@@ -1,5 +1,7 @@
 //! gRPC's framing of the control service: a byte that says "not compressed", the length, the message.
 
+use std::time::Duration;
+
 use bytes::{Buf, Bytes, BytesMut};
 
 /// Takes bytes as they come and yields messages.
@@ -53,6 +55,8 @@ pub(crate) fn framed(message: &[u8]) -> Bytes {
 
 /// `content-type` of requests and responses.
 pub(crate) const CONTENT_TYPE: &[u8] = b"application/grpc";
+/// The least time between two notices of one peer that are acted upon: some have all tunnels looked at.
+pub(crate) const PACE: Duration = Duration::from_millis(10);
 const PREFIX: usize = 5;
 /// 1024 ids fit, and then some.
 const MAX_MESSAGE: usize = 64 * 1024;

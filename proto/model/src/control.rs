@@ -17,6 +17,7 @@ pub const PATH: &str = "/culvert.tunnel.v1.TunnelControl/Control";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServerNotice {
     Drain {
+        /// At most [`MAX_WITHIN`].
         within: Duration,
     },
     Reconnect {
@@ -87,7 +88,7 @@ impl ServerNotice {
         let message = api::ServerNotice::decode(bytes).map_err(|error| NoticeError::Decode(error.to_string()))?;
         let Some(notice) = message.notice else { return Ok(None) };
         Ok(Some(match notice {
-            Notice::Drain(drain) => Self::Drain { within: time(drain.within) },
+            Notice::Drain(drain) => Self::Drain { within: time(drain.within).min(MAX_WITHIN) },
             Notice::Reconnect(reconnect) => Self::Reconnect {
                 delay: time(reconnect.delay).min(MAX_DELAY),
                 target: match reconnect.target.as_str() {
@@ -152,5 +153,7 @@ fn clipped(text: &str) -> String {
 
 /// A server that wants more patience than this is not heard.
 pub const MAX_DELAY: Duration = Duration::from_secs(3600);
+/// Nor is one that takes longer than this to end.
+pub const MAX_WITHIN: Duration = Duration::from_secs(24 * 3600);
 /// Connections that one notice closes.
 pub const MAX_IDS: usize = 1024;

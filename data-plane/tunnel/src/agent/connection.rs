@@ -1,6 +1,5 @@
 //! One of a peer's connections: dials, is hosted, dials again. Independent of the others.
 
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::pin::pin;
 use std::rc::Rc;
@@ -12,7 +11,6 @@ use culvert_http::{Io, RoundTrip};
 use culvert_model::tunnel::{ProtocolChoice, TunnelProtocol};
 use culvert_runtime::backoff::Backoff;
 use culvert_runtime::telemetry::Block;
-use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_local};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
@@ -20,7 +18,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::chronicle::Stood;
 use super::dial::{self, DialError, Established, Retry, Target};
 use super::envoy::Initiator;
-use super::peer::{Order, Peer, Phase};
+use super::pace::{Pace, Served, USED, after_tunnel};
+use super::peer::{Peer, Phase};
 use super::tenure::{Reason, Tenure};
 use super::{Agent, Hosted, Hosting, credential, keeper, mux};
 use crate::envoy::ping;
@@ -98,6 +97,7 @@ impl<H: Hosting> Connection<H> {
         backoff: &mut Backoff,
         retired: &mut JoinSet<()>,
     ) -> Served {
+        let mut pace = Pace::default();
         loop {
             let (established, meter, http2) = (Instant::now(), tunnel.io.meter(), tunnel.http2);
             let (tenure, mut orders) = (Tenure::new(&tunnel), self.peer.orders());
@@ -115,7 +115,14 @@ impl<H: Hosting> Connection<H> {
                     hosted.await;
                     return served();
                 }
-                replacement = Box::pin(self.replacement(&tenure, &mut orders, backoff)) => replacement,
+                replacement = Box::pin(async {
+                    let reason = tenure.due(&self.agent, &mut orders).await;
+                    while retired.len() >= MOST_RETIRED {
+                        retired.join_next().await;
+                    }
+                    sleep(pace.pause(established.elapsed(), backoff)).await;
+                    (reason, self.replacement(reason, backoff).await)
+                }) => replacement,
             };
             self.metrics.inc(AgentMetric::Replaced);
             tenure.retire();
@@ -127,19 +134,13 @@ impl<H: Hosting> Connection<H> {
         }
     }
 
-    /// Waits until another tunnel is to take the place of this one, and establishes it. Whatever fails, the old one serves.
-    async fn replacement(
-        &self,
-        tenure: &Tenure,
-        orders: &mut watch::Receiver<Order>,
-        backoff: &mut Backoff,
-    ) -> (Reason, Established) {
-        let reason = tenure.due(&self.agent, orders).await;
+    /// Establishes another tunnel, which is to take the place of one that serves. Whatever fails, the old one goes on.
+    async fn replacement(&self, reason: Reason, backoff: &mut Backoff) -> Established {
         self.renewing.set(true);
         let _quiet = Quiet(&self.renewing);
         loop {
             let error = match self.attempt().await {
-                Ok(tunnel) => return (reason, tunnel),
+                Ok(tunnel) => return tunnel,
                 Err(error) => error,
             };
             self.count(&error);
@@ -155,9 +156,9 @@ impl<H: Hosting> Connection<H> {
     async fn retire(self: Rc<Self>, mut hosted: LocalBoxFuture<()>, tenure: Rc<Tenure>, reason: Reason) {
         let most = self.agent.config.graceful_close_max_wait;
         let close = async {
-            if reason == Reason::ServerDrains {
+            if let Reason::ServerDrains(within) = reason {
                 // It sends its last requests through it, and closes it itself.
-                return std::future::pending().await;
+                return sleep(within.max(most)).await;
             }
             let announced = async {
                 // Envoy's dialect has no word for it: HTTP/2's GOAWAY says it.
@@ -404,27 +405,6 @@ fn offer(init: &mut Init, choice: ProtocolChoice, index: u32) {
     init.protocol = Some(wish);
 }
 
-/// How long to wait after a tunnel that lived so long and brought so many bytes. After one that lasted, or was used,
-/// hardly at all: the back-off begins when dialling fails. Any other is no success, else a server that accepts and closes
-/// would be stormed.
-pub(super) fn after_tunnel(backoff: &mut Backoff, served: &Served) -> Duration {
-    if served.lived < LASTED && !served.used {
-        return backoff.next_delay();
-    }
-    backoff.reset();
-    AT_ONCE.mul_f64(fastrand::f64())
-}
-
-/// What became of a connection that was established.
-#[derive(Debug)]
-pub(super) struct Served {
-    pub(super) lived: Duration,
-    /// It brought a request.
-    pub(super) used: bool,
-    /// Why it ended.
-    pub(super) end: Cow<'static, str>,
-}
-
 /// Counts an established connection as long as it lives.
 struct Live<'a, H> {
     connection: &'a Connection<H>,
@@ -462,12 +442,7 @@ impl<H> Drop for Live<'_, H> {
 const SILENT: &str = "the server is silently gone";
 /// A server that so many dials in a row have not reached is replaced by the next one in the agent's ranking.
 const UNREACHABLE: u32 = 3;
-/// A connection that lived so long was a success.
-const LASTED: Duration = Duration::from_secs(5);
-/// So was one that brought a request. Where the requests are not counted: more bytes than a peer sends to open HTTP/2.
-const USED: u64 = 128;
-/// The longest wait before the first attempt after a success: not all agents of a server are to come back in the same
-/// millisecond.
-const AT_ONCE: Duration = Duration::from_millis(100);
+/// Tunnels that were replaced and are not closed yet: no further one is dialled before one of them is.
+const MOST_RETIRED: usize = 8;
 /// How long a request that the server sent before it read the graceful close may be on its way.
 const SETTLE: Duration = Duration::from_millis(500);

@@ -7,10 +7,11 @@ use culvert_http::{BodyKind, Chunk, Exchange, Fields, Method, RequestHead, Respo
 use culvert_model::control::{AgentNotice, NoticeError, PATH, ServerNotice};
 use culvert_runtime::drain::Watch;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::sleep;
 
 use super::Agent;
 use super::peer::{Order, Peer};
-use crate::control::{CONTENT_TYPE, MessageError, Messages, framed};
+use crate::control::{CONTENT_TYPE, MessageError, Messages, PACE, framed};
 
 /// Graceful close of connections: what the server is to be told, and who waits for its answer.
 #[derive(Debug)]
@@ -104,6 +105,7 @@ impl Conversation<'_> {
             }
             while let Some(message) = self.messages.next()? {
                 self.take(message)?;
+                sleep(PACE).await;
             }
         }
     }

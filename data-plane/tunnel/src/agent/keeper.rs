@@ -13,8 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::Agent;
-use super::connection::{Served, after_tunnel};
 use super::dial::{self, DialError};
+use super::pace::{Served, after_tunnel};
 use super::peer::{Names, Peer, Phase};
 use crate::metrics::AgentMetric;
 use crate::status::AsideState;

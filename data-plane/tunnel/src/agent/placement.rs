@@ -35,12 +35,12 @@ pub(super) struct Steering {
 impl Steering {
     pub(super) fn avoid(&mut self, server: SocketAddr, now: Instant) {
         self.preferred.remove(&server);
-        self.avoided.insert(server, now + REMEMBERED);
+        remember(&mut self.avoided, server, now);
     }
 
     pub(super) fn prefer(&mut self, server: SocketAddr, now: Instant) {
         self.avoided.remove(&server);
-        self.preferred.insert(server, now + REMEMBERED);
+        remember(&mut self.preferred, server, now);
     }
 
     /// Forgets what has been held long enough; when the next of it will have been.
@@ -48,6 +48,16 @@ impl Steering {
         self.avoided.retain(|_, until| *until > now);
         self.preferred.retain(|_, until| *until > now);
         self.avoided.values().chain(self.preferred.values()).min().copied()
+    }
+}
+
+/// A server may name any number of others: the latest count.
+fn remember(said: &mut BTreeMap<SocketAddr, Instant>, server: SocketAddr, now: Instant) {
+    said.insert(server, now + REMEMBERED);
+    if said.len() > MOST_REMEMBERED
+        && let Some(first) = said.iter().min_by_key(|(_, until)| **until).map(|(server, _)| *server)
+    {
+        said.remove(&first);
     }
 }
 
@@ -94,6 +104,8 @@ impl Placement {
 
 /// How long what a server said counts: it will have been replaced, or be back.
 const REMEMBERED: Duration = Duration::from_secs(120);
+/// Of servers that are avoided, and of those that are preferred.
+const MOST_REMEMBERED: usize = 1024;
 
 #[cfg(test)]
 mod tests;

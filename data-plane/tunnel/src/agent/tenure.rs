@@ -25,8 +25,8 @@ pub(super) enum Reason {
     Listener,
     /// The server asked for it.
     Asked,
-    /// The server ends. What answers at its address now is its successor.
-    ServerDrains,
+    /// The server ends within that time. What answers at its address now is its successor.
+    ServerDrains(Duration),
 }
 
 /// One tunnel's time. `Rc`: it is looked at by the task that hosts the tunnel and by the one that replaces it.
@@ -112,7 +112,7 @@ impl Tenure {
             Ok(()) = orders.changed() => {
                 let order = *orders.borrow_and_update();
                 match order {
-                    Order::Leave(_) => Reason::ServerDrains,
+                    Order::Leave(within) => Reason::ServerDrains(within),
                     Order::Reconnect(delay) => {
                         sleep(delay).await;
                         Reason::Asked

@@ -10,10 +10,11 @@ use culvert_model::control::{AgentNotice, NoticeError, PATH, ServerNotice};
 use culvert_runtime::telemetry::Block;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::sleep;
 
 use super::tunnels::Tunnels;
 use super::{Claim, HostLease};
-use crate::control::{CONTENT_TYPE, MessageError, Messages, framed};
+use crate::control::{CONTENT_TYPE, MessageError, Messages, PACE, framed};
 use crate::metrics::ServerMetric;
 use crate::wire::GracefulClose;
 
@@ -110,6 +111,7 @@ async fn converse(
         while let Some(message) = messages.next()? {
             if let Some(answer) = answer(message, claim, tunnels, metrics)? {
                 send(&mut sink, &answer).await?;
+                sleep(PACE).await;
             }
         }
     }

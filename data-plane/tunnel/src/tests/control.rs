@@ -141,6 +141,26 @@ async fn agents_are_asked_for_other_connections_when_a_chain_drains() {
     assert_eq!(edge.scope.read(AgentMetric::Lost), 0);
 }
 
+/// A server that asks for another connection as often as it can gets one when the back-off says so.
+#[tokio::test]
+async fn an_agent_is_not_hurried_from_one_connection_to_the_next() {
+    let cloud = Cloud::start().await;
+    let edge = Edge::start(streams(cloud.address, 1), AgentInputs::default()).await;
+    eventually("a tunnel", || edge.agent.established() == 1).await;
+    let asked = async {
+        while edge.scope.read(AgentMetric::Replaced) < 8 {
+            cloud.tunnels.renewed("tunnels");
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let begun = tokio::time::Instant::now();
+    timeout(Duration::from_secs(60), asked).await.expect("eight replacements");
+    // Seven of them after delays at random, of up to 50 ms at first and 500 ms at last.
+    let (took, lost) = (begun.elapsed(), edge.scope.read(AgentMetric::Lost));
+    assert_eq!(lost, 0, "each replaced the one before");
+    assert!(took > Duration::from_millis(150), "eight tunnels within {took:?}");
+}
+
 /// A process that ends: agents are told, and what they have serves until there is nothing else.
 #[tokio::test]
 async fn tunnels_of_a_server_that_ends_go_last() {

@@ -35,6 +35,11 @@ fn what_is_out_of_range_is_brought_into_it_or_refused() {
     assert_eq!(reconnect(86_400, ""), Ok(Some(ServerNotice::Reconnect { delay: MAX_DELAY, target: None })));
     assert_eq!(reconnect(-5, ""), Ok(Some(ServerNotice::Reconnect { delay: Duration::ZERO, target: None })));
     assert_eq!(reconnect(1, "cloud:80"), Err(NoticeError::Target("cloud:80".to_owned())), "names are not resolved");
+    for (sent, taken) in [(-5, Duration::ZERO), (60, Duration::from_secs(60)), (i64::MAX, MAX_WITHIN)] {
+        let drain = server_notice::Notice::Drain(server_notice::Drain { within: Some(delay(sent)) });
+        let seen = ServerNotice::decode(api::ServerNotice { notice: Some(drain) }.encode_to_vec().into());
+        assert_eq!(seen, Ok(Some(ServerNotice::Drain { within: taken })), "a drain of {sent} s");
+    }
     let agent = |notice| AgentNotice::decode(api::AgentNotice { notice: Some(notice) }.encode_to_vec().into());
     for (sent, taken) in [(0, 1), (1, 1), (129, 128), (u32::MAX, 128)] {
         let seen = agent(agent_notice::Notice::Weight(agent_notice::Weight { sequence: 3, weight: sent }));

@@ -103,6 +103,17 @@ async fn servers_that_end_are_left_first_and_come_back_later() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_names_any_number_of_others_is_not_remembered_for_all() {
+    let mut steering = Steering::default();
+    for n in 0..2 * MOST_REMEMBERED {
+        steering.prefer(address(n), Instant::now());
+        tokio::time::advance(Duration::from_millis(1)).await;
+    }
+    assert_eq!(steering.preferred.len(), MOST_REMEMBERED);
+    assert!(steering.preferred.contains_key(&address(2 * MOST_REMEMBERED - 1)), "the latest counts");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_that_was_named_is_chosen() {
     let all = servers(10);
     for n in 0..10 {

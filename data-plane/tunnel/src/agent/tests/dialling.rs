@@ -132,8 +132,8 @@ fn after_a_tunnel_that_lasted_or_was_used_the_agent_dials_again_at_once() {
     let mut seen = Vec::new();
     // How long it lived (ms), whether it brought a request.
     for (lived, used) in [(0, false), (1, false), (4999, false), (5000, false), (0, false), (0, true), (60_000, true)] {
-        let served = connection::Served { lived: Duration::from_millis(lived), used, end: "".into() };
-        let delay = connection::after_tunnel(&mut backoff, &served);
+        let served = pace::Served { lived: Duration::from_millis(lived), used, end: "".into() };
+        let delay = pace::after_tunnel(&mut backoff, &served);
         let at_once = backoff.attempts() == 0;
         assert!(!at_once || delay <= Duration::from_millis(100), "{lived} ms, used: {used}: {delay:?}");
         seen.push((at_once, backoff.ceiling().as_millis()));
