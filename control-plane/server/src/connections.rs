@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_runtime::drain::{Trigger, Watch};
+use culvert_runtime::log::LogLimit;
 use culvert_runtime::sockets::set_nodelay;
 use http::Request;
 use hyper::body::Incoming;
@@ -65,7 +66,8 @@ pub(crate) enum What {
 /// Accepts until the process drains, then waits for the connections to end.
 pub(crate) async fn serve(listener: TcpListener, settings: Settings, control: Arc<Control>, drain: Watch) {
     let follower = settings.tls.clone().map(|tls| tokio::spawn(tls.follow(Arc::clone(&control))));
-    let shared = Arc::new(Shared { settings, control, handshakes: Semaphore::new(MAX_HANDSHAKES) });
+    let handshakes = Semaphore::new(MAX_HANDSHAKES);
+    let shared = Arc::new(Shared { settings, control, handshakes, refusals: LogLimit::new("refused connections") });
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
@@ -77,7 +79,9 @@ pub(crate) async fn serve(listener: TcpListener, settings: Settings, control: Ar
         match accepted {
             Ok(_) if connections.len() >= MAX_CONNECTIONS => {
                 shared.control.metrics.connections_refused.add();
-                tracing::warn!(limit = MAX_CONNECTIONS, "too many connections; a new one is closed");
+                if shared.refusals.allows() {
+                    tracing::warn!(limit = MAX_CONNECTIONS, "too many connections; a new one is closed");
+                }
             }
             Ok((stream, address)) => {
                 connections.spawn(Arc::clone(&shared).connection(stream, address, drain.clone()));
@@ -101,6 +105,8 @@ struct Shared {
     settings: Settings,
     control: Arc<Control>,
     handshakes: Semaphore,
+    /// Log lines that anybody can cause.
+    refusals: LogLimit,
 }
 
 impl Shared {
@@ -124,11 +130,15 @@ impl Shared {
             }
             Ok(Err(error)) => {
                 self.control.metrics.handshakes_failed.add();
-                tracing::warn!(%error, %address, "a TLS handshake failed");
+                if self.refusals.allows() {
+                    tracing::warn!(%error, %address, "a TLS handshake failed");
+                }
             }
             Err(_) => {
                 self.control.metrics.handshakes_failed.add();
-                tracing::warn!(%address, "a TLS handshake took too long");
+                if self.refusals.allows() {
+                    tracing::warn!(%address, "a TLS handshake took too long");
+                }
             }
         }
     }

@@ -100,13 +100,13 @@ impl HostRegistry for ClusterHosts<'_> {
         };
         match self.0.register(claim).await {
             Ok(lease) => Ok(Lease(lease)),
-            Err(RegisterError::ClusterUnknown(cluster)) => {
-                tracing::info!(%cluster, "an agent wants to join a cluster that is not there");
-                Err(Refusal::ClusterUnknown)
-            }
-            Err(error @ RegisterError::TooManyConnections { .. }) => {
-                tracing::info!(%error, "a tunnel is refused");
-                Err(Refusal::TooManyConnections)
+            // Whoever admits agents says so, at info and not as often as anybody likes.
+            Err(error) => {
+                tracing::debug!(%error, "a tunnel is refused");
+                Err(match error {
+                    RegisterError::ClusterUnknown(_) => Refusal::ClusterUnknown,
+                    RegisterError::TooManyConnections { .. } => Refusal::TooManyConnections,
+                })
             }
         }
     }

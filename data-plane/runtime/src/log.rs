@@ -3,6 +3,8 @@
 //! **Nobody waits for the log**: lines go through a bounded queue to a thread; when stderr is blocked they are dropped and
 //! counted.
 
+mod limit;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
@@ -17,6 +19,8 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
+
+pub use self::limit::LogLimit;
 
 /// Envoy's words for levels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

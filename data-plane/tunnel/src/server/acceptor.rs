@@ -6,32 +6,30 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::BytesMut;
-use culvert_http::{Io, RoundTrip};
+use culvert_http::Io;
 use culvert_model::tunnel::TunnelServer;
-use culvert_runtime::drain::{self, Watch};
+use culvert_runtime::drain::Watch;
+use culvert_runtime::log::LogLimit;
 use culvert_runtime::telemetry::Block;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::envoy::EnvoyJoining;
+use super::failure::Failure;
 use super::gauge::Gauge;
 use super::handshake::{Accepting, Claimed, Opening, OpeningError};
-use super::identity::{Credential, Denial, Policy, Proof, Shown, Wish};
-use super::joined::{First, Joined};
-use super::log_limit::LogLimit;
-use super::negotiation::{Agreed, agree};
+use super::identity::{Denial, Policy, Proof, Wish};
+use super::joined::Joined;
 use super::pending::{Excess, Handshakes, Pending};
-use super::policy::{self, PolicyError, Tokens};
+use super::policy::Tokens;
 use super::standing::Standing;
-use super::tunnels::{AsidePlace, Place, Tunnels};
-use super::{Claim, ConnectionId, HostRegistry, Peer, Refusal};
-use crate::dialect::Dialect;
+use super::tunnels::{AsidePlace, Tunnels};
+use super::{HostRegistry, Peer};
 use crate::envoy::jwt::KeySet;
-use crate::envoy::wire::{Answer, RequestReader};
-use crate::http2::client_options;
+use crate::envoy::wire::RequestReader;
 use crate::keepalive;
 use crate::metrics::ServerMetric;
-use crate::wire::{CAPABILITY, Frame, GracefulClose, GracefulCloseAck, Response, Status};
+use crate::wire::{Frame, GracefulClose, GracefulCloseAck};
 
 /// Admits agents on one tunnel listener: policy, limits, live connections. Shared by the workers.
 #[derive(Debug)]
@@ -41,7 +39,7 @@ pub struct Acceptor {
     /// Of the `jwt_validator`. `None`: every token is refused.
     pub(super) keys: ArcSwapOption<KeySet>,
     /// Of the listener's identity policy, if it has one.
-    identities: Option<watch::Receiver<Option<Arc<Policy>>>>,
+    pub(super) identities: Option<watch::Receiver<Option<Arc<Policy>>>>,
     pub(super) tunnels: Arc<Tunnels>,
     handshakes: Handshakes,
     /// Log lines that anybody can cause.
@@ -66,7 +64,15 @@ impl Acceptor {
         let (tokens, handshakes) = (ArcSwap::from_pointee(tokens), Handshakes::new(&config));
         let keys = ArcSwapOption::empty();
         let identities = config.policy.as_ref().map(|name| tunnels.policies().follow(name));
-        Arc::new(Self { config, tokens, keys, identities, tunnels, handshakes, refusals: LogLimit::default() })
+        Arc::new(Self {
+            config,
+            tokens,
+            keys,
+            identities,
+            tunnels,
+            handshakes,
+            refusals: LogLimit::new("refusals of tunnel agents"),
+        })
     }
 
     /// Takes rotated credentials; they count from the next handshake.
@@ -125,83 +131,6 @@ impl Acceptor {
                 Came::Joined(joined, io) => accepted.attend(joined, io).await,
                 Came::Ended(ended) => ended,
             }
-        }
-    }
-}
-
-/// Why a connection came to be no tunnel, where no answer is due any more.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
-    #[error("{0}")]
-    Opening(#[from] OpeningError),
-    #[error(transparent)]
-    Excess(#[from] Excess),
-    #[error("the listener drains")]
-    Draining,
-    #[error("refused: {0}")]
-    Policy(#[from] PolicyError),
-    #[error("refused: {0}")]
-    Identity(#[from] Denial),
-    #[error("refused: {0}")]
-    Registry(#[from] Refusal),
-    #[error("refused: {0}")]
-    Envoy(#[from] Answer),
-    #[error("no randomness for a connection id")]
-    Random,
-    #[error("an agent's aside connection, silent for {} s or one too many", ASIDE_IDLE.as_secs())]
-    Aside,
-}
-
-impl From<std::io::Error> for Failure {
-    fn from(error: std::io::Error) -> Self {
-        Self::Opening(error.into())
-    }
-}
-
-impl Failure {
-    pub(super) fn metric(&self) -> ServerMetric {
-        match self {
-            Self::Opening(OpeningError::Timeout) => ServerMetric::Timeout,
-            Self::Opening(OpeningError::Left | OpeningError::Io(_)) | Self::Random => ServerMetric::Aborted,
-            Self::Opening(OpeningError::UnknownDialect | OpeningError::Decode(_) | OpeningError::Unexpected(_)) => {
-                ServerMetric::Malformed
-            }
-            Self::Excess(Excess::Listener) => ServerMetric::PendingOverflow,
-            Self::Excess(Excess::Source) => ServerMetric::SourceOverflow,
-            Self::Excess(Excess::Rate) => ServerMetric::RateLimited,
-            Self::Draining | Self::Registry(Refusal::Unavailable) => ServerMetric::RefusedDraining,
-            Self::Policy(PolicyError::HostNameInvalid) => ServerMetric::Malformed,
-            Self::Policy(PolicyError::PolicyUnknown) => ServerMetric::RefusedPolicy,
-            Self::Identity(Denial::Cluster) => ServerMetric::RefusedCluster,
-            Self::Identity(Denial::WayUnknown) => ServerMetric::RefusedPolicy,
-            Self::Identity(Denial::PolicyAbsent) => ServerMetric::RefusedDraining,
-            Self::Identity(_) => ServerMetric::RefusedAuth,
-            Self::Registry(Refusal::Duplicate) => ServerMetric::RefusedDuplicate,
-            Self::Policy(
-                PolicyError::CredentialMissing | PolicyError::CredentialWrong | PolicyError::CredentialSent,
-            ) => ServerMetric::RefusedAuth,
-            Self::Policy(PolicyError::ClusterNotAllowed) | Self::Registry(Refusal::ClusterUnknown) => {
-                ServerMetric::RefusedCluster
-            }
-            Self::Registry(Refusal::TooManyConnections | Refusal::SourceFull) => ServerMetric::RefusedLimit,
-            Self::Envoy(Answer::Unauthenticated | Answer::ValidationFailed | Answer::TlsLeft) => {
-                ServerMetric::RefusedAuth
-            }
-            Self::Envoy(Answer::UpstreamClusterWrong | Answer::ClusterUnknown) => ServerMetric::RefusedCluster,
-            Self::Envoy(Answer::TooMany) => ServerMetric::RefusedLimit,
-            Self::Envoy(Answer::Unavailable) => ServerMetric::RefusedDraining,
-            Self::Envoy(_) => ServerMetric::Malformed,
-            Self::Aside => ServerMetric::AsideClosed,
-        }
-    }
-
-    /// When the agent is to come back; `None`: as it likes.
-    fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Draining | Self::Registry(Refusal::Unavailable) | Self::Identity(Denial::PolicyAbsent) => {
-                Some(RETRY_AFTER)
-            }
-            _ => None,
         }
     }
 }
@@ -340,126 +269,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
         timeout_at(deadline, accepting.write(&frame)).await.map_err(|_| OpeningError::Timeout)??;
         Ok(())
     }
-
-    /// From the init frame to the reply.
-    async fn join(&self, claimed: Claimed, deadline: Instant, pending: Pending<'_>) -> Result<Came<R::Lease>, Failure> {
-        let agreed = agree(self.acceptor.config.protocol, claimed.dialect, &claimed.init);
-        let knows_id = agreed.dialect == Dialect::Culvert;
-        let registered = timeout_at(deadline, self.register(&claimed, agreed)).await;
-        let (claim, lease, place, closed, standing) = match registered.map_err(|_| OpeningError::Timeout)? {
-            Ok(registered) => registered,
-            Err(failure) => {
-                self.metrics.inc(failure.metric());
-                self.refuse(claimed, &failure, deadline).await;
-                return Ok(Came::Ended(Ended::Refused));
-            }
-        };
-        let response = Response {
-            status: Status::Success,
-            caps: if knows_id { vec![CAPABILITY.to_owned()] } else { Vec::new() },
-            connection_id: knows_id.then(|| claim.id.to_string()),
-            protocol: agreed.announced(&claimed.init),
-            retry_after: None,
-        };
-        let io = timeout_at(deadline, claimed.accept(response)).await.map_err(|_| OpeningError::Timeout)??;
-        drop(pending);
-        let first = if knows_id { First::AtOnce } else { First::WhenRead };
-        let standing = standing.map(Box::new);
-        let joined = Joined { place, lease, claim, closed, standing, first, initiator: None, chronicle: None };
-        Ok(Came::Joined(Box::new(joined), Box::new(io)))
-    }
-
-    /// Policy, limits, then the registry. What it yields goes back when dropped.
-    async fn register(&self, claimed: &Claimed, agreed: Agreed) -> Result<Registration<R::Lease>, Failure> {
-        let acceptor = self.acceptor;
-        if self.drain.is_draining() {
-            return Err(Failure::Draining);
-        }
-        let shown = claimed.shown()?;
-        let policy = match acceptor.identities {
-            Some(_) => None,
-            None => policy::check(&acceptor.config, &acceptor.tokens.load_full(), &claimed.init, &shown)?,
-        };
-        let standing = self.stand(claimed, shown)?;
-        let mut claim = self.claim(claimed, policy, agreed)?;
-        if let Some(standing) = &standing {
-            claim.take_grant(standing.grant());
-        }
-        let claim = Arc::new(claim);
-        let knows_id = agreed.dialect == Dialect::Culvert;
-        let (trigger, closed) = drain::channel();
-        let place = acceptor.tunnels.place(&claim, knows_id, Arc::new(trigger), &acceptor.config.stat_prefix)?;
-        self.metrics.add(ServerMetric::Superseded, place.superseded());
-        let lease = self.registry.register(Claim::clone(&claim)).await?;
-        Ok((claim, lease, place, closed, standing))
-    }
-
-    /// What the listener's identity policy, if it has one, says of the agent.
-    fn stand(&self, claimed: &Claimed, shown: Shown) -> Result<Option<Standing>, Denial> {
-        let init = &claimed.init;
-        let any = shown.is_bound() || !init.credential.0.is_empty() || !init.credential_policy.is_empty();
-        let credential = any.then(|| Credential { way: Some(init.credential_policy.as_str().into()), shown });
-        let wish = Wish { cluster: &init.cluster_name, host_name: &init.host_name, weight: init.clamped_weight() };
-        self.acceptor.standing(Proof::new(&claimed.peer, claimed.is_tls(), credential), wish)
-    }
-
-    fn claim(&self, claimed: &Claimed, policy: Option<Arc<str>>, agreed: Agreed) -> Result<Claim, Failure> {
-        let config = &self.acceptor.config;
-        let weight = claimed.init.clamped_weight();
-        if i64::from(weight) != claimed.init.weight {
-            tracing::debug!(peer = ?claimed.peer.address, sent = claimed.init.weight, used = weight, "weight clamped");
-        }
-        Ok(Claim {
-            id: ConnectionId::random().ok_or(Failure::Random)?,
-            dialect: agreed.dialect,
-            cluster: Arc::from(&*claimed.init.cluster_name),
-            host_name: Arc::from(&*claimed.init.host_name),
-            weight,
-            peer: claimed.peer.clone(),
-            policy,
-            reverse: None,
-            protocol: agreed.protocol,
-            http2: agreed.ours.then(|| Box::new(client_options(RoundTrip::default(), config.ping_interval))),
-            queue_timeout: config.queue_timeout,
-            reconnect_window: config.reconnect_window,
-            ping_interval: config.ping_interval,
-            max_queued_requests: config.max_queued_requests,
-            max_connections_per_agent: config.max_connections_per_agent,
-            grant: None,
-            instance: claimed.init.instance,
-        })
-    }
-
-    /// Answers a refusal. What MOSN has no status for is not answered to its agents: any status but 1 ends them for
-    /// good, while after a plain close they try again.
-    async fn refuse(&self, claimed: Claimed, failure: &Failure, deadline: Instant) {
-        let status = match failure {
-            Failure::Policy(error) => error.status(),
-            Failure::Identity(denial) => denial.status(),
-            Failure::Registry(refusal) => refusal.status(),
-            _ => Status::Unknown,
-        };
-        if self.acceptor.refusals.allows() {
-            tracing::info!(
-                peer = ?claimed.peer.address, identity = ?claimed.peer.identity,
-                cluster = shown(&claimed.init.cluster_name), host_name = shown(&claimed.init.host_name),
-                policy = shown(&claimed.init.credential_policy), reason = %failure, "agent refused"
-            );
-        }
-        if status == Status::Unknown && !claimed.init.can(CAPABILITY) {
-            return;
-        }
-        let response = Response { status, retry_after: failure.retry_after(), ..Response::default() };
-        match timeout_at(deadline, claimed.refuse(response)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "the refusal was not written"),
-            Err(_) => tracing::debug!("the refusal was not taken within the deadline"),
-        }
-    }
 }
-
-/// A registered connection, and what it stands on.
-type Registration<L> = (Arc<Claim>, L, Place, Watch, Option<Standing>);
 
 enum Opened {
     Claimed(Claimed),
@@ -475,7 +285,5 @@ pub(super) fn shown(text: &str) -> String {
 
 /// How long a handshake that is under way when its listener drains may take to be refused.
 const LAST_WORD: Duration = Duration::from_millis(500);
-/// When who was refused for a moment is to come back: somebody else may listen at the address by then.
-const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// How long an aside connection may say nothing.
-const ASIDE_IDLE: Duration = Duration::from_secs(60);
+pub(super) const ASIDE_IDLE: Duration = Duration::from_secs(60);

@@ -5,55 +5,43 @@
 //! ```
 //! **A success is never a lie**: what Envoy answers with 200 and then closes is refused here.
 
-use std::borrow::Cow;
+mod checks;
+
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use culvert_http::{Http2ClientOptions, Io, RoundTrip};
-use culvert_model::access_log::Operator;
 use culvert_model::tunnel::TunnelProtocol;
-use culvert_model::tunnel::id_format::IdFormat;
-use culvert_model::tunnel::reverse::{HandshakeMode, JwtValidator, ReverseTunnel};
 use culvert_runtime::drain::{Trigger, Watch};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::acceptor::{Accepted, Came, Ended, Failure, shown};
-use super::chronicle::{Chronicle, Initiator};
+use self::checks::Admitted;
+use super::acceptor::{Accepted, Came, Ended, shown};
+use super::chronicle::Chronicle;
+use super::failure::Failure;
 use super::handshake::{OpeningError, linger};
-use super::identity::{Credential, Denial, Proof, Shown, Wish};
+use super::identity::Denial;
 use super::joined::{First, Joined, run};
 use super::pending::Pending;
-use super::policy::{self, PolicyError};
+use super::policy::PolicyError;
 use super::registered::{FORBIDDEN, HANDOVER};
 use super::standing::{Standing, Turn};
 use super::tunnels::Place;
 use super::{Claim, CloseReason, ConnectionId, HostLease, HostRegistry, Peer, Refusal, ReverseClaim};
 use crate::dialect::Dialect;
-use crate::envoy::jwt::{Claims, JwtError};
 use crate::envoy::ping::{self, Pings};
-use crate::envoy::wire::{Answer, Identity, Request, RequestReader};
+use crate::envoy::wire::{Answer, Request, RequestReader};
 use crate::http2::client_options;
 use crate::keepalive;
 use crate::metrics::ServerMetric;
-use crate::wire::Secret;
 
 /// A connection whose first bytes are those of an HTTP request.
 pub(super) struct EnvoyJoining {
     pub(super) io: Io,
     pub(super) peer: Peer,
     pub(super) reader: RequestReader,
-}
-
-/// What the checks have let through.
-struct Admitted {
-    identity: Identity,
-    policy: Option<Arc<str>>,
-    upgrade: bool,
-    keeps_tls: bool,
-    standing: Option<Standing>,
-    initiator: Option<Box<Initiator>>,
 }
 
 /// A registered connection, and what drains it.
@@ -241,81 +229,6 @@ impl<R: HostRegistry> Accepted<'_, R> {
         Ok((admitted, (claim, lease, place, watch, trigger)))
     }
 
-    /// Everything that is checked of a request before anybody hears of it.
-    fn admit(&self, joining: &EnvoyJoining, request: &Request) -> Result<Admitted, Failure> {
-        let acceptor = self.acceptor;
-        let reverse = &acceptor.config.reverse;
-        let upgrade = mode(reverse, request)?;
-        let identity = request.identity(HEADER_PREFIX)?;
-        if let Some(required) = &reverse.required_cluster {
-            request.check_upstream_cluster(HEADER_PREFIX, required)?;
-        }
-        if acceptor.tunnels.reverse().tenant_isolation
-            && [&identity.node, &identity.cluster, &identity.tenant].iter().any(|id| id.contains(':'))
-        {
-            return Err(Answer::IdColon.into());
-        }
-        let claims = match &reverse.jwt {
-            Some(validator) => self.authenticate(validator, request)?,
-            None => None,
-        };
-        validate(reverse, &identity, &joining.peer, claims.as_ref())?;
-        let tokens = acceptor.tokens.load_full();
-        let standing = self.stand_envoy(joining, request, &identity)?;
-        let policy = match claims {
-            _ if standing.is_some() => None,
-            // The token has been checked, by its issuer's key.
-            Some(_) => policy::allowed(&acceptor.config.allowed_clusters, &identity.cluster).map(|()| None)?,
-            None => {
-                let token = bearer(request, "authorization")?;
-                policy::check_bearer(&acceptor.config, &tokens, &identity.cluster, token)?
-            }
-        };
-        let keeps_tls = request.keeps_tls();
-        if joining.io.is_tls() && !keeps_tls && !reverse.leaves_tls {
-            return Err(Answer::TlsLeft.into());
-        }
-        let logged = acceptor.tunnels.journal().is_some();
-        let initiator = logged.then(|| initiator(request)).flatten().map(Box::new);
-        Ok(Admitted { identity, policy, upgrade, keeps_tls, standing, initiator })
-    }
-
-    /// What the listener's identity policy, if it has one, says of the initiator.
-    fn stand_envoy(
-        &self,
-        joining: &EnvoyJoining,
-        request: &Request,
-        identity: &Identity,
-    ) -> Result<Option<Standing>, Failure> {
-        let token = bearer(request, "authorization")?.filter(|token| !token.is_empty());
-        let credential = token.map(|token| Credential { way: None, shown: Shown::Secret(Secret(token.to_owned())) });
-        let wish = Wish { cluster: &identity.cluster, host_name: &identity.node, weight: 1 };
-        Ok(self.acceptor.standing(Proof::new(&joining.peer, joining.io.is_tls(), credential), wish)?)
-    }
-
-    /// What the initiator's token says; `None`: it has no good one, and only an audit asks for it.
-    fn authenticate(&self, validator: &JwtValidator, request: &Request) -> Result<Option<Claims>, Failure> {
-        let verified = match (bearer(request, &validator.token_header)?, &*self.acceptor.keys.load()) {
-            (None | Some(""), _) => Err(JwtError::Missing),
-            (Some(token), Some(keys)) => keys.verify(token, &validator.expected, SystemTime::now()),
-            (Some(_), None) => Err(JwtError::Signature),
-        };
-        match verified {
-            Ok(claims) => Ok(Some(claims)),
-            Err(reason) => {
-                let audited = validator.allow_missing_or_failed;
-                if self.acceptor.refusals.allows() {
-                    tracing::info!(%reason, audited, "an initiator's JWT is not good");
-                }
-                if !audited {
-                    return Err(Answer::Unauthenticated.into());
-                }
-                self.metrics.inc(ServerMetric::JwtWouldDeny);
-                Ok(None)
-            }
-        }
-    }
-
     /// Answers a refusal, closes, and ends.
     async fn refuse_envoy(
         &self,
@@ -396,60 +309,7 @@ impl EnvoyJoining {
     }
 }
 
-/// Whether the answer is a 101.
-fn mode(reverse: &ReverseTunnel, request: &Request) -> Result<bool, Answer> {
-    if !request.method.eq_ignore_ascii_case(&reverse.method) || request.path != *reverse.path {
-        return Err(Answer::NotFound);
-    }
-    match reverse.mode {
-        HandshakeMode::Plain => Ok(false),
-        HandshakeMode::Either => Ok(request.upgrade),
-        HandshakeMode::Upgrade if request.upgrade => Ok(true),
-        HandshakeMode::Upgrade => Err(Answer::UpgradeRequired),
-    }
-}
-
-/// What Envoy 1.40 says of its own end, as far as it says it.
-fn initiator(request: &Request) -> Option<Initiator> {
-    let said = |what: &str| {
-        let value = request.field(&format!("{HEADER_PREFIX}-reverse-tunnel-{what}")).ok().flatten();
-        value.filter(|value| value.len() <= MOST_SAID).unwrap_or_default().to_owned()
-    };
-    let initiator = Initiator { worker: said("worker-id"), connection: said("connection-id") };
-    (!initiator.worker.is_empty() || !initiator.connection.is_empty()).then_some(initiator)
-}
-
-/// A field's value without `Bearer `.
-fn bearer<'r>(request: &'r Request, name: &str) -> Result<Option<&'r str>, Answer> {
-    Ok(request.field(name)?.map(|value| value.strip_prefix("Bearer ").unwrap_or(value)))
-}
-
-/// `validation`: a format that yields nothing lets nobody in.
-fn validate(reverse: &ReverseTunnel, identity: &Identity, peer: &Peer, claims: Option<&Claims>) -> Result<(), Answer> {
-    let claims = claims.zip(reverse.jwt.as_ref());
-    let value = |operator: &Operator| match operator {
-        Operator::DownstreamPeerUriSan => peer.names.as_ref().map(|names| Cow::Owned(names.uris.join(","))),
-        Operator::DownstreamPeerDnsSan => peer.names.as_ref().map(|names| Cow::Owned(names.dns.join(","))),
-        Operator::DynamicMetadata { namespace, path } => claims
-            .filter(|(_, validator)| validator.claims_namespace == *namespace)
-            .and_then(|(claims, _)| claims.text(path))
-            .map(Cow::Owned),
-        _ => None,
-    };
-    let agrees = |format: &Option<IdFormat>, id: &str| {
-        format.as_ref().is_none_or(|format| format.evaluate(value).is_some_and(|expected| expected == id))
-    };
-    let good = agrees(&reverse.node_format, &identity.node)
-        && agrees(&reverse.cluster_format, &identity.cluster)
-        && agrees(&reverse.tenant_format, &identity.tenant);
-    if good { Ok(()) } else { Err(Answer::ValidationFailed) }
-}
-
-/// Envoy's default; its initiators follow their bootstrap's `header_prefix`.
-const HEADER_PREFIX: &str = "x-envoy";
 /// An Envoy 1.40 that got the first request's bytes too early holds them until more come: a PING is more.
 const NUDGE: Duration = Duration::from_millis(15);
-/// Of what an initiator says of its own end, in bytes.
-const MOST_SAID: usize = 64;
 /// Bytes that are asked for at once.
 const READ: usize = 2048;

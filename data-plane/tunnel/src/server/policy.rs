@@ -59,11 +59,11 @@ pub(super) fn check(
         }
         return allowed(&config.allowed_clusters, &init.cluster_name).map(|()| None);
     }
-    let Some(index) = config.policies.iter().position(|policy| *policy.name == **named) else {
+    let mut policies = config.policies.iter().enumerate();
+    let Some((index, policy)) = policies.find(|(_, policy)| *policy.name == **named) else {
         return Err(PolicyError::PolicyUnknown);
     };
     let accepted = tokens.get(index).map(Vec::as_slice).unwrap_or_default();
-    let policy = &config.policies[index];
     if !shown.is_of(accepted) {
         return Err(PolicyError::CredentialWrong);
     }

@@ -1,27 +1,26 @@
 //! The live connections of a process: how many each agent has, and which of them a graceful close may name.
 
+mod admission;
 mod anew;
+mod place;
 
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
-use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use culvert_http::Meter;
 use culvert_runtime::drain::Trigger;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::duplicates::{self, Holder, Verdict};
+use self::admission::{AgentKey, source};
+pub(super) use self::place::{AsidePlace, Place};
+use super::duplicates::{self, Holder};
 use super::live::{Live, Weight};
 use super::one_time::UsedTokens;
-use super::pending::network;
 use super::{Claim, ConnectionId, Identity, Origin, Policies, Refusal, ReverseLimits};
-use crate::history::EventKind;
 use crate::lifecycle::Journal;
 use crate::status::{EndedTunnel, TunnelStatus};
 use crate::wire::GracefulClose;
@@ -77,90 +76,6 @@ struct Inner {
     sources: HashMap<IpAddr, usize>,
     /// The latest [`MOST_ENDED`] that ended, with when.
     ended: VecDeque<(Instant, EndedTunnel)>,
-}
-
-/// What connections are counted by: the certificate's name, else the host name, else the address. **A host name is only
-/// claimed**: it counts within the policy and the cluster that the agent was admitted to, so that strangers who claim it
-/// elsewhere do not use up what its owner may have.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum AgentKey {
-    Named { policy: Option<Arc<str>>, cluster: Arc<str>, tenant: Option<Arc<str>>, host_name: Arc<str> },
-    Unnamed(Origin),
-    Identity(Identity),
-}
-
-impl AgentKey {
-    fn of(claim: &Claim) -> Self {
-        if let Some(grant) = &claim.grant {
-            return Self::Identity(grant.identity.clone());
-        }
-        match claim.peer.origin() {
-            Origin::Certificate(name) => Self::Unnamed(Origin::Certificate(name)),
-            origin if claim.host_name.is_empty() => Self::Unnamed(origin),
-            _ => Self::Named {
-                policy: claim.policy.clone(),
-                cluster: Arc::clone(&claim.cluster),
-                tenant: claim.reverse.as_ref().map(|claim| Arc::clone(&claim.tenant)),
-                host_name: Arc::clone(&claim.host_name),
-            },
-        }
-    }
-}
-
-/// A place among the live connections; dropping it gives it up.
-#[derive(Debug)]
-#[must_use = "the connection is live as long as this value"]
-pub(super) struct Place {
-    tunnels: Arc<Tunnels>,
-    id: ConnectionId,
-    weight: Arc<Weight>,
-    superseded: u64,
-}
-
-impl Place {
-    /// Connections of earlier agents with its identity that are drained for it.
-    pub(super) fn superseded(&self) -> u64 {
-        self.superseded
-    }
-
-    /// Changes with [`Tunnels::reweigh`].
-    pub(super) fn weight(&self) -> &Weight {
-        &self.weight
-    }
-
-    /// Remembers what has happened to the connection.
-    pub(super) fn note(&self, kind: EventKind, detail: Option<String>) {
-        if let Some(live) = self.tunnels.inner.lock().live.get_mut(&self.id) {
-            live.history.note(Instant::now(), kind, detail);
-        }
-        if matches!(kind, EventKind::Draining | EventKind::GracefulClose) {
-            self.tunnels.changed();
-        }
-    }
-
-    /// Remembers the first of its kind.
-    pub(super) fn note_once(&self, kind: EventKind, detail: impl FnOnce() -> String) {
-        if let Some(live) = self.tunnels.inner.lock().live.get_mut(&self.id)
-            && !live.history.has(kind)
-        {
-            live.history.note(Instant::now(), kind, Some(detail()));
-        }
-    }
-
-    /// What counts the connection's bytes.
-    pub(super) fn metered(&self, meter: Arc<Meter>) {
-        if let Some(live) = self.tunnels.inner.lock().live.get_mut(&self.id) {
-            live.meter = Some(meter);
-        }
-    }
-}
-
-/// A place among the aside connections of an origin.
-#[derive(Debug)]
-#[must_use = "the aside connection counts as long as this value"]
-pub(super) struct AsidePlace {
-    tunnels: Arc<Tunnels>,
-    origin: Origin,
 }
 
 /// What a graceful close did.
@@ -377,115 +292,11 @@ impl Tunnels {
     }
 }
 
-impl Inner {
-    /// Limits and duplicates; how many connections of earlier agents are drained for this one.
-    fn admit(&self, claim: &Claim, key: &AgentKey) -> Result<u64, Refusal> {
-        let grant = claim.grant.as_deref();
-        let most = grant.map_or(claim.max_connections_per_agent, |grant| grant.max_connections);
-        let most = most.min(claim.max_connections_per_agent);
-        let Some(grant) = grant else {
-            return if self.agents.get(key).is_some_and(|count| *count >= most) {
-                Err(Refusal::TooManyConnections)
-            } else {
-                Ok(0)
-            };
-        };
-        let here = source(claim).and_then(|source| self.sources.get(&source)).copied().unwrap_or(0);
-        if grant.max_connections_per_source.is_some_and(|most| here >= most) {
-            return Err(Refusal::SourceFull);
-        }
-        let verdict = match (self.holders.get(&grant.identity), duplicates::instance(claim)) {
-            (Some(holder), Some(instance)) => holder.judge(instance, grant.duplicates),
-            _ => Verdict::Joins,
-        };
-        match verdict {
-            Verdict::Refused => Err(Refusal::Duplicate),
-            // They leave: the limit is the newcomer's.
-            Verdict::Supersedes => Ok(self.supersede(&grant.identity)),
-            Verdict::Joins => {
-                let holder = self.holders.get(&grant.identity).map(Holder::connections);
-                let count = holder.or_else(|| self.agents.get(key).copied()).unwrap_or(0);
-                if count >= most { Err(Refusal::TooManyConnections) } else { Ok(0) }
-            }
-        }
-    }
-
-    fn supersede(&self, identity: &Identity) -> u64 {
-        let same = |live: &&Live| live.claim.grant.as_ref().is_some_and(|grant| grant.identity == *identity);
-        let mut superseded = 0;
-        for live in self.live.values().map(|live| &**live).filter(same) {
-            live.drain.start(SUPERSEDED);
-            superseded += 1;
-        }
-        superseded
-    }
-}
-
-/// What the connections of one source are counted by.
-fn source(claim: &Claim) -> Option<IpAddr> {
-    claim.peer.address.map(|address| network(address.ip()))
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut inner = self.tunnels.inner.lock();
-        let Some(live) = inner.live.remove(&self.id) else { return };
-        let now = Instant::now();
-        if inner.ended.len() >= MOST_ENDED {
-            inner.ended.pop_front();
-        }
-        let reason = live.history.last(EventKind::Ended).map(str::to_owned);
-        inner.ended.push_back((now, EndedTunnel { tunnel: live.status(self.id, now), reason, ended_seconds_ago: 0 }));
-        self.tunnels.changed();
-        if live.claim.http2.is_some() {
-            take_one(&mut inner.told, Box::new(AgentKey::of(&live.claim)));
-        }
-        take_one(&mut inner.agents, Box::new(AgentKey::of(&live.claim)));
-        take_one(&mut inner.origins, live.claim.peer.origin());
-        if let Some(grant) = &live.claim.grant {
-            if let Some(source) = source(&live.claim) {
-                take_one(&mut inner.sources, source);
-            }
-            if let Some(instance) = duplicates::instance(&live.claim)
-                && let Entry::Occupied(mut holder) = inner.holders.entry(grant.identity.clone())
-                && holder.get_mut().leave(instance)
-            {
-                holder.remove();
-            }
-        }
-        if let Some(address) = live.claim.peer.address.map(canonical)
-            // A later connection may have come from the same address already.
-            && inner.by_address.get(&address) == Some(&self.id)
-        {
-            inner.by_address.remove(&address);
-        }
-    }
-}
-
-impl Drop for AsidePlace {
-    fn drop(&mut self) {
-        take_one(&mut self.tunnels.inner.lock().asides, self.origin.clone());
-    }
-}
-
-fn take_one<K: Hash + Eq>(counts: &mut HashMap<K, usize>, key: K) {
-    if let Entry::Occupied(mut count) = counts.entry(key) {
-        *count.get_mut() = count.get().saturating_sub(1);
-        if *count.get() == 0 {
-            count.remove();
-        }
-    }
-}
-
 /// Agents name IPv4 addresses as such; a dual-stack socket shows them mapped.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// For what is in flight on connections of an agent that was replaced.
-const SUPERSEDED: Duration = Duration::from_secs(15);
-/// Connections that ended, and are remembered.
-const MOST_ENDED: usize = 256;
 /// Aside connections of one agent.
 const MAX_ASIDES: usize = 2;
 /// A graceful close sets none: the agent ends what takes too long. (Far, and no overflow of the clock.)

@@ -5,9 +5,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// At most [`LINES`] a second.
-#[derive(Debug, Default)]
-pub(super) struct LogLimit {
+/// At most 20 lines a second of one kind, which anybody can cause.
+#[derive(Debug)]
+pub struct LogLimit {
+    what: &'static str,
     window: Mutex<Option<Window>>,
 }
 
@@ -18,8 +19,14 @@ struct Window {
 }
 
 impl LogLimit {
+    /// `what` the lines tell, in the plural.
+    #[must_use]
+    pub const fn new(what: &'static str) -> Self {
+        Self { what, window: Mutex::new(None) }
+    }
+
     /// Whether a line may be written now. The first one after some were left out says how many.
-    pub(super) fn allows(&self) -> bool {
+    pub fn allows(&self) -> bool {
         let now = Instant::now();
         let mut window = self.window.lock();
         let left_out = match &mut *window {
@@ -33,7 +40,7 @@ impl LogLimit {
         *window = Some(Window { began: now, lines: 1 });
         drop(window);
         if left_out > 0 {
-            tracing::info!(left_out, "refusals of tunnel agents were not logged one by one");
+            tracing::info!(left_out, "{} were not logged one by one", self.what);
         }
         true
     }
@@ -47,7 +54,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn so_many_lines_a_second() {
-        let limit = LogLimit::default();
+        let limit = LogLimit::new("tests");
         let second = || (0..100).filter(|_| limit.allows()).count();
         assert_eq!(second(), 20, "in the first second");
         tokio::time::sleep(Duration::from_millis(999)).await;
