@@ -5,12 +5,14 @@ mod push;
 mod tunnels;
 
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use culvert_api::json::{Secrets, any_to_json};
+use culvert_runtime::rebinding::is_this_machine;
 use culvert_store::{Conflict, Finding};
 use culvert_xds::Variant;
 use culvert_xds::server::{ResourceState, TypeStatus};
@@ -22,6 +24,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::control::Control;
 use crate::identity::Peer;
@@ -33,6 +36,10 @@ use crate::rest;
 const MAX_CONNECTIONS: usize = 128;
 /// For the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a connection to take up new requests.
+const LIFE: Duration = Duration::from_secs(60);
+/// For the answer that is under way then: as long as a page may wait, and half a minute to read it.
+const LAST_ANSWER: Duration = push::MAX_WAIT.saturating_add(Duration::from_secs(30));
 
 const PAGES: &str = "/ready /metrics /config /config_dump /nodes /tunnels /push /history /loads; POST /rollback?to=GENERATION, /v3/discovery:TYPE\n";
 
@@ -63,12 +70,23 @@ async fn connection(stream: TcpStream, control: Arc<Control>) {
         let control = Arc::clone(&control);
         async move { Ok::<_, Infallible>(answer(&control, request).await) }
     });
-    let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
+    let mut served = pin!(
+        hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service)
+    );
+    let ended = match timeout(LIFE, served.as_mut()).await {
+        Ok(ended) => ended,
+        Err(_) => {
+            served.as_mut().graceful_shutdown();
+            match timeout(LAST_ANSWER, served).await {
+                Ok(ended) => ended,
+                Err(_) => return tracing::info!("an admin connection is closed: its answer is read too slowly"),
+            }
+        }
+    };
+    if let Err(error) = ended {
         tracing::debug!(%error, "a connection to the admin pages broke");
     }
 }
@@ -120,16 +138,6 @@ fn shown(control: &Control, path: &str) -> http::Response<Full<Bytes>> {
         "/" => text(StatusCode::OK, PAGES.to_owned()),
         _ => text(StatusCode::NOT_FOUND, format!("there is no such page; there are {PAGES}")),
     }
-}
-
-/// An address, `localhost`, or nothing: what no foreign name server can make a browser ask for.
-fn is_this_machine(authority: &str) -> bool {
-    let host = match authority.strip_prefix('[') {
-        Some(rest) => rest.split_once(']').map_or(rest, |(host, _)| host),
-        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
-    };
-    let name = host.trim_end_matches('.').to_ascii_lowercase();
-    host.is_empty() || host.parse::<IpAddr>().is_ok() || name == "localhost" || name.ends_with(".localhost")
 }
 
 pub(crate) fn text(status: StatusCode, body: String) -> http::Response<Full<Bytes>> {
@@ -312,27 +320,4 @@ fn state(state: ResourceState) -> &'static str {
 
 fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_this_machine;
-
-    #[test]
-    fn pages_of_foreign_names_are_refused() {
-        let cases = [
-            ("127.0.0.1:18001", true),
-            ("[::1]:18001", true),
-            ("localhost:18001", true),
-            ("LOCALHOST.", true),
-            ("", true),
-            ("evil.example:18001", false),
-            ("127.0.0.1.evil.example", false),
-            ("notlocalhost", false),
-            ("?", false),
-        ];
-        for (authority, expected) in cases {
-            assert_eq!(is_this_machine(authority), expected, "host {authority:?}");
-        }
-    }
 }

@@ -125,7 +125,7 @@ pub struct Args {
     pub send_timeout: u64,
 
     /// Seconds (more or less a tenth) after which a connection is told to come back, maybe to another replica. 0: never.
-    #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800, value_parser = clap::value_parser!(u64).range(..=31_536_000))]
     pub max_connection_age: u64,
 
     /// Writes the address that --listen got to a file (for port 0).

@@ -9,6 +9,7 @@ pub mod files;
 pub mod log;
 pub mod process;
 pub mod readiness;
+pub mod rebinding;
 pub mod sockets;
 pub mod telemetry;
 pub mod tls;

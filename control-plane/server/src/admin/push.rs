@@ -15,7 +15,7 @@ use crate::history::{self, Entry};
 use crate::nodes::{NodeStatus, Standing};
 
 /// Longest `wait`.
-const MAX_WAIT: Duration = Duration::from_secs(300);
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(300);
 /// How often it is looked whether the nodes have answered.
 const LOOK: Duration = Duration::from_millis(100);
 

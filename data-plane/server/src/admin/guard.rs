@@ -1,7 +1,6 @@
 //! Who may ask: not a web page of somebody else's.
 
-use std::net::IpAddr;
-
+use culvert_runtime::rebinding::is_this_machine;
 use http::uri::Authority;
 use http::{Method, Request, header};
 
@@ -14,7 +13,7 @@ pub(super) fn check<B>(request: &Request<B>) -> Result<(), &'static str> {
     // HTTP/2 says it in the request's target.
     let named = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
     let host = named.or(request.uri().authority().map(Authority::as_str)).unwrap_or("");
-    if !is_ours(host) {
+    if !is_this_machine(host) {
         return Err("the host of this request is not this machine; ask for it by address or as localhost\n");
     }
     let origin = request.headers().get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
@@ -25,16 +24,6 @@ pub(super) fn check<B>(request: &Request<B>) -> Result<(), &'static str> {
         return Err("this request comes from a page of another origin\n");
     }
     Ok(())
-}
-
-/// An address, `localhost`, or nothing.
-fn is_ours(authority: &str) -> bool {
-    let host = match authority.strip_prefix('[') {
-        Some(rest) => rest.split_once(']').map_or(rest, |(host, _)| host),
-        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
-    };
-    let name = host.trim_end_matches('.').to_ascii_lowercase();
-    host.is_empty() || host.parse::<IpAddr>().is_ok() || name == "localhost" || name.ends_with(".localhost")
 }
 
 #[cfg(test)]
