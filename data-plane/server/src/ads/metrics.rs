@@ -23,8 +23,16 @@ pub(crate) struct Metrics {
     /// Of what is subscribed to as a whole.
     kinds: [Subscription; KINDS.len()],
     /// Of what is subscribed to by name.
-    resources: Mutex<HashMap<(Kind, Name), Subscription>>,
+    resources: Mutex<Resources>,
     configuration: Configuration,
+}
+
+/// By name, also of some that nothing refers to any more.
+#[derive(Debug, Default)]
+struct Resources {
+    by_name: HashMap<(Kind, Name), Subscription>,
+    /// How many were left when the others were last forgotten.
+    swept: usize,
 }
 
 #[derive(Debug, Default)]
@@ -101,7 +109,10 @@ impl Metrics {
     pub(crate) fn count_for(&self, kind: Kind, name: &Name, outcome: Outcome) {
         if matches!(kind, Kind::Endpoints | Kind::Routes | Kind::Secret | Kind::Extension) {
             let mut resources = self.resources.lock();
-            resources.entry((kind, Arc::clone(name))).or_insert_with(Subscription::asked).count(outcome);
+            if resources.by_name.len() > 2 * resources.swept + 64 {
+                resources.forget_others(&self.configuration.scopes());
+            }
+            resources.by_name.entry((kind, Arc::clone(name))).or_insert_with(Subscription::asked).count(outcome);
         }
     }
 
@@ -121,12 +132,21 @@ impl Metrics {
             subscription.samples(&ScopePath::process(kind), samples);
         }
         let scopes = self.configuration.scopes();
-        let referred: HashSet<(Kind, &Name)> = scopes.iter().map(|(kind, name, _)| (*kind, name)).collect();
         let mut resources = self.resources.lock();
-        resources.retain(|(kind, name), _| referred.contains(&(*kind, name)));
+        resources.forget_others(&scopes);
         for (kind, name, path) in &scopes {
-            resources.entry((*kind, Arc::clone(name))).or_insert_with(Subscription::asked).samples(path, samples);
+            let subscription = resources.by_name.entry((*kind, Arc::clone(name))).or_insert_with(Subscription::asked);
+            subscription.samples(path, samples);
         }
+    }
+}
+
+impl Resources {
+    /// Forgets all but those that are referred to.
+    fn forget_others(&mut self, scopes: &[(Kind, Name, ScopePath)]) {
+        let referred: HashSet<(Kind, &Name)> = scopes.iter().map(|(kind, name, _)| (*kind, name)).collect();
+        self.by_name.retain(|(kind, name), _| referred.contains(&(*kind, name)));
+        self.swept = self.by_name.len();
     }
 }
 

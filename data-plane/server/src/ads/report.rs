@@ -86,9 +86,10 @@ async fn report(sources: &Sources, channel: Channel, backoff: &mut Backoff) -> E
     if requests.try_send(reports.next(&mut waiting)).is_err() {
         return Ended::Closed;
     }
-    let mut answers = match client.stream_reverse_tunnels(ReceiverStream::new(sending)).await {
-        Ok(answers) => answers.into_inner(),
-        Err(status) => return status.into(),
+    let mut answers = match timeout(ANSWER_TIME, client.stream_reverse_tunnels(ReceiverStream::new(sending))).await {
+        Ok(Ok(answers)) => answers.into_inner(),
+        Ok(Err(status)) => return status.into(),
+        Err(_) => return Ended::Unanswered,
     };
     let (mut interval, mut refreshed) = (INTERVAL, Instant::now());
     loop {
