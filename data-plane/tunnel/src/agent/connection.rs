@@ -120,7 +120,9 @@ impl<H: Hosting> Connection<H> {
                     while retired.len() >= MOST_RETIRED {
                         retired.join_next().await;
                     }
-                    sleep(pace.pause(established.elapsed(), backoff)).await;
+                    if reason.is_the_servers() {
+                        sleep(pace.pause(established.elapsed(), backoff)).await;
+                    }
                     (reason, self.replacement(reason, backoff).await)
                 }) => replacement,
             };

@@ -29,6 +29,13 @@ pub(super) enum Reason {
     ServerDrains(Duration),
 }
 
+impl Reason {
+    /// Whether it is the server that wants it.
+    pub(super) const fn is_the_servers(self) -> bool {
+        matches!(self, Self::Asked | Self::ServerDrains(_))
+    }
+}
+
 /// One tunnel's time. `Rc`: it is looked at by the task that hosts the tunnel and by the one that replaces it.
 #[derive(Debug)]
 pub(super) struct Tenure {
