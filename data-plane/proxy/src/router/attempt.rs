@@ -1,5 +1,7 @@
 //! One attempt: a connection to a host, the request over it, and its response back, if this is the one that counts.
 
+mod ended;
+
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
@@ -8,20 +10,19 @@ use std::task::Poll;
 use std::time::Duration;
 
 use culvert_http::{
-    Blame, BodyKind, FieldName, Method, RequestBody, RequestSink, ResponseHead, ResponseSink, ResponseSource,
-    StreamError, StreamErrorKind, Version,
+    BodyKind, FieldName, RequestBody, RequestSink, ResponseHead, ResponseSink, ResponseSource, StreamError, Version,
 };
 use culvert_model::route::HostRewrite;
-use culvert_upstream::{Checkout, ClusterMetric, ClusterSlot, DownstreamProtocol, PickContext};
+use culvert_upstream::{Checkout, ClusterSlot, DownstreamProtocol, PickContext};
 use tokio::time::Instant;
 
-use super::failure::{Failure, Reset};
-use super::limits::{Expired, Limits};
-use super::relay::{Counts, Received, Replay, copied, download, gone, tunnel_up, upload};
+pub(super) use self::ended::{Attempted, is_idempotent};
+use super::failure::Failure;
+use super::limits::Limits;
+use super::relay::{Counts, Received, Replay, download, gone, tunnel_up, upload};
 use super::retry::Retries;
 use super::{Origin, Stream, rewrite};
-use crate::flags::ResponseFlag;
-use crate::record::{CLIENT_GONE, UpstreamSide};
+use crate::record::UpstreamSide;
 use crate::routes::{Forward, Matched};
 use crate::timer::Timer;
 
@@ -41,32 +42,6 @@ pub(super) struct Attempt<'r, 'a> {
     pub(super) replay: &'r mut Replay,
     pub(super) received: &'r Received,
     pub(super) matched: Matched<'a>,
-}
-
-/// How an attempt ended.
-#[derive(Debug)]
-pub(super) enum Attempted {
-    /// Its response was forwarded whole.
-    Answered,
-    /// Its response was begun and cannot be completed.
-    Broken,
-    /// It has a response that is not forwarded: another attempt follows after the pause.
-    Again(Duration),
-    /// It has no response. `stale`: the connection had been kept and the host saw nothing, or it was a tunnel, and that
-    /// the host may have seen the request does no harm (RFC 9110, 9.2.2).
-    Failed { failure: Failure, stale: bool },
-}
-
-impl From<StreamError> for Attempted {
-    fn from(error: StreamError) -> Self {
-        Self::Failed { failure: error.into(), stale: false }
-    }
-}
-
-impl From<Failure> for Attempted {
-    fn from(failure: Failure) -> Self {
-        Self::Failed { failure, stale: false }
-    }
 }
 
 impl<'a> Attempt<'_, 'a> {
@@ -111,17 +86,7 @@ impl<'a> Attempt<'_, 'a> {
             checkout.response_time(end.saturating_duration_since(record.request_done.unwrap_or(record.start)));
         }
         self.count(&attempted, &checkout);
-        match attempted {
-            Attempted::Failed { failure: Failure::Broken(error), .. } => {
-                let stale = if checkout.host().is_tunnel() {
-                    error.untouched || (lost(&error) && is_idempotent(&stream.request.method))
-                } else {
-                    error.untouched && checkout.is_reused()
-                };
-                Attempted::Failed { stale, failure: Failure::Broken(error) }
-            }
-            attempted => attempted,
-        }
+        attempted.judged(&checkout, &stream.request.method)
     }
 
     /// Steps 5 and 6: a host, and a connection to it.
@@ -367,85 +332,6 @@ impl<'a> Attempt<'_, 'a> {
         }
         stream.finish_head(Origin::Upstream);
     }
-
-    /// The response was begun: did it end well?
-    fn ended(
-        &self,
-        stream: &mut Stream<'a>,
-        outcome: Result<Result<(), StreamError>, Expired>,
-        down: Counts,
-        source: &ResponseSource<'_>,
-    ) -> Attempted {
-        let record = &mut stream.record;
-        record.bytes_sent = down.sent;
-        record.upstream_received = down.sent;
-        stream.prompt = !down.waited;
-        match outcome {
-            Ok(Ok(())) => {
-                if !stream.connection.http.logs.is_empty() {
-                    stream.trailers = copied(source.trailers());
-                }
-                return Attempted::Answered;
-            }
-            Ok(Err(error)) if error.blame == Blame::Downstream => {
-                let (flag, details) = match error.kind {
-                    // It reads nothing any more.
-                    StreamErrorKind::Timeout => (ResponseFlag::StreamIdleTimeout, "stream_idle_timeout"),
-                    StreamErrorKind::Protocol { .. } => (ResponseFlag::DownstreamProtocolError, "codec_error"),
-                    _ => (ResponseFlag::DownstreamConnectionTermination, CLIENT_GONE),
-                };
-                record.flag(flag);
-                record.details = details.into();
-            }
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "a response broke off");
-                let reset = Reset::of(&error);
-                record.flag(reset.flag);
-                let reason = reset.reason.replace(' ', "_");
-                record.details = format!("upstream_reset_after_response_started{{{reason}}}").into();
-            }
-            Err(Expired::Idle) => {
-                record.flag(ResponseFlag::StreamIdleTimeout);
-                record.details = "stream_idle_timeout".into();
-            }
-            Err(Expired::SlowBody) => record.details = "request_body_too_slow".into(),
-            Err(Expired::Overall | Expired::Attempt) => {
-                record.flag(ResponseFlag::UpstreamRequestTimeout);
-                record.details = "response_timeout".into();
-            }
-        }
-        Attempted::Broken
-    }
-
-    fn count(&self, attempted: &Attempted, checkout: &Checkout) {
-        match attempted {
-            Attempted::Failed { failure, .. } => match failure {
-                Failure::Overall => checkout.count(ClusterMetric::RqTimeout),
-                Failure::AttemptTimeout => checkout.count(ClusterMetric::RqPerTryTimeout),
-                Failure::Broken(error) => {
-                    checkout.count(ClusterMetric::RqRxReset);
-                    // Of HTTP/2 the connection counts its own.
-                    if error.blame == Blame::Upstream && error.is_protocol() && checkout.protocol() == Version::Http11 {
-                        checkout.count(ClusterMetric::CxProtocolError);
-                    }
-                }
-                Failure::Downstream(_) | Failure::Idle | Failure::SlowBody => checkout.count(ClusterMetric::RqTxReset),
-                Failure::Unavailable(_) => {}
-            },
-            Attempted::Answered if self.retries.done() > 0 => checkout.count(ClusterMetric::RqRetrySuccess),
-            Attempted::Answered | Attempted::Broken | Attempted::Again(_) => {}
-        }
-    }
-}
-
-/// Whether the whole connection ended, not the stream alone.
-const fn lost(error: &StreamError) -> bool {
-    matches!(error.kind, StreamErrorKind::Closed | StreamErrorKind::Timeout)
-}
-
-/// RFC 9110, 9.2.2
-pub(super) const fn is_idempotent(method: &Method) -> bool {
-    matches!(method, Method::Get | Method::Head | Method::Options | Method::Trace | Method::Put | Method::Delete)
 }
 
 /// The final head of the response; those before it (RFC 9110 §15.2) are passed on.

@@ -1,16 +1,17 @@
 //! One tunnel connection: who may use it now, and who watches it.
 
+mod ending;
+
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::task::{Context, Waker};
 
 use culvert_http::ClientExchange;
 use culvert_http::client::{Http1Client, Http1Rest, Http2Client, Leftover};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep};
 
 use super::lent::{Lent, What};
 use super::opening::Opening;
@@ -273,53 +274,6 @@ impl TunnelConnection {
         self.queue.serve(self);
     }
 
-    /// Ready when the connection has ended: closed while idle, broken in use, taken, or drained with nothing in
-    /// flight. Wakes the task again when that may have changed.
-    pub(super) fn poll_end(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<TunnelEnd> {
-        let mut inner = self.inner.lock();
-        if inner.owner.as_ref().is_none_or(|owner| !owner.will_wake(cx.waker())) {
-            inner.owner = Some(cx.waker().clone());
-        }
-        let draining = self.is_draining();
-        let end = match &mut inner.state {
-            State::Gone(end) => return Poll::Ready(*end),
-            State::Idle(client) => match client.poll_closed(cx) {
-                Poll::Ready(()) => TunnelEnd::Closed,
-                Poll::Pending if draining => inner.drain_end,
-                Poll::Pending => return Poll::Pending,
-            },
-            State::Unread(..) if draining => inner.drain_end,
-            State::Unread(rest, deadline) => match rest.poll_drain(cx) {
-                Poll::Ready(true) => return self.resume(inner, cx),
-                Poll::Ready(false) => TunnelEnd::Closed,
-                Poll::Pending => {
-                    let deadline = deadline.get_or_insert_with(|| Box::pin(sleep(REST_TIME)));
-                    std::task::ready!(deadline.as_mut().poll(cx));
-                    TunnelEnd::Closed
-                }
-            },
-            State::Pending | State::Open(_) if draining && self.active() == 0 => inner.drain_end,
-            State::Pending | State::Open(_) | State::Borrowed => return Poll::Pending,
-        };
-        self.end(inner, end);
-        Poll::Ready(end)
-    }
-
-    /// The rest of a response was read: the connection is free again.
-    fn resume(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>, cx: &mut Context<'_>) -> Poll<TunnelEnd> {
-        let State::Unread(rest, _) = std::mem::replace(&mut inner.state, State::Borrowed) else {
-            debug_assert!(false, "only an unread response is read to its end");
-            return Poll::Pending;
-        };
-        let mut client = rest.into_client();
-        if client.poll_closed(cx).is_ready() {
-            self.end(inner, TunnelEnd::Closed);
-            return Poll::Ready(TunnelEnd::Closed);
-        }
-        self.rest(inner, client);
-        Poll::Pending
-    }
-
     /// Makes the plain connection available, whose watcher's waker is registered.
     fn rest(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>, client: Http1Client) {
         inner.state = State::Idle(client);
@@ -327,60 +281,6 @@ impl TunnelConnection {
         drop(inner);
         if self.queue.has_waiters() {
             self.queue.serve(self);
-        }
-    }
-
-    /// Takes the host out of every later choice; the owner ends when nothing is in flight.
-    pub(crate) fn drain(&self, end: TunnelEnd) {
-        let mut inner = self.inner.lock();
-        if self.is_draining() {
-            return;
-        }
-        inner.drain_end = end;
-        self.draining.store(true, Ordering::SeqCst);
-        let owner = inner.owner.clone();
-        drop(inner);
-        self.leave_queue();
-        if let Some(owner) = owner {
-            owner.wake();
-        }
-    }
-
-    /// Marks the connection as ended. What is lent is closed when it comes back.
-    pub(super) fn set_gone(&self, end: TunnelEnd) {
-        let inner = self.inner.lock();
-        if !matches!(inner.state, State::Gone(_)) {
-            self.end(inner, end);
-        }
-    }
-
-    fn end(&self, mut inner: MutexGuard<'_, Inner>, end: TunnelEnd) {
-        let before = std::mem::replace(&mut inner.state, State::Gone(end));
-        self.set_phase(Phase::Gone);
-        let owner = inner.owner.take();
-        drop(inner);
-        // Closing a socket is no work to be done under the lock.
-        drop(before);
-        match end {
-            // What a TCP connection has taken is missed when that ends: only then does its agent dial again.
-            TunnelEnd::Taken => {}
-            // The next one of its agent would fail alike: nobody is to wait for that.
-            TunnelEnd::TlsFailure => self.leave_queue_for(Duration::ZERO),
-            _ => self.leave_queue(),
-        }
-        if let Some(owner) = owner {
-            owner.wake();
-        }
-    }
-
-    fn leave_queue(&self) {
-        self.leave_queue_for(self.claim.reconnect_window);
-    }
-
-    /// Its agent is expected back within `window`.
-    fn leave_queue_for(&self, window: Duration) {
-        if self.awaited.swap(false, Ordering::SeqCst) {
-            self.queue.leave(&self.claim, window);
         }
     }
 
@@ -443,15 +343,4 @@ impl TunnelConnection {
         self.reserved.fetch_sub(1, Ordering::SeqCst);
         exchange
     }
-
-    pub(super) fn set_taken(&self) {
-        let inner = self.inner.lock();
-        if matches!(inner.state, State::Borrowed) {
-            self.end(inner, TunnelEnd::Taken);
-        }
-    }
 }
-
-/// The rest of a response that nobody wants any more is read for so long before its connection is cut: about as long as a
-/// new connection may take.
-const REST_TIME: Duration = Duration::from_secs(1);
