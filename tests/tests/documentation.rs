@@ -52,7 +52,10 @@ fn pages() -> Result<Vec<(String, String)>> {
     for entry in std::fs::read_dir(repository().join("docs"))? {
         pages.push(format!("docs/{}", entry?.file_name().to_string_lossy()));
     }
-    let read = |page: String| Ok((page.clone(), std::fs::read_to_string(repository().join(&page)).context(page)?));
+    let read = |page: String| -> Result<(String, String)> {
+        let text = std::fs::read_to_string(repository().join(&page)).with_context(|| page.clone())?;
+        Ok((page, text))
+    };
     pages.into_iter().map(read).collect()
 }
 
