@@ -172,10 +172,11 @@ fn is_uuid(text: &str) -> bool {
         })
 }
 
-/// protoc-gen-validate's HTTP_HEADER_NAME: a token (RFC 9110 §5.6.2), or a pseudo-header; not strict: no NUL, CR, LF.
+/// protoc-gen-validate's HTTP_HEADER_NAME: a token (RFC 9110 §5.6.2), or a pseudo-header; not strict: no NUL, CR, LF, and
+/// an empty one is none that is wrong (`WeightedCluster.ClusterWeight.cluster_header` where `name` is set).
 fn is_header_name(text: &str, strict: bool) -> bool {
     if !strict {
-        return !text.is_empty() && is_header_value(text, false);
+        return is_header_value(text, false);
     }
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_|~`,".contains(&byte);
     let name = text.strip_prefix(':').unwrap_or(text);

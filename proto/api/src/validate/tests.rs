@@ -94,6 +94,8 @@ fn lists_oneofs_and_required_messages() {
         &host("routes: [{match: {prefix: /, headers: [{name: \"a\\nb\"}]}, direct_response: {status: 200}}]"),
         &["virtual_hosts[0].routes[0].match.headers[0].name: \"a\\nb\" is no header name"],
     );
+    // Beside `name` stands an empty `cluster_header`, whose rule is not strict.
+    check(&host("routes: [{match: {prefix: /}, route: {weighted_clusters: {clusters: [{name: c, weight: 1}]}}}]"), &[]);
 }
 
 #[test]
@@ -151,6 +153,7 @@ fn well_known_strings() {
             &["0", "00000000-0000-0000-0000-00000000abcg"],
         ),
         (WellKnown::Email(true), &["a@b.c"], &["a", "@b", "a@-b"]),
+        (WellKnown::WellKnownRegex(1), &["a-b", ":path"], &["", "a b", "a:"]),
         (WellKnown::WellKnownRegex(2), &["a b\tc", ""], &["a\nb", "\x7f"]),
     ] {
         let rules = crate::rules::StringRules { well_known: Some(form), ..Default::default() };
