@@ -46,13 +46,15 @@ pub(super) fn scalar(node: &Node, kind: &Kind) -> Result<Field, String> {
     }
 }
 
-/// The number of an enum value that is given by name or number.
+/// The number of an enum value that is given by name or number. Names count in any case, as they do for Envoy
+/// (`case_insensitive_enum_parsing`): bootstraps say `type: strict_dns`.
 pub(super) fn enumeration(node: &Node, descriptor: &EnumDescriptor) -> Result<i32, String> {
     match &node.value {
-        Value::String(name) => match descriptor.get_value_by_name(name) {
-            Some(value) => Ok(value.number()),
-            None => Err(suggest::unknown_enum_value(descriptor, name)),
-        },
+        Value::String(name) => descriptor
+            .get_value_by_name(name)
+            .or_else(|| descriptor.values().find(|value| value.name().eq_ignore_ascii_case(name)))
+            .map(|value| value.number())
+            .ok_or_else(|| suggest::unknown_enum_value(descriptor, name)),
         Value::Number(_) => integer(node),
         Value::Null if descriptor.full_name() == "google.protobuf.NullValue" => Ok(0),
         _ => Err(format!("expected a value of {}, found {}", descriptor.full_name(), node.describe())),
