@@ -1,5 +1,8 @@
 //! `envoy.config.cluster.v3.Cluster`.
 
+mod balancer;
+mod custom;
+mod dns;
 mod parse;
 mod protocol;
 pub mod reverse;

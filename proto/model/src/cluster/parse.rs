@@ -7,9 +7,9 @@ use std::time::Duration;
 use culvert_api::envoy::config::cluster::v3 as api;
 use culvert_api::envoy::config::core::v3 as core;
 
+use super::balancer::{self, Balancing};
 use super::{
-    Balancer, Breakers, Cluster, Discovery, DnsFamily, DnsOptions, RetryBudget, TcpKeepalive,
-    protocol::protocol_options, reverse,
+    Breakers, Cluster, Discovery, RetryBudget, TcpKeepalive, custom, dns, protocol::protocol_options, reverse,
 };
 use crate::Name;
 use crate::endpoint::{self, Address, Endpoints, Names};
@@ -24,7 +24,7 @@ pub(crate) fn cluster(report: &mut Report, message: &api::Cluster) -> Option<Clu
     let connect_timeout =
         scalar::positive(report, "connect_timeout", message.connect_timeout.as_ref(), CONNECT_TIMEOUT);
     let discovery = discovery(report, message);
-    let balancer = balancer(report, message);
+    let balancing = balancer::balancing(report, message);
     let breakers = message.circuit_breakers.as_ref().map_or([Breakers::default(); 2], |message| {
         report.field("circuit_breakers", |report| breakers(report, message))
     });
@@ -33,7 +33,7 @@ pub(crate) fn cluster(report: &mut Report, message: &api::Cluster) -> Option<Clu
     if let (Some(Discovery::Reverse(_)), Some(tls)) = (&discovery, &tls) {
         reverse::inside(report, tls, options.auto_sni.is_some());
     }
-    let (panic_threshold_percent, locality_weighted, close_connections_on_host_removal) =
+    let (panic_threshold_percent, close_connections_on_host_removal) =
         common_lb(report, message.common_lb_config.as_ref());
     let source_address = message
         .upstream_bind_config
@@ -47,12 +47,13 @@ pub(crate) fn cluster(report: &mut Report, message: &api::Cluster) -> Option<Clu
     let policy = message.load_assignment.as_ref().and_then(|assignment| assignment.policy.as_ref());
     let factor = policy.and_then(|policy| policy.overprovisioning_factor).unwrap_or(OVERPROVISIONING);
     let name = name?;
+    let Balancing { balancer, locality_weighted } = balancing?;
     Some(Cluster {
         stat_name: if message.alt_stat_name.is_empty() { name.clone() } else { message.alt_stat_name.as_str().into() },
         name,
         discovery: discovery?,
         connect_timeout,
-        balancer: balancer?,
+        balancer,
         breakers,
         tls,
         auto_sni: options.auto_sni,
@@ -72,28 +73,12 @@ pub(crate) fn cluster(report: &mut Report, message: &api::Cluster) -> Option<Clu
     })
 }
 
-#[expect(deprecated, reason = "dns_refresh_rate and respect_dns_ttl are what configurations use")]
-fn dns_options(report: &mut Report, message: &api::Cluster) -> Option<DnsOptions> {
-    use api::cluster::DnsLookupFamily;
-    let refresh = scalar::positive(report, "dns_refresh_rate", message.dns_refresh_rate.as_ref(), DNS_REFRESH);
-    let family = match scalar::enumeration(report, "dns_lookup_family", message.dns_lookup_family)? {
-        DnsLookupFamily::Auto => DnsFamily::Auto,
-        DnsLookupFamily::V4Only => DnsFamily::V4Only,
-        DnsLookupFamily::V6Only => DnsFamily::V6Only,
-        DnsLookupFamily::V4Preferred => DnsFamily::V4Preferred,
-        DnsLookupFamily::All => DnsFamily::All,
-    };
-    Some(DnsOptions { refresh, respect_ttl: message.respect_dns_ttl, family })
-}
-
 fn discovery(report: &mut Report, message: &api::Cluster) -> Option<Discovery> {
     use api::cluster::{ClusterDiscoveryType, DiscoveryType};
     let kind = match &message.cluster_discovery_type {
         Some(ClusterDiscoveryType::Type(kind)) => scalar::enumeration::<DiscoveryType>(report, "type", *kind)?,
         Some(ClusterDiscoveryType::ClusterType(custom)) => {
-            return report
-                .field("cluster_type", |report| reverse::custom(report, message, custom))
-                .map(Discovery::Reverse);
+            return custom::discovery(report, message, custom);
         }
         None => DiscoveryType::Static,
     };
@@ -103,18 +88,12 @@ fn discovery(report: &mut Report, message: &api::Cluster) -> Option<Discovery> {
     match kind {
         DiscoveryType::Static => Some(Discovery::Static(load_assignment(report, message, Names::Refused)?)),
         DiscoveryType::StrictDns => {
-            let dns = dns_options(report, message);
-            let endpoints = load_assignment(report, message, Names::Resolved)?;
-            Some(Discovery::StrictDns { endpoints, dns: dns? })
+            let options = dns::options(report, message);
+            dns::strict(report, message, options)
         }
         DiscoveryType::LogicalDns => {
-            let dns = dns_options(report, message);
-            let endpoints = load_assignment(report, message, Names::Resolved)?;
-            let count: usize = endpoints.localities.iter().map(|locality| locality.endpoints.len()).sum();
-            if count != 1 {
-                report.error_at("load_assignment", format!("has {count} endpoints; a LOGICAL_DNS cluster has one"));
-            }
-            Some(Discovery::LogicalDns { endpoints, dns: dns? })
+            let options = dns::options(report, message);
+            dns::logical(report, message, options)
         }
         DiscoveryType::Eds => eds(report, message),
         DiscoveryType::OriginalDst => {
@@ -144,7 +123,7 @@ fn eds(report: &mut Report, message: &api::Cluster) -> Option<Discovery> {
 }
 
 /// No assignment is a cluster without endpoints of its own: tunnels may bring some.
-fn load_assignment(report: &mut Report, message: &api::Cluster, names: Names) -> Option<Arc<Endpoints>> {
+pub(super) fn load_assignment(report: &mut Report, message: &api::Cluster, names: Names) -> Option<Arc<Endpoints>> {
     let Some(assignment) = &message.load_assignment else {
         let cluster = Name::from(message.name.as_str());
         return Some(Arc::new(Endpoints {
@@ -155,63 +134,6 @@ fn load_assignment(report: &mut Report, message: &api::Cluster, names: Names) ->
         }));
     };
     report.field("load_assignment", |report| endpoint::assignment(report, assignment, names)).map(Arc::new)
-}
-
-fn balancer(report: &mut Report, message: &api::Cluster) -> Option<Balancer> {
-    use api::cluster::{LbConfig, LbPolicy};
-    let choices = match &message.lb_config {
-        Some(LbConfig::LeastRequestLbConfig(config)) => report.field("least_request_lb_config", |report| {
-            scalar::at_least(report, "choice_count", config.choice_count, 2, CHOICES)
-        }),
-        _ => CHOICES,
-    };
-    // Envoy: load_balancing_policy counts before lb_policy.
-    if let Some(policy) = &message.load_balancing_policy {
-        return report.field("load_balancing_policy", |report| extension_balancer(report, policy));
-    }
-    if matches!(message.cluster_discovery_type, Some(api::cluster::ClusterDiscoveryType::ClusterType(_))) {
-        // The cluster type chooses; its parser has seen that the policy says so.
-        return Some(Balancer::RoundRobin);
-    }
-    match scalar::enumeration::<LbPolicy>(report, "lb_policy", message.lb_policy)? {
-        LbPolicy::RoundRobin => Some(Balancer::RoundRobin),
-        LbPolicy::LeastRequest => Some(Balancer::LeastRequest { choices }),
-        LbPolicy::Random => Some(Balancer::Random),
-        LbPolicy::LoadBalancingPolicyConfig => {
-            report.error_at("load_balancing_policy", "is missing, but lb_policy refers to it");
-            None
-        }
-        other @ (LbPolicy::RingHash | LbPolicy::Maglev | LbPolicy::ClusterProvided) => {
-            let name = other.as_str_name();
-            report.error_at("lb_policy", format!("{name} is not there; use ROUND_ROBIN, LEAST_REQUEST or RANDOM"));
-            None
-        }
-    }
-}
-
-/// The first policy of the list that is known, as in Envoy.
-fn extension_balancer(report: &mut Report, message: &api::LoadBalancingPolicy) -> Option<Balancer> {
-    for (index, policy) in message.policies.iter().enumerate() {
-        let config = policy.typed_extension_config.as_ref().and_then(|extension| extension.typed_config.as_ref());
-        let Some(config) = config else { continue };
-        let name = config.type_name().strip_prefix("envoy.extensions.load_balancing_policies.");
-        let balancer = match name {
-            Some("round_robin.v3.RoundRobin") => Balancer::RoundRobin,
-            Some("least_request.v3.LeastRequest") => Balancer::LeastRequest { choices: CHOICES },
-            Some("random.v3.Random") => Balancer::Random,
-            _ => continue,
-        };
-        if !config.value.is_empty() {
-            report.item("policies", index, |report| {
-                report.field("typed_extension_config", |report| {
-                    report.warn_at("typed_config", "its options are not honoured: only the kind of policy is");
-                });
-            });
-        }
-        return Some(balancer);
-    }
-    report.error_at("policies", "none is known; use round_robin, least_request or random");
-    None
 }
 
 fn breakers(report: &mut Report, message: &api::CircuitBreakers) -> [Breakers; 2] {
@@ -251,19 +173,16 @@ fn thresholds(report: &mut Report, message: &api::circuit_breakers::Thresholds) 
     }
 }
 
-/// Panic threshold, whether localities are weighted, whether connections close when hosts go.
-fn common_lb(report: &mut Report, message: Option<&api::cluster::CommonLbConfig>) -> (u8, bool, bool) {
-    use api::cluster::common_lb_config::LocalityConfigSpecifier;
-    let Some(message) = message else { return (PANIC_THRESHOLD, false, false) };
+/// Panic threshold, whether connections close when hosts go.
+fn common_lb(report: &mut Report, message: Option<&api::cluster::CommonLbConfig>) -> (u8, bool) {
+    let Some(message) = message else { return (PANIC_THRESHOLD, false) };
     let threshold = report.field("common_lb_config", |report| {
         let default = f64::from(PANIC_THRESHOLD);
         scalar::percent(report, "healthy_panic_threshold", message.healthy_panic_threshold.as_ref(), default)
     });
-    let weighted =
-        matches!(message.locality_config_specifier, Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)));
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is from 0 to 100")]
     let threshold = threshold.round() as u8;
-    (threshold, weighted, message.close_connections_on_host_set_change)
+    (threshold, message.close_connections_on_host_set_change)
 }
 
 fn bound(report: &mut Report, message: &core::BindConfig) -> Option<SocketAddr> {
@@ -285,8 +204,6 @@ fn keepalive(message: &core::TcpKeepalive) -> TcpKeepalive {
 
 /// Envoy's defaults.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const DNS_REFRESH: Duration = Duration::from_secs(5);
 const BUFFER_LIMIT: u32 = 1024 * 1024;
 const OVERPROVISIONING: u32 = 140;
 const PANIC_THRESHOLD: u8 = 50;
-const CHOICES: u32 = 2;

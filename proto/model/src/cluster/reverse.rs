@@ -1,10 +1,10 @@
 //! Envoy's `reverse_connection` cluster: its hosts are the agents that dialled in.
 
-use culvert_api::envoy::config::cluster::v3::{self as api, cluster::CustomClusterType};
+use culvert_api::Any;
+use culvert_api::envoy::config::cluster::v3 as api;
 use culvert_api::envoy::extensions::clusters::reverse_connection::v3::ReverseConnectionClusterConfig;
-use prost::Name as _;
 
-use crate::report::{Report, clip};
+use crate::report::Report;
 use crate::tls::UpstreamTls;
 use crate::tunnel::id_format::{IdFormat, Place};
 
@@ -29,32 +29,15 @@ pub struct ReverseConnection {
     pub tenant_id: Option<IdFormat>,
 }
 
-/// Parses the `cluster_type` at hand; no other than Envoy's `reverse_connection` is there.
-pub(super) fn custom(
-    report: &mut Report,
-    cluster: &api::Cluster,
-    message: &CustomClusterType,
-) -> Option<ReverseConnection> {
+/// Parses the `cluster_type` at hand, whose `config` is a `ReverseConnectionClusterConfig`.
+pub(super) fn discovery(report: &mut Report, cluster: &api::Cluster, config: &Any) -> Option<ReverseConnection> {
     if cluster.load_assignment.is_some() || cluster.eds_cluster_config.is_some() {
         report.error("stands beside endpoints: the agents that dial in are its only ones");
     }
     if cluster.lb_policy() != api::cluster::LbPolicy::ClusterProvided {
         report.error_at("name", "needs `lb_policy: CLUSTER_PROVIDED` in the cluster");
     }
-    let Some(config) = &message.typed_config else {
-        report.error_at("typed_config", "is missing");
-        return None;
-    };
     report.field("typed_config", |report| {
-        let name = config.type_name();
-        if name != ReverseConnectionClusterConfig::full_name() {
-            let known = ReverseConnectionClusterConfig::full_name();
-            report.error(format!(
-                "{} is not there: it decides where endpoints come from; use {known}, or type STATIC, STRICT_DNS, LOGICAL_DNS or EDS",
-                clip(name)
-            ));
-            return None;
-        }
         let message: ReverseConnectionClusterConfig = report.unpack(config)?;
         let host_id = IdFormat::report(report, "host_id_format", &message.host_id_format, Place::Request);
         let tenant_id = IdFormat::report(report, "tenant_id_format", &message.tenant_id_format, Place::Request);

@@ -26,6 +26,23 @@ fn inside(field: &str) -> String {
     format!(r#"typed_extension_protocol_options["{kind}"].{field}"#)
 }
 
+/// The base as a `DnsCluster` with `options`, and `more` fields of the cluster.
+fn dns(options: &str, more: &str) -> String {
+    let kind = "type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster";
+    format!(
+        r#"{{"type": null, "cluster_type": {{"name": "dns", "typed_config": {{"@type": "{kind}"{options}}}}}{more}}}"#
+    )
+}
+
+/// A `load_balancing_policy` of that kind with `options`.
+fn policy(kind: &str, options: &str) -> String {
+    let kind = format!("type.googleapis.com/envoy.extensions.load_balancing_policies.{kind}");
+    format!(
+        r#"{{"load_balancing_policy": {{"policies": [{{"typed_extension_config": {{
+            "name": "x", "typed_config": {{"@type": "{kind}"{options}}}}}}}]}}}}"#
+    )
+}
+
 const TLS: &str = "transport_socket.typed_config";
 
 #[test]
@@ -176,6 +193,46 @@ fn tls_that_would_not_protect_is_refused() {
 }
 
 #[test]
+fn extensions_that_cannot_be_used() {
+    let config = |field: &str| format!("cluster_type.typed_config.{field}");
+    refused(
+        &base(),
+        parse,
+        &[
+            (
+                r#"{"type": null, "cluster_type": {"name": "x", "typed_config": {
+                    "@type": "type.googleapis.com/envoy.config.core.v3.Node"}}}"#,
+                "cluster_type.typed_config",
+                "envoy.config.core.v3.Node is not there",
+            ),
+            (&dns(r#", "dns_refresh_rate": "-1s""#, ""), &config("dns_refresh_rate"), "not negative"),
+            (
+                &dns(r#", "typed_dns_resolver_config": {"name": "x"}"#, ""),
+                &config("typed_dns_resolver_config"),
+                "the system's resolver",
+            ),
+            (&dns("", r#", "lb_policy": "CLUSTER_PROVIDED""#), "lb_policy", "chooses no host"),
+            (
+                &dns("", r#", "eds_cluster_config": {"eds_config": {"ads": {}}}"#),
+                "eds_cluster_config",
+                "beside a DnsCluster",
+            ),
+            (
+                &dns(r#", "all_addresses_in_single_endpoint": true"#, r#", "load_assignment": {"endpoints": []}"#),
+                "load_assignment",
+                "has 0 endpoints",
+            ),
+            (
+                &policy("least_request.v3.LeastRequest", r#", "choice_count": 1"#),
+                "load_balancing_policy.policies[0].typed_extension_config.typed_config.choice_count",
+                "less than 2",
+            ),
+            (&policy("maglev.v3.Maglev", ""), "load_balancing_policy.policies", "none is known"),
+        ],
+    );
+}
+
+#[test]
 fn clusters_with_something_left_out() {
     warned(
         &base(),
@@ -253,10 +310,30 @@ fn what_is_set_is_kept() {
     check(r#"{"circuit_breakers": {"thresholds": [{"priority": "HIGH", "max_retries": 9}]}}"#, &|cluster| {
         cluster.breakers[1].max_retries == 9 && cluster.breakers[0] == Breakers::default()
     });
+    check(&policy("random.v3.Random", ""), &|cluster| cluster.balancer == Balancer::Random);
+    let weighted = r#", "locality_lb_config": {"locality_weighted_lb_config": {}}"#;
+    check(&policy("round_robin.v3.RoundRobin", weighted), &|cluster| cluster.locality_weighted);
+    check(&policy("least_request.v3.LeastRequest", &format!(r#", "choice_count": 5{weighted}"#)), &|cluster| {
+        cluster.balancer == Balancer::LeastRequest { choices: 5 } && cluster.locality_weighted
+    });
+    // What belongs to lb_policy does not count beside a load_balancing_policy.
+    let both = policy("round_robin.v3.RoundRobin", "").replacen(
+        '{',
+        r#"{"common_lb_config": {"locality_weighted_lb_config": {}}, "#,
+        1,
+    );
+    check(&both, &|cluster| !cluster.locality_weighted);
+    let named = r#", "dns_lookup_family": "V6_ONLY", "load_assignment": {"endpoints": [{"lb_endpoints": [
+        {"endpoint": {"address": {"socket_address": {"address": "a.example", "port_value": 80}}}}]}]}"#;
+    let options = r#", "dns_refresh_rate": "30s", "respect_dns_ttl": true, "dns_lookup_family": "V4_PREFERRED""#;
+    let expected = DnsOptions { refresh: Duration::from_secs(30), respect_ttl: true, family: DnsFamily::V4Preferred };
     check(
-        r#"{"load_balancing_policy": {"policies": [{"typed_extension_config": {"name": "x", "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.load_balancing_policies.random.v3.Random"}}}]}}"#,
-        &|cluster| cluster.balancer == Balancer::Random,
+        &dns(options, named),
+        &|cluster| matches!(&cluster.discovery, Discovery::StrictDns { dns, .. } if *dns == expected),
+    );
+    check(
+        &dns(r#", "all_addresses_in_single_endpoint": true"#, named),
+        &|cluster| matches!(&cluster.discovery, Discovery::LogicalDns { dns, .. } if dns.family == DnsFamily::Auto),
     );
     check(r#"{"common_lb_config": {"locality_weighted_lb_config": {}}}"#, &|cluster| cluster.locality_weighted);
 }

@@ -114,6 +114,34 @@ pub(super) const TABLE: &[Covered] = &[
         ],
     ),
     covered("envoy.config.cluster.v3.Cluster.CommonLbConfig.LocalityWeightedLbConfig", &[]),
+    covered(
+        "envoy.extensions.clusters.dns.v3.DnsCluster",
+        &[
+            honoured(&["dns_refresh_rate", "respect_dns_ttl", "dns_lookup_family", "all_addresses_in_single_endpoint"]),
+            warned(&["dns_failure_refresh_rate", "dns_jitter", "dns_min_refresh_rate"], ""),
+            refused(&["typed_dns_resolver_config"], "it decides where names lead; the system's resolver is used"),
+        ],
+    ),
+    covered(
+        "envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin",
+        &[honoured(&["locality_lb_config"]), warned(&["slow_start_config"], "")],
+    ),
+    covered(
+        "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest",
+        &[
+            honoured(&["choice_count", "locality_lb_config"]),
+            warned(&["active_request_bias", "slow_start_config", "enable_full_scan", "selection_method"], ""),
+        ],
+    ),
+    covered("envoy.extensions.load_balancing_policies.random.v3.Random", &[honoured(&["locality_lb_config"])]),
+    covered(
+        "envoy.extensions.load_balancing_policies.common.v3.LocalityLbConfig",
+        &[
+            honoured(&["locality_weighted_lb_config"]),
+            warned(&["zone_aware_lb_config"], "localities of one priority share its traffic by their endpoints"),
+        ],
+    ),
+    covered("envoy.extensions.load_balancing_policies.common.v3.LocalityLbConfig.LocalityWeightedLbConfig", &[]),
     covered("envoy.config.cluster.v3.LoadBalancingPolicy", &[honoured(&["policies"])]),
     covered("envoy.config.cluster.v3.LoadBalancingPolicy.Policy", &[honoured(&["typed_extension_config"])]),
     covered(
