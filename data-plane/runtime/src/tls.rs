@@ -29,6 +29,10 @@ pub enum TlsError {
     ChainEmpty,
     #[error("the private key is not PEM: {0}; it must hold one unencrypted PKCS#8, PKCS#1 or SEC1 block")]
     KeyPem(String),
+    #[error(
+        "the private key cannot be used: {0}; give an RSA key of 2048 bits or more, ECDSA P-256, P-384 or P-521, or Ed25519"
+    )]
+    Key(String),
     #[error("the private key does not belong to the leaf certificate; give both from one pair")]
     KeyMismatch,
     #[error("the certificate cannot be used: {0}")]

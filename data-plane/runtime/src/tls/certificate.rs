@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
+use rustls_pki_types::SubjectPublicKeyInfoDer;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
@@ -68,6 +69,15 @@ impl CertificateDetails {
             _ => {}
         }
     }
+}
+
+/// The public key of a DER certificate, as it stands there (`SubjectPublicKeyInfo`).
+///
+/// # Errors
+/// It is no X.509 certificate.
+pub(super) fn public_key(der: &[u8]) -> Result<SubjectPublicKeyInfoDer<'_>, TlsError> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|error| TlsError::Certificate(error.to_string()))?;
+    Ok(SubjectPublicKeyInfoDer::from(certificate.tbs_certificate.subject_pki.raw))
 }
 
 fn time(seconds: i64) -> SystemTime {

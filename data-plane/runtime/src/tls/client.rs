@@ -8,7 +8,7 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureSch
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::trust::accepts_sans;
-use super::{Identity, SanCheck, TlsError, Trust, Version, provider, versions};
+use super::{Identity, SanCheck, TlsError, Trust, Version, certificate, provider, versions};
 
 /// A client's side of TLS.
 #[derive(Debug, Clone)]
@@ -126,7 +126,13 @@ impl ServerCertVerifier for ServerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
+        let algorithms = &provider().signature_verification_algorithms;
+        if self.chain.is_some() {
+            return rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms);
+        }
+        // Whatever form the certificate has (the way through webpki refuses version 1): its key is all that counts.
+        let key = certificate::public_key(cert).map_err(|_| CertificateError::BadEncoding)?;
+        rustls::crypto::verify_tls13_signature_with_raw_key(message, &key, dss, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -9,7 +9,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::{CertificateDetails, TlsError, provider};
+use super::{CertificateDetails, TlsError, certificate, provider};
 
 /// A certificate chain with its private key. Cheap to clone.
 #[derive(Clone)]
@@ -28,13 +28,16 @@ impl Identity {
             .collect::<Result<_, _>>()
             .map_err(|error| TlsError::ChainPem(error.to_string()))?;
         let leaf = chain.first().ok_or(TlsError::ChainEmpty)?;
-        let leaf = Arc::new(CertificateDetails::parse(leaf)?);
+        let details = Arc::new(CertificateDetails::parse(leaf)?);
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| TlsError::KeyPem(error.to_string()))?;
-        let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
-            rustls::Error::InconsistentKeys(_) => TlsError::KeyMismatch,
-            other => TlsError::Certificate(other.to_string()),
-        })?;
-        Ok(Self { key: Arc::new(key), leaf })
+        let key = provider().key_provider.load_private_key(key).map_err(|error| TlsError::Key(error.to_string()))?;
+        // Not `CertifiedKey::from_der`: it refuses X.509 version 1, which many a home-made certificate is. Whether to
+        // believe one is the peer's to say.
+        let public = certificate::public_key(leaf)?;
+        if key.public_key().is_some_and(|other| other != public) {
+            return Err(TlsError::KeyMismatch);
+        }
+        Ok(Self { key: Arc::new(CertifiedKey::new(chain, key)), leaf: details })
     }
 
     /// What the leaf says.

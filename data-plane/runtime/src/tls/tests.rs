@@ -254,6 +254,38 @@ async fn versions_and_alpn_are_those_of_the_values() {
     assert_eq!(met.alpn.as_deref(), Some(&b"h2"[..]), "the server's preference decides");
 }
 
+/// `openssl x509 -req` without a file of extensions makes such ones: Envoy serves them, and clients judge.
+#[tokio::test]
+async fn certificates_of_version_1_are_served() {
+    let old = Identity::from_pem(VERSION_1.as_bytes(), VERSION_1_KEY.as_bytes()).unwrap();
+    assert_eq!(old.details().subject, "CN=v1.test");
+    let met = meet(server(vec![old.clone()]), client(None), "v1.test").await.unwrap();
+    assert_eq!(met.server.subject, "CN=v1.test", "whoever believes everyone believes it");
+    let ca = Ca::new("root");
+    let strict = meet(server(vec![old]), client(Some(ca.trust())), "v1.test").await;
+    assert!(strict.is_err(), "nobody vouches for it, got {strict:?}");
+    let other = ca.issue(&[dns("one.test")], 1);
+    let error = Identity::from_pem(VERSION_1.as_bytes(), other.key.as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("does not belong to the leaf"), "got '{error}'");
+}
+
+const VERSION_1: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBITCBxwIUdx5pmBnymbJ+67dQ4Sq9WZEKa8owCgYIKoZIzj0EAwIwEjEQMA4G
+A1UEAwwHdjEudGVzdDAgFw0yNjExMjIwNzM4MzVaGA8yMTI2MTAyOTA3MzgzNVow
+EjEQMA4GA1UEAwwHdjEudGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABLMS
+UFW34m6SkEG6TczZcFRcf49ZoSKiFT383hwpIpvofzx2rOfUKBs82OtLsbYE4WxU
+bJR20dmqr3kL4uJG25IwCgYIKoZIzj0EAwIDSQAwRgIhANuilKeDVZNMFb6aOd8K
+8XnnKGyAg4mUA802sKpZj53pAiEAz7OwW9uPUhMQpuMCqks4fevVhrCHtHE8cfTX
+80iqYZw=
+-----END CERTIFICATE-----";
+const VERSION_1_KEY: &str = "\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg4TjYiG9dcN5RiXRX
+WwvWuwP9D6awafAxkOBQItF1kYOhRANCAASzElBVt+JukpBBuk3M2XBUXH+PWaEi
+ohU9/N4cKSKb6H88dqzn1CgbPNjrS7G2BOFsVGyUdtHZqq95C+LiRtuS
+-----END PRIVATE KEY-----";
+
 #[test]
 fn bad_values_are_refused_with_their_reason() {
     let ca = Ca::new("root");
