@@ -140,6 +140,10 @@ fn socket(address: SocketAddr, share: Share) -> std::io::Result<Socket> {
     if share == Share::Yes {
         socket.set_reuse_port(true)?;
     }
+    // As Envoy's without `ipv4_compat`: `::` is not IPv4's wildcard too, which may be another listener's.
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
     socket.bind(&address.into())?;
     Ok(socket)
 }

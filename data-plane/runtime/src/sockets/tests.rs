@@ -26,6 +26,19 @@ fn an_address_that_shared_sockets_hold_is_refused() {
 }
 
 #[test]
+fn the_wildcard_of_ipv6_is_not_that_of_ipv4() {
+    let any = |address: std::net::IpAddr, port| bind(SocketAddr::new(address, port), 1, ListenOptions::default());
+    let six = match any(std::net::Ipv6Addr::UNSPECIFIED.into(), 0) {
+        Ok(sockets) => sockets,
+        Err(error) => return println!("skipped: no IPv6 here ({error})"),
+    };
+    let port = six[0].local_addr().unwrap().port();
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "nobody listens on port {port} of IPv4");
+    let four = any(std::net::Ipv4Addr::UNSPECIFIED.into(), port);
+    assert!(four.is_ok(), "port {port} of IPv4 is free, got {four:?}");
+}
+
+#[test]
 fn a_successor_shares_the_address_and_has_it_alone_in_the_end() {
     let held = bind(loopback(), 2, ListenOptions::default()).unwrap();
     let address = held[0].local_addr().unwrap();
