@@ -8,6 +8,7 @@ pub enum Blame {
     Internal,
 }
 
+/// What went wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamErrorKind {
     /// The peer closed or reset the connection.

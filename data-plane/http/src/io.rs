@@ -49,11 +49,13 @@ impl Io {
         Self { prefix: Bytes::new(), kind, meter: None, records: None }
     }
 
+    /// Of a TCP socket.
     #[must_use]
     pub fn tcp(stream: TcpStream) -> Self {
         Self::new(IoKind::Tcp(stream))
     }
 
+    /// Of memory: both ends are in this process.
     #[must_use]
     pub fn memory(stream: DuplexStream) -> Self {
         Self::new(IoKind::Memory(stream))
@@ -64,11 +66,13 @@ impl Io {
         Self::new(IoKind::Stream(Box::new(pipe)))
     }
 
+    /// Of the server's end of TLS, over another stream.
     #[must_use]
     pub fn tls_server(stream: tokio_rustls::server::TlsStream<Box<Self>>) -> Self {
         Self::new(IoKind::TlsServer(Box::new(stream)))
     }
 
+    /// Of the client's end of TLS, over another stream.
     #[must_use]
     pub fn tls_client(stream: tokio_rustls::client::TlsStream<Box<Self>>) -> Self {
         Self::new(IoKind::TlsClient(Box::new(stream)))

@@ -149,6 +149,7 @@ impl Default for ServerOptions {
     }
 }
 
+/// What a client may speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     /// By HTTP/2's preface.

@@ -1,4 +1,4 @@
-//! Life of a process: workers, drain, readiness, back-off, limits, sockets, TLS, telemetry.
+//! Life of a process: workers, drain, readiness, back-off, sockets, TLS, telemetry, logs, files that change.
 //!
 //! **Knows no proxy word**: nothing here has heard of listeners, routes, clusters or tunnels.
 

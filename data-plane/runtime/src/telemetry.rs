@@ -34,6 +34,7 @@ pub struct Metric {
     pub kind: MetricKind,
 }
 
+/// How a metric is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetricKind {
     Counter,

@@ -18,6 +18,7 @@ use crate::source::ConfigSource;
 pub(crate) use options::CommonOptions;
 pub(crate) use parse::{check_upstream_filters, connection_manager, per_filter_config, router_options};
 
+/// `envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager`. Of limits in time, `None` is none.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HttpConnectionManager {
     pub stat_prefix: Name,
@@ -90,12 +91,14 @@ pub struct ClientCertDetails {
     pub uri: bool,
 }
 
+/// `envoy.extensions.filters.http.router.v3.Router`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RouterOptions {
     pub suppress_envoy_headers: bool,
     pub respect_expected_rq_timeout: bool,
 }
 
+/// Which HTTP a connection speaks (`codec_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Codec {
     /// HTTP/2 by ALPN or by its preface, else HTTP/1.
@@ -104,6 +107,7 @@ pub enum Codec {
     Http2,
 }
 
+/// Where the routes stand.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RouteSource {
     Inline(Arc<RouteConfiguration>),
@@ -168,6 +172,7 @@ impl Default for FloodLimits {
     }
 }
 
+/// What becomes of an upstream's `server` field (`server_header_transformation`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServerHeader {
     Overwrite,
@@ -175,6 +180,7 @@ pub enum ServerHeader {
     PassThrough,
 }
 
+/// What becomes of `x-forwarded-client-cert` (`forward_client_cert_details`): named as in the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ForwardClientCert {
     Sanitize,
@@ -184,6 +190,7 @@ pub enum ForwardClientCert {
     AlwaysForwardOnly,
 }
 
+/// What becomes of `%2F` and `%5C` in a path (`path_with_escaped_slashes_action`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EscapedSlashes {
     Keep,
@@ -192,6 +199,7 @@ pub enum EscapedSlashes {
     UnescapeAndForward,
 }
 
+/// What becomes of fields with an underscore in their names (`headers_with_underscores_action`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnderscoreAction {
     Allow,
@@ -199,6 +207,7 @@ pub enum UnderscoreAction {
     Drop,
 }
 
+/// Which port is taken off a request's authority: none, the listener's own, or any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StripPort {
     Keep,
@@ -206,6 +215,7 @@ pub enum StripPort {
     Any,
 }
 
+/// One type of upgrade (`upgrade_configs`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpgradeConfig {
     /// Lower-case.

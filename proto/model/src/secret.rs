@@ -15,6 +15,7 @@ pub struct Secret {
     pub kind: SecretKind,
 }
 
+/// What a secret holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecretKind {
     Certificate(TlsCertificate),

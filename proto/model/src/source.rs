@@ -18,6 +18,7 @@ pub struct ConfigSource {
     pub initial_fetch_timeout: Duration,
 }
 
+/// Where discovered configuration comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConfigSourceKind {
     /// The one ADS stream of the bootstrap.

@@ -29,12 +29,14 @@ pub struct ValidationContext {
     pub crl: Option<DataSource>,
 }
 
+/// One name that a peer's certificate may have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SanMatcher {
     pub kind: SanKind,
     pub matcher: StringMatcher,
 }
 
+/// Which kind of name of a certificate is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SanKind {
     Email,
@@ -54,6 +56,7 @@ pub enum SecretRef<T> {
     },
 }
 
+/// The versions that are spoken; older ones are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TlsVersion {
     V1_2,

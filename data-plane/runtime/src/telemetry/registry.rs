@@ -122,6 +122,7 @@ pub struct Sample {
     pub value: Value,
 }
 
+/// A value, by its kind.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     Counter(u64),
