@@ -141,8 +141,7 @@ impl Changes {
     pub async fn changed(&mut self) {
         loop {
             if !self.unlooked {
-                let poll = if self.shared.inotify.lock().is_some() { SLOW_POLL } else { POLL };
-                self.unlooked = tokio::time::timeout(poll, self.events.changed()).await.is_ok();
+                self.unlooked = tokio::time::timeout(self.shared.poll(), self.events.changed()).await.is_ok();
             }
             if self.unlooked {
                 self.settle().await;
@@ -177,6 +176,12 @@ impl Changes {
 }
 
 impl Shared {
+    /// How long to wait for an event before looking without one.
+    fn poll(&self) -> Duration {
+        let sees_all = self.inotify.lock().is_some() && self.directories.lock().refused.is_empty();
+        if sees_all { SLOW_POLL } else { POLL }
+    }
+
     /// Has inotify watch everything on the way to `path` that a swap could replace: its parent, the parents of the links
     /// it goes through, and what is below a directory.
     fn follow(&self, path: &Path) {
@@ -213,7 +218,7 @@ impl Shared {
                 }
                 Err(error) => {
                     if refused.insert(directory.clone()) {
-                        let (directory, every) = (directory.display(), SLOW_POLL);
+                        let (directory, every) = (directory.display(), POLL);
                         tracing::warn!(%directory, %error, ?every, "no inotify here: its files are polled; is fs.inotify.max_user_watches too low?");
                     }
                 }
@@ -277,7 +282,7 @@ fn hash_file(path: &Path, hash: &mut Xxh3) -> io::Result<()> {
     }
 }
 
-/// Without inotify.
+/// Without inotify, or where it did not take a directory.
 const POLL: Duration = Duration::from_secs(2);
 /// With it: for what it cannot see, such as files of a network.
 const SLOW_POLL: Duration = Duration::from_secs(10);
