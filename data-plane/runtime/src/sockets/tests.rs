@@ -30,7 +30,7 @@ fn the_wildcard_of_ipv6_is_not_that_of_ipv4() {
     let any = |address: std::net::IpAddr, port| bind(SocketAddr::new(address, port), 1, ListenOptions::default());
     let six = match any(std::net::Ipv6Addr::UNSPECIFIED.into(), 0) {
         Ok(sockets) => sockets,
-        Err(error) => return println!("skipped: no IPv6 here ({error})"),
+        Err(error) => return eprintln!("skipped: no IPv6 here ({error})"),
     };
     let port = six[0].local_addr().unwrap().port();
     assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "nobody listens on port {port} of IPv4");
