@@ -169,7 +169,7 @@ pub(crate) fn route(prefix: &str, action: Action) -> Route {
         runtime_fraction: None,
         tls_context: None,
     };
-    Route { name: prefix.into(), matches, action, headers: HeaderMutations::default(), on_demand: None }
+    Route { name: prefix.into(), matches, action, headers: HeaderMutations::default(), on_demand: None, regex_bytes: 0 }
 }
 
 /// To one cluster, with Envoy's defaults.
@@ -198,7 +198,7 @@ pub(crate) fn virtual_host(routes: Vec<Route>) -> VirtualHost {
     VirtualHost {
         name: "all".into(),
         domains: vec!["*".into()],
-        routes,
+        routes: routes.into_iter().map(Arc::new).collect(),
         require_tls: RequireTls::None,
         headers: HeaderMutations::default(),
         retry: None,

@@ -35,7 +35,7 @@ use crate::stats::Looked;
 /// All that the interface looks at.
 #[derive(Debug)]
 pub(crate) struct Admin {
-    bootstrap: api::Bootstrap,
+    bootstrap: Arc<api::Bootstrap>,
     /// All other clusters came over xDS.
     static_clusters: HashSet<Name>,
     options: Options,
@@ -58,7 +58,7 @@ impl Admin {
     ) -> Arc<Self> {
         let static_clusters = started.bootstrap.clusters.iter().map(|cluster| Arc::clone(&cluster.name)).collect();
         Arc::new(Self {
-            bootstrap: started.message.clone(),
+            bootstrap: Arc::clone(&started.message),
             static_clusters,
             options: options.clone(),
             looked,

@@ -133,7 +133,10 @@ impl Sources {
         let resources: Vec<_> = update
             .resources()
             .iter()
-            .map(|received| judge(type_url, &received.name, &received.version, &received.body))
+            .map(|received| {
+                let before = self.configuration.accepted_routes(kind, &received.name);
+                judge(type_url, &received.name, &received.version, &received.body, before.as_ref())
+            })
             .collect();
         for rejection in update.rejections() {
             let short = culvert_api::type_url::short_name(type_url);

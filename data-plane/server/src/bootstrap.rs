@@ -1,9 +1,11 @@
 //! The bootstrap: from text to validated values, with every mistake found in one run.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use culvert_api::document::{self, Loaded, Problem, Syntax};
 use culvert_api::envoy::config::bootstrap::v3 as api;
+use culvert_api::pool;
 use culvert_model::bootstrap::{self as model, Bootstrap};
 use culvert_model::report::Finding;
 use prost::Message;
@@ -16,7 +18,7 @@ pub(crate) struct Started {
     /// Without what is wrong.
     pub bootstrap: Bootstrap,
     /// As it was given, for `/config_dump`.
-    pub message: api::Bootstrap,
+    pub message: Arc<api::Bootstrap>,
     /// Fields that are set and not honoured, each with its place.
     pub warnings: Vec<String>,
     /// Every mistake so far, one line each: `FILE:LINE:COLUMN: PATH: REASON`. [`crate::check`] finds the others.
@@ -30,6 +32,9 @@ pub(crate) struct Started {
 /// # Errors
 /// There is nothing that could be checked any further. Every mistake, as in [`Started::errors`].
 pub(crate) fn load(options: &Options) -> Result<Started, Vec<String>> {
+    // The text takes its time, and so do the descriptors by which it is understood. A thread that does not start is no loss:
+    // they are made when they are asked for.
+    drop(std::thread::Builder::new().name("descriptors".to_owned()).spawn(pool::pool));
     let mut texts = Texts::default();
     let mut errors = Vec::new();
     if let Some(path) = &options.config_path {
@@ -54,7 +59,7 @@ pub(crate) fn load(options: &Options) -> Result<Started, Vec<String>> {
     errors.extend(new.map(|finding| texts.place(finding)));
     // What was refused was refused for a reason that is named.
     debug_assert!(errors.is_empty() || !examined.errors.is_empty() || !texts.problems.is_empty());
-    Ok(Started { bootstrap: examined.bootstrap, message, warnings, errors, texts })
+    Ok(Started { bootstrap: examined.bootstrap, message: Arc::new(message), warnings, errors, texts })
 }
 
 /// The texts that a bootstrap was read from.
@@ -162,7 +167,7 @@ mod tests {
         let started = load(&options(&file, &more)).unwrap();
         let node = &started.bootstrap.node;
         assert_eq!((&*node.id, &*node.cluster), ("edge-7", "b"), "the flag replaces the id and leaves the cluster");
-        assert_eq!(started.message.node.unwrap().locality.unwrap().zone, "z1", "--service-zone");
+        assert_eq!(started.message.node.clone().unwrap().locality.unwrap().zone, "z1", "--service-zone");
         assert_eq!(started.bootstrap.admin.unwrap().address.port(), 9, "admin comes from --config-yaml");
     }
 }

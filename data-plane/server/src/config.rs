@@ -17,8 +17,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_api::envoy::config::bootstrap::v3 as api;
 use culvert_model::Name;
 use culvert_model::bootstrap::Bootstrap;
+use culvert_model::resource::Resource;
 use culvert_model::source::ConfigSourceKind;
 use culvert_model::tls::UpstreamTls;
 use culvert_proxy::{Demands, Order};
@@ -27,6 +29,7 @@ use culvert_runtime::readiness::ReadinessBlocker;
 use culvert_runtime::telemetry::{Registry, ScopePath};
 use culvert_xds::client::{Absence, Failure, Interest, Missing, Rejection};
 use parking_lot::Mutex;
+use prost::Message;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -45,8 +48,8 @@ use crate::overview::TunnelView;
 /// What dynamic configuration needs of the process.
 pub(crate) struct Settings {
     pub(crate) bootstrap: Arc<Bootstrap>,
-    /// Of the bootstrap as it was given: another one does not use what was saved under this one.
-    pub(crate) bootstrap_hash: u64,
+    /// The bootstrap as it was given: another one does not use what was saved under this one.
+    pub(crate) message: Arc<api::Bootstrap>,
     /// Where accepted configuration is kept. `None`: nowhere, with a warning.
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) deletion_guard: DeletionGuard,
@@ -238,6 +241,11 @@ impl Configuration {
         }
     }
 
+    /// See [`Stage::accepted_routes`].
+    pub(crate) fn accepted_routes(&self, kind: Kind, name: &Name) -> Option<(Given, Resource)> {
+        self.shared.stage.lock().accepted_routes(kind, name)
+    }
+
     /// See [`Stage::held_deletions`].
     pub(crate) fn held_deletions(&self) -> usize {
         self.shared.stage.lock().held_deletions()
@@ -319,7 +327,8 @@ fn open_state(settings: &Settings) -> Option<StateDir> {
         tracing::warn!("no --state-dir and no $STATE_DIRECTORY: accepted configuration does not survive this process");
         return None;
     };
-    StateDir::open(path, &settings.bootstrap.node.id, settings.bootstrap_hash)
+    let hash = xxhash_rust::xxh3::xxh3_64(&settings.message.encode_to_vec());
+    StateDir::open(path, &settings.bootstrap.node.id, hash)
         .inspect_err(|error| tracing::warn!(%error, "accepted configuration is not kept"))
         .ok()
 }
@@ -330,7 +339,7 @@ fn load(state: &StateDir, stage: &mut Stage) {
             tracing::info!(resources = kept.len(), "starting with the configuration that was accepted last");
             let judged = kept.into_iter().map(|kept| {
                 let name = Name::from(kept.name);
-                judge(&kept.body.type_url, &name, &kept.version, &kept.body)
+                judge(&kept.body.type_url, &name, &kept.version, &kept.body, None)
             });
             stage.load_cached(judged.collect());
         }

@@ -24,7 +24,6 @@ use culvert_runtime::telemetry::{Registry, ScopePath};
 use culvert_runtime::workers::Workers;
 use culvert_tunnel::lifecycle::Journal;
 use culvert_upstream::{Clusters, Resolver, WorkerPools};
-use prost::Message;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -265,10 +264,10 @@ fn dynamic(
     };
     let (bootstrap, state_dir) = (Arc::new(started.bootstrap.clone()), options.state_dir.clone());
     let deletion_guard = options.deletion_guard();
-    let bootstrap_hash = xxhash_rust::xxh3::xxh3_64(&started.message.encode_to_vec());
+    let message = Arc::clone(&started.message);
     move |apply, ready, (orders, process)| config::Settings {
         bootstrap,
-        bootstrap_hash,
+        message,
         state_dir,
         deletion_guard,
         apply,

@@ -32,6 +32,8 @@ pub struct Report {
     pub warnings: Vec<Finding>,
     /// Bytes that the regular expressions of this resource may take so far.
     regex_bytes: usize,
+    /// Fields of a newer API that were reported already: the message's name and the number.
+    unknown: Vec<(&'static str, u32)>,
 }
 
 /// One step of a path.
@@ -127,6 +129,19 @@ impl Report {
         }
     }
 
+    /// Says once in a resource that the message at hand has a field that this build's API does not know.
+    pub(crate) fn unknown_field(&mut self, message: &'static str, number: u32) {
+        if self.unknown.len() < MAX_UNKNOWN && !self.unknown.contains(&(message, number)) {
+            self.unknown.push((message, number));
+            self.warn(format!("field {number} of {message} is set and not known: the sender has a newer API"));
+        }
+    }
+
+    /// What [`Self::admit_regex`] has counted so far.
+    pub(crate) fn regex_bytes(&self) -> usize {
+        self.regex_bytes
+    }
+
     /// Counts a compiled regular expression of at most `bytes`; whether all of them together are still few enough.
     pub(crate) fn admit_regex(&mut self, bytes: usize) -> bool {
         self.regex_bytes = self.regex_bytes.saturating_add(bytes);
@@ -220,6 +235,8 @@ fn push_bounded(findings: &mut Vec<Finding>, finding: Finding) {
 
 /// Bytes that the regular expressions of one resource may take.
 const MAX_REGEX_BYTES: usize = 512 * 1024 * 1024;
+/// Distinct unknown fields that one resource reports.
+const MAX_UNKNOWN: usize = 100;
 /// Findings of one kind that one resource may yield.
 const MAX_FINDINGS: usize = 1000;
 /// Characters of a value that a finding quotes.

@@ -5,6 +5,7 @@ mod action;
 mod headers;
 mod matches;
 mod parse;
+mod pieces;
 mod retry;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use crate::source::ConfigSource;
 use crate::tunnel::NamePattern;
 pub(crate) use action::total_weight;
 pub(crate) use parse::{configuration, discovered_host};
+pub(crate) use pieces::discovered;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct RouteConfiguration {
@@ -47,7 +49,8 @@ pub struct VirtualHost {
     pub name: Name,
     /// Lower-case: `www.example.com`, `*.example.com`, `www.example.*`, `*`.
     pub domains: Vec<Arc<str>>,
-    pub routes: Vec<Route>,
+    /// Each on its own: one that a push does not change stays the same value.
+    pub routes: Vec<Arc<Route>>,
     pub require_tls: RequireTls,
     pub headers: HeaderMutations,
     pub retry: Option<Arc<RetryPolicy>>,
@@ -64,7 +67,7 @@ pub enum RequireTls {
     All,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     pub name: Name,
     pub matches: RouteMatch,
@@ -72,9 +75,11 @@ pub struct Route {
     pub headers: HeaderMutations,
     /// In place of the virtual host's.
     pub on_demand: Option<OnDemand>,
+    /// What its regular expressions may take: it counts against the limit of a resource.
+    pub regex_bytes: usize,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteMatch {
     pub path: PathMatch,
     pub ignore_case: bool,
@@ -87,7 +92,7 @@ pub struct RouteMatch {
     pub tls_context: Option<bool>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PathMatch {
     Prefix(Arc<str>),
     Exact(Arc<str>),
@@ -98,7 +103,7 @@ pub enum PathMatch {
     Connect,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     Forward(Arc<RouteAction>),
     Redirect(Arc<Redirect>),
@@ -107,7 +112,7 @@ pub enum Action {
     NonForwarding,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteAction {
     pub clusters: ClusterChoice,
     /// Status when the cluster is unknown. Default 503.
@@ -133,14 +138,14 @@ pub enum Priority {
 }
 
 /// Which cluster: one, a weighted one of several, or the one that a header names.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClusterChoice {
     One(ClusterRef),
     Weighted { clusters: Vec<WeightedCluster>, total: u32 },
     Header(Arc<str>),
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterRef {
     pub cluster: Name,
     /// Picks one tunnel agent of the cluster by name: `metadata.filter_metadata["culvert.tunnel"]` of the route (its
@@ -175,7 +180,7 @@ pub enum AgentSelector {
     Fixed(Arc<str>),
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WeightedCluster {
     pub target: ClusterRef,
     pub weight: u32,
@@ -183,7 +188,7 @@ pub struct WeightedCluster {
     pub host_rewrite: Option<Arc<str>>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PathRewrite {
     /// Replaces the matched prefix or path.
     Prefix(Arc<str>),
@@ -193,7 +198,7 @@ pub enum PathRewrite {
     },
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HostRewrite {
     Literal(Arc<str>),
     /// The picked host's name.
@@ -205,7 +210,7 @@ pub enum HostRewrite {
     },
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redirect {
     pub scheme: Option<Arc<str>>,
     pub host: Option<Arc<str>>,
@@ -216,7 +221,7 @@ pub struct Redirect {
     pub strip_query: bool,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RedirectPath {
     Keep,
     Full(Arc<str>),
@@ -224,20 +229,20 @@ pub enum RedirectPath {
     Regex { pattern: SafeRegex, substitution: Arc<str> },
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirectResponse {
     pub status: u16,
     pub body: Body,
 }
 
 /// The body of a direct response; a file is read when the route table is compiled.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
     Empty,
     Source(crate::source::DataSource),
 }
 
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HeaderMutations {
     pub request_add: Vec<HeaderAdd>,
     pub request_remove: Vec<Arc<str>>,
@@ -245,7 +250,7 @@ pub struct HeaderMutations {
     pub response_remove: Vec<Arc<str>>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeaderAdd {
     /// Lower-case, a valid field name.
     pub name: Arc<str>,
@@ -264,7 +269,7 @@ pub enum AppendAction {
 }
 
 /// `RetryPolicy`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {
     pub on: RetryOn,
     pub statuses: Vec<u16>,

@@ -123,7 +123,7 @@ impl Admin {
         let shown = |name: &str| names.as_ref().is_none_or(|names| names.is_match(name));
         let mut configs = vec![json!({
             "@type": "type.googleapis.com/envoy.admin.v3.BootstrapConfigDump",
-            "bootstrap": to_json(&self.bootstrap, Secrets::Redact),
+            "bootstrap": to_json(&*self.bootstrap, Secrets::Redact),
             "last_updated": timestamp(self.began),
         })];
         for section in &SECTIONS {

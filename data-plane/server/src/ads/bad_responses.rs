@@ -120,7 +120,7 @@ fn outcome(variant: Variant, of: &str, name: &str, bad: Any) -> (Vec<String>, St
 fn answer(update: Result<Update<'_>, culvert_xds::ResponseError>) -> Request {
     let update = update.unwrap();
     let of = update.type_url().clone();
-    let judged = update.resources().iter().map(|one| judge(&of, &one.name, &one.version, &one.body));
+    let judged = update.resources().iter().map(|one| judge(&of, &one.name, &one.version, &one.body, None));
     let rejections: Vec<_> = judged.filter_map(|judged| judged.rejection()).collect();
     update.nack(rejections)
 }

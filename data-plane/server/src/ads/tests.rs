@@ -249,7 +249,7 @@ impl DataPlane {
         let (demands, orders) = culvert_proxy::Demands::new();
         let configuration = config::begin(Settings {
             bootstrap,
-            bootstrap_hash: 1,
+            message: Arc::default(),
             state_dir,
             deletion_guard: config::DeletionGuard::default(),
             apply: ApplyHandle::new(queue),

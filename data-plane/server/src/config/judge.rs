@@ -5,7 +5,7 @@ use std::sync::Arc;
 use culvert_api::Any;
 use culvert_model::Name;
 use culvert_model::report::Finding;
-use culvert_model::resource::{Resource, parse_any};
+use culvert_model::resource::{Resource, parse_any_after};
 use culvert_xds::Rejection;
 
 use super::references::key_of;
@@ -23,9 +23,16 @@ pub(crate) struct Judged {
     pub(crate) hindrance: Option<String>,
 }
 
-/// Parses one resource. A warning is logged; it refuses nothing.
-pub(crate) fn judge(type_url: &str, name: &Name, version: &str, body: &Any) -> Judged {
-    let parsed = parse_any(&body.type_url, &body.value);
+/// Parses one resource, in place of what was accepted `before` under its name. A warning is logged; it refuses nothing.
+pub(crate) fn judge(
+    type_url: &str,
+    name: &Name,
+    version: &str,
+    body: &Any,
+    before: Option<&(Given, Resource)>,
+) -> Judged {
+    let before = before.map(|(given, resource)| (&*given.resource.value, resource));
+    let parsed = parse_any_after(&body.type_url, &body.value, before);
     let short = culvert_api::type_url::short_name(type_url);
     for warning in &parsed.warnings {
         tracing::warn!("{short}/{name}: {warning}");

@@ -297,6 +297,15 @@ impl Stage {
         kept.collect()
     }
 
+    /// Routes that were accepted last, as they came and as they were parsed: of those that come next most are the same.
+    pub(crate) fn accepted_routes(&self, kind: Kind, name: &Name) -> Option<(Given, Resource)> {
+        if kind != Kind::Routes {
+            return None;
+        }
+        let wanted = self.slots.get(&(kind, Arc::clone(name)))?.wanted.as_ref()?;
+        Some((wanted.given.clone()?, wanted.resource.clone()))
+    }
+
     /// Whether what the bootstrap itself takes by name has come, or is known not to.
     pub(crate) fn has_fixed(&self) -> bool {
         self.fixed.iter().all(|reference| {

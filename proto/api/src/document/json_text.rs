@@ -3,6 +3,8 @@
 
 use std::collections::HashMap;
 
+use foldhash::fast::RandomState;
+
 use super::node::{Entry, Node, Position, Value};
 use super::{Limits, Problem};
 
@@ -58,7 +60,7 @@ impl<'a> Reader<'a> {
 
     fn mapping(&mut self, depth: usize) -> Result<Value, Problem> {
         let mut entries: Vec<Entry> = Vec::new();
-        let mut seen: HashMap<String, Position> = HashMap::new();
+        let mut seen: HashMap<String, Position, RandomState> = HashMap::default();
         self.advance(1);
         if self.take('}') {
             return Ok(Value::Mapping(entries));
@@ -160,13 +162,13 @@ impl<'a> Reader<'a> {
     }
 
     fn advance(&mut self, bytes: usize) {
-        for character in self.rest().get(..bytes).unwrap_or_default().chars() {
-            if character == '\n' {
-                self.at = Position { line: self.at.line.saturating_add(1), column: 1 };
-            } else {
-                self.at.column = self.at.column.saturating_add(1);
-            }
+        let mut passed = self.rest().get(..bytes).unwrap_or_default();
+        while let Some((_, next)) = passed.split_once('\n') {
+            self.at = Position { line: self.at.line.saturating_add(1), column: 1 };
+            passed = next;
         }
+        let columns = u32::try_from(passed.chars().count()).unwrap_or(u32::MAX);
+        self.at.column = self.at.column.saturating_add(columns);
         self.offset += bytes;
     }
 

@@ -6,10 +6,12 @@ mod well_known;
 
 pub(crate) use well_known::{in_value, is_wrapper};
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 
-use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, ReflectMessage, Value as Field};
+use prost_reflect::{
+    DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, OneofDescriptor, ReflectMessage, Value as Field,
+};
 
 use super::wire;
 use crate::document::Problem;
@@ -141,8 +143,9 @@ impl Reader {
     /// Reads the entries of a mapping into a message. In an `Any`, `@type` is not a field.
     fn fields(&mut self, node: &Node, message: &mut DynamicMessage, in_any: bool) {
         let descriptor = message.descriptor();
-        let mut seen: HashMap<u32, &str> = HashMap::new();
-        let mut alternatives: BTreeMap<String, &str> = BTreeMap::new();
+        // As many as the message has fields at most.
+        let mut seen: Vec<(u32, &str)> = Vec::new();
+        let mut alternatives: Vec<(OneofDescriptor, &str)> = Vec::new();
         for entry in node.entries() {
             if in_any && entry.key == "@type" {
                 continue;
@@ -154,21 +157,23 @@ impl Reader {
                 self.within(&entry.key, |reader| reader.problem(entry.at, reason));
                 continue;
             };
-            if let Some(first) = seen.insert(field.number(), &entry.key) {
+            if let Some((_, first)) = seen.iter().find(|(number, _)| *number == field.number()) {
                 let reason = format!("{:?} and {first:?} are two spellings of one field; keep one", entry.key);
                 self.within(field.name(), |reader| reader.problem(entry.at, reason));
                 continue;
             }
+            seen.push((field.number(), &entry.key));
             // Proto3 JSON: null is the same as not there, but for the two types that have a null of their own.
             if entry.node.value == Value::Null && !takes_null(&field) {
                 continue;
             }
-            if let Some(oneof) = field.containing_oneof().filter(|oneof| !oneof.is_synthetic())
-                && let Some(first) = alternatives.insert(oneof.name().to_owned(), &entry.key)
-            {
-                let reason = format!("{first:?} and {:?} exclude each other; keep one", entry.key);
-                self.within(field.name(), |reader| reader.problem(entry.at, reason));
-                continue;
+            if let Some(oneof) = field.containing_oneof().filter(|oneof| !oneof.is_synthetic()) {
+                if let Some((_, first)) = alternatives.iter().find(|(other, _)| *other == oneof) {
+                    let reason = format!("{first:?} and {:?} exclude each other; keep one", entry.key);
+                    self.within(field.name(), |reader| reader.problem(entry.at, reason));
+                    continue;
+                }
+                alternatives.push((oneof, &entry.key));
             }
             let value = self.within(field.name(), |reader| reader.field(&entry.node, &field));
             if let Some(value) = value {

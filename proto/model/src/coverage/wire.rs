@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
+use foldhash::fast::RandomState;
 use prost::bytes::Buf;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use prost_reflect::{FieldDescriptor, Kind};
@@ -17,73 +18,57 @@ use crate::report::Report;
 /// an `Any` are the parsers' to unpack. Bytes that do not decode end the walk: decoding them is what refuses them.
 pub(crate) fn walk(report: &mut Report, message: &str, bytes: &[u8]) {
     if let Some(&index) = INDEX.by_name.get(message) {
-        let mut walk = Walk { unknown: Vec::new() };
-        walk.message(report, index, bytes, MAX_DEPTH);
+        // Malformed: see above.
+        let _end = walk_message(report, index, bytes, MAX_DEPTH);
     }
 }
 
-struct Walk {
-    /// Fields of a newer API that were reported already.
-    unknown: Vec<(usize, u32)>,
-}
-
-impl Walk {
-    /// `None`: malformed.
-    fn message(&mut self, report: &mut Report, index: usize, mut bytes: &[u8], depth: usize) -> Option<()> {
-        let depth = depth.checked_sub(1)?;
-        let message = INDEX.messages.get(index)?;
-        let mut seen: Vec<(u32, usize)> = Vec::new();
-        while !bytes.is_empty() {
-            let (number, wire_type) = decode_key(&mut bytes).ok()?;
-            let value = value(&mut bytes, number, wire_type)?;
-            let Some(field) = message.fields.get(&number) else {
-                self.unknown(report, index, message, number);
-                continue;
-            };
-            let position = position(&mut seen, number);
-            match field.verdict {
-                Verdict::Carried => {}
-                Verdict::Honoured => self.field(report, field, position, &value, depth)?,
-                Verdict::Warned(reason) if position == 0 && field.is_set(&value) => {
-                    report.warn_at(field.name, not_honoured(reason));
-                }
-                Verdict::Refused(reason) if position == 0 && field.is_set(&value) => {
-                    report.error_at(field.name, not_honoured(reason));
-                }
-                Verdict::Warned(_) | Verdict::Refused(_) => {}
-            }
-        }
-        Some(())
-    }
-
-    /// Goes on inside an honoured field.
-    fn field(
-        &mut self,
-        report: &mut Report,
-        field: &'static Field,
-        position: usize,
-        value: &Value<'_>,
-        depth: usize,
-    ) -> Option<()> {
-        let (Shape::Message(inner) | Shape::Map(inner), Value::Bytes(bytes)) = (field.shape, value) else {
-            return Some(());
+/// `None`: malformed.
+fn walk_message(report: &mut Report, index: usize, mut bytes: &[u8], depth: usize) -> Option<()> {
+    let depth = depth.checked_sub(1)?;
+    let message = INDEX.messages.get(index)?;
+    let mut seen: Vec<(u32, usize)> = Vec::new();
+    while !bytes.is_empty() {
+        let (number, wire_type) = decode_key(&mut bytes).ok()?;
+        let value = value(&mut bytes, number, wire_type)?;
+        let Some(field) = message.fields.get(&number) else {
+            report.unknown_field(message.name, number);
+            continue;
         };
-        if matches!(field.shape, Shape::Map(_)) {
-            let (key, bytes) = entry(bytes)?;
-            report.entry(field.name, key, |report| self.message(report, inner, bytes, depth))
-        } else if field.repeated {
-            report.item(field.name, position, |report| self.message(report, inner, bytes, depth))
-        } else {
-            report.field(field.name, |report| self.message(report, inner, bytes, depth))
+        let position = position(&mut seen, number);
+        match field.verdict {
+            Verdict::Carried => {}
+            Verdict::Honoured => walk_field(report, field, position, &value, depth)?,
+            Verdict::Warned(reason) if position == 0 && field.is_set(&value) => {
+                report.warn_at(field.name, not_honoured(reason));
+            }
+            Verdict::Refused(reason) if position == 0 && field.is_set(&value) => {
+                report.error_at(field.name, not_honoured(reason));
+            }
+            Verdict::Warned(_) | Verdict::Refused(_) => {}
         }
     }
+    Some(())
+}
 
-    fn unknown(&mut self, report: &mut Report, index: usize, message: &Message, number: u32) {
-        if self.unknown.len() < MAX_UNKNOWN && !self.unknown.contains(&(index, number)) {
-            self.unknown.push((index, number));
-            let name = message.name;
-            report.warn(format!("field {number} of {name} is set and not known: the sender has a newer API"));
-        }
+/// Goes on inside an honoured field.
+fn walk_field(
+    report: &mut Report,
+    field: &'static Field,
+    position: usize,
+    value: &Value<'_>,
+    depth: usize,
+) -> Option<()> {
+    let (Shape::Message(inner) | Shape::Map(inner), Value::Bytes(bytes)) = (field.shape, value) else {
+        return Some(());
+    };
+    if matches!(field.shape, Shape::Map(_)) {
+        let (key, bytes) = entry(bytes)?;
+        report.entry(field.name, key, |report| walk_message(report, inner, bytes, depth))
+    } else if field.repeated {
+        report.item(field.name, position, |report| walk_message(report, inner, bytes, depth))
+    } else {
+        report.field(field.name, |report| walk_message(report, inner, bytes, depth))
     }
 }
 
@@ -160,7 +145,7 @@ struct Index {
 
 struct Message {
     name: &'static str,
-    fields: HashMap<u32, Field>,
+    fields: HashMap<u32, Field, RandomState>,
 }
 
 struct Field {
@@ -201,7 +186,7 @@ impl Index {
         let by_name: HashMap<_, _> = tables.iter().enumerate().map(|(index, table)| (table.message, index)).collect();
         let mut messages = Vec::new();
         for table in tables {
-            let mut fields = HashMap::new();
+            let mut fields = HashMap::default();
             let descriptor = culvert_api::pool::pool().get_message_by_name(table.message);
             let descriptors = descriptor.iter().flat_map(prost_reflect::MessageDescriptor::fields);
             let by_field: HashMap<String, FieldDescriptor> =
@@ -242,5 +227,3 @@ fn shape(field: &FieldDescriptor, by_name: &HashMap<&'static str, usize>) -> Sha
 
 /// As deep as prost decodes.
 const MAX_DEPTH: usize = 101;
-/// Distinct unknown fields that one resource reports.
-const MAX_UNKNOWN: usize = 100;

@@ -20,6 +20,16 @@ pub(crate) fn configuration(
     message: &api::RouteConfiguration,
     place: Place,
 ) -> Option<RouteConfiguration> {
+    configuration_with(report, message, place, routes)
+}
+
+/// [`configuration`] whose `routes` are parsed by another one, which is asked for each virtual host in turn.
+pub(super) fn configuration_with(
+    report: &mut Report,
+    message: &api::RouteConfiguration,
+    place: Place,
+    mut routes: impl FnMut(&mut Report, &api::VirtualHost, u32) -> Vec<Arc<Route>>,
+) -> Option<RouteConfiguration> {
     // Over RDS the name is what the listener asked for.
     let name = match place {
         Place::Rds => scalar::name(report, "name", &message.name),
@@ -38,8 +48,9 @@ pub(crate) fn configuration(
             (None, _) => None,
         };
     let max_body = message.max_direct_response_body_size_bytes.unwrap_or(MAX_BODY);
-    let virtual_hosts = report
-        .items("virtual_hosts", &message.virtual_hosts, |report, message| virtual_host(report, message, max_body));
+    let virtual_hosts = report.items("virtual_hosts", &message.virtual_hosts, |report, message| {
+        virtual_host(report, message, |report| routes(report, message, max_body))
+    });
     distinct(report, &virtual_hosts);
     Some(RouteConfiguration {
         name: name?,
@@ -76,10 +87,18 @@ fn distinct(report: &mut Report, hosts: &[VirtualHost]) {
 
 /// Parses the `VirtualHost` at hand, which comes by VHDS. How long its bodies may be is known to its route configuration.
 pub(crate) fn discovered_host(report: &mut Report, message: &api::VirtualHost) -> Option<VirtualHost> {
-    virtual_host(report, message, u32::MAX)
+    virtual_host(report, message, |report| routes(report, message, u32::MAX))
 }
 
-fn virtual_host(report: &mut Report, message: &api::VirtualHost, max_body: u32) -> Option<VirtualHost> {
+fn routes(report: &mut Report, message: &api::VirtualHost, max_body: u32) -> Vec<Arc<Route>> {
+    report.items("routes", &message.routes, |report, message| route(report, message, max_body).map(Arc::new))
+}
+
+fn virtual_host(
+    report: &mut Report,
+    message: &api::VirtualHost,
+    routes: impl FnOnce(&mut Report) -> Vec<Arc<Route>>,
+) -> Option<VirtualHost> {
     use api::virtual_host::TlsRequirementType;
     let name = scalar::name(report, "name", &message.name);
     let domains = report.items("domains", &message.domains, |report, name| domain(report, name));
@@ -87,7 +106,7 @@ fn virtual_host(report: &mut Report, message: &api::VirtualHost, max_body: u32) 
         report.error_at("domains", "is empty; `*` matches every host");
     }
     let on_demand = http::per_filter_config(report, &message.typed_per_filter_config);
-    let routes = report.items("routes", &message.routes, |report, message| route(report, message, max_body));
+    let routes = routes(report);
     let require_tls = match scalar::enumeration(report, "require_tls", message.require_tls)? {
         TlsRequirementType::None => RequireTls::None,
         TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
@@ -120,7 +139,8 @@ fn domain(report: &mut Report, domain: &str) -> Option<Arc<str>> {
     Some(domain.to_ascii_lowercase().into())
 }
 
-fn route(report: &mut Report, message: &api::Route, max_body: u32) -> Option<Route> {
+pub(super) fn route(report: &mut Report, message: &api::Route, max_body: u32) -> Option<Route> {
+    let regex_bytes = report.regex_bytes();
     let on_demand = http::per_filter_config(report, &message.typed_per_filter_config);
     let matches = match &message.r#match {
         Some(matches) => report.field("match", |report| matches::route_match(report, matches)),
@@ -152,7 +172,9 @@ fn route(report: &mut Report, message: &api::Route, max_body: u32) -> Option<Rou
         }
     };
     let name = message.name.as_str().into();
-    Some(Route { name, matches: matches?, action: action?, headers: headers::of_route(report, message), on_demand })
+    let headers = headers::of_route(report, message);
+    let regex_bytes = report.regex_bytes() - regex_bytes;
+    Some(Route { name, matches: matches?, action: action?, headers, on_demand, regex_bytes })
 }
 
 fn direct_response(report: &mut Report, message: &api::DirectResponseAction, max_body: u32) -> Option<DirectResponse> {

@@ -127,7 +127,7 @@ fn judged(kind: Kind, text: &str) -> Judged {
     let tree = document::parse(text.as_bytes(), Syntax::Yaml, &document::Limits::default()).unwrap().remove(0);
     let any = document::load_any(&tree).unwrap();
     let name = culvert_api::pool::resource_name(&any.type_url, &any.value).unwrap();
-    judge(&any.type_url, &Name::from(name), "v", &any)
+    judge(&any.type_url, &Name::from(name), "v", &any, None)
 }
 
 fn eds(name: &str) -> String {
