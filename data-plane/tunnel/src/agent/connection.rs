@@ -1,32 +1,26 @@
 //! One of a peer's connections: dials, is hosted, dials again. Independent of the others.
 
+mod hosted;
+
 use std::cell::Cell;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use culvert_http::{Io, RoundTrip};
 use culvert_model::tunnel::{ProtocolChoice, TunnelProtocol};
 use culvert_runtime::backoff::Backoff;
 use culvert_runtime::telemetry::Block;
-use tokio::task::{JoinSet, spawn_local};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_util::task::AbortOnDropHandle;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
 
-use super::chronicle::Stood;
 use super::dial::{self, DialError, Established, Retry, Target};
 use super::envoy::Initiator;
 use super::pace::{Pace, Served, USED, after_tunnel};
 use super::peer::{Peer, Phase};
 use super::tenure::{Reason, Tenure};
-use super::{Agent, Hosted, Hosting, credential, keeper, mux};
-use crate::envoy::ping;
+use super::{Agent, Hosting, credential, keeper};
 use crate::envoy::wire::ResponseError;
 use crate::history::EventKind;
-use crate::http2::recorded;
-use crate::keepalive;
 use crate::metrics::AgentMetric;
 use crate::status::ConnectionState;
 use crate::wire::{CAPABILITY, CAPABILITY_HTTP2, Carried, Init};
@@ -290,91 +284,6 @@ impl<H: Hosting> Connection<H> {
         });
     }
 
-    /// Has the tunnel served until it ends; when the peer is closed, as long as that lets it.
-    async fn host(self: Rc<Self>, mut tunnel: Established, tenure: Rc<Tenure>) {
-        let _live = Live::begin(&self, &mut tunnel);
-        let hosted = Hosted {
-            listener: self.agent.config.hosting_listener.clone(),
-            agent: self.agent.config.name.clone(),
-            peer: self.peer.address,
-            local: tunnel.local,
-            drain: tenure.watch(),
-            ping_interval: self.agent.config.ping_interval,
-            destinations: Arc::clone(&self.agent.config.destinations),
-            outdated: Arc::clone(&tenure.outdated),
-        };
-        let mut lost = pin!(keepalive::lost(keepalive::ends(&tunnel.io), self.agent.config.ping_interval, || self
-            .metrics
-            .inc(AgentMetric::StalledWrites)));
-        // A task of its own: each of its requests would wake everything that is waited for here. A panic is logged by its
-        // hook, and the tunnel is dialled anew.
-        let (serving, used) = (Rc::clone(&self), Rc::clone(&tenure));
-        let mut served =
-            AbortOnDropHandle::new(spawn_local(Box::pin(async move { serving.serve(tunnel, hosted, &used).await })));
-        let phase = tokio::select! {
-            biased;
-            _ = &mut served => return,
-            () = &mut lost => return tenure.note_end(SILENT),
-            phase = self.peer.reached(|phase| phase > Phase::Leaving) => phase,
-        };
-        if !tenure.is_retired() {
-            self.note(ConnectionState::Draining);
-        }
-        let cut = async {
-            if let Phase::Draining { deadline, acknowledged: false } = phase {
-                // The server has been told but does not say when it knows: a request may be on its way still.
-                sleep_until(deadline.min(Instant::now() + SETTLE)).await;
-                tenure.drain(deadline.saturating_duration_since(Instant::now()));
-            }
-            self.peer.reached(|phase| phase == Phase::Cut).await
-        };
-        let (agent, server) = (&self.agent.config.name, self.peer.address);
-        tokio::select! {
-            biased;
-            _ = served => {}
-            () = lost => tenure.note_end(SILENT),
-            _ = cut => tracing::info!(
-                %agent, %server, connection = self.index, "tunnel cut off: graceful_close_max_wait is over"
-            ),
-        }
-    }
-
-    /// As what was agreed on.
-    async fn serve(&self, tunnel: Established, hosted: Hosted, tenure: &Rc<Tenure>) {
-        if self.agent.config.envoy.is_some() {
-            return self.serve_envoy(tunnel.io, hosted, tenure).await;
-        }
-        if !tunnel.http2 {
-            return self.hosting.serve(tunnel.io, hosted).await;
-        }
-        let round_trip = RoundTrip::default();
-        self.peer.note_http2(self.index, round_trip.clone());
-        self.metrics.inc(AgentMetric::ActiveHttp2);
-        let (agent, peer) = (Arc::clone(&self.agent), Arc::clone(&self.peer));
-        let link = mux::Link { agent, peer, tenure: Rc::clone(tenure) };
-        let serving = pin!(mux::serve(&self.hosting, tunnel.io, hosted, link, round_trip.clone()));
-        let measured = |time: Duration| self.peer.note_ping(self.index, time);
-        recorded(&round_trip, &self.metrics, || AgentMetric::RoundTripMs, measured, serving).await;
-        self.metrics.dec(AgentMetric::ActiveHttp2);
-    }
-
-    /// In Envoy's dialect, from the first byte that is no ping.
-    async fn serve_envoy(&self, mut io: Io, hosted: Hosted, tenure: &Tenure) {
-        let first = tokio::select! {
-            biased;
-            () = hosted.drain.draining() => return,
-            first = ping::echo(&mut io, Bytes::new()) => first,
-        };
-        match first {
-            Ok(first) => self.hosting.serve(io.with_prefix(first), hosted).await,
-            Err(reason) => {
-                let (agent, server) = (&self.agent.config.name, self.peer.address);
-                tracing::info!(%agent, %server, connection = self.index, %reason, "an unused tunnel ends");
-                tenure.note_end(reason.to_string());
-            }
-        }
-    }
-
     async fn pause(&self, delay: Duration) {
         self.note(ConnectionState::BackingOff);
         tokio::select! {
@@ -407,41 +316,6 @@ fn offer(init: &mut Init, choice: ProtocolChoice, index: u32) {
     init.protocol = Some(wish);
 }
 
-/// Counts an established connection as long as it lives.
-struct Live<'a, H> {
-    connection: &'a Connection<H>,
-    stood: Stood,
-}
-
-impl<'a, H: Hosting> Live<'a, H> {
-    fn begin(connection: &'a Connection<H>, tunnel: &mut Established) -> Self {
-        let (peer, metrics) = (&*connection.peer, &*connection.metrics);
-        metrics.inc(AgentMetric::Established);
-        metrics.inc(AgentMetric::Active);
-        connection.note(ConnectionState::Established);
-        peer.note_names(connection.index, tunnel.local, tunnel.id.clone());
-        peer.learn(tunnel.capable);
-        peer.count_live(true);
-        tracing::info!(
-            event = "handshake_success",
-            agent = %connection.agent.config.name, server = %peer.address, connection = connection.index,
-            local = %tunnel.local, id = tunnel.id, "tunnel established"
-        );
-        let stood = Stood { local: tunnel.local, began: Instant::now(), meter: tunnel.io.meter() };
-        connection.tell("handshake_success", "", Some(&stood));
-        Self { connection, stood }
-    }
-}
-
-impl<H> Drop for Live<'_, H> {
-    fn drop(&mut self) {
-        self.connection.metrics.dec(AgentMetric::Active);
-        self.connection.peer.count_live(false);
-        self.connection.tell("connection_closed", "", Some(&self.stood));
-    }
-}
-
-const SILENT: &str = "the server is silently gone";
 /// A server that so many dials in a row have not reached is replaced by the next one in the agent's ranking.
 const UNREACHABLE: u32 = 3;
 /// Tunnels that were replaced and are not closed yet: no further one is dialled before one of them is.
