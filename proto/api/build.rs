@@ -48,6 +48,8 @@ const ROOTS: &[&str] = &[
     "envoy/extensions/filters/network/reverse_tunnel/v3/drain_aware_hcm.proto",
     "envoy/extensions/filters/network/reverse_tunnel/v3/reverse_tunnel.proto",
     "envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto",
+    "envoy/extensions/filters/udp/udp_proxy/v3/route.proto",
+    "envoy/extensions/filters/udp/udp_proxy/v3/udp_proxy.proto",
     "envoy/extensions/load_balancing_policies/least_request/v3/least_request.proto",
     "envoy/extensions/load_balancing_policies/random/v3/random.proto",
     "envoy/extensions/load_balancing_policies/round_robin/v3/round_robin.proto",

@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod ca;
 pub mod client;
+pub mod datagrams;
 pub mod envoy;
 pub mod gateway;
 pub mod grpc;

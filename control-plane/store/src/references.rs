@@ -29,6 +29,8 @@ const FIELDS: &[(&str, &str, Option<&str>)] = &[
         type_url::CLUSTER,
         None,
     ),
+    ("envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig.cluster", type_url::CLUSTER, None),
+    ("envoy.extensions.filters.udp.udp_proxy.v3.Route.cluster", type_url::CLUSTER, None),
     (
         "envoy.extensions.filters.network.http_connection_manager.v3.Rds.route_config_name",
         type_url::ROUTE_CONFIGURATION,

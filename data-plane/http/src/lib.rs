@@ -6,6 +6,7 @@
 //! Both directions of an exchange are driven by one task at the same time (`select`, `join`), never by two.
 
 mod buffers;
+pub mod capsule;
 pub mod client;
 mod deadline;
 mod drain;

@@ -35,6 +35,7 @@ mod testing;
 mod timer;
 mod tunnel;
 mod tunnel_log;
+mod udp_proxy;
 mod worker;
 
 pub use access_log::{LogError, LogSinks};
@@ -44,7 +45,8 @@ pub use listener::{ChainInputs, CompileError, FilterChains, ListenerSlot, Listen
 pub use routes::{RouteSlot, RouteSlots, RouteTable, ScopeSlot, ScopeTable};
 pub use shares::Shares;
 pub use source::{SourceError, read_source};
-pub use stats::{HttpMetric, ListenerMetric, TcpMetric};
+pub use stats::{HttpMetric, ListenerMetric, TcpMetric, UdpClusterMetric, UdpMetric};
 pub use tunnel::TunnelHosting;
 pub use tunnel_log::TunnelLogs;
+pub use udp_proxy::serve_datagrams;
 pub use worker::{Process, Worker};

@@ -43,6 +43,7 @@ use crate::routes::{self, RouteTable};
 use crate::stats::ListenerMetric;
 use crate::tcp_proxy::TcpProxy;
 use crate::tunnel::TunnelFilter;
+use crate::udp_proxy::UdpProxy;
 use crate::worker::Process;
 
 /// The TLS configuration of a chain. Certificates rotate by publishing another one; connections are not disturbed.
@@ -107,6 +108,8 @@ pub struct FilterChains {
     default: Option<Arc<Chain>>,
     inspection: inspect::Inspection,
     access_log: LogTargets,
+    /// Of a listener of datagrams.
+    udp: Option<Arc<UdpProxy>>,
 }
 
 /// One compiled chain.
@@ -155,7 +158,13 @@ impl FilterChains {
         };
         let chains = listener.filter_chains.iter().map(&chain).collect::<Result<Vec<_>, _>>()?;
         let default = listener.default_filter_chain.as_ref().map(&chain).transpose()?;
+        let known = before.as_ref().and_then(|before| before.udp.as_ref());
+        let udp = listener.udp.as_ref().map(|config| match known.filter(|known| known.config == *config) {
+            Some(known) => Ok(Arc::clone(known)),
+            None => UdpProxy::compile(config, &slot.watch, process),
+        });
         Ok(Arc::new(Self {
+            udp: udp.transpose()?,
             index: ChainIndex::compile(listener.filter_chains.iter().map(|chain| &chain.matches)),
             inspection: inspect::Inspection::of(&listener),
             access_log: LogTargets::open(&listener.access_log, process)?,
@@ -169,6 +178,10 @@ impl FilterChains {
     #[must_use]
     pub fn listener(&self) -> &Arc<Listener> {
         &self.listener
+    }
+
+    pub(crate) fn udp(&self) -> Option<&Arc<UdpProxy>> {
+        self.udp.as_ref()
     }
 
     /// Whether every TLS context has its certificates.
@@ -279,6 +292,14 @@ impl ListenerSlot {
         &self.name
     }
 
+    pub(crate) fn watch(&self) -> &Watch {
+        &self.watch
+    }
+
+    pub(crate) fn stats(&self) -> &Scope<ListenerMetric> {
+        &self.stats
+    }
+
     /// What is in force; `None` before the first publication.
     #[must_use]
     pub fn current(&self) -> Option<Arc<FilterChains>> {
@@ -296,6 +317,11 @@ impl ListenerSlot {
         let now = Arc::clone(&chains);
         let before = self.chains.swap(Some(chains));
         self.changed.notify_waiters();
+        if let Some(udp) = before.as_ref().and_then(|before| before.udp.as_ref())
+            && now.udp.as_ref().is_none_or(|now| !Arc::ptr_eq(now, udp))
+        {
+            udp.retire(drain_time);
+        }
         let mut superseded = self.superseded.lock();
         let earlier: Vec<Arc<Chain>> = superseded.drain(..).filter_map(|chain| chain.upgrade()).collect();
         for chain in before.iter().flat_map(|before| before.all()).chain(&earlier).filter(|chain| !now.holds(chain)) {

@@ -4,12 +4,13 @@
 mod attempt;
 mod choice;
 mod connect;
+mod connect_udp;
 mod failure;
 pub(crate) mod limits;
 mod on_demand;
 mod relay;
 mod retry;
-mod rewrite;
+pub(crate) mod rewrite;
 #[cfg(test)]
 mod tests;
 mod timeouts;
@@ -239,6 +240,9 @@ impl<'a> Stream<'a> {
         let mut timer = self.connection.timers.timer();
         if ends_here {
             let limits = (&limits, &mut timer);
+            if self.request.upgrade.is_some() {
+                return Box::pin(connect_udp::terminate(self, action, &chosen, limits, body, response)).await;
+            }
             return Box::pin(connect::terminate(self, action, &chosen, limits, body, response)).await;
         }
         // A tunnel that ends is no fault of the request's: one that may be sent twice is.
@@ -335,8 +339,8 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Upgrades and CONNECT only where they are configured, on the route or else on the listener. `true`: a CONNECT that
-    /// ends here, so that its bytes and not itself are forwarded.
+    /// Upgrades and CONNECT only where they are configured, on the route or else on the listener. `true`: a CONNECT or
+    /// CONNECT-UDP that ends here, so that its bytes or datagrams and not itself are forwarded.
     fn permit_upgrade(&self, action: &'a Forward) -> Result<bool, LocalReply> {
         let kind = match &self.request.upgrade {
             Some(kind) => &**kind,
@@ -346,7 +350,9 @@ impl<'a> Stream<'a> {
         let config = &self.connection.http.manager.config;
         let of = |upgrades: &'a [UpgradeConfig]| upgrades.iter().find(|one| one.kind.eq_ignore_ascii_case(kind));
         match of(&action.config.upgrades).or_else(|| of(&config.upgrades)) {
-            Some(upgrade) if upgrade.enabled => Ok(upgrade.terminate_connect && self.request.upgrade.is_none()),
+            Some(upgrade) if upgrade.enabled => {
+                Ok(upgrade.terminate_connect && (self.request.upgrade.is_none() || is_connect_udp(self.request)))
+            }
             Some(_) | None => {
                 self.connection.http.counters.inc(HttpMetric::RqWsOnNonWsRoute);
                 Err(LocalReply::new(403, "", "upgrade_failed"))
@@ -406,6 +412,11 @@ impl<'a> Stream<'a> {
         let now = self.record.response_begun.unwrap_or(self.record.start);
         connection.finish_head(&mut self.head, self.request, origin, now);
     }
+}
+
+/// CONNECT-UDP (RFC 9298), over whichever version of HTTP.
+pub(crate) fn is_connect_udp(request: &RequestHead) -> bool {
+    request.upgrade.as_deref().is_some_and(|kind| kind.eq_ignore_ascii_case("connect-udp"))
 }
 
 /// Who made a response.

@@ -23,6 +23,7 @@ pub enum ListenerMetric {
     SslFailVerifyNoCert,
     SslNotReady,
     TlsOnPlaintext,
+    UdpRxDropped,
 }
 
 impl Metrics for ListenerMetric {
@@ -43,6 +44,7 @@ impl Metrics for ListenerMetric {
         counter("ssl.fail_verify_no_cert"),
         counter("server_ssl_socket_factory.downstream_context_secrets_not_ready"),
         counter("downstream_tls_on_plaintext"),
+        counter("udp.downstream_rx_datagram_dropped"),
     ];
     fn index(self) -> usize {
         self as usize
@@ -168,6 +170,70 @@ impl Metrics for TcpMetric {
     }
 }
 
+/// What one UDP proxy counts (`udp.<stat_prefix>.`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum UdpMetric {
+    RxDatagrams,
+    RxBytes,
+    TxDatagrams,
+    TxBytes,
+    SessTotal,
+    SessActive,
+    SessNoRoute,
+    RxErrors,
+    TxErrors,
+    IdleTimeout,
+}
+
+impl Metrics for UdpMetric {
+    const ALL: &'static [Metric] = &[
+        counter("downstream_sess_rx_datagrams"),
+        counter("downstream_sess_rx_bytes"),
+        counter("downstream_sess_tx_datagrams"),
+        counter("downstream_sess_tx_bytes"),
+        counter("downstream_sess_total"),
+        gauge("downstream_sess_active"),
+        counter("downstream_sess_no_route"),
+        counter("downstream_sess_rx_errors"),
+        counter("downstream_sess_tx_errors"),
+        counter("idle_timeout"),
+    ];
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// What is counted of a cluster's datagrams (`cluster.<name>.udp.`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum UdpClusterMetric {
+    RxDatagrams,
+    TxDatagrams,
+    RxDropped,
+    RxErrors,
+    TxErrors,
+    TunnelSuccess,
+    TunnelFailure,
+    BufferOverflow,
+}
+
+impl Metrics for UdpClusterMetric {
+    const ALL: &'static [Metric] = &[
+        counter("sess_rx_datagrams"),
+        counter("sess_tx_datagrams"),
+        counter("sess_rx_datagrams_dropped"),
+        counter("sess_rx_errors"),
+        counter("sess_tx_errors"),
+        counter("sess_tunnel_success"),
+        counter("sess_tunnel_failure"),
+        counter("sess_tunnel_buffer_overflow"),
+    ];
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
 impl HttpMetric {
     /// The class counter of a response's status.
     #[must_use]
@@ -204,7 +270,11 @@ mod tests {
             HttpMetric::RqRetrySkippedRequestNotComplete.index() + 1,
             "one name per member"
         );
-        assert_eq!(ListenerMetric::ALL.len(), ListenerMetric::TlsOnPlaintext.index() + 1, "one name per member");
+        assert_eq!(ListenerMetric::ALL.len(), ListenerMetric::UdpRxDropped.index() + 1, "one name per member");
+        assert_eq!(UdpMetric::ALL[UdpMetric::IdleTimeout.index()].name, "idle_timeout");
+        assert_eq!(UdpClusterMetric::ALL[UdpClusterMetric::BufferOverflow.index()].name, "sess_tunnel_buffer_overflow");
+        assert_eq!(UdpMetric::ALL.len(), UdpMetric::IdleTimeout.index() + 1, "one name per member");
+        assert_eq!(UdpClusterMetric::ALL.len(), UdpClusterMetric::BufferOverflow.index() + 1, "one name per member");
         assert_eq!(TcpMetric::ALL.len(), TcpMetric::MaxDurationReached.index() + 1, "one name per member");
     }
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use culvert_http::ResponseHead;
 use culvert_runtime::drain::Watch;
-use culvert_runtime::telemetry::{Block, Metrics, Registry, Scope};
-use culvert_upstream::{Clusters, WorkerPools};
+use culvert_runtime::telemetry::{Block, Metrics, Registry, Scope, ScopePath};
+use culvert_upstream::{ClusterSlot, Clusters, WorkerPools};
 use foldhash::fast::RandomState;
 
 use crate::access_log::LogSinks;
@@ -18,6 +18,7 @@ use crate::http_manager::DateCache;
 use crate::listener::{ListenerSlot, Listeners, WorkerListener};
 use crate::routes::{RouteSlot, RouteSlots, RouteTable, ScopeSlot};
 use crate::shares::Shares;
+use crate::stats::UdpClusterMetric;
 use crate::tcp_proxy::CopyBuffer;
 use crate::timer::Timers;
 
@@ -55,6 +56,8 @@ pub struct Worker {
     /// Copy buffers of TCP proxies.
     pub(crate) buffers: Pool<CopyBuffer>,
     pub(crate) date: DateCache,
+    /// Of clusters that datagrams go to.
+    udp: RefCell<HashMap<u64, Counters<UdpClusterMetric>, RandomState>>,
     listeners: RefCell<HashMap<usize, Rc<WorkerListener>, RandomState>>,
     tables: RefCell<HashMap<usize, Rc<WorkerRoutes>, RandomState>>,
     next_connection: Cell<u64>,
@@ -70,6 +73,7 @@ impl Worker {
             heads: Pool::default(),
             buffers: Pool::default(),
             date: DateCache::default(),
+            udp: RefCell::default(),
             listeners: RefCell::default(),
             tables: RefCell::default(),
             next_connection: Cell::new(fastrand::u64(..1 << 48)),
@@ -81,6 +85,21 @@ impl Worker {
         let id = self.next_connection.get();
         self.next_connection.set(id.wrapping_add(1));
         id
+    }
+
+    /// What this worker counts of the datagrams of a cluster.
+    pub(crate) fn udp_counters(&self, slot: &ClusterSlot) -> Counters<UdpClusterMetric> {
+        let mut counters = self.udp.borrow_mut();
+        if let Some(of_slot) = counters.get(&slot.id()) {
+            return of_slot.clone();
+        }
+        counters.retain(|_, of_slot| Rc::strong_count(&of_slot.0) > 1);
+        let config = slot.config();
+        let name = config.as_ref().map_or(slot.name(), |config| &config.cluster.stat_name);
+        let path = ScopePath::cluster(Arc::clone(name)).with_suffix("udp");
+        let of_slot = Counters::new(&self.process.registry.scope(path));
+        counters.insert(slot.id(), of_slot.clone());
+        of_slot
     }
 
     /// This worker's view of a listener.

@@ -3,11 +3,15 @@
 //! Every worker accepts from a socket of its own; the kernel spreads connections over them (SO_REUSEPORT). **A socket
 //! that closes resets what waits in its accept queue**, so [`drain_accept_queue`] comes first.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+mod datagrams;
+
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+pub use datagrams::connected;
 
 /// How to listen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,10 +39,50 @@ pub enum BindError {
     Other { address: SocketAddr, source: std::io::Error },
 }
 
-/// An address that is bound for `count` sockets and not listened on yet: nobody can connect.
+/// What comes to a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Traffic {
+    Connections,
+    Datagrams,
+}
+
+/// A socket that is listened on.
+#[derive(Debug)]
+pub enum Listening {
+    Connections(TcpListener),
+    Datagrams(UdpSocket),
+}
+
+impl Listening {
+    /// Another handle of the same socket.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(match self {
+            Self::Connections(socket) => Self::Connections(socket.try_clone()?),
+            Self::Datagrams(socket) => Self::Datagrams(socket.try_clone()?),
+        })
+    }
+
+    /// With the port that was given for port 0.
+    ///
+    /// # Errors
+    /// The socket is gone.
+    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        match self {
+            Self::Connections(socket) => socket.local_addr(),
+            Self::Datagrams(socket) => socket.local_addr(),
+        }
+    }
+}
+
+/// An address that is bound for `count` sockets and not listened on yet: nobody can connect. Datagrams wait in the sockets
+/// from now on.
 #[derive(Debug)]
 pub struct Reserved {
     sockets: Vec<Socket>,
+    traffic: Traffic,
     address: SocketAddr,
     /// Sockets of another process may be beside them.
     shared: bool,
@@ -48,9 +92,9 @@ pub struct Reserved {
 ///
 /// # Errors
 /// The address is in use, also when sockets of another process hold it that would share it, or cannot be bound.
-pub fn reserve(address: SocketAddr, count: usize) -> Result<Reserved, BindError> {
-    probe(address)?;
-    bound(address, count, false)
+pub fn reserve(traffic: Traffic, address: SocketAddr, count: usize) -> Result<Reserved, BindError> {
+    probe(traffic, address)?;
+    bound(traffic, address, count, false)
 }
 
 /// [`reserve`] for a process that takes another one's place: the address may be held by sockets that share it, of the same
@@ -58,30 +102,30 @@ pub fn reserve(address: SocketAddr, count: usize) -> Result<Reserved, BindError>
 ///
 /// # Errors
 /// The address is in use by sockets that do not share it, or cannot be bound.
-pub fn share(address: SocketAddr, count: usize) -> Result<Reserved, BindError> {
-    bound(address, count, true)
+pub fn share(traffic: Traffic, address: SocketAddr, count: usize) -> Result<Reserved, BindError> {
+    bound(traffic, address, count, true)
 }
 
-fn bound(address: SocketAddr, count: usize, shared: bool) -> Result<Reserved, BindError> {
+fn bound(traffic: Traffic, address: SocketAddr, count: usize, shared: bool) -> Result<Reserved, BindError> {
     let fail = |source| BindError::new(address, source);
-    let first = socket(address, Share::Yes).map_err(fail)?;
+    let first = socket(traffic, address, Share::Yes).map_err(fail)?;
     let bound = first.local_addr().map_err(fail)?.as_socket().unwrap_or(address);
     let mut sockets = vec![first];
     for _ in 1..count {
-        sockets.push(socket(bound, Share::Yes).map_err(fail)?);
+        sockets.push(socket(traffic, bound, Share::Yes).map_err(fail)?);
     }
-    Ok(Reserved { sockets, address: bound, shared })
+    Ok(Reserved { sockets, traffic, address: bound, shared })
 }
 
 /// Whether an address can be bound, by a socket that does not share: it is closed again without ever listening.
 ///
 /// # Errors
 /// Somebody listens there, sharing or not, or the address cannot be bound.
-pub fn probe(address: SocketAddr) -> Result<(), BindError> {
+pub fn probe(traffic: Traffic, address: SocketAddr) -> Result<(), BindError> {
     if address.port() == 0 {
         return Ok(());
     }
-    socket(address, Share::No).map(drop).map_err(|source| BindError::new(address, source))
+    socket(traffic, address, Share::No).map(drop).map_err(|source| BindError::new(address, source))
 }
 
 impl Reserved {
@@ -95,25 +139,33 @@ impl Reserved {
     ///
     /// # Errors
     /// The kernel refuses, for instance because somebody else listens there by now.
-    pub fn listen(self, options: ListenOptions) -> Result<Vec<TcpListener>, BindError> {
+    pub fn listen(self, options: ListenOptions) -> Result<Vec<Listening>, BindError> {
+        if self.traffic == Traffic::Datagrams {
+            return Ok(self.sockets.into_iter().map(|socket| Listening::Datagrams(socket.into())).collect());
+        }
         // Somebody may have begun to listen since; ours do not yet, so they do not stand in their own way.
         if !self.shared {
-            probe(self.address)?;
+            probe(self.traffic, self.address)?;
         }
         let backlog = i32::try_from(options.backlog).unwrap_or(i32::MAX);
         for socket in &self.sockets {
             socket.listen(backlog).map_err(|source| BindError::new(self.address, source))?;
         }
-        Ok(self.sockets.into_iter().map(TcpListener::from).collect())
+        Ok(self.sockets.into_iter().map(|socket| Listening::Connections(socket.into())).collect())
     }
 }
 
-/// [`reserve`] and [`Reserved::listen`].
+/// [`reserve`] and [`Reserved::listen`], for connections.
 ///
 /// # Errors
 /// See both.
 pub fn bind(address: SocketAddr, count: usize, options: ListenOptions) -> Result<Vec<TcpListener>, BindError> {
-    reserve(address, count)?.listen(options)
+    let sockets = reserve(Traffic::Connections, address, count)?.listen(options)?;
+    let connections = |socket| match socket {
+        Listening::Connections(socket) => Some(socket),
+        Listening::Datagrams(_) => None,
+    };
+    Ok(sockets.into_iter().filter_map(connections).collect())
 }
 
 impl BindError {
@@ -133,10 +185,17 @@ enum Share {
     No,
 }
 
-fn socket(address: SocketAddr, share: Share) -> std::io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    // A port whose connections are in TIME_WAIT can be bound; one that is listened on cannot.
-    socket.set_reuse_address(true)?;
+fn socket(traffic: Traffic, address: SocketAddr, share: Share) -> std::io::Result<Socket> {
+    let (kind, protocol) = match traffic {
+        Traffic::Connections => (Type::STREAM, Protocol::TCP),
+        Traffic::Datagrams => (Type::DGRAM, Protocol::UDP),
+    };
+    let socket = Socket::new(Domain::for_address(address), kind.nonblocking(), Some(protocol))?;
+    if traffic == Traffic::Connections {
+        // A port whose connections are in TIME_WAIT can be bound; one that is listened on cannot. (With datagrams it would
+        // mean to share.)
+        socket.set_reuse_address(true)?;
+    }
     if share == Share::Yes {
         socket.set_reuse_port(true)?;
     }

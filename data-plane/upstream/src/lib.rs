@@ -29,7 +29,7 @@ pub use dns::Resolver;
 pub use failure::UpstreamFailure;
 pub use host::{Host, HostMetric};
 pub use pool::direct::connect;
-pub use pool::{Checkout, DownstreamProtocol, PickContext, TcpCheckout, TcpUpstream, WorkerPools};
+pub use pool::{Checkout, DownstreamProtocol, PickContext, TcpCheckout, TcpUpstream, UdpCheckout, WorkerPools};
 pub use slot::{ClusterConfig, ClusterSlot};
 pub use snapshot::{ClusterSnapshot, HostSnapshot, TunnelSnapshot};
 pub use stats::ClusterMetric;

@@ -7,6 +7,7 @@
 
 mod checkout;
 mod connection;
+mod datagrams;
 mod dial;
 pub mod direct;
 mod host;
@@ -36,6 +37,7 @@ use crate::failure::UpstreamFailure;
 use crate::slot::ClusterSlot;
 use crate::stats::ClusterMetric;
 pub use checkout::{Checkout, TcpCheckout, TcpUpstream};
+pub use datagrams::UdpCheckout;
 use slot::{SlotPool, Step, TcpStep};
 
 /// What a request wants of its host and connection.
@@ -132,6 +134,18 @@ impl WorkerPools {
             TcpStep::Open(open) => Box::pin(open.run_tcp(&self.clusters)).await,
             TcpStep::Wait(wait) => Box::pin(wait.whole()).await,
         }
+    }
+
+    /// Picks a host for the datagrams of one session. Nothing is opened here: the caller has the socket.
+    ///
+    /// # Errors
+    /// See [`UpstreamFailure`]; a host that is a tunnel takes none.
+    pub fn checkout_udp(
+        &self,
+        slot: &Arc<ClusterSlot>,
+        context: &PickContext<'_>,
+    ) -> Result<UdpCheckout, UpstreamFailure> {
+        self.pool(slot).start_udp(context)
     }
 
     /// Leave for one retry, if the breaker or the budget allows it; counts `upstream_rq_retry` or its overflow.

@@ -196,7 +196,9 @@ impl ClusterSlot {
         }
     }
 
-    pub(crate) fn id(&self) -> u64 {
+    /// Unlike that of any other slot of the process.
+    #[must_use]
+    pub fn id(&self) -> u64 {
         self.id
     }
 

@@ -222,7 +222,10 @@ pub(crate) fn address_of(report: &mut Report, message: &core::Address, names: Na
 pub(crate) fn socket_address(report: &mut Report, message: &core::SocketAddress, names: Names) -> Option<Address> {
     use core::socket_address::{PortSpecifier, Protocol};
     if scalar::enumeration::<Protocol>(report, "protocol", message.protocol)? == Protocol::Udp {
-        report.error_at("protocol", "UDP is neither served nor dialled; use TCP");
+        report.error_at(
+            "protocol",
+            "UDP is for the addresses of listeners; leave it out: a host is asked as its proxy asks",
+        );
         return None;
     }
     if !message.resolver_name.is_empty() {

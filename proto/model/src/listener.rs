@@ -5,6 +5,7 @@ mod reverse;
 mod tcp_proxy;
 #[cfg(test)]
 mod tests;
+mod udp_proxy;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::tunnel::TunnelServer;
 
 pub(crate) use parse::{cidr, listener, socket, typed_filter};
 pub use reverse::ReverseAddress;
+pub use udp_proxy::{DatagramBuffer, UdpProxy, UdpTunneling};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Listener {
@@ -42,6 +44,28 @@ pub struct Listener {
     /// Open at once; no field of a `Listener` sets it.
     pub max_connections: Option<u64>,
     pub drain_modify_only: bool,
+    /// `protocol: UDP`: what is done with datagrams. There are no filter chains then.
+    pub udp: Option<Arc<UdpProxy>>,
+}
+
+impl Listener {
+    /// Where it is bound: TCP and UDP may have one port each.
+    #[must_use]
+    pub fn place(&self) -> Option<(SocketAddr, Transport)> {
+        self.address.map(|address| (address, self.transport()))
+    }
+
+    #[must_use]
+    pub const fn transport(&self) -> Transport {
+        if self.udp.is_some() { Transport::Udp } else { Transport::Tcp }
+    }
+}
+
+/// What a listener's socket takes: connections or datagrams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Transport {
+    Tcp,
+    Udp,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -26,6 +26,7 @@ use crate::report::{Parsed, Report};
 use crate::source::ConfigSource;
 use crate::tunnel::NamePattern;
 pub(crate) use action::total_weight;
+pub(crate) use headers::added as added_headers;
 pub(crate) use parse::{configuration, discovered_host};
 pub(crate) use pieces::discovered;
 

@@ -11,6 +11,7 @@
     reason = "a broken invariant ends the run, and the fuzzer keeps the input"
 )]
 
+mod capsules;
 mod documents;
 mod http1;
 mod http2;
@@ -39,6 +40,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "http1-response", run: http1::responses, seeds: http1::response_seeds, words: http1::WORDS },
     Target { name: "http2-request", run: http2::requests, seeds: http2::seeds, words: &[] },
     Target { name: "http2-response", run: http2::responses, seeds: http2::response_seeds, words: &[] },
+    Target { name: "capsules", run: capsules::streams, seeds: capsules::seeds, words: &[] },
     Target { name: "tls-hello", run: tls::hello, seeds: tls::seeds, words: &[] },
     Target { name: "tunnel-frame", run: tunnel::frames, seeds: tunnel::frame_seeds, words: tunnel::WORDS },
     Target { name: "tunnel-envoy", run: tunnel::envoy, seeds: tunnel::envoy_seeds, words: tunnel::WORDS },

@@ -23,7 +23,7 @@ pub(super) fn levels<'a>(
 }
 
 /// Applies one level's request mutations: removals first, as Envoy does.
-pub(super) fn mutate_request(head: &mut RequestHead, mutations: &HeaderMutations, record: &Record<'_>, hostname: &str) {
+pub(crate) fn mutate_request(head: &mut RequestHead, mutations: &HeaderMutations, record: &Record<'_>, hostname: &str) {
     remove(&mut head.fields, &mutations.request_remove);
     for add in &mutations.request_add {
         let value = value(&add.value, |format, out| {

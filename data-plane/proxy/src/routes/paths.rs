@@ -8,6 +8,7 @@ use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 
 use super::conditions::Subject;
+use crate::router::is_connect_udp;
 
 /// Routes of one path or prefix, in configuration order.
 type Indices = SmallVec<[u32; 2]>;
@@ -77,7 +78,7 @@ impl Paths {
                 best.offer(&[*index]);
             }
         }
-        if matches!(subject.head.method, culvert_http::Method::Connect) {
+        if matches!(subject.head.method, culvert_http::Method::Connect) || is_connect_udp(subject.head) {
             best.offer(&self.connect);
         }
         best.found()

@@ -42,7 +42,7 @@ fn the_wildcard_of_ipv6_is_not_that_of_ipv4() {
 fn a_successor_shares_the_address_and_has_it_alone_in_the_end() {
     let held = bind(loopback(), 2, ListenOptions::default()).unwrap();
     let address = held[0].local_addr().unwrap();
-    let mut successors = share(address, 1).unwrap().listen(ListenOptions::default()).unwrap();
+    let mut successors = share(Traffic::Connections, address, 1).unwrap().listen(ListenOptions::default()).unwrap();
     drop(held);
     for number in 0..32 {
         assert!(TcpStream::connect(address).is_ok(), "connection {number} finds the successor");
@@ -50,16 +50,16 @@ fn a_successor_shares_the_address_and_has_it_alone_in_the_end() {
     successors.clear();
     let alone = TcpListener::bind(loopback()).unwrap();
     let address = alone.local_addr().unwrap();
-    let refused = share(address, 1);
+    let refused = share(Traffic::Connections, address, 1);
     assert!(matches!(refused, Err(BindError::InUse(of)) if of == address), "its owner does not share, got {refused:?}");
 }
 
 #[test]
 fn an_address_that_was_taken_between_binding_and_listening_is_refused() {
-    let first = reserve(loopback(), 2).unwrap();
+    let first = reserve(Traffic::Connections, loopback(), 2).unwrap();
     let address = first.address();
     assert!(TcpStream::connect(address).is_err(), "nobody can connect to what is only bound");
-    let second = reserve(address, 2).unwrap();
+    let second = reserve(Traffic::Connections, address, 2).unwrap();
     let _listening = first.listen(ListenOptions::default()).unwrap();
     let refused = second.listen(ListenOptions::default());
     assert!(matches!(refused, Err(BindError::InUse(of)) if of == address), "{address} is held, got {refused:?}");
@@ -113,4 +113,22 @@ fn accepted_connections_inherit_no_delay_from_the_listening_socket() {
     let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (accepted, _) = listener.accept().unwrap();
     assert!(accepted.nodelay().unwrap(), "the kernel copies the option");
+}
+
+#[test]
+fn datagrams_have_sockets_of_their_own_beside_connections() {
+    let connections = bind(loopback(), 1, ListenOptions::default()).unwrap();
+    let address = connections[0].local_addr().unwrap();
+    let held = reserve(Traffic::Datagrams, address, 2).unwrap().listen(ListenOptions::default()).unwrap();
+    assert_eq!(held.len(), 2, "one socket for each worker, beside the listener of the same port");
+    let refused = reserve(Traffic::Datagrams, address, 1);
+    assert!(matches!(refused, Err(BindError::InUse(of)) if of == address), "{address} is held, got {refused:?}");
+    let peer = UdpSocket::bind(loopback()).unwrap();
+    peer.connect(address).unwrap();
+    let own = connected(address, peer.local_addr().unwrap()).unwrap();
+    peer.send(b"hello").unwrap();
+    own.set_nonblocking(false).unwrap();
+    own.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut buffer = [0; 10];
+    assert_eq!(own.recv(&mut buffer).expect("it comes to the socket of its sender"), 5, "bytes");
 }

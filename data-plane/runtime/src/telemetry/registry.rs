@@ -54,6 +54,12 @@ impl ScopePath {
         Self::named("tcp", "envoy_tcp_prefix", prefix)
     }
 
+    /// `udp.PREFIX`, tag `envoy_udp_prefix`.
+    #[must_use]
+    pub fn udp(prefix: impl Into<Arc<str>>) -> Self {
+        Self::named("udp", "envoy_udp_prefix", prefix)
+    }
+
     /// `root.NAME` with a tag of the caller's.
     #[must_use]
     pub fn named(root: &'static str, tag: &'static str, name: impl Into<Arc<str>>) -> Self {

@@ -8,17 +8,17 @@ mod inputs;
 mod warming;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_model::Name;
-use culvert_model::listener::Listener;
+use culvert_model::listener::{Listener, Transport};
 use culvert_model::tunnel::jwks::RemoteJwks;
-use culvert_proxy::{FilterChains, ListenerSlot, Process, serve_listener};
-use culvert_runtime::sockets::{self, BindError, ListenOptions, Reserved};
+use culvert_proxy::{FilterChains, ListenerSlot, Process, serve_datagrams, serve_listener};
+use culvert_runtime::sockets::{self, BindError, ListenOptions, Listening, Reserved, Traffic};
 use culvert_runtime::workers::Workers;
 
 use self::inputs::Prepared;
@@ -48,7 +48,7 @@ pub(crate) struct Listeners {
 struct Running {
     slot: Arc<ListenerSlot>,
     /// As configured.
-    address: Option<SocketAddr>,
+    place: Option<Place>,
     sockets: Sockets,
     /// The next generation, until what it needs is there.
     warming: Option<Warming>,
@@ -63,12 +63,12 @@ impl Running {
         &mut self,
         listener: &Listener,
         (workers, successor): (usize, bool),
-    ) -> Result<Vec<TcpListener>, BindError> {
+    ) -> Result<Vec<Listening>, BindError> {
         let options = ListenOptions { backlog: listener.tcp_backlog };
-        match (std::mem::replace(&mut self.sockets, Sockets::None), listener.address) {
+        match (std::mem::replace(&mut self.sockets, Sockets::None), listener.place()) {
             (Sockets::Reserved(reserved), _) => reserved.listen(options),
             (Sockets::Serving(taken_over), _) => Ok(taken_over),
-            (Sockets::None, Some(address)) => reserve(address, workers, successor)?.listen(options),
+            (Sockets::None, Some(place)) => reserve(place, workers, successor)?.listen(options),
             (Sockets::None, None) => Ok(Vec::new()),
         }
     }
@@ -82,7 +82,7 @@ enum Sockets {
     /// Bound; nothing is accepted before the first generation is there.
     Reserved(Reserved),
     /// Another handle of every socket that workers accept from.
-    Serving(Vec<TcpListener>),
+    Serving(Vec<Listening>),
 }
 
 impl Sockets {
@@ -116,7 +116,7 @@ impl Listeners {
 
     /// The slot of the listener of that name, if it keeps its place: an update then keeps its sockets.
     pub(super) fn slot_in_place(&self, listener: &Listener) -> Option<Arc<ListenerSlot>> {
-        let running = self.running.get(&listener.name).filter(|running| running.address == listener.address);
+        let running = self.running.get(&listener.name).filter(|running| running.place == listener.place());
         running.map(|running| Arc::clone(&running.slot))
     }
 
@@ -130,10 +130,11 @@ impl Listeners {
     }
 
     /// The sockets of a listener that leaves, if it serves on that address.
-    pub(super) fn handed_over(&self, address: SocketAddr, leaving: &HashSet<Name>) -> Option<&[TcpListener]> {
-        let mut running = self.running.iter().filter(|(name, running)| {
-            leaving.contains(*name) && running.address == Some(address) && address.port() != 0
-        });
+    pub(super) fn handed_over(&self, place: Place, leaving: &HashSet<Name>) -> Option<&[Listening]> {
+        let mut running = self
+            .running
+            .iter()
+            .filter(|(name, running)| leaving.contains(*name) && running.place == Some(place) && place.0.port() != 0);
         running.find_map(|(_, running)| match &running.sockets {
             Sockets::Serving(held) => Some(held.as_slice()),
             Sockets::Reserved(_) | Sockets::None => None,
@@ -142,9 +143,10 @@ impl Listeners {
 
     /// # Errors
     /// Another listener of ours has the address.
-    pub(super) fn check_unclaimed(&self, name: &Name, address: SocketAddr) -> Result<(), ApplyError> {
+    pub(super) fn check_unclaimed(&self, name: &Name, place: Place) -> Result<(), ApplyError> {
+        let address = place.0;
         // Also one that only waits: it would share the port once it serves.
-        let owner = self.running.iter().find(|(other, running)| *other != name && running.address == Some(address));
+        let owner = self.running.iter().find(|(other, running)| *other != name && running.place == Some(place));
         match owner.filter(|_| address.port() != 0) {
             Some((owner, _)) => Err(ApplyError::Duplicate { address, listener: Arc::clone(owner) }),
             None => Ok(()),
@@ -160,8 +162,8 @@ impl Applier {
     pub(crate) fn reserve(&mut self, listeners: &[Arc<Listener>]) -> Result<(), Vec<(Name, BindError)>> {
         let mut errors = Vec::new();
         for listener in listeners {
-            if let Some(address) = listener.address {
-                match reserve(address, self.workers.len(), self.successor) {
+            if let Some(place) = listener.place() {
+                match reserve(place, self.workers.len(), self.successor) {
                     Ok(reserved) => drop(self.listeners.reserved.insert(Arc::clone(&listener.name), reserved)),
                     Err(error) => errors.push((Arc::clone(&listener.name), error)),
                 }
@@ -191,8 +193,7 @@ impl Applier {
         let chains = prepared.compile(listener, &slot, &self.process, &self.overview, &mut self.listeners)?;
         let existed = self.listeners.running.contains_key(&name);
         if let Some(sockets) = sockets {
-            let running =
-                Running { slot: Arc::clone(&slot), address: chains.listener().address, sockets, warming: None };
+            let running = Running { slot: Arc::clone(&slot), place: chains.listener().place(), sockets, warming: None };
             if let Some(before) = self.listeners.running.insert(Arc::clone(&name), running) {
                 // Make before break: it drains once its successor serves or waits.
                 drop(before.sockets);
@@ -216,16 +217,17 @@ impl Applier {
 
     /// Sockets for an address that the listener does not have yet.
     fn sockets_for(&mut self, listener: &Listener) -> Result<Sockets, ApplyError> {
-        let Some(address) = listener.address else { return Ok(Sockets::None) };
+        let Some(place) = listener.place() else { return Ok(Sockets::None) };
+        let address = place.0;
         if let Some(reserved) = self.listeners.reserved.remove(&listener.name) {
             return Ok(Sockets::Reserved(reserved));
         }
-        if let Some(held) = self.listeners.handed_over(address, &self.listeners.leaving) {
-            let taken: Result<Vec<_>, _> = held.iter().map(TcpListener::try_clone).collect();
+        if let Some(held) = self.listeners.handed_over(place, &self.listeners.leaving) {
+            let taken: Result<Vec<_>, _> = held.iter().map(Listening::try_clone).collect();
             return Ok(taken.map(Sockets::Serving).map_err(|source| BindError::Other { address, source })?);
         }
-        self.listeners.check_unclaimed(&listener.name, address)?;
-        Ok(reserve(address, self.workers.len(), self.successor).map(Sockets::Reserved)?)
+        self.listeners.check_unclaimed(&listener.name, place)?;
+        Ok(reserve(place, self.workers.len(), self.successor).map(Sockets::Reserved)?)
     }
 
     /// Puts a generation in force; with the first one the workers begin to accept.
@@ -332,12 +334,23 @@ impl Applier {
     }
 }
 
-fn reserve(address: SocketAddr, workers: usize, successor: bool) -> Result<Reserved, BindError> {
-    if successor { sockets::share(address, workers) } else { sockets::reserve(address, workers) }
+/// An address, and whether connections or datagrams come there.
+type Place = (SocketAddr, Transport);
+
+pub(super) const fn traffic(transport: Transport) -> Traffic {
+    match transport {
+        Transport::Tcp => Traffic::Connections,
+        Transport::Udp => Traffic::Datagrams,
+    }
+}
+
+fn reserve((address, transport): Place, workers: usize, successor: bool) -> Result<Reserved, BindError> {
+    let traffic = traffic(transport);
+    if successor { sockets::share(traffic, address, workers) } else { sockets::reserve(traffic, address, workers) }
 }
 
 /// Starts the accept loops; returns another handle of each socket.
-async fn accept(workers: &Workers<OnWorker>, slot: &Arc<ListenerSlot>, sockets: Vec<TcpListener>) -> Vec<TcpListener> {
+async fn accept(workers: &Workers<OnWorker>, slot: &Arc<ListenerSlot>, sockets: Vec<Listening>) -> Vec<Listening> {
     let mut held = Vec::with_capacity(sockets.len());
     for (index, socket) in sockets.into_iter().enumerate() {
         match socket.try_clone() {
@@ -349,7 +362,11 @@ async fn accept(workers: &Workers<OnWorker>, slot: &Arc<ListenerSlot>, sockets: 
         let started = workers.run(index, move |state| {
             let worker = Rc::clone(&state.worker);
             tokio::task::spawn_local(async move {
-                if let Err(error) = serve_listener(worker, socket, Arc::clone(&slot)).await {
+                let served = match socket {
+                    Listening::Connections(socket) => serve_listener(worker, socket, Arc::clone(&slot)).await,
+                    Listening::Datagrams(socket) => serve_datagrams(worker, socket, Arc::clone(&slot)).await,
+                };
+                if let Err(error) = served {
                     tracing::error!(listener = %slot.name(), %error, "a worker does not accept");
                 }
             });

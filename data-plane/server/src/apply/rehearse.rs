@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use culvert_model::Name;
-use culvert_model::listener::Listener;
+use culvert_model::listener::{Listener, Transport};
 use culvert_model::resource::Resource;
 use culvert_model::route::{Action, Body, RouteConfiguration};
 use culvert_model::scope::ScopeRoutes;
@@ -15,7 +15,7 @@ use culvert_proxy::{ListenerSlot, RouteTable};
 use culvert_runtime::sockets;
 
 use super::applier::Applier;
-use super::listeners::compile_for_check;
+use super::listeners::{compile_for_check, traffic};
 use super::policies::material;
 use super::{ApplyError, Change, leaving};
 use crate::overview::Overview;
@@ -72,17 +72,18 @@ impl Applier {
         &self,
         listener: &Arc<Listener>,
         leaving: &HashSet<Name>,
-        taken: &mut HashSet<SocketAddr>,
+        taken: &mut HashSet<(SocketAddr, Transport)>,
     ) -> Result<(), ApplyError> {
         let slot = self.listeners.slot_in_place(listener);
-        if let Some(address) = listener.address.filter(|address| slot.is_none() && address.port() != 0) {
-            if !taken.insert(address) {
+        if let Some(place) = listener.place().filter(|(address, _)| slot.is_none() && address.port() != 0) {
+            let (address, transport) = place;
+            if !taken.insert(place) {
                 return Err(ApplyError::Duplicate { address, listener: "another one of this response".into() });
             }
-            if self.listeners.handed_over(address, leaving).is_none() {
-                self.listeners.check_unclaimed(&listener.name, address)?;
+            if self.listeners.handed_over(place, leaving).is_none() {
+                self.listeners.check_unclaimed(&listener.name, place)?;
                 if !self.successor {
-                    sockets::probe(address)?;
+                    sockets::probe(traffic(transport), address)?;
                 }
             }
         }

@@ -55,7 +55,7 @@ pub(super) enum TcpStep {
 }
 
 /// A host, as far as it is ready. `least_request`: the balancer compares the hosts' loads.
-enum Picked {
+pub(super) enum Picked {
     Host {
         host: Rc<HostPool>,
         least_request: bool,
@@ -145,7 +145,7 @@ impl SlotPool {
         Open { pool, config, host, offer, priority: context.priority, least_request }
     }
 
-    fn pick(&self, context: &PickContext<'_>, lane: Lane) -> Result<Picked, UpstreamFailure> {
+    pub(super) fn pick(&self, context: &PickContext<'_>, lane: Lane) -> Result<Picked, UpstreamFailure> {
         let mut cache = self.generation.borrow_mut();
         let generation = cache.load();
         let Some(config) = &generation.config else { return Err(UpstreamFailure::NoCluster) };
@@ -250,7 +250,7 @@ impl SlotPool {
         line.absence().map_or(UpstreamFailure::TunnelClosed, |failure| self.counted(failure))
     }
 
-    fn counted(&self, failure: UpstreamFailure) -> UpstreamFailure {
+    pub(super) fn counted(&self, failure: UpstreamFailure) -> UpstreamFailure {
         self.count(match failure {
             UpstreamFailure::AgentUnknown => ClusterMetric::TunnelAgentUnknown,
             UpstreamFailure::DestinationDenied { .. } => ClusterMetric::TunnelDestinationDenied,

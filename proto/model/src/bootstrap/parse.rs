@@ -202,8 +202,8 @@ fn distinct<'n>(report: &mut Report, field: &'static str, names: impl Iterator<I
 fn distinct_addresses(report: &mut Report, listeners: &[Arc<Listener>]) {
     let mut seen = HashMap::new();
     for listener in listeners {
-        let Some(address) = listener.address.filter(|address| address.port() != 0) else { continue };
-        if let Some(other) = seen.insert(address, &listener.name) {
+        let Some((address, transport)) = listener.place().filter(|(address, _)| address.port() != 0) else { continue };
+        if let Some(other) = seen.insert((address, transport), &listener.name) {
             let (one, other) = (clip(&listener.name), clip(other));
             report.error_at("listeners", format!("{one:?} and {other:?} have the same address, {address}"));
         }

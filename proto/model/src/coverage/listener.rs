@@ -21,6 +21,7 @@ pub(super) const TABLE: &[Covered] = &[
                 "tcp_backlog_size",
                 "bind_to_port",
                 "enable_reuse_port",
+                "udp_listener_config",
             ]),
             carried(&[
                 "metadata",
@@ -48,7 +49,6 @@ pub(super) const TABLE: &[Covered] = &[
                 "it decides which filter chain a connection gets; use filter_chain_match",
             ),
             refused(&["use_original_dst", "transparent"], "it decides where traffic goes"),
-            refused(&["udp_listener_config"], "only TCP is served"),
             refused(
                 &["api_listener"],
                 "culvert-proxy serves sockets; an api_listener is for gRPC clients without a proxy",
@@ -150,4 +150,79 @@ pub(super) const TABLE: &[Covered] = &[
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight",
         &[honoured(&["name", "weight", "metadata_match"])],
     ),
+    covered(
+        "envoy.config.listener.v3.UdpListenerConfig",
+        &[
+            honoured(&["downstream_socket_config"]),
+            refused(&["quic_options"], "HTTP/3 is not served"),
+            warned(&["udp_packet_packet_writer_config"], "datagrams are sent one by one"),
+        ],
+    ),
+    covered(
+        "envoy.config.core.v3.UdpSocketConfig",
+        &[honoured(&["max_rx_datagram_size"]), warned(&["prefer_gro"], "datagrams are received one by one")],
+    ),
+    covered(
+        "envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig",
+        &[
+            honoured(&[
+                "stat_prefix",
+                "cluster",
+                "matcher",
+                "idle_timeout",
+                "upstream_socket_config",
+                "access_log",
+                "tunneling_config",
+            ]),
+            warned(&["hash_policies"], "no balancer here hashes"),
+            warned(&["proxy_access_log", "access_log_options"], "sessions are logged when they end, by access_log"),
+            refused(&["use_original_src_ip"], "it decides which source hosts see"),
+            refused(
+                &["use_per_packet_load_balancing"],
+                "it decides where traffic goes; a session keeps to the host of its first datagram",
+            ),
+            refused(&["session_filters"], "they may decide where traffic goes"),
+        ],
+    ),
+    covered("envoy.extensions.filters.udp.udp_proxy.v3.Route", &[honoured(&["cluster"])]),
+    covered(
+        "envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig.UdpTunnelingConfig",
+        &[
+            honoured(&[
+                "proxy_host",
+                "proxy_port",
+                "target_host",
+                "default_target_port",
+                "retry_options",
+                "headers_to_add",
+                "buffer_options",
+            ]),
+            refused(&["use_post", "post_path"], "a POST names no target, and hosts would not know it as UDP"),
+            warned(&["propagate_response_headers", "propagate_response_trailers"], "no session filter could read them"),
+        ],
+    ),
+    covered(
+        "envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig.UdpTunnelingConfig.RetryOptions",
+        &[honoured(&["max_connect_attempts"]), warned(&["backoff_options"], "attempts follow each other at once")],
+    ),
+    covered(
+        "envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig.UdpTunnelingConfig.BufferOptions",
+        &[honoured(&["max_buffered_datagrams", "max_buffered_bytes"])],
+    ),
+    covered(
+        "xds.type.matcher.v3.Matcher",
+        &[
+            honoured(&["on_no_match"]),
+            refused(&["matcher_list", "matcher_tree"], "it decides where traffic goes; only on_no_match is read"),
+        ],
+    ),
+    covered(
+        "xds.type.matcher.v3.Matcher.OnMatch",
+        &[
+            honoured(&["action"]),
+            refused(&["matcher"], "it decides where traffic goes; let action name the cluster"),
+            carried(&["keep_matching"]),
+        ],
+    ),
+    covered("xds.core.v3.TypedExtensionConfig", &[honoured(&["typed_config"]), carried(&["name"])]),
 ];

@@ -15,10 +15,12 @@ use culvert_api::envoy::extensions::filters::network::reverse_tunnel::v3::{
     DrainAwareHttpConnectionManager, ReverseTunnel,
 };
 use culvert_api::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
+use culvert_api::envoy::extensions::filters::udp::udp_proxy::v3::UdpProxyConfig;
 use prost::Name as _;
 
 use super::{
     Cidr, FilterChain, FilterChainMatch, Listener, NetworkFilter, SourceType, TransportProtocol, reverse, tcp_proxy,
+    udp_proxy,
 };
 use crate::access_log;
 use crate::endpoint::{self, Address, Names};
@@ -38,6 +40,15 @@ pub(crate) fn listener(report: &mut Report, message: &api::Listener) -> Option<L
     if reverse.is_none() && !message.additional_addresses.is_empty() {
         let reason = "decides where clients may connect and is not honoured; give each address a listener of its own";
         report.error_at("additional_addresses", reason);
+    }
+    if let Some(address) = datagram_address(message) {
+        return datagrams(report, message, address);
+    }
+    if message.udp_listener_config.is_some() {
+        report.error_at(
+            "udp_listener_config",
+            "is for listeners of datagrams; set address.socket_address.protocol to UDP",
+        );
     }
     let address = match &message.address {
         _ if reverse.is_some() => None,
@@ -76,6 +87,41 @@ pub(crate) fn listener(report: &mut Report, message: &api::Listener) -> Option<L
         tcp_backlog: scalar::within(report, "tcp_backlog_size", message.tcp_backlog_size, 1, 1 << 16, TCP_BACKLOG),
         max_connections: None,
         drain_modify_only: drain == api::listener::DrainType::ModifyOnly,
+        udp: None,
+    })
+}
+
+/// The address of a listener of datagrams, as one of TCP.
+fn datagram_address(message: &api::Listener) -> Option<core::Address> {
+    use core::address::Address;
+    match message.address.as_ref()?.address.as_ref()? {
+        Address::SocketAddress(socket) if socket.protocol == core::socket_address::Protocol::Udp as i32 => {
+            let socket = core::SocketAddress { protocol: 0, ..socket.clone() };
+            Some(core::Address { address: Some(Address::SocketAddress(socket)) })
+        }
+        _ => None,
+    }
+}
+
+fn datagrams(report: &mut Report, message: &api::Listener, address: core::Address) -> Option<Listener> {
+    let name = scalar::name(report, "name", &message.name);
+    let address = report.field("address", |report| socket(report, &address));
+    let udp = udp_proxy::listener_filter(report, message);
+    let drain = scalar::enumeration::<api::listener::DrainType>(report, "drain_type", message.drain_type)?;
+    Some(Listener {
+        name: name?,
+        address: Some(address?),
+        reverse: Vec::new(),
+        filter_chains: Vec::new(),
+        default_filter_chain: None,
+        inspect_tls: false,
+        listener_filters_timeout: LISTENER_FILTERS_TIMEOUT,
+        buffer_limit: BUFFER_LIMIT,
+        access_log: Vec::new(),
+        tcp_backlog: TCP_BACKLOG,
+        max_connections: None,
+        drain_modify_only: drain == api::listener::DrainType::ModifyOnly,
+        udp: Some(Arc::new(udp?)),
     })
 }
 
@@ -109,6 +155,8 @@ fn listener_filters(report: &mut Report, filters: &[api::ListenerFilter]) -> boo
                 inspect |= report.unpack::<TlsInspector>(config).is_some();
             } else if name == HTTP_INSPECTOR {
                 report.warn(format!("{name} is not there; plaintext HTTP is told apart where it is served"));
+            } else if name == UdpProxyConfig::full_name() {
+                report.error(format!("{name} is for datagrams; set address.socket_address.protocol to UDP"));
             } else if name == PROXY_PROTOCOL {
                 report.error(format!(
                     "{name} is not there; take the client's address from x-forwarded-for (xff_num_trusted_hops)"

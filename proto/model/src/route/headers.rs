@@ -60,15 +60,8 @@ pub(super) fn of_cluster(report: &mut Report, message: &api::weighted_cluster::C
 }
 
 fn mutations(report: &mut Report, fields: &Fields<'_>) -> HeaderMutations {
-    let mut add = |field: &'static str, headers: &[core::HeaderValueOption]| {
-        if headers.len() > MAX_HEADERS {
-            report.error_at(field, format!("has {} headers, more than {MAX_HEADERS}", headers.len()));
-            return Vec::new();
-        }
-        report.items(field, headers, header)
-    };
-    let request_add = add("request_headers_to_add", fields.request_add);
-    let response_add = add("response_headers_to_add", fields.response_add);
+    let request_add = added(report, "request_headers_to_add", fields.request_add);
+    let response_add = added(report, "response_headers_to_add", fields.response_add);
     HeaderMutations {
         request_add,
         request_remove: report
@@ -77,6 +70,15 @@ fn mutations(report: &mut Report, fields: &Fields<'_>) -> HeaderMutations {
         response_remove: report
             .items("response_headers_to_remove", fields.response_remove, |report, name| removed(report, name)),
     }
+}
+
+/// Parses one list of headers that are added.
+pub(crate) fn added(report: &mut Report, field: &'static str, headers: &[core::HeaderValueOption]) -> Vec<HeaderAdd> {
+    if headers.len() > MAX_HEADERS {
+        report.error_at(field, format!("has {} headers, more than {MAX_HEADERS}", headers.len()));
+        return Vec::new();
+    }
+    report.items(field, headers, header)
 }
 
 #[expect(deprecated, reason = "configurations still use append")]
