@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use tokio::net::UdpSocket;
 
 use crate::Result;
-use crate::wait::eventually;
+use crate::wait::PATIENCE;
 
 /// YAML of a listener of datagrams on a free port; `fields` are further ones of its `UdpProxyConfig`, in flow style.
 #[must_use]
@@ -20,7 +20,7 @@ pub fn listener(name: &str, cluster: &str, fields: &str) -> String {
 }
 
 /// Fields of a `UdpProxyConfig` that put sessions into CONNECT-UDP.
-pub const TUNNELING: &str = "tunneling_config: {proxy_host: edge, target_host: 10.0.0.53, default_target_port: 53, buffer_options: {}, retry_options: {max_connect_attempts: 2}}";
+pub const TUNNELING: &str = "session_filters: [{name: http_capsule, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.session.http_capsule.v3.FilterConfig}}], tunneling_config: {proxy_host: edge, target_host: 10.0.0.53, default_target_port: 53, buffer_options: {}, retry_options: {max_connect_attempts: 2}}";
 
 /// Routes that end CONNECT-UDP and lead to the cluster, and what the connection manager has to have for it.
 #[must_use]
@@ -91,6 +91,13 @@ impl Asker {
 
     /// [`Self::ask`] until it comes back: datagrams may be lost.
     pub async fn ask_again(&self, datagram: &[u8]) -> Result {
-        eventually("a datagram comes back", async || self.ask(datagram).await).await
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            match self.ask(datagram).await {
+                Ok(()) => return Ok(()),
+                Err(error) if tokio::time::Instant::now() >= deadline => return Err(error),
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
     }
 }

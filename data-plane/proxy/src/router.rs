@@ -240,9 +240,6 @@ impl<'a> Stream<'a> {
         let mut timer = self.connection.timers.timer();
         if ends_here {
             let limits = (&limits, &mut timer);
-            if self.request.upgrade.is_some() {
-                return Box::pin(connect_udp::terminate(self, action, &chosen, limits, body, response)).await;
-            }
             return Box::pin(connect::terminate(self, action, &chosen, limits, body, response)).await;
         }
         // A tunnel that ends is no fault of the request's: one that may be sent twice is.

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::choice::Chosen;
 use super::failure::Failure;
 use super::limits::{Expired, Limits};
-use super::{Origin, Stream, Unanswered};
+use super::{Origin, Stream, Unanswered, connect_udp};
 use crate::flags::ResponseFlag;
 use crate::record::UpstreamSide;
 use crate::routes::Forward;
@@ -28,7 +28,7 @@ enum Broken {
     Host(#[from] std::io::Error),
 }
 
-/// Connects, answers 200, and carries bytes until both sides have ended.
+/// Connects, answers 200, and carries bytes until both sides have ended; datagrams, if those are asked for.
 pub(super) async fn terminate<'a>(
     stream: &mut Stream<'a>,
     action: &'a Forward,
@@ -37,6 +37,9 @@ pub(super) async fn terminate<'a>(
     body: &mut RequestBody<'_>,
     response: &mut ResponseSink<'_>,
 ) -> Result<(), Unanswered> {
+    if stream.request.upgrade.is_some() {
+        return Box::pin(connect_udp::terminate(stream, action, chosen, (limits, timer), body, response)).await;
+    }
     stream.record.attempts = 1;
     let context = PickContext {
         priority: action.config.priority,

@@ -118,6 +118,7 @@ fn listener(name: &str, address: &str, stat_prefix: &str) -> Listener {
         tcp_backlog: 16,
         max_connections: None,
         drain_modify_only: false,
+        udp: None,
         reverse: Vec::new(),
     }
 }

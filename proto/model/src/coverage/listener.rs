@@ -172,6 +172,7 @@ pub(super) const TABLE: &[Covered] = &[
                 "idle_timeout",
                 "upstream_socket_config",
                 "access_log",
+                "session_filters",
                 "tunneling_config",
             ]),
             warned(&["hash_policies"], "no balancer here hashes"),
@@ -181,7 +182,14 @@ pub(super) const TABLE: &[Covered] = &[
                 &["use_per_packet_load_balancing"],
                 "it decides where traffic goes; a session keeps to the host of its first datagram",
             ),
-            refused(&["session_filters"], "they may decide where traffic goes"),
+        ],
+    ),
+    covered(
+        "envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig.SessionFilter",
+        &[
+            honoured(&["typed_config"]),
+            carried(&["name"]),
+            refused(&["config_discovery"], "it decides what a session passes through"),
         ],
     ),
     covered("envoy.extensions.filters.udp.udp_proxy.v3.Route", &[honoured(&["cluster"])]),

@@ -42,7 +42,7 @@ pub(crate) fn listener(report: &mut Report, message: &api::Listener) -> Option<L
         report.error_at("additional_addresses", reason);
     }
     if let Some(address) = datagram_address(message) {
-        return datagrams(report, message, address);
+        return datagrams(report, message, &address);
     }
     if message.udp_listener_config.is_some() {
         report.error_at(
@@ -103,9 +103,9 @@ fn datagram_address(message: &api::Listener) -> Option<core::Address> {
     }
 }
 
-fn datagrams(report: &mut Report, message: &api::Listener, address: core::Address) -> Option<Listener> {
+fn datagrams(report: &mut Report, message: &api::Listener, address: &core::Address) -> Option<Listener> {
     let name = scalar::name(report, "name", &message.name);
-    let address = report.field("address", |report| socket(report, &address));
+    let address = report.field("address", |report| socket(report, address));
     let udp = udp_proxy::listener_filter(report, message);
     let drain = scalar::enumeration::<api::listener::DrainType>(report, "drain_type", message.drain_type)?;
     Some(Listener {

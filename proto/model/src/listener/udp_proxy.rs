@@ -103,6 +103,14 @@ fn parse(report: &mut Report, message: &api::UdpProxyConfig) -> Option<UdpProxy>
         Some(config) => Some(report.field("tunneling_config", |report| tunneling(report, config))?),
         None => None,
     };
+    let capsules = session_filters(report, message);
+    if tunneling.is_some() && !capsules && message.session_filters.is_empty() {
+        let reason =
+            format!("has no {HTTP_CAPSULE}: an Envoy sends datagrams bare then, here they are capsules all the same");
+        report.warn_at("session_filters", reason);
+    } else if tunneling.is_none() && capsules {
+        report.error_at("session_filters", format!("{HTTP_CAPSULE} is for tunneling_config, which is missing"));
+    }
     Some(UdpProxy {
         stat_prefix: stat_prefix?,
         cluster: cluster?,
@@ -112,6 +120,32 @@ fn parse(report: &mut Report, message: &api::UdpProxyConfig) -> Option<UdpProxy>
         access_log,
         tunneling,
     })
+}
+
+/// Whether datagrams become capsules. No other filter is there: each may decide where traffic goes.
+fn session_filters(report: &mut Report, message: &api::UdpProxyConfig) -> bool {
+    use api::udp_proxy_config::session_filter::ConfigType;
+    let mut capsules = false;
+    report.items("session_filters", &message.session_filters, |report, filter| -> Option<()> {
+        let config = match &filter.config_type {
+            Some(ConfigType::TypedConfig(config)) => config,
+            // The coverage tables have refused it.
+            Some(ConfigType::ConfigDiscovery(_)) => return None,
+            None => {
+                report.error_at("typed_config", format!("is missing for {:?}", clip(&filter.name)));
+                return None;
+            }
+        };
+        let name = config.type_name();
+        if name == HTTP_CAPSULE {
+            capsules = true;
+        } else {
+            report
+                .error_at("typed_config", format!("{name} is not there: it may decide where traffic goes; remove it"));
+        }
+        None
+    });
+    capsules
 }
 
 #[expect(deprecated, reason = "configurations still use cluster, as does Envoy's documentation")]
@@ -222,6 +256,8 @@ fn buffer(report: &mut Report, message: &api::udp_proxy_config::udp_tunneling_co
 
 const UDP_PROXY: &str =
     "envoy.filters.udp_listener.udp_proxy (envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig)";
+/// A message without fields.
+const HTTP_CAPSULE: &str = "envoy.extensions.filters.udp.udp_proxy.session.http_capsule.v3.FilterConfig";
 /// Envoy's defaults.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const DATAGRAM_SIZE: usize = 1500;

@@ -16,6 +16,9 @@ fn base() -> Value {
     })
 }
 
+const CAPSULES: &str = r#"[{"name": "http_capsule", "typed_config": {
+    "@type": "type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.session.http_capsule.v3.FilterConfig"}}]"#;
+
 /// The listener with these fields in its filter.
 fn with(fields: &str) -> String {
     let filter = json!({"@type": UDP, "stat_prefix": "dns", "cluster": "c"});
@@ -26,7 +29,7 @@ fn with(fields: &str) -> String {
 fn tunneling(fields: &str) -> String {
     let config = json!({"proxy_host": "edge", "target_host": "10.0.0.53", "default_target_port": 53});
     let config = patched(&config, &format!("{{{fields}}}"));
-    with(&format!(r#""tunneling_config": {config}"#))
+    with(&format!(r#""session_filters": {CAPSULES}, "tunneling_config": {config}"#))
 }
 
 fn inside(field: &str) -> String {
@@ -93,6 +96,8 @@ fn what_cannot_be_honoured_is_refused_with_its_path() {
         "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
         "stat_prefix": "t", "cluster": "c"}}]});
     let chains = format!(r#"{{"filter_chains": [{tcp}]}}"#);
+    let other =
+        format!(r#""session_filters": [{{"name": "x", "typed_config": {{"@type": "{ROUTE}", "cluster": "c"}}}}]"#);
     let rx = r#"{"udp_listener_config": {"downstream_socket_config": {"max_rx_datagram_size": "70000"}}}"#;
     refused(
         &base(),
@@ -109,7 +114,9 @@ fn what_cannot_be_honoured_is_refused_with_its_path() {
             (&with(r#""idle_timeout": "0s""#), &inside("idle_timeout"), "zero"),
             (&with(r#""use_original_src_ip": true"#), &inside("use_original_src_ip"), "source"),
             (&with(r#""use_per_packet_load_balancing": true"#), &inside("use_per_packet_load_balancing"), "keeps to"),
-            (&with(r#""session_filters": [{"name": "x"}]"#), &inside("session_filters"), "where traffic goes"),
+            (&with(r#""session_filters": [{"name": "x"}]"#), &inside("session_filters[0].typed_config"), "is missing"),
+            (&with(&other), &inside("session_filters[0].typed_config"), "where traffic goes"),
+            (&with(&format!(r#""session_filters": {CAPSULES}"#)), &inside("session_filters"), "tunneling_config"),
             (&tunneling(r#""target_host": "%X%""#), &inside("tunneling_config.target_host"), "command operators"),
             (&tunneling(r#""target_host": "a/b""#), &inside("tunneling_config.target_host"), "nor a host name"),
             (&tunneling(r#""proxy_host": "a b""#), &inside("tunneling_config.proxy_host"), "nor a host name"),
@@ -132,11 +139,14 @@ fn what_cannot_be_honoured_is_refused_with_its_path() {
 
 #[test]
 fn what_changes_little_is_warned_about() {
+    let config = r#"{"proxy_host": "edge", "target_host": "10.0.0.53", "default_target_port": 53}"#;
+    let bare = with(&format!(r#""tunneling_config": {config}"#));
     warned(
         &base(),
         parse,
         &[
             (&with(r#""hash_policies": [{"source_ip": true}]"#), &inside("hash_policies"), "hashes"),
+            (&bare, &inside("session_filters"), "capsules all the same"),
             (&with(r#""access_log_options": {}"#), &inside("access_log_options"), "when they end"),
         ],
     );
