@@ -12,6 +12,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 pub fn connected(local: SocketAddr, peer: SocketAddr) -> std::io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(local), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     socket.set_reuse_port(true)?;
+    // As those beside it.
+    if local.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
     socket.bind(&local.into())?;
     socket.connect(&peer.into())?;
     Ok(socket.into())
