@@ -246,7 +246,7 @@ fn there_are_as_many_sessions_as_the_cluster_may_have_connections() {
     on_worker(async {
         let breakers = Breakers { max_connections: 3, ..Breakers::default() };
         let mut cluster = cluster("echo", &[echo().await]);
-        cluster.breakers = [breakers.clone(), breakers];
+        cluster.breakers = [breakers; 2];
         let (gateway, address) = cloud(vec![cluster], proxy("echo"));
         let mut clients = Vec::new();
         for number in 0..5_u8 {
