@@ -22,6 +22,7 @@ const ROOTS: &[&str] = &[
     "culvert/control/v1/control.proto",
     "culvert/tunnel/v1/reverse_tunnel_reporting.proto",
     "culvert/tunnel/v1/tunnel_agent.proto",
+    "culvert/tunnel/v1/tunnel_cluster.proto",
     "culvert/tunnel/v1/tunnel_control.proto",
     "culvert/tunnel/v1/tunnel_inventory.proto",
     "culvert/tunnel/v1/tunnel_policy.proto",

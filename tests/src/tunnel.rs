@@ -101,3 +101,13 @@ pub async fn joined(cloud: &Gateway, count: usize) -> Result<Vec<Value>> {
     })
     .await
 }
+
+/// YAML of a cluster whose hosts are the agents that registered as others: `sources` are those of a `TunnelCluster`, as the
+/// inside of a flow sequence, and `more` further fields, each on a line of its own without indentation.
+#[must_use]
+pub fn sharing(name: &str, sources: &str, more: &str) -> String {
+    let more: String = more.lines().map(|line| format!("    {line}\n")).collect();
+    format!(
+        "  - name: {name}\n    cluster_type: {{name: culvert.clusters.tunnel, typed_config: {{\"@type\": type.googleapis.com/culvert.tunnel.v1.TunnelCluster, sources: [{sources}]}}}}\n{more}"
+    )
+}

@@ -10,7 +10,7 @@ use culvert_tests::client::{get, read_head, send, send_h2};
 use culvert_tests::gateway::{Gateway, HTTP2, cluster, http_listener};
 use culvert_tests::grpc;
 use culvert_tests::reverse;
-use culvert_tests::tunnel::{agent, connections, hosting, tcp_listener, tunnel_listener};
+use culvert_tests::tunnel::{agent, connections, hosting, sharing, tcp_listener, tunnel_listener};
 use culvert_tests::wait::{eventually, in_time};
 use http::Request;
 use http_body_util::Full;
@@ -35,9 +35,18 @@ enum Kind {
 #[derive(Debug, Clone, Copy)]
 struct Case {
     workers: usize,
+    /// Each is a cluster of the cloud too. Over ours and MOSN's dialect the agent has joined the first, and the others
+    /// share it.
     clusters: usize,
-    /// Over Envoy's dialect each is a cluster of the cloud too; over ours the cloud has one, which the agent has joined.
-    envoy: bool,
+    dialect: Dialect,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dialect {
+    Culvert,
+    /// As MOSN carries requests: one at a time.
+    Plain,
+    Envoy,
 }
 
 /// The clusters behind the edge: of each an HTTP/1 backend, and for all of them one for gRPC and one for WebSockets.
@@ -76,17 +85,21 @@ impl Behind {
 impl Case {
     async fn cloud(self) -> Result<Gateway> {
         let folder = TempDir::with_prefix("culvert-")?;
-        if !self.envoy {
-            let listeners = http_listener("in", "[{match: {prefix: /}, route: {cluster: edge}}]", WEBSOCKET, "")
-                + &tcp_listener("tcp", "edge")
-                + &tunnel_listener("tunnel", "");
-            return Gateway::start_in(folder, &listeners, &cluster("edge", &[], ""), "", self.workers).await;
-        }
-        let name = |index: usize| format!("r{index}");
+        let name = |index: usize| if index == 0 { "edge".to_owned() } else { format!("s{index}") };
         let routes: String = (0..self.clusters)
             .map(|index| format!("{{match: {{prefix: /{index}/}}, route: {{cluster: {}}}}}, ", name(index)))
             .collect();
-        let routes = format!("[{routes}{{match: {{prefix: /}}, route: {{cluster: {}}}}}]", name(0));
+        let routes = format!("[{routes}{{match: {{prefix: /}}, route: {{cluster: {}}}}}]", name(self.clusters - 1));
+        if self.dialect != Dialect::Envoy {
+            let tcp: String =
+                (0..self.clusters).map(|index| tcp_listener(&format!("tcp-{index}"), &name(index))).collect();
+            let listeners =
+                http_listener("in", &routes, WEBSOCKET, "") + &tcp + &tunnel_listener("tunnel", self.server());
+            let others = (1..self.clusters).map(|index| sharing(&name(index), "{registered_as: edge}", ""));
+            // In this order those that share come before the one that they name.
+            let clusters: String = others.chain([cluster("edge", &[], "")]).collect();
+            return Gateway::start_in(folder, &listeners, &clusters, "", self.workers).await;
+        }
         let listeners =
             http_listener("in", &routes, WEBSOCKET, "") + &reverse::tunnel_listener("ping_interval: 1s", "");
         let clusters: String =
@@ -94,16 +107,28 @@ impl Case {
         Gateway::start_in(folder, &listeners, &clusters, &reverse::responder_extension(""), self.workers).await
     }
 
+    fn server(self) -> &'static str {
+        if self.dialect == Dialect::Plain { "protocol: HTTP1" } else { "" }
+    }
+
     async fn edge(self, server: SocketAddr, behind: &Behind) -> Result<Gateway> {
-        let more = if self.envoy { "host_name: edge-7, envoy: {tenant_id: t}" } else { "host_name: edge-7" };
+        let more = match self.dialect {
+            Dialect::Culvert | Dialect::Plain => "host_name: edge-7",
+            Dialect::Envoy => "host_name: edge-7, envoy: {tenant_id: t}",
+        };
         let folder = TempDir::with_prefix("culvert-")?;
         Gateway::start_in(folder, &behind.listener(), &behind.clusters(), &agent(&[server], more), self.workers).await
     }
 
     fn kinds(self) -> &'static [Kind] {
-        // Envoy's dialect carries requests.
         const ALL: [Kind; 5] = [Kind::Http1, Kind::Http2, Kind::Grpc, Kind::WebSocket, Kind::Tcp];
-        if self.envoy { &ALL[..4] } else { &ALL }
+        match self.dialect {
+            Dialect::Culvert => &ALL,
+            // Envoy's dialect carries requests.
+            Dialect::Envoy => &ALL[..4],
+            // What else there is takes a plain tunnel for good.
+            Dialect::Plain => &ALL[..2],
+        }
     }
 }
 
@@ -156,12 +181,14 @@ async fn runs(case: Case) -> Result {
         Ok(now[0]["id"].clone())
     })
     .await?;
-    let (entry, tcp) = (cloud.listener("in")?, cloud.listener("tcp").ok());
+    let entry = cloud.listener("in")?;
+    let tcp: Vec<_> = (0..case.clusters).map(|index| cloud.listener(&format!("tcp-{index}")).ok()).collect();
     // Everything at a time.
     let mut exchanges = JoinSet::new();
     for turn in 0..TIMES {
         for kind in case.kinds().iter().copied() {
             for cluster in 0..case.clusters {
+                let tcp = tcp.get(cluster).copied().flatten();
                 exchanges.spawn(async move {
                     let done = exchange(entry, tcp, kind, cluster).await;
                     done.with_context(|| format!("{kind:?} to cluster {cluster}, turn {turn}"))
@@ -186,13 +213,14 @@ async fn runs(case: Case) -> Result {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_tunnel_serves_any_number_of_workers_clusters_and_all_protocols() -> Result {
-    for envoy in [false, true] {
-        for workers in [1, 3] {
+    for dialect in [Dialect::Culvert, Dialect::Envoy] {
+        for workers in [1, 8] {
             for clusters in [1, 4] {
-                let case = Case { workers, clusters, envoy };
+                let case = Case { workers, clusters, dialect };
                 runs(case).await.with_context(|| format!("{case:?}"))?;
             }
         }
     }
-    Ok(())
+    let case = Case { workers: 8, clusters: 4, dialect: Dialect::Plain };
+    runs(case).await.with_context(|| format!("{case:?}"))
 }

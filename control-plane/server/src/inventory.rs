@@ -9,7 +9,6 @@ mod shown;
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Bound;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -56,6 +55,14 @@ struct Entry {
     /// The stream that reported it last.
     stream: u64,
     at: SystemTime,
+}
+
+impl Entry {
+    /// Whether it joined that cluster, or serves it besides.
+    fn serves(&self, key: &Key, cluster: &str) -> bool {
+        let further = self.tunnel.details.iter().flat_map(|details| &details.further_clusters);
+        *key.cluster == *cluster || further.into_iter().any(|name| name == cluster)
+    }
 }
 
 /// One stream.
@@ -147,18 +154,11 @@ impl Inventory {
     /// What is asked for, of servers for which `visible` holds.
     fn find(&self, query: &Query, visible: impl Fn(&Server) -> bool) -> Page {
         let inner = self.inner.lock();
-        let empty: Arc<str> = Arc::from("");
-        let first = query.cluster.as_deref().map(|cluster| Key {
-            cluster: cluster.into(),
-            agent: Arc::clone(&empty),
-            server: Arc::clone(&empty),
-            name: Arc::clone(&empty),
-        });
         let asked = |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|wanted| *wanted == *found);
         let matching = inner
             .tunnels
-            .range((first.map_or(Bound::Unbounded, Bound::Included), Bound::Unbounded))
-            .take_while(|(key, _)| asked(&query.cluster, &key.cluster))
+            .iter()
+            .filter(|(key, entry)| query.cluster.as_deref().is_none_or(|wanted| entry.serves(key, wanted)))
             .filter(|(key, _)| asked(&query.agent, &key.agent) && asked(&query.server, &key.server))
             .filter_map(|(key, entry)| Some((key, entry, &inner.streams.get(&entry.stream)?.server)))
             .filter(|(.., server)| visible(server));

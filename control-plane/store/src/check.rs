@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use culvert_api::type_url;
-use culvert_model::resource::parse_any;
+use culvert_model::cluster::Discovery;
+use culvert_model::resource::{Resource as ParsedResource, parse_any};
 use culvert_xds::resource::TypeUrl;
 use culvert_xds::{Name, Resource, Version};
 
@@ -185,16 +186,29 @@ impl Checker {
     fn references(&mut self, draft: &Draft, by_name: &ByName<'_>) {
         for reference in references::of(draft) {
             let candidates = by_name.get(&(reference.type_url, reference.name.as_str()));
-            if candidates.into_iter().flatten().any(|found| found.selector.may_overlap(&draft.selector)) {
-                continue;
-            }
-            let kind = type_url::short_name(reference.type_url);
-            let elsewhere = if candidates.is_some() { ", only for other nodes" } else { "" };
-            let reason = format!("there is no {kind} {:?} for {}{elsewhere}", reference.name, draft.selector);
+            let mut found = candidates.into_iter().flatten();
+            let reason = match found.find(|found| found.selector.may_overlap(&draft.selector)) {
+                Some(found) if reference.is_registration && shares_agents(found) => format!(
+                    "Cluster {:?} has agents that registered as another one, and none registers as it; name that one",
+                    reference.name
+                ),
+                Some(_) => continue,
+                None => {
+                    let kind = type_url::short_name(reference.type_url);
+                    let elsewhere = if candidates.is_some() { ", only for other nodes" } else { "" };
+                    format!("there is no {kind} {:?} for {}{elsewhere}", reference.name, draft.selector)
+                }
+            };
             let findings = if self.options.strict { &mut self.errors } else { &mut self.warnings };
             findings.push(draft.finding(&reference.path, reason));
         }
     }
+}
+
+/// Whether the draft, of a cluster, is one whose agents register as others.
+fn shares_agents(draft: &Draft) -> bool {
+    let parsed = parse_any(&draft.type_url, &draft.value).value;
+    matches!(parsed, Ok(ParsedResource::Cluster(cluster)) if matches!(cluster.discovery, Discovery::Tunnels(_)))
 }
 
 /// Packs the resources, sharing those that did not change.

@@ -13,9 +13,13 @@ const MAX_DEPTH: usize = 100;
 pub(crate) struct Reference {
     /// Where: proto field names.
     pub(crate) path: String,
+    /// It is to a cluster that agents name when they dial in.
+    pub(crate) is_registration: bool,
     pub(crate) type_url: &'static str,
     pub(crate) name: String,
 }
+
+const REGISTRATION: &str = "culvert.tunnel.v1.TunnelSource.registered_as";
 
 /// Fields that hold the name of a resource. A third entry is the field beside it that says where the resource comes from:
 /// only what comes from us (ADS, or gRPC) can be missing here.
@@ -39,6 +43,7 @@ const FIELDS: &[(&str, &str, Option<&str>)] = &[
     ("envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig.name", type_url::SECRET, Some("sds_config")),
     ("culvert.tunnel.v1.EdsServers.service_name", type_url::CLUSTER_LOAD_ASSIGNMENT, Some("eds_config")),
     ("culvert.tunnel.v1.TunnelAgent.hosting_listener", type_url::LISTENER, None),
+    (REGISTRATION, type_url::CLUSTER, None),
 ];
 
 /// Everything that a resource refers to.
@@ -85,6 +90,9 @@ impl Walk {
                 let ours = source.is_none_or(|source| comes_from_us(message, source));
                 if ours && !name.is_empty() {
                     self.at(field.name(), |walk| walk.reference(target, name));
+                    if let Some(found) = self.found.last_mut() {
+                        found.is_registration = field.full_name() == REGISTRATION;
+                    }
                 }
                 continue;
             }
@@ -137,7 +145,8 @@ impl Walk {
     }
 
     fn reference(&mut self, target: &'static str, name: &str) {
-        self.found.push(Reference { path: self.path.clone(), type_url: target, name: name.to_owned() });
+        let (path, name) = (self.path.clone(), name.to_owned());
+        self.found.push(Reference { path, type_url: target, name, is_registration: false });
     }
 
     fn at(&mut self, step: &str, f: impl FnOnce(&mut Self)) {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use culvert_http::{ClientExchange, Io};
-use culvert_model::tunnel::TunnelServer;
+use culvert_model::tunnel::{NamePattern, TunnelServer};
 use culvert_runtime::drain::Watch;
 use culvert_runtime::telemetry::{Scope, ScopePath};
 use culvert_tunnel::agent::{Hosted, Hosting};
@@ -97,6 +97,7 @@ impl HostRegistry for ClusterHosts<'_> {
             ping_interval: claim.ping_interval,
             max_queued_requests: claim.max_queued_requests,
             max_connections_per_agent: claim.max_connections_per_agent,
+            may_serve: claim.may_serve,
         };
         match self.0.register(claim).await {
             Ok(lease) => Ok(Lease(lease)),
@@ -141,6 +142,10 @@ impl HostLease for Lease {
 
     fn set_weight(&self, weight: u32) {
         self.0.set_weight(weight);
+    }
+
+    fn set_may_serve(&self, clusters: &Arc<[NamePattern]>) -> bool {
+        self.0.set_may_serve(Some(Arc::clone(clusters)))
     }
 
     async fn exchange(&self) -> Option<ClientExchange> {

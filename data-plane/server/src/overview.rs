@@ -12,6 +12,7 @@ use culvert_tunnel::agent::Agent;
 use culvert_tunnel::lifecycle::Journal;
 use culvert_tunnel::server::{ReverseLimits, Tunnels};
 use culvert_tunnel::status::TunnelStatus;
+use culvert_upstream::TunnelSnapshot;
 use parking_lot::Mutex;
 
 use crate::remote_keys::RemoteKeys;
@@ -52,17 +53,14 @@ impl TunnelView {
 
     /// Oldest first.
     pub(crate) fn status(&self) -> Vec<TunnelStatus> {
-        let used: HashMap<SocketAddr, (u64, u64)> = self
-            .process
-            .clusters
-            .tunnels()
-            .into_iter()
-            .filter_map(|tunnel| Some((tunnel.peer?, (tunnel.requests, tunnel.active))))
-            .collect();
+        let hosts = self.process.clusters.tunnels();
+        let hosts: HashMap<SocketAddr, &TunnelSnapshot> =
+            hosts.iter().filter_map(|host| Some((host.peer?, host))).collect();
         let mut all = self.tunnels.status();
         for tunnel in &mut all {
-            let of_peer = tunnel.peer.and_then(|peer| used.get(&peer));
-            (tunnel.requests, tunnel.active) = of_peer.copied().unwrap_or_default();
+            let Some(host) = tunnel.peer.and_then(|peer| hosts.get(&peer)) else { continue };
+            (tunnel.requests, tunnel.active) = (host.requests, host.active);
+            tunnel.further_clusters = host.further_clusters.iter().map(ToString::to_string).collect();
         }
         all
     }

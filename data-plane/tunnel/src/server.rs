@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use culvert_http::{ClientExchange, Http2ClientOptions, Io};
-use culvert_model::tunnel::TunnelProtocol;
+use culvert_model::tunnel::{NamePattern, TunnelProtocol};
 use tokio::time::Instant;
 
 use crate::dialect::Dialect;
@@ -89,6 +89,10 @@ pub trait HostLease {
     /// Gives the host another weight (1 to 128) in later choices.
     fn set_weight(&self, weight: u32);
 
+    /// Says which clusters besides the one that it claimed it may serve; nothing new goes to others. Whether it served one
+    /// that is not among them.
+    fn set_may_serve(&self, clusters: &Arc<[NamePattern]>) -> bool;
+
     /// An exchange of our own with the agent, beside what requests borrow; waits until the connection is attached. `None`:
     /// it does not carry HTTP/2, or is gone.
     fn exchange(&self) -> impl Future<Output = Option<ClientExchange>>;
@@ -133,6 +137,8 @@ pub struct Claim {
     pub peer: Peer,
     /// The credential policy that let the agent in.
     pub policy: Option<Arc<str>>,
+    /// Clusters that share the agents of others may have it too if their name is among these. `None`: any.
+    pub may_serve: Option<Arc<[NamePattern]>>,
     /// In Envoy's dialect: by what clusters find the agent.
     pub reverse: Option<ReverseClaim>,
     /// What the connection carries.
@@ -159,6 +165,7 @@ impl Claim {
     fn take_grant(&mut self, grant: &Arc<Grant>) {
         self.host_name = Arc::clone(&grant.host_name);
         self.weight = grant.weight;
+        self.may_serve = Some(Arc::clone(&grant.clusters));
         self.policy = Some(Arc::clone(&grant.rule)).filter(|rule| !rule.is_empty());
         self.grant = Some(Arc::clone(grant));
         if self.instance.is_none() {

@@ -18,6 +18,8 @@ pub struct TunnelStatus {
     /// Of the last PING, in microseconds; only where the connection carries HTTP/2 as our two ends speak it.
     pub round_trip_us: Option<u64>,
     pub cluster: String,
+    /// Those that it serves besides. Filled in by whoever knows: the clusters.
+    pub further_clusters: Vec<String>,
     pub host_name: String,
     pub weight: u32,
     pub peer: Option<SocketAddr>,

@@ -14,7 +14,7 @@ use culvert_http::{BodyKind, Exchange, Io, ResponseHead};
 use culvert_model::agent::{ServerSource, TunnelAgent};
 use culvert_model::endpoint::Address;
 use culvert_model::tls::{CommonTls, TlsVersion, UpstreamTls};
-use culvert_model::tunnel::{ProtocolChoice, TunnelServer};
+use culvert_model::tunnel::{NamePattern, ProtocolChoice, TunnelServer};
 use culvert_runtime::drain::{self, Trigger, Watch};
 use culvert_runtime::sockets::{self, ListenOptions};
 use culvert_runtime::telemetry::Scope;
@@ -50,6 +50,10 @@ impl HostRegistry for Cluster {
 
 impl HostLease for Lease {
     fn set_weight(&self, _weight: u32) {}
+
+    fn set_may_serve(&self, _clusters: &Arc<[NamePattern]>) -> bool {
+        false
+    }
 
     async fn exchange(&self) -> Option<culvert_http::ClientExchange> {
         None
@@ -227,7 +231,7 @@ fn server() -> TunnelServer {
     TunnelServer {
         stat_prefix: "tunnels".into(),
         policies: Vec::new(),
-        allowed_clusters: Vec::new(),
+        allowed_clusters: Arc::default(),
         handshake_timeout: Duration::from_secs(5),
         max_handshake_bytes: 16_384,
         max_pending_handshakes: 1024,

@@ -14,7 +14,7 @@ use culvert_model::cluster::Balancer;
 use culvert_model::endpoint::Health;
 
 use crate::host::Host;
-use crate::tunnel::{TunnelClaim, Wish};
+use crate::tunnel::{ReverseNames, TunnelClaim, Wish};
 use group::{Group, Weights};
 use load::{Census, Loads};
 
@@ -185,6 +185,11 @@ impl HostSet {
     /// The connections of one tunnel agent.
     pub(crate) fn of_agent(&self, agent: &str) -> &[Arc<Host>] {
         self.agents.get(agent).map_or(&[], Group::hosts)
+    }
+
+    /// The connections of the agent of Envoy's dialect that has these names.
+    pub(crate) fn of_node(&self, names: &ReverseNames) -> &[Arc<Host>] {
+        names.nodes.last().and_then(|node| self.reverse.get(node)).map_or(&[], Group::hosts)
     }
 
     /// Chooses a connection for a request of a `reverse_connection` cluster. Envoy: a cluster id counts before a node id.

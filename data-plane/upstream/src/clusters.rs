@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::dns::Resolver;
 use crate::host::Host;
+use crate::sharing::Sharing;
 use crate::slot::ClusterSlot;
 use crate::snapshot::{ClusterSnapshot, HostSnapshot, TunnelSnapshot};
 use crate::tunnel::{RegisterError, TunnelClaim, TunnelLease};
@@ -42,6 +43,7 @@ pub(crate) struct Publisher {
     builds: AtomicU64,
     /// See [`Clusters::expect_agents`].
     pub(crate) arrivals: OnceLock<Instant>,
+    pub(crate) sharing: Sharing,
 }
 
 impl Clusters {
@@ -55,6 +57,7 @@ impl Clusters {
             wake: Notify::new(),
             builds: AtomicU64::new(0),
             arrivals: OnceLock::new(),
+            sharing: Sharing::default(),
         });
         let reverse = ClusterSlot::new(0, Name::from(REVERSE), Arc::clone(&publisher));
         if let Some(config) = Cluster::bare(REVERSE) {
@@ -86,9 +89,16 @@ impl Clusters {
     pub fn apply(&self, cluster: Arc<Cluster>, tls: Option<Arc<rustls::ClientConfig>>) {
         let slot = self.slot(&cluster.name);
         slot.apply(cluster, tls);
-        for host in self.reverse.tunnels().iter().filter(|host| joins(host, slot.name())) {
-            slot.share_tunnel(host);
-        }
+        self.share(&slot);
+    }
+
+    /// Finds the cluster the tunnels that it shares with others.
+    fn share(&self, slot: &Arc<ClusterSlot>) {
+        self.publisher.sharing.changed(slot, |name| {
+            let home = self.lookup(name).filter(|home| !Arc::ptr_eq(home, slot));
+            let of_envoy = self.reverse.tunnels().into_iter().filter(|host| is_registered_as(host, name));
+            of_envoy.chain(home.map(|home| home.tunnels()).unwrap_or_default()).collect()
+        });
     }
 
     /// Sets the endpoints of the EDS cluster of that name. May come before or after [`Self::apply`].
@@ -100,6 +110,7 @@ impl Clusters {
     pub fn remove(&self, cluster: &str) {
         let Some(slot) = self.lookup(cluster) else { return };
         slot.remove();
+        self.share(&slot);
         drop(slot);
         self.prune();
     }
@@ -138,27 +149,33 @@ impl Clusters {
             return Err(RegisterError::ClusterUnknown(claim.cluster));
         };
         let (lease, sequence) = slot.add_tunnel(claim)?;
-        slot.tunnels_published(sequence).await;
+        self.published(&lease, (slot, sequence), None).await;
         Ok(lease)
+    }
+
+    /// Returns when every worker can choose the tunnel in every cluster that it serves.
+    async fn published(&self, lease: &TunnelLease, home: (Arc<ClusterSlot>, u64), named: Option<&Arc<ClusterSlot>>) {
+        let further = self.publisher.sharing.registered(lease.host(), named);
+        for (slot, sequence) in [home].into_iter().chain(further) {
+            slot.tunnels_published(sequence).await;
+        }
     }
 
     /// As [`Self::register`], for all `reverse_connection` clusters, those to come included, and perhaps for the one that
     /// the claim names.
     async fn register_reverse(&self, claim: TunnelClaim) -> Result<TunnelLease, RegisterError> {
-        let joins = claim.reverse.as_ref().is_some_and(|names| names.joins);
+        let joins = claim.joins();
         let named = self.lookup(&claim.cluster).filter(|slot| joins && slot.config().is_some());
         let chosen_from = |slot: &Arc<ClusterSlot>| {
             slot.config().is_some_and(|config| matches!(config.cluster.discovery, Discovery::Reverse(_)))
         };
         // An agent that nobody can reach is told so, where the listener admits it to clusters by name.
-        if joins && named.is_none() && !self.slots().iter().any(chosen_from) {
+        let is_shared = || self.publisher.sharing.shares(&claim.cluster);
+        if joins && named.is_none() && !is_shared() && !self.slots().iter().any(chosen_from) {
             return Err(RegisterError::ClusterUnknown(claim.cluster));
         }
         let (lease, sequence) = self.reverse.add_tunnel(claim)?;
-        if let Some((slot, sequence)) = named.and_then(|slot| slot.share_tunnel(lease.host()).map(|at| (slot, at))) {
-            slot.tunnels_published(sequence).await;
-        }
-        self.reverse.tunnels_published(sequence).await;
+        self.published(&lease, (Arc::clone(&self.reverse), sequence), named.as_ref()).await;
         Ok(lease)
     }
 
@@ -187,11 +204,9 @@ impl Clusters {
     pub fn tunnels(&self) -> Vec<TunnelSnapshot> {
         let mut slots: Vec<_> = self.slots.lock().values().map(Arc::clone).collect();
         slots.sort_by(|a, b| a.name().cmp(b.name()));
-        let shared = |host: &Arc<Host>| host.tunnel().is_some_and(|connection| connection.claim().reverse.is_some());
         slots
             .iter()
             .flat_map(|slot| slot.tunnels())
-            .filter(|host| !shared(host))
             .chain(self.reverse.tunnels())
             .filter_map(|host| host.tunnel().map(|connection| TunnelSnapshot::of(connection)))
             .collect()
@@ -253,10 +268,8 @@ async fn run_publisher(publisher: Arc<Publisher>, registry: Weak<Clusters>) {
     }
 }
 
-/// Whether a host that is registered for `reverse_connection` clusters is to be one of that cluster's.
-fn joins(host: &Host, cluster: &str) -> bool {
-    let claim = host.tunnel().map(|connection| connection.claim());
-    claim.is_some_and(|claim| *claim.cluster == *cluster && claim.reverse.as_ref().is_some_and(|names| names.joins))
+fn is_registered_as(host: &Host, cluster: &str) -> bool {
+    host.tunnel().is_some_and(|connection| *connection.claim().cluster == *cluster)
 }
 
 fn snapshot(slot: &ClusterSlot) -> ClusterSnapshot {

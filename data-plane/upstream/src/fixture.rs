@@ -105,6 +105,7 @@ pub(crate) fn claim(cluster: &str, agent: &str) -> TunnelClaim {
         max_queued_requests: 100,
         max_connections_per_agent: usize::MAX,
         reverse: None,
+        may_serve: None,
     }
 }
 

@@ -18,6 +18,7 @@ pub mod failure;
 mod fixture;
 pub mod host;
 pub mod pool;
+mod sharing;
 pub mod slot;
 pub mod snapshot;
 pub mod stats;

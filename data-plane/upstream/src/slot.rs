@@ -1,6 +1,7 @@
 //! A cluster's place: what survives every update of it.
 
 mod builder;
+mod placed;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -18,10 +19,12 @@ use crate::breaker::Breakers;
 use crate::clusters::Publisher;
 use crate::failure::UpstreamFailure;
 use crate::host::Host;
+use crate::sharing::{Outcome, Place, Sharing};
 use crate::stats::{ClusterMetric, UpdateCounts};
-use crate::tunnel::{Absence, Opening, Queue, RegisterError, TunnelClaim, TunnelLease};
+use crate::tunnel::{Absence, Opening, Queue, RegisterError, TunnelClaim, TunnelEnd, TunnelLease};
 use builder::Builder;
 pub(crate) use builder::DnsName;
+use placed::Change;
 
 /// A name's place among the clusters. Routes hold slots, never names; a slot whose cluster is not there (yet) is
 /// absent: [`Self::config`] is `None` and a checkout fails with [`UpstreamFailure::NoCluster`].
@@ -162,6 +165,9 @@ impl ClusterSlot {
         each("membership_healthy", count(Health::Healthy));
         each("membership_degraded", count(Health::Degraded));
         each("membership_excluded", 0);
+        if self.has_tunnels() {
+            each("tunnel.withheld", self.builder.lock().placed.withheld());
+        }
         let Some(config) = &generation.config else { return };
         let priorities = [
             ("default", culvert_model::route::Priority::Default, &config.cluster.breakers[0]),
@@ -227,7 +233,7 @@ impl ClusterSlot {
     /// Takes a configuration; builds at once.
     pub(crate) fn apply(&self, cluster: Arc<Cluster>, tls: Option<Arc<rustls::ClientConfig>>) {
         self.breakers.set_limits(&cluster.breakers);
-        if matches!(cluster.discovery, Discovery::Reverse(_)) {
+        if matches!(cluster.discovery, Discovery::Reverse(_) | Discovery::Tunnels(_)) {
             self.queue.set_used();
         }
         let mut builder = self.builder.lock();
@@ -252,11 +258,17 @@ impl ClusterSlot {
         }
     }
 
-    /// Forgets the cluster; its tunnels drain.
+    /// Forgets the cluster; tunnels that are registered in it drain.
     pub(crate) fn remove(&self) {
         let mut builder = self.builder.lock();
         builder.clear();
+        let drained: Vec<_> = builder.tunnels().cloned().collect();
         self.publish(&mut builder);
+        drop(builder);
+        for connection in drained.iter().filter_map(|host| host.tunnel()) {
+            connection.drain(TunnelEnd::ClusterRemoved);
+            connection.further(|slot| slot.tunnels_changed());
+        }
     }
 
     pub(crate) fn add_tunnel(self: &Arc<Self>, claim: TunnelClaim) -> Result<(TunnelLease, u64), RegisterError> {
@@ -271,22 +283,66 @@ impl ClusterSlot {
         Ok((TunnelLease::new(Arc::clone(self), host, connection), sequence))
     }
 
-    /// Makes a host that is registered elsewhere one of this cluster's too; the change to wait for, if it does.
-    pub(crate) fn share_tunnel(&self, host: &Arc<Host>) -> Option<u64> {
-        let sequence = self.builder.lock().share_tunnel(host)?;
-        self.queue.set_used();
-        if let Some(connection) = host.tunnel() {
-            connection.join_further(Weak::clone(&self.me));
+    /// Says what a tunnel that is registered elsewhere is to this cluster.
+    pub(crate) fn place(self: &Arc<Self>, registered: &Arc<Host>, place: Place) -> Outcome {
+        let Some(connection) = registered.tunnel() else { return Outcome::Nothing };
+        let mut builder = self.builder.lock();
+        let change = builder.placed.place(registered.id(), connection, place);
+        let sequence = if change.is_some() { builder.advance() } else { builder.sequence() };
+        drop(builder);
+        if let Some(change) = &change {
+            if !self.tell(change) {
+                self.builder.lock().placed.displace(registered.id());
+                return Outcome::Nothing;
+            }
+            self.tunnels_changed();
         }
-        self.tunnels_changed();
-        Some(sequence)
+        match (place, change) {
+            (Place::Serves { .. }, _) => Outcome::Serves(sequence),
+            (Place::Withheld | Place::None, Some(Change::Went(_))) => Outcome::Ended,
+            (Place::Withheld | Place::None, _) => Outcome::Nothing,
+        }
     }
 
+    /// The cluster chooses a tunnel no more, whose host has that id where it is registered.
+    pub(crate) fn displace(self: &Arc<Self>, registered: u64) {
+        let mut builder = self.builder.lock();
+        let change = builder.placed.displace(registered);
+        builder.advance();
+        drop(builder);
+        if let Some(change) = change {
+            self.tell(&change);
+        }
+        self.tunnels_changed();
+    }
+
+    /// Tells the tunnel; whether it agrees: one that has ended meanwhile serves nobody.
+    fn tell(self: &Arc<Self>, change: &Change) -> bool {
+        match change {
+            Change::Moved => true,
+            Change::Came(host) => host.tunnel().is_some_and(|connection| connection.join(self, host)),
+            Change::Went(host) => {
+                host.tunnel().iter().for_each(|connection| connection.part(self));
+                true
+            }
+        }
+    }
+
+    /// What is registered elsewhere and serves here, or is withheld, by the ids of the hosts there.
+    pub(crate) fn placed(&self) -> Vec<u64> {
+        self.builder.lock().placed.ids()
+    }
+
+    /// A tunnel has ended, whether it was registered here or elsewhere.
     pub(crate) fn remove_tunnel(&self, host: u64) {
         let removed = self.builder.lock().remove_tunnel(host);
         if removed {
             self.tunnels_changed();
         }
+    }
+
+    pub(crate) fn sharing(&self) -> &Sharing {
+        &self.publisher.sharing
     }
 
     /// Waits until the tunnels are published as they were at `sequence`.
@@ -312,6 +368,16 @@ impl ClusterSlot {
         self.builder.lock().tunnels().cloned().collect()
     }
 
+    /// A tunnel that came to be shared may be free already, and requests that wait for it have not seen it yet.
+    fn serve_waiters(&self) {
+        if !self.queue.has_waiters() {
+            return;
+        }
+        let generation = self.current.load_full();
+        let tunnels = generation.hosts.members().iter().filter_map(|member| member.host.tunnel());
+        tunnels.for_each(|connection| self.queue.serve(connection));
+    }
+
     fn publish(&self, builder: &mut Builder) {
         let generation = builder.build();
         self.updates.members(generation.hosts.members().len());
@@ -319,5 +385,6 @@ impl ClusterSlot {
         self.warm.store(builder.is_warm(), Ordering::Release);
         self.published.store(builder.sequence(), Ordering::Release);
         self.changed.notify_waiters();
+        self.serve_waiters();
     }
 }

@@ -49,6 +49,8 @@ pub struct HostSnapshot {
 #[derive(Debug, Clone)]
 pub struct TunnelSnapshot {
     pub cluster: Name,
+    /// Which it serves besides.
+    pub further_clusters: Vec<Name>,
     pub agent: Arc<str>,
     pub peer: Option<SocketAddr>,
     pub weight: u32,
@@ -99,6 +101,7 @@ impl TunnelSnapshot {
         };
         Self {
             cluster: Name::clone(&claim.cluster),
+            further_clusters: connection.further_names(),
             agent: Arc::clone(&claim.agent),
             peer: claim.peer,
             weight: connection.weight(),

@@ -5,6 +5,7 @@
 //! one exchange. **Configuration pushes never remove a tunnel host; dropping the lease does, and nothing else.**
 
 mod connection;
+mod elsewhere;
 mod lane;
 mod lent;
 mod opening;
@@ -15,14 +16,14 @@ mod reverse;
 use std::fmt;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use culvert_http::Io;
 use culvert_http::client::{ClientExchange, Http1Client, Http2Client, Http2ClientOptions};
 use culvert_model::Name;
-use culvert_model::tunnel::TunnelProtocol;
+use culvert_model::tunnel::{NamePattern, TunnelProtocol};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -36,7 +37,7 @@ pub(crate) use opening::Opening;
 pub(crate) use presence::Absence;
 pub(crate) use queue::{Full, Queue};
 pub use reverse::ReverseNames;
-pub(crate) use reverse::{ANY, Wish, place};
+pub(crate) use reverse::Wish;
 
 /// An admitted agent's wish to be a host of a cluster, with one connection.
 #[derive(Debug, Clone)]
@@ -64,13 +65,20 @@ pub struct TunnelClaim {
     pub max_connections_per_agent: usize,
     /// Registered for every cluster of Envoy's `reverse_connection` type.
     pub reverse: Option<Box<ReverseNames>>,
+    /// Clusters that it may serve besides [`Self::cluster`]. `None`: any that shares its agents.
+    pub may_serve: Option<Arc<[NamePattern]>>,
 }
 
 impl TunnelClaim {
-    /// Whom requests may wait for.
-    fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+    /// Whom requests may wait for where it is registered.
+    fn names(&self) -> impl Iterator<Item = &Arc<str>> + Clone {
         let own = self.reverse.is_none().then_some(&self.agent);
         own.into_iter().chain(self.reverse.iter().flat_map(|names| names.all()))
+    }
+
+    /// Whether clusters find the agent by the name of the cluster that it claims.
+    pub(crate) fn joins(&self) -> bool {
+        self.reverse.as_ref().is_none_or(|names| names.joins)
     }
 }
 
@@ -221,6 +229,14 @@ impl TunnelLease {
     pub fn set_weight(&self, weight: u32) {
         self.connection.set_weight(weight);
         self.slot.tunnels_changed();
+        self.connection.further(|slot| slot.tunnels_changed());
+    }
+
+    /// Says which clusters it may serve besides the one that it is registered in (see [`TunnelClaim::may_serve`]).
+    /// Whether it served one that it may serve no more: nothing new goes there, but what is in flight goes on.
+    pub fn set_may_serve(&self, clusters: Option<Arc<[NamePattern]>>) -> bool {
+        self.connection.set_may_serve(clusters);
+        self.slot.sharing().judge(&self.host)
     }
 
     /// An exchange that no request asked for, and that no drain waits for, once HTTP/2 is open on the connection.
@@ -248,9 +264,7 @@ impl Drop for TunnelLease {
     fn drop(&mut self) {
         self.connection.set_gone(TunnelEnd::Closed);
         self.slot.remove_tunnel(self.host.id());
-        for slot in self.connection.take_further().iter().filter_map(Weak::upgrade) {
-            slot.remove_tunnel(self.host.id());
-        }
+        self.slot.sharing().ended(&self.host);
     }
 }
 

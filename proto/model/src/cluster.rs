@@ -6,6 +6,7 @@ mod dns;
 mod parse;
 mod protocol;
 pub mod reverse;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ use crate::tls::UpstreamTls;
 
 pub(crate) use parse::cluster;
 pub use reverse::ReverseConnection;
+pub use shared::TunnelSource;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cluster {
@@ -77,6 +79,8 @@ pub enum Discovery {
     },
     /// Agents in Envoy's dialect, whichever cluster they claim.
     Reverse(ReverseConnection),
+    /// Agents that registered as other clusters. Not empty.
+    Tunnels(Vec<TunnelSource>),
 }
 
 impl Cluster {

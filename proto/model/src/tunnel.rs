@@ -25,7 +25,7 @@ pub struct TunnelServer {
     /// Not empty: default deny.
     pub policies: Vec<CredentialPolicy>,
     /// Empty: any cluster.
-    pub allowed_clusters: Vec<NamePattern>,
+    pub allowed_clusters: Arc<[NamePattern]>,
     pub handshake_timeout: Duration,
     pub max_handshake_bytes: usize,
     pub max_pending_handshakes: usize,
@@ -62,7 +62,7 @@ pub struct CredentialPolicy {
     pub name: Name,
     pub tokens: Vec<DataSource>,
     /// Empty: those of the filter.
-    pub clusters: Vec<NamePattern>,
+    pub clusters: Arc<[NamePattern]>,
     /// Who sends the credential itself is refused.
     pub bound: bool,
 }
@@ -142,7 +142,7 @@ pub(crate) fn server(report: &mut Report, message: &api::TunnelServer) -> Option
     Some(TunnelServer {
         stat_prefix: message.stat_prefix.as_str().into(),
         policies,
-        allowed_clusters,
+        allowed_clusters: allowed_clusters.into(),
         handshake_timeout,
         max_handshake_bytes: size(max_handshake_bytes),
         max_pending_handshakes: size(max_pending_handshakes),
@@ -207,7 +207,7 @@ fn policy(report: &mut Report, message: &api::CredentialPolicy) -> Option<Creden
         }
     }
     let clusters = report.items("clusters", &message.clusters, |report, text| pattern(report, text));
-    Some(CredentialPolicy { name: name?, tokens, clusters, bound: message.require_tls_binding })
+    Some(CredentialPolicy { name: name?, tokens, clusters: clusters.into(), bound: message.require_tls_binding })
 }
 
 pub(crate) fn pattern(report: &mut Report, text: &str) -> Option<NamePattern> {

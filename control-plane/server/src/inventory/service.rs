@@ -124,7 +124,7 @@ impl TunnelInventory for Service {
         &self,
         request: Request<ListTunnelsRequest>,
     ) -> Result<Response<ListEndpointsResponse>, Status> {
-        self.page(&request).map(|page| Response::new(shown::endpoints(&page)))
+        self.page(&request).map(|page| Response::new(shown::endpoints(&page, &request.get_ref().cluster)))
     }
 }
 

@@ -72,11 +72,15 @@ fn tunnel((key, entry, server): &(Key, Entry, Server)) -> Tunnel {
     }
 }
 
-/// One assignment per cluster.
-pub(super) fn endpoints(page: &Page) -> ListEndpointsResponse {
+/// One assignment per cluster; `asked`: which, if only one is asked for.
+pub(super) fn endpoints(page: &Page, asked: &str) -> ListEndpointsResponse {
     let mut by_cluster: BTreeMap<&str, Vec<LbEndpoint>> = BTreeMap::new();
     for shown in &page.tunnels {
-        by_cluster.entry(&shown.0.cluster).or_default().push(endpoint(&tunnel(shown)));
+        let further = shown.1.tunnel.details.iter().flat_map(|details| &details.further_clusters);
+        let clusters = further.map(String::as_str).chain([&*shown.0.cluster]);
+        for cluster in clusters.filter(|cluster| asked.is_empty() || asked == *cluster) {
+            by_cluster.entry(cluster).or_default().push(endpoint(&tunnel(shown)));
+        }
     }
     let assignments = by_cluster.into_iter().map(|(cluster, lb_endpoints)| ClusterLoadAssignment {
         cluster_name: cluster.to_owned(),
@@ -160,6 +164,7 @@ pub(crate) fn json(inventory: &Inventory, request: &ListTunnelsRequest) -> Resul
         });
         json!({
             "cluster": one.cluster,
+            "further_clusters": details.further_clusters,
             "agent": one.agent,
             "server": one.server,
             "name": one.name,

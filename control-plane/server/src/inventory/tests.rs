@@ -122,3 +122,36 @@ fn a_query_finds_what_it_asks_for_page_by_page() {
     let hidden = inventory.find(&Query { page_size: 100, ..Query::default() }, |server| *server.id == *"s1");
     assert_eq!(hidden.total, 25, "what may not be seen is not counted either");
 }
+
+/// An agent that serves several clusters is found by each, and stands in the assignment of each.
+#[test]
+fn a_tunnel_is_found_by_every_cluster_that_it_serves() {
+    let inventory = limited(100, 100);
+    let lease = inventory.begin(server("s"));
+    let mut request = report(true, &[("t1", "a"), ("t2", "b")], &[]);
+    let details = request.added_tunnels[0].details.get_or_insert_default();
+    details.further_clusters = vec!["pay".to_owned(), "reports".to_owned()];
+    lease.report(request).unwrap();
+    let of = |cluster: &str| Query { cluster: Some(cluster.to_owned()), page_size: 100, ..Query::default() };
+    for (cluster, expected) in
+        [("edge", &["a@s/t1", "b@s/t2"][..]), ("pay", &["a@s/t1"]), ("reports", &["a@s/t1"]), ("other", &[])]
+    {
+        let (shown, _, total) = found(&inventory, &of(cluster));
+        assert_eq!(
+            (&shown[..], total),
+            (&expected.iter().map(ToString::to_string).collect::<Vec<_>>()[..], expected.len()),
+            "{cluster}"
+        );
+    }
+    let counts = |asked: &str, query: &Query| -> Vec<(String, usize)> {
+        let assignments = shown::endpoints(&inventory.find(query, |_| true), asked).assignments;
+        let count = |endpoints: &[culvert_api::envoy::config::endpoint::v3::LocalityLbEndpoints]| {
+            endpoints[0].lb_endpoints.len()
+        };
+        assignments.iter().map(|one| (one.cluster_name.clone(), count(&one.endpoints))).collect()
+    };
+    let named = |name: &str, count| (name.to_owned(), count);
+    let everything = Query { page_size: 100, ..Query::default() };
+    assert_eq!(counts("", &everything), [named("edge", 2), named("pay", 1), named("reports", 1)], "all");
+    assert_eq!(counts("pay", &of("pay")), [named("pay", 1)], "the one that is asked for");
+}

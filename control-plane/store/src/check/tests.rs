@@ -261,6 +261,41 @@ fn references_to_nothing_are_warnings_or_errors() {
     check(&folder.shown(&strict.errors), &expected);
 }
 
+/// Agents register as clusters that are there and that they join, not as those that share them: neither does a circle.
+#[test]
+fn clusters_that_share_agents_name_one_that_agents_join() {
+    let sharing = |name: &str, registered_as: &str| {
+        let config = format!(
+            "{{'@type': type.googleapis.com/culvert.tunnel.v1.TunnelCluster, sources: [{{registered_as: {registered_as}}}]}}"
+        );
+        cluster(name, &format!(", cluster_type: {{name: t, typed_config: {config}}}")).replace("type: STATIC, ", "")
+    };
+    let folder = Folder::new(&[
+        ("a.yaml", &sharing("a", "b")),
+        ("b.yaml", &sharing("b", "a")),
+        ("c.yaml", &sharing("c", "edge")),
+        ("d.yaml", &sharing("d", "nothing")),
+        ("e.yaml", &cluster("edge", "")),
+    ]);
+    let load = folder.load(Options::default());
+    assert!(load.directory.is_some(), "warnings do not refuse a directory: {:?}", load.errors);
+    let shown = folder.shown(&load.warnings);
+    let path = "cluster_type.typed_config.sources[0].registered_as";
+    let expected = [
+        ("a.yaml", format!("{path}: Cluster \"b\" has agents that registered as another one")),
+        ("b.yaml", format!("{path}: Cluster \"a\" has agents that registered as another one")),
+        ("d.yaml", format!("{path}: there is no Cluster \"nothing\"")),
+    ];
+    assert_eq!(shown.len(), expected.len(), "{shown:#?}");
+    for (seen, (file, text)) in shown.iter().zip(expected) {
+        assert!(seen.starts_with(file) && seen.contains(&text), "expected {file} {text:?}, saw {seen:?}");
+    }
+    let strict = folder.load(Options { strict: true, ..Options::default() });
+    assert_eq!(strict.errors.len(), 3, "{:?}", strict.errors);
+    let own = Folder::new(&[("a.yaml", &format!("node: culvert-proxy\nresources: {}", sharing("a", "a")))]);
+    check(&own.errors(), &["sources[0].registered_as: culvert-proxy refuses this: \"a\" is the cluster at hand"]);
+}
+
 #[test]
 fn what_culvert_proxy_does_not_honour_is_an_error_for_its_nodes_only() {
     let odd = cluster("c", ", type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED").replace("type: STATIC, ", "");

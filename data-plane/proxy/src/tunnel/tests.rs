@@ -22,7 +22,7 @@ fn server() -> TunnelServer {
     TunnelServer {
         stat_prefix: "tunnels".into(),
         policies: Vec::new(),
-        allowed_clusters: Vec::new(),
+        allowed_clusters: Arc::default(),
         handshake_timeout: Duration::from_secs(60),
         max_handshake_bytes: 16_384,
         max_pending_handshakes: 20_000,

@@ -15,6 +15,7 @@ pub(super) fn json(looked: &Looked) -> Value {
         .map(|tunnel| {
             json!({
                 "cluster": &*tunnel.cluster,
+                "further_clusters": tunnel.further_clusters.iter().map(|name| &**name).collect::<Vec<_>>(),
                 "agent": &*tunnel.agent,
                 "peer": tunnel.peer.map(|peer| peer.to_string()),
                 "weight": tunnel.weight,

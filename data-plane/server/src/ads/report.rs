@@ -219,6 +219,7 @@ fn message(tunnel: &TunnelStatus) -> ReverseTunnel {
             sent_bytes: tunnel.sent_bytes,
             events: events.collect(),
             listener: tunnel.listener.clone(),
+            further_clusters: tunnel.further_clusters.clone(),
         }),
     }
 }

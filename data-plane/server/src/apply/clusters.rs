@@ -178,8 +178,10 @@ fn service_name(cluster: &Cluster) -> Option<&Name> {
     match &cluster.discovery {
         Discovery::Eds { service_name, .. } if service_name.is_empty() => Some(&cluster.name),
         Discovery::Eds { service_name, .. } => Some(service_name),
-        Discovery::Static(_) | Discovery::StrictDns { .. } | Discovery::LogicalDns { .. } | Discovery::Reverse(_) => {
-            None
-        }
+        Discovery::Static(_)
+        | Discovery::StrictDns { .. }
+        | Discovery::LogicalDns { .. }
+        | Discovery::Reverse(_)
+        | Discovery::Tunnels(_) => None,
     }
 }

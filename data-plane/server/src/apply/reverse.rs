@@ -119,7 +119,7 @@ fn servers(cluster: &Cluster) -> Vec<ServerSource> {
         Discovery::Eds { service_name, config } => {
             vec![ServerSource::Eds { service_name: Arc::clone(service_name), config: config.clone() }]
         }
-        Discovery::Reverse(_) => {
+        Discovery::Reverse(_) | Discovery::Tunnels(_) => {
             tracing::error!(cluster = %cluster.name, "an rc:// address leads to agents, where tunnel servers are needed");
             Vec::new()
         }

@@ -82,7 +82,7 @@ fn listener(name: &str, address: &str, stat_prefix: &str) -> Listener {
     let server = TunnelServer {
         stat_prefix: stat_prefix.into(),
         policies: Vec::new(),
-        allowed_clusters: Vec::new(),
+        allowed_clusters: Arc::default(),
         handshake_timeout: Duration::from_secs(5),
         max_handshake_bytes: 16384,
         max_pending_handshakes: 16,

@@ -25,7 +25,7 @@ use super::handshake::{OpeningError, linger};
 use super::identity::Denial;
 use super::joined::{First, Joined, run};
 use super::pending::Pending;
-use super::policy::PolicyError;
+use super::policy::{PolicyError, may_serve};
 use super::registered::{FORBIDDEN, HANDOVER};
 use super::standing::{Standing, Turn};
 use super::tunnels::Place;
@@ -161,8 +161,8 @@ impl<R: HostRegistry> Accepted<'_, R> {
             match standing.turn().await {
                 // Its dialect has no word for it.
                 Turn::Expiring => {}
-                Turn::Weight(weight) => lease.set_weight(weight),
-                Turn::Withdrawn(denial) => {
+                Turn::Changed(changed) => {
+                    let Some(denial) = standing.change(lease, changed) else { continue };
                     self.metrics.inc(ServerMetric::Withdrawn);
                     tracing::info!(id = %claim.id, reason = %denial, "an Envoy tunnel is allowed no more");
                     trigger.start(FORBIDDEN);
@@ -198,6 +198,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
             weight: 1,
             peer: joining.peer.clone(),
             policy: admitted.policy.clone(),
+            may_serve: may_serve(config, admitted.policy.as_deref()),
             reverse: Some(ReverseClaim {
                 tenant: admitted.identity.tenant.as_str().into(),
                 isolated: acceptor.tunnels.reverse().tenant_isolation,

@@ -112,6 +112,8 @@ pub struct Grant {
     pub host_name: Arc<str>,
     pub weight: u32,
     pub weights: (u32, u32),
+    /// That it may serve.
+    pub clusters: Arc<[NamePattern]>,
     /// Of its identity.
     pub max_connections: usize,
     /// Of its source; `None`: any number.
@@ -240,6 +242,7 @@ impl Policy {
             rule: Arc::clone(&rule.name),
             weight: wish.weight.clamp(rule.weights.0, rule.weights.1),
             weights: rule.weights,
+            clusters: Arc::clone(&rule.clusters),
             max_connections: rule.max_connections,
             max_connections_per_source: self.config.max_connections_per_source.map(usize::from),
             duplicates: rule.duplicates,

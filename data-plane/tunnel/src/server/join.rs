@@ -110,6 +110,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
             host_name: Arc::from(&*claimed.init.host_name),
             weight,
             peer: claimed.peer.clone(),
+            may_serve: policy::may_serve(config, policy.as_deref()),
             policy,
             reverse: None,
             protocol: agreed.protocol,

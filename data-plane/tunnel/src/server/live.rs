@@ -116,6 +116,7 @@ impl Live {
             },
             round_trip_us: self.round_trip().and_then(|time| u64::try_from(time.as_micros()).ok()),
             cluster: self.claim.cluster.to_string(),
+            further_clusters: Vec::new(),
             host_name: self.claim.host_name.to_string(),
             weight: self.weight.get(),
             peer: self.claim.peer.address,

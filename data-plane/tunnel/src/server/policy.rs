@@ -96,6 +96,13 @@ pub(super) fn check_bearer(
     allowed(clusters, cluster).map(|()| Some(Arc::clone(&policy.name)))
 }
 
+/// The clusters that an agent may serve which a policy (`None`: none was asked for) has let in. `None`: any.
+pub(super) fn may_serve(config: &TunnelServer, policy: Option<&str>) -> Option<Arc<[NamePattern]>> {
+    let named = |policy_name: &str| config.policies.iter().find(|policy| *policy.name == *policy_name);
+    let own = policy.and_then(named).map(|policy| &policy.clusters).filter(|clusters| !clusters.is_empty());
+    Some(own.unwrap_or(&config.allowed_clusters)).filter(|clusters| !clusters.is_empty()).cloned()
+}
+
 pub(super) fn allowed(clusters: &[NamePattern], cluster: &str) -> Result<(), PolicyError> {
     if clusters.is_empty() || clusters.iter().any(|pattern| pattern.matches(cluster)) {
         Ok(())

@@ -154,8 +154,8 @@ impl<L: HostLease> Registered<'_, L> {
         loop {
             match standing.turn().await {
                 Turn::Expiring => self.tell(ServerNotice::Reconnect { delay: Duration::ZERO, target: None }),
-                Turn::Weight(weight) => self.lease.set_weight(weight),
-                Turn::Withdrawn(denial) => {
+                Turn::Changed(changed) => {
+                    let Some(denial) = standing.change(self.lease, changed) else { continue };
                     self.metrics.inc(ServerMetric::Withdrawn);
                     let identity = self.claim.grant.as_ref().map(|grant| grant.identity.to_string());
                     tracing::info!(id = %self.claim.id, identity, reason = %denial, "a tunnel is allowed no more");

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
+use super::HostLease;
 use super::identity::{Denial, Grant, Policy, Proof, Wish};
 
 /// The identity policies of the process, by name. **A name without a policy admits nobody.**
@@ -56,8 +57,19 @@ pub(super) struct Standing {
 pub(super) enum Turn {
     /// It expires soon: an agent that dials now can show something better.
     Expiring,
-    /// It has another weight.
-    Weight(u32),
+    /// Something else is granted: see [`Standing::change`].
+    Changed(Changed),
+}
+
+/// What is granted now and was not before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Changed {
+    Granted {
+        /// `None`: as before.
+        weight: Option<u32>,
+        /// Whether it may serve other clusters.
+        clusters: bool,
+    },
     /// It is allowed no more.
     Withdrawn(Denial),
 }
@@ -109,33 +121,47 @@ impl Standing {
                     Event::Expired => {}
                 },
             }
-            if let Some(turn) = self.judge_again() {
-                self.withdrawn = matches!(turn, Turn::Withdrawn(_));
-                return turn;
+            if let Some(changed) = self.judge_again() {
+                self.withdrawn = matches!(changed, Changed::Withdrawn(_));
+                return Turn::Changed(changed);
             }
         }
     }
 
-    fn judge_again(&mut self) -> Option<Turn> {
+    /// Puts a change in force; why the tunnel is allowed no more, if it is not. **What it carries for a cluster that it may
+    /// serve no more** cannot be told from the rest: it ends as one that may serve nobody, and its agent dials anew.
+    pub(super) fn change(&mut self, lease: &impl HostLease, changed: Changed) -> Option<Denial> {
+        match changed {
+            Changed::Withdrawn(denial) => Some(denial),
+            Changed::Granted { weight, clusters } => {
+                weight.into_iter().for_each(|weight| lease.set_weight(weight));
+                self.withdrawn = clusters && lease.set_may_serve(&self.grant.clusters);
+                self.withdrawn.then_some(Denial::Cluster)
+            }
+        }
+    }
+
+    fn judge_again(&mut self) -> Option<Changed> {
         let wish = Wish { cluster: &self.cluster, host_name: &self.host_name, weight: self.weight };
         let judged = judge(self.policy.borrow_and_update().as_deref(), &self.proof, wish);
         let grant = match judged {
             Ok(grant) => grant,
-            Err(denial) => return Some(Turn::Withdrawn(denial)),
+            Err(denial) => return Some(Changed::Withdrawn(denial)),
         };
         // By these it is known already; a new connection gets what it is now.
         if grant.identity != self.grant.identity {
-            return Some(Turn::Withdrawn(Denial::NoRule));
+            return Some(Changed::Withdrawn(Denial::NoRule));
         }
         if grant.host_name != self.grant.host_name {
-            return Some(Turn::Withdrawn(Denial::HostName));
+            return Some(Changed::Withdrawn(Denial::HostName));
         }
-        let weight = (grant.weight != self.grant.weight).then_some(Turn::Weight(grant.weight));
+        let weight = (grant.weight != self.grant.weight).then_some(grant.weight);
+        let clusters = grant.clusters != self.grant.clusters;
         if grant.until != self.grant.until {
             self.notice = notice(&grant, SystemTime::now());
         }
         self.grant = Arc::new(grant);
-        weight
+        (weight.is_some() || clusters).then_some(Changed::Granted { weight, clusters })
     }
 }
 

@@ -83,6 +83,10 @@ impl HostLease for Lease {
 
     fn set_weight(&self, _weight: u32) {}
 
+    fn set_may_serve(&self, _clusters: &Arc<[NamePattern]>) -> bool {
+        false
+    }
+
     async fn exchange(&self) -> Option<ClientExchange> {
         None
     }
@@ -124,7 +128,7 @@ fn config() -> TunnelServer {
     TunnelServer {
         stat_prefix: "tunnels".into(),
         policies: Vec::new(),
-        allowed_clusters: Vec::new(),
+        allowed_clusters: Arc::default(),
         handshake_timeout: Duration::from_secs(5),
         max_handshake_bytes: 16_384,
         max_pending_handshakes: 1024,

@@ -1,7 +1,7 @@
 //! The control service between both ends, over HTTP/2 that a cluster opens on the tunnel.
 
 use culvert_http::{ClientExchange, Http2Client};
-use culvert_model::tunnel::TunnelProtocol;
+use culvert_model::tunnel::{NamePattern, TunnelProtocol};
 
 use parking_lot::Mutex;
 
@@ -49,6 +49,10 @@ impl HostLease for StreamLease {
 
     fn drain(&self) {
         self.drain.notify_one();
+    }
+
+    fn set_may_serve(&self, _clusters: &Arc<[NamePattern]>) -> bool {
+        false
     }
 
     fn set_weight(&self, weight: u32) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::failure::UpstreamFailure;
 use crate::slot::ClusterSlot;
-use crate::tunnel::{ANY, Opening, Queue, TunnelConnection, place};
+use crate::tunnel::{Opening, Queue, TunnelConnection};
 
 /// A queue, and the name under which the request waits there.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// For agents that registered for this cluster.
+    /// For agents that serve this cluster.
     pub(super) fn own(slot: &Arc<ClusterSlot>, agent: Option<&str>) -> Self {
         Self {
             slot: Arc::clone(slot),
@@ -34,13 +34,6 @@ impl Line {
             opening: Opening::default(),
             chosen: None,
         }
-    }
-
-    /// For agents in Envoy's dialect that joined `cluster` by its name.
-    pub(super) fn joined(reverse: &Arc<ClusterSlot>, cluster: &str, agent: Option<&str>) -> Self {
-        let name = place(cluster, agent.unwrap_or(ANY)).into();
-        let is_named = agent.is_some();
-        Self { name: Some(name), is_named, ..Self::own(reverse, None) }
     }
 
     /// For agents in Envoy's dialect that have that name of their own.

@@ -324,7 +324,7 @@ impl Wait {
             Err(_) => return Err(self.pool.nobody_left(&self.line)),
         };
         // A host that is in no generation any more has drained: its connection goes back.
-        let host = self.pool.host_of(lent.connection()).ok_or(UpstreamFailure::TunnelClosed)?;
+        let host = self.pool.host_of(&self.line, lent.connection()).ok_or(UpstreamFailure::TunnelClosed)?;
         Ok((host, lent))
     }
 

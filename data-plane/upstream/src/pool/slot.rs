@@ -161,8 +161,7 @@ impl SlotPool {
         let least_request = matches!(hosts.balancer(), Balancer::LeastRequest { .. });
         let choice = choose(hosts, context.agent, &mut cursors);
         let Some(mut choice) = choice else {
-            let lines = [self.own_line(context.agent), self.joined_line(context.agent)];
-            return self.nobody(lines, least_request);
+            return self.nobody([self.own_line(context.agent)], least_request);
         };
         for _ in 0..context.fresh_picks {
             if choice.host.address().is_none_or(|address| !context.tried.contains(&address)) {
@@ -178,13 +177,7 @@ impl SlotPool {
         };
         match lane.lend(&choice, hosts) {
             Some((host, lent)) => Ok(Picked::Lent { host: self.host(host, config), lent, least_request }),
-            None => {
-                let line = match connection.claim().reverse {
-                    None => self.own_line(context.agent),
-                    Some(_) => self.joined_line(context.agent),
-                };
-                Ok(self.queued(line, connection, least_request))
-            }
+            None => Ok(self.queued(self.own_line(context.agent), connection, least_request)),
         }
     }
 
@@ -202,10 +195,11 @@ impl SlotPool {
         };
         let line = |name| Line::reverse(&self.reverse, name, &config.opening);
         let mut cache = self.agents.borrow_mut();
-        let picked = cache.load().hosts.pick_reverse(&wish, cursors);
+        let hosts = &cache.load().hosts;
+        let picked = hosts.pick_reverse(&wish, cursors);
         let Some((choice, is_group)) = picked else { return self.nobody([line(wish.group), line(wish.node)], false) };
         let wished = if is_group { wish.group } else { wish.node };
-        if let Some((host, lent)) = lend_among(&choice, &config.opening) {
+        if let Some((host, lent)) = lend_among(&choice, hosts, &config.opening) {
             return Ok(Picked::Lent { host: self.host(host, config), lent, least_request: false });
         }
         let suits = |connection: &&Arc<TunnelConnection>| connection.suits(&config.opening);
@@ -219,10 +213,6 @@ impl SlotPool {
 
     fn own_line(&self, agent: Option<&str>) -> Line {
         Line::own(&self.stats.slot, agent)
-    }
-
-    fn joined_line(&self, agent: Option<&str>) -> Line {
-        Line::joined(&self.reverse, self.stats.slot.name(), agent)
     }
 
     fn queued(&self, line: Line, chosen: &Arc<TunnelConnection>, least_request: bool) -> Picked {
@@ -279,8 +269,8 @@ impl SlotPool {
     }
 
     /// The pool of a tunnel's host, once it has been lent after a wait; `None`: it is in no generation any more.
-    pub(super) fn host_of(&self, connection: &TunnelConnection) -> Option<Rc<HostPool>> {
-        let host = connection.host()?;
+    pub(super) fn host_of(&self, line: &Line, connection: &TunnelConnection) -> Option<Rc<HostPool>> {
+        let host = connection.host_in(line.queue())?;
         let mut cache = self.generation.borrow_mut();
         let config = cache.load().config.as_ref()?;
         Some(self.host(&host, config))
@@ -291,7 +281,7 @@ impl SlotPool {
         let mut cache = self.candidates(line).borrow_mut();
         let free = |connection: &&Arc<TunnelConnection>| matches!(connection.phase(), Phase::Idle | Phase::Open);
         for connection in tunnels(&cache.load().hosts, line).filter(free) {
-            connection.queue().serve(connection);
+            line.queue().serve(connection);
             if !line.queue().has_waiters() {
                 return;
             }
@@ -333,5 +323,5 @@ fn choose<'a>(hosts: &'a HostSet, agent: Option<&str>, cursors: &mut Cursors) ->
 /// Those that serve the line.
 fn tunnels<'a>(hosts: &'a HostSet, line: &Line) -> impl Iterator<Item = &'a Arc<TunnelConnection>> {
     let tunnels = hosts.members().iter().filter_map(|member| member.host.tunnel());
-    tunnels.filter(move |connection| connection.answers_to(line.name()))
+    tunnels.filter(move |connection| connection.answers_to(line.queue(), line.name()))
 }

@@ -10,11 +10,12 @@ use culvert_model::endpoint::{Address, Endpoints, Health};
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
+use super::placed::PlacedTunnels;
 use super::{ClusterConfig, ClusterSlot, Generation, TlsClients};
 use crate::balance::{HostSet, Member, Policy};
 use crate::clusters::Publisher;
 use crate::host::{Host, HostPlace, Target};
-use crate::tunnel::{Opening, Queue, RegisterError, TunnelClaim, TunnelConnection, TunnelEnd};
+use crate::tunnel::{Opening, Queue, RegisterError, TunnelClaim, TunnelConnection};
 
 /// A name and a port to be resolved.
 pub(crate) type DnsName = (Arc<str>, u16);
@@ -30,7 +31,10 @@ pub(super) struct Builder {
     lookups: Lookups,
     /// Hosts of the configuration, to keep their identity.
     known: HashMap<Identity, Arc<Host>, foldhash::fast::RandomState>,
+    /// Those that are registered in this cluster.
     tunnels: BTreeMap<u64, Arc<Host>>,
+    /// Those that are registered elsewhere.
+    pub(super) placed: PlacedTunnels,
     agents: HashMap<Arc<str>, usize, foldhash::fast::RandomState>,
     sequence: u64,
 }
@@ -109,18 +113,13 @@ impl Builder {
         self.assignment = None;
         self.answers.clear();
         self.lookups = Lookups::default();
-        // Those in Envoy's dialect serve other clusters too.
-        let own = |connection: &&Arc<TunnelConnection>| connection.claim().reverse.is_none();
-        for connection in self.tunnels.values().filter_map(|host| host.tunnel()).filter(own) {
-            connection.drain(TunnelEnd::ClusterRemoved);
-        }
     }
 
     /// Whether the cluster knows its endpoints, or that its names do not resolve.
     pub(super) fn is_warm(&self) -> bool {
         match self.config.as_ref().map(|config| &config.cluster.discovery) {
             None => false,
-            Some(Discovery::Static(_) | Discovery::Reverse(_)) => true,
+            Some(Discovery::Static(_) | Discovery::Reverse(_) | Discovery::Tunnels(_)) => true,
             Some(Discovery::Eds { .. }) => self.assignment.is_some(),
             Some(Discovery::StrictDns { .. } | Discovery::LogicalDns { .. }) => self
                 .lookups
@@ -135,7 +134,8 @@ impl Builder {
         claim: TunnelClaim,
         queue: &Arc<Queue>,
     ) -> Result<(Arc<Host>, u64), RegisterError> {
-        if self.config.is_none() {
+        let takes = |config: &&Arc<ClusterConfig>| !matches!(config.cluster.discovery, Discovery::Tunnels(_));
+        if self.config.as_ref().filter(takes).is_none() {
             return Err(RegisterError::ClusterUnknown(claim.cluster));
         }
         let agent = Arc::clone(&claim.agent);
@@ -153,21 +153,10 @@ impl Builder {
         Ok((host, self.sequence))
     }
 
-    /// Takes a host that is registered elsewhere; `None`: the cluster is not there, or of a kind that takes none.
-    pub(super) fn share_tunnel(&mut self, host: &Arc<Host>) -> Option<u64> {
-        let takes = |config: &&Arc<ClusterConfig>| !matches!(config.cluster.discovery, Discovery::Reverse(_));
-        self.config.as_ref().filter(takes)?;
-        if self.tunnels.insert(host.id(), Arc::clone(host)).is_none() {
-            *self.agents.entry(Arc::clone(host.hostname())).or_default() += 1;
-            self.sequence += 1;
-            Some(self.sequence)
-        } else {
-            None
-        }
-    }
-
     pub(super) fn remove_tunnel(&mut self, host: u64) -> bool {
-        let Some(host) = self.tunnels.remove(&host) else { return false };
+        let Some(host) = self.tunnels.remove(&host) else {
+            return self.placed.displace(host).is_some();
+        };
         host.set_gone();
         if let Some(count) = self.agents.get_mut(host.hostname()) {
             *count -= 1;
@@ -187,6 +176,12 @@ impl Builder {
         self.sequence
     }
 
+    /// Something changed that the next generation shows; its number.
+    pub(super) fn advance(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
+    }
+
     /// Builds a generation from all of it. Costs a hash per host of the configuration and a clone per host.
     pub(super) fn build(&mut self) -> Generation {
         let Some(config) = self.config.clone() else {
@@ -199,7 +194,7 @@ impl Builder {
             | Discovery::StrictDns { endpoints, .. }
             | Discovery::LogicalDns { endpoints, .. } => Some(Arc::clone(endpoints)),
             Discovery::Eds { .. } => self.assignment.clone(),
-            Discovery::Reverse(_) => None,
+            Discovery::Reverse(_) | Discovery::Tunnels(_) => None,
         };
         let mut members = self.tunnel_members();
         let changed = match &endpoints {
@@ -228,21 +223,24 @@ impl Builder {
         config
     }
 
-    /// Tunnels serve in the first priority, as one locality.
+    /// Tunnels serve as one locality, those that are registered here in the first priority.
     fn tunnel_members(&self) -> Vec<Member> {
-        self.tunnels
-            .values()
-            .filter_map(|host| host.tunnel().map(|connection| (host, connection)))
-            .filter(|(_, connection)| connection.is_live())
-            .map(|(host, connection)| Member {
+        let own = self.tunnels.values().map(|host| (host, 0));
+        let mut members: Vec<_> = own
+            .chain(self.placed.serving())
+            .filter_map(|(host, priority)| Some((host, priority, host.tunnel()?)))
+            .filter(|(.., connection)| connection.is_live())
+            .map(|(host, priority, connection)| Member {
                 host: Arc::clone(host),
                 weight: connection.weight().max(1),
                 health: Health::Healthy,
-                priority: 0,
+                priority,
                 locality: usize::MAX,
                 locality_weight: Some(1),
             })
-            .collect()
+            .collect();
+        members.sort_by_key(|member| member.priority);
+        members
     }
 
     /// Adds the hosts of the configuration; whether they are others than before.
@@ -290,9 +288,11 @@ impl Builder {
             Discovery::LogicalDns { .. } => {
                 answer.first().map(|address| (Identity::Name(name), *address)).into_iter().collect()
             }
-            Discovery::Static(_) | Discovery::StrictDns { .. } | Discovery::Eds { .. } | Discovery::Reverse(_) => {
-                answer.iter().map(|address| (Identity::Address(*address), *address)).collect()
-            }
+            Discovery::Static(_)
+            | Discovery::StrictDns { .. }
+            | Discovery::Eds { .. }
+            | Discovery::Reverse(_)
+            | Discovery::Tunnels(_) => answer.iter().map(|address| (Identity::Address(*address), *address)).collect(),
         }
     }
 
@@ -349,7 +349,9 @@ impl ClusterConfig {
     fn dns(&self) -> Option<(Vec<DnsName>, DnsOptions)> {
         let (endpoints, dns) = match &self.cluster.discovery {
             Discovery::StrictDns { endpoints, dns } | Discovery::LogicalDns { endpoints, dns } => (endpoints, dns),
-            Discovery::Static(_) | Discovery::Eds { .. } | Discovery::Reverse(_) => return None,
+            Discovery::Static(_) | Discovery::Eds { .. } | Discovery::Reverse(_) | Discovery::Tunnels(_) => {
+                return None;
+            }
         };
         let mut names: Vec<DnsName> = Vec::new();
         for endpoint in endpoints.localities.iter().flat_map(|locality| &locality.endpoints) {

@@ -13,12 +13,12 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
+use super::elsewhere::Elsewhere;
 use super::lent::{Lent, What};
 use super::opening::Opening;
 use super::queue::Queue;
 use super::{TunnelClaim, TunnelEnd};
 use crate::host::Host;
-use crate::slot::ClusterSlot;
 
 /// The shared half of a registration: the lease's owner attaches the connection to it, any worker uses it.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub(crate) struct TunnelConnection {
     registered: Instant,
     queue: Arc<Queue>,
     /// Clusters besides that of the registration in which it is a host.
-    further: Mutex<Vec<Weak<ClusterSlot>>>,
+    pub(super) elsewhere: Elsewhere,
     inner: Mutex<Inner>,
     /// What [`Inner::state`] is, to be read without the lock. Written under the lock.
     phase: AtomicU8,
@@ -82,15 +82,16 @@ pub(crate) enum Phase {
 }
 
 impl TunnelConnection {
-    pub(crate) fn new(claim: TunnelClaim, queue: Arc<Queue>) -> Arc<Self> {
-        let awaited = queue.join(&claim);
+    pub(crate) fn new(mut claim: TunnelClaim, queue: Arc<Queue>) -> Arc<Self> {
+        let elsewhere = Elsewhere::new(claim.may_serve.take());
+        let awaited = queue.join(&claim, claim.names());
         let connection = Arc::new(Self {
             weight: AtomicU32::new(claim.weight),
             claim,
             host: OnceLock::new(),
             registered: Instant::now(),
             queue,
-            further: Mutex::default(),
+            elsewhere,
             inner: Mutex::new(Inner { state: State::Pending, owner: None, drain_end: TunnelEnd::Drained }),
             phase: AtomicU8::new(Phase::Pending as u8),
             draining: AtomicBool::new(false),
@@ -125,13 +126,9 @@ impl TunnelConnection {
         debug_assert!(first.is_ok(), "a connection has one host");
     }
 
-    /// `None`: the host is in no generation any more.
-    pub(crate) fn host(&self) -> Option<Arc<Host>> {
-        self.host.get()?.upgrade()
-    }
-
-    pub(crate) fn queue(&self) -> &Queue {
-        &self.queue
+    /// As what it stands in that queue's cluster. `None`: it is in no generation of it any more.
+    pub(crate) fn host_in(&self, queue: &Queue) -> Option<Arc<Host>> {
+        if self.is_of(queue) { self.host.get()?.upgrade() } else { self.elsewhere.host_in(queue) }
     }
 
     pub(crate) fn registered(&self) -> Instant {
@@ -166,24 +163,21 @@ impl TunnelConnection {
         }
     }
 
-    /// Notes a further cluster that it is a host of.
-    pub(crate) fn join_further(&self, slot: Weak<ClusterSlot>) {
-        self.further.lock().push(slot);
+    /// Whether it serves those that wait there for `name`; `None`: for any connection.
+    pub(crate) fn answers_to(&self, queue: &Queue, name: Option<&str>) -> bool {
+        name.is_none_or(|wanted| self.names_in(queue).any(|name| **name == *wanted))
     }
 
-    /// Does something with each further cluster.
-    pub(super) fn further(&self, each: impl Fn(&ClusterSlot)) {
-        let slots: Vec<_> = self.further.lock().iter().filter_map(Weak::upgrade).collect();
-        slots.iter().for_each(|slot| each(slot));
+    /// What it is called there.
+    pub(super) fn names_in(&self, queue: &Queue) -> impl Iterator<Item = &Arc<str>> + Clone {
+        let is_home = self.is_of(queue);
+        let own = is_home.then(|| self.claim.names()).into_iter().flatten();
+        own.chain((!is_home).then_some(&self.claim.agent))
     }
 
-    pub(super) fn take_further(&self) -> Vec<Weak<ClusterSlot>> {
-        std::mem::take(&mut self.further.lock())
-    }
-
-    /// Whether it serves those that wait for `name`; `None`: for any connection.
-    pub(crate) fn answers_to(&self, name: Option<&str>) -> bool {
-        name.is_none_or(|wanted| self.claim.names().any(|name| **name == *wanted))
+    /// Whether it is registered there.
+    pub(super) fn is_of(&self, queue: &Queue) -> bool {
+        std::ptr::eq(queue, &raw const *self.queue)
     }
 
     /// Says that a request waits for it, to whoever attaches it. The first one decides how it is opened.
@@ -271,7 +265,7 @@ impl TunnelConnection {
         inner.state = state;
         self.set_phase(phase);
         drop(inner);
-        self.queue.serve(self);
+        self.serve_waiters();
     }
 
     /// Makes the plain connection available, whose watcher's waker is registered.
@@ -279,9 +273,16 @@ impl TunnelConnection {
         inner.state = State::Idle(client);
         self.set_phase(Phase::Idle);
         drop(inner);
-        if self.queue.has_waiters() {
-            self.queue.serve(self);
-        }
+        self.serve_waiters();
+    }
+
+    /// Lends what it has free to those that wait for it. Where clusters share it each comes first in its turn.
+    fn serve_waiters(self: &Arc<Self>) {
+        self.elsewhere.each_queue(&self.queue, |queue| {
+            if queue.has_waiters() {
+                queue.serve(self);
+            }
+        });
     }
 
     fn set_phase(&self, phase: Phase) {
@@ -332,8 +333,8 @@ impl TunnelConnection {
             if let Some(owner) = owner {
                 owner.wake();
             }
-        } else if self.queue.has_waiters() {
-            self.queue.serve(self);
+        } else {
+            self.serve_waiters();
         }
     }
 

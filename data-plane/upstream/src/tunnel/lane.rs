@@ -33,7 +33,8 @@ impl Lane {
     /// agent's is free; else any of those with the same rights.
     pub(crate) fn lend<'a>(self, choice: &Choice<'a>, hosts: &'a HostSet) -> Option<(&'a Arc<Host>, Lent)> {
         let suited = |host: &&'a Arc<Host>| host.tunnel().is_some_and(|connection| self.suits(connection));
-        let chosen = Some(least_loaded(choice.host, hosts));
+        let same_agent = |connection: &'a TunnelConnection| hosts.of_agent(&connection.claim().agent).iter();
+        let chosen = Some(least_loaded(choice.host, same_agent));
         // Nearly always the end of it.
         if let Some(lent) = chosen.filter(suited).and_then(lend) {
             return Some(lent);
@@ -44,10 +45,20 @@ impl Lane {
     }
 }
 
-/// Lends the chosen tunnel if it is free, else any with the same rights. For agents in Envoy's dialect: others that have
-/// the same name may be another tenant's.
-pub(crate) fn lend_among<'a>(choice: &Choice<'a>, opening: &Opening) -> Option<(&'a Arc<Host>, Lent)> {
-    std::iter::once(choice.host).chain(choice.among).find_map(|host| lend_opened(host, opening))
+/// Lends the chosen agent's tunnel if one is free, else any with the same rights. For agents in Envoy's dialect: others that
+/// have the same name may be another tenant's.
+pub(crate) fn lend_among<'a>(
+    choice: &Choice<'a>,
+    hosts: &'a HostSet,
+    opening: &Opening,
+) -> Option<(&'a Arc<Host>, Lent)> {
+    let same_agent = |connection: &'a TunnelConnection| {
+        let names = &connection.claim().reverse;
+        let of_node = names.as_ref().map_or(&[][..], |names| hosts.of_node(names));
+        of_node.iter().filter(move |host| host.tunnel().is_some_and(|other| other.claim().reverse == *names))
+    };
+    let chosen = least_loaded(choice.host, same_agent);
+    std::iter::once(chosen).chain([choice.host]).chain(choice.among).find_map(|host| lend_opened(host, opening))
 }
 
 fn lend(host: &Arc<Host>) -> Option<(&Arc<Host>, Lent)> {
@@ -61,12 +72,15 @@ fn lend_opened<'a>(host: &'a Arc<Host>, opening: &Opening) -> Option<(&'a Arc<Ho
 
 /// Of the chosen agent's HTTP/2 tunnels the one with the fewest streams for its weight; the chosen one when they are even,
 /// or when it is plain.
-fn least_loaded<'a>(chosen: &'a Arc<Host>, hosts: &'a HostSet) -> &'a Arc<Host> {
+fn least_loaded<'a, H: Iterator<Item = &'a Arc<Host>>>(
+    chosen: &'a Arc<Host>,
+    same_agent: impl Fn(&'a TunnelConnection) -> H,
+) -> &'a Arc<Host> {
     let in_use = |connection: &&Arc<TunnelConnection>| connection.phase() == Phase::Open && connection.active() > 0;
     let Some(connection) = chosen.tunnel().filter(in_use) else { return chosen };
     let load = |connection: &TunnelConnection| (u64::from(connection.active()), connection.weight().max(1));
     let (mut best, mut least) = (chosen, load(connection));
-    for host in hosts.of_agent(&connection.claim().agent) {
+    for host in same_agent(connection) {
         let open = |other: &&Arc<TunnelConnection>| other.phase() == Phase::Open && !other.is_draining();
         let Some(other) = host.tunnel().filter(open).map(|other| load(other)) else { continue };
         if other.0 * u64::from(least.1) < least.0 * u64::from(other.1) {

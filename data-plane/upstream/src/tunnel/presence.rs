@@ -82,19 +82,26 @@ impl Presence {
         }
     }
 
-    /// A connection is there no more; another one is expected within `window`.
-    pub(super) fn leave<'n>(&mut self, names: impl IntoIterator<Item = &'n Arc<str>>, window: Duration, now: Instant) {
+    /// A connection is there no more; another one is expected within `window` (`None`: it is as if it had never been
+    /// here).
+    pub(super) fn leave<'n>(
+        &mut self,
+        names: impl IntoIterator<Item = &'n Arc<str>>,
+        window: Option<Duration>,
+        now: Instant,
+    ) {
         self.live = self.live.saturating_sub(1);
-        let expected = now + window;
-        self.expected = self.expected.max(Some(expected));
+        let expected = window.map(|window| now + window);
+        self.expected = self.expected.max(expected);
         names.into_iter().for_each(|name| self.exit(name, now, expected));
     }
 
-    fn exit(&mut self, agent: &Arc<str>, now: Instant, expected: Instant) {
+    fn exit(&mut self, agent: &Arc<str>, now: Instant, expected: Option<Instant>) {
         let Some(seen) = self.agents.get_mut(agent) else { return };
-        match seen {
-            Seen::Here(count) if *count > 1 => *count -= 1,
-            Seen::Here(_) => {
+        match (seen, expected) {
+            (Seen::Here(count), _) if *count > 1 => *count -= 1,
+            (Seen::Here(_), None) => drop(self.agents.remove(agent)),
+            (seen @ Seen::Here(_), Some(expected)) => {
                 self.departures += 1;
                 *seen = Seen::Gone(self.departures);
                 self.gone.insert(self.departures, Departed { agent: Arc::clone(agent), since: now, expected });
@@ -104,7 +111,7 @@ impl Presence {
                     self.agents.remove(&oldest.agent);
                 }
             }
-            Seen::Gone(_) => debug_assert!(false, "a connection that was not counted left"),
+            (Seen::Gone(_), _) => debug_assert!(false, "a connection that was not counted left"),
         }
     }
 
@@ -164,12 +171,12 @@ mod tests {
         presence.join([&edge]);
         presence.join([&edge]);
         presence.join([&nameless]);
-        presence.leave([&edge], WINDOW, now);
+        presence.leave([&edge], Some(WINDOW), now);
         assert_eq!(presence.hope(Some("edge"), now), Hope::Live, "one of two connections is left");
-        presence.leave([&edge], WINDOW, now);
+        presence.leave([&edge], Some(WINDOW), now);
         assert_eq!(presence.hope(Some("edge"), now), Hope::Until(now + WINDOW), "expected back");
         assert_eq!(presence.hope(None, now), Hope::Live, "another agent is there");
-        presence.leave([&nameless], WINDOW, now);
+        presence.leave([&nameless], Some(WINDOW), now);
         assert_eq!(presence.hope(None, now), Hope::Until(now + WINDOW), "any that comes back will do");
         let later = now + WINDOW;
         assert_eq!(presence.hope(Some("edge"), later), Hope::None, "the window is over");
@@ -204,7 +211,7 @@ mod tests {
         for index in 0..3 * MAX_GONE {
             let agent: Arc<str> = format!("agent-{index}").into();
             presence.join([&agent]);
-            presence.leave([&agent], WINDOW, now);
+            presence.leave([&agent], Some(WINDOW), now);
         }
         assert_eq!((presence.len(), presence.gone.len()), (MAX_GONE, MAX_GONE), "names, departures");
         assert_eq!(presence.absence("agent-0", now), Absence::Unknown, "the oldest are forgotten");

@@ -88,13 +88,18 @@ impl Queue {
         self.expecting.store(true, Ordering::Relaxed);
     }
 
-    /// Counts a connection that may become free; how it is to be opened, if somebody waits for it.
-    pub(super) fn join(&self, claim: &TunnelClaim) -> Option<Opening> {
+    /// Counts a connection that may become free, and that is called so here; how it is to be opened, if somebody waits
+    /// for it.
+    pub(super) fn join<'n>(
+        &self,
+        claim: &TunnelClaim,
+        names: impl IntoIterator<Item = &'n Arc<str>> + Clone,
+    ) -> Option<Opening> {
         let mut inner = self.inner.lock();
-        inner.presence.join(claim.names());
+        inner.presence.join(names.clone());
         inner.limits = Limits { timeout: claim.queue_timeout, places: claim.max_queued_requests };
         self.set_used();
-        inner.next(claim, |_| true).map(|next| next.opening)
+        inner.next(names, |_| true).map(|next| next.opening)
     }
 
     pub(super) fn note_opening(&self, opening: &Opening) {
@@ -105,13 +110,14 @@ impl Queue {
         self.opening.lock().clone()
     }
 
-    /// A connection will not become free any more; the next one of its agent is expected within `window`. Those that wait for its names go on waiting as long as it is expected
+    /// A connection will not become free any more; the next one of its agent is expected within `window` (`None`: not at
+    /// all, and it is as if it had never been here). Those that wait for its names go on waiting as long as it is expected
     /// back; those that wait for nothing now are told by their channel's end.
-    pub(super) fn leave(&self, claim: &TunnelClaim, window: Duration) {
+    pub(super) fn leave<'n>(&self, names: impl IntoIterator<Item = &'n Arc<str>> + Clone, window: Option<Duration>) {
         let now = Instant::now();
         let mut inner = self.inner.lock();
-        inner.presence.leave(claim.names(), window, now);
-        for name in claim.names() {
+        inner.presence.leave(names.clone(), window, now);
+        for name in names {
             if inner.presence.hope(Some(name), now) == Hope::None
                 && let Some(lane) = inner.named.remove(name)
             {
@@ -143,6 +149,12 @@ impl Queue {
     /// Why a named agent cannot be reached.
     pub(crate) fn absence(&self, agent: &str) -> Absence {
         self.inner.lock().presence.absence(agent, Instant::now())
+    }
+
+    /// Agents that are here, or were.
+    #[cfg(test)]
+    pub(crate) fn remembered(&self) -> usize {
+        self.inner.lock().presence.len()
     }
 
     /// Whether a connection is there for such a request, free or not.
@@ -210,7 +222,7 @@ impl Queue {
         let mut inner = self.inner.lock();
         let mut refused = None;
         while refused.is_none()
-            && let Some(next) = inner.next(connection.claim(), |opening| connection.suits(opening))
+            && let Some(next) = inner.next(connection.names_in(self), |opening| connection.suits(opening))
             && let Some(lent) = connection.try_lend(&next.opening)
         {
             refused = inner.pop(&next).and_then(|waiter| waiter.answer.send(Ok(lent)).err());
@@ -255,7 +267,11 @@ impl Waiting {
     }
 
     /// Whoever has waited longest of those that such a connection serves.
-    fn next<'c>(&mut self, claim: &'c TunnelClaim, suits: impl Fn(&Opening) -> bool) -> Option<Next<'c>> {
+    fn next<'c>(
+        &mut self,
+        names: impl IntoIterator<Item = &'c Arc<str>>,
+        suits: impl Fn(&Opening) -> bool,
+    ) -> Option<Next<'c>> {
         let mut dropped = 0;
         let mut first = |lane: &mut Lane| {
             while lane.front().is_some_and(|waiter| waiter.answer.is_closed()) {
@@ -267,7 +283,8 @@ impl Waiting {
             lane.get(at).map(|waiter| (at, waiter.ticket, waiter.opening.clone()))
         };
         let any = first(&mut self.any).map(|found| (found, Which::Any));
-        let named = claim.names().filter_map(|name| Some((first(self.named.get_mut(name)?)?, Which::Named(name))));
+        let named = names.into_iter();
+        let named = named.filter_map(|name| Some((first(self.named.get_mut(name)?)?, Which::Named(name))));
         let next = named.chain(any).min_by_key(|((_, ticket, _), _)| *ticket);
         self.len -= dropped;
         next.map(|((at, _, opening), lane)| Next { lane, at, opening })

@@ -16,10 +16,7 @@ pub struct ReverseNames {
     pub(crate) nodes: Vec<Arc<str>>,
     /// Its cluster id: one of several agents that take turns.
     pub(crate) groups: Vec<Arc<str>>,
-    /// The agent in the cluster of any other type that its cluster id names, and any agent there; none: it joins no such
-    /// cluster.
-    pub(crate) places: Vec<Arc<str>>,
-    /// Joins the cluster of any other type that its cluster id names.
+    /// Joins the cluster of any other type that its cluster id names, and those that share its agents.
     pub(crate) joins: bool,
 }
 
@@ -34,13 +31,11 @@ impl ReverseNames {
             }
             names
         };
-        let joins = joins && !isolated;
-        let places = if joins { vec![place(cluster, node).into(), place(cluster, ANY).into()] } else { Vec::new() };
-        Self { nodes: names(NODE, node), groups: names(GROUP, cluster), places, joins }
+        Self { nodes: names(NODE, node), groups: names(GROUP, cluster), joins: joins && !isolated }
     }
 
-    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.nodes.iter().chain(&self.groups).chain(&self.places)
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<str>> + Clone {
+        self.nodes.iter().chain(&self.groups)
     }
 }
 
@@ -65,11 +60,6 @@ impl Wish {
     }
 }
 
-/// The agent of that name ([`ANY`]: any) in the cluster of its cluster id.
-pub(crate) fn place(cluster: &str, node: &str) -> String {
-    format!("p\0{cluster}\0{node}")
-}
-
 fn evaluate(format: &IdFormat, request: Option<&RequestHead>) -> Option<String> {
     format.evaluate(|operator| {
         let Operator::RequestHeader { name, alternative } = operator else { return None };
@@ -92,8 +82,6 @@ fn scoped(kind: &str, tenant: &str, id: &str) -> String {
     format!("{kind}\0{tenant}\0{id}")
 }
 
-/// No agent is called that.
-pub(crate) const ANY: &str = "\0";
 const NODE: &str = "n";
 const GROUP: &str = "c";
 

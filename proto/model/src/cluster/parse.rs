@@ -9,7 +9,7 @@ use culvert_api::envoy::config::core::v3 as core;
 
 use super::balancer::{self, Balancing};
 use super::{
-    Breakers, Cluster, Discovery, RetryBudget, TcpKeepalive, custom, dns, protocol::protocol_options, reverse,
+    Breakers, Cluster, Discovery, RetryBudget, TcpKeepalive, custom, dns, protocol::protocol_options, reverse, shared,
 };
 use crate::Name;
 use crate::endpoint::{self, Address, Endpoints, Names};
@@ -32,6 +32,9 @@ pub(crate) fn cluster(report: &mut Report, message: &api::Cluster) -> Option<Clu
     let options = protocol_options(report, message, tls.as_ref());
     if let (Some(Discovery::Reverse(_)), Some(tls)) = (&discovery, &tls) {
         reverse::inside(report, tls, options.auto_sni.is_some());
+    }
+    if let Some(Discovery::Tunnels(_)) = discovery {
+        shared::connections(report, message);
     }
     let (panic_threshold_percent, close_connections_on_host_removal) =
         common_lb(report, message.common_lb_config.as_ref());

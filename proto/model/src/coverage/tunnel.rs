@@ -29,6 +29,8 @@ pub(super) const TABLE: &[Covered] = &[
             "destinations",
         ])],
     ),
+    covered("culvert.tunnel.v1.TunnelCluster", &[honoured(&["sources"])]),
+    covered("culvert.tunnel.v1.TunnelSource", &[honoured(&["registered_as", "host_names", "priority"])]),
     covered("culvert.tunnel.v1.TunnelDestinations", &[honoured(&["allowed"])]),
     covered("culvert.tunnel.v1.TunnelPolicies", &[honoured(&["policies", "policies_config"])]),
     covered(

@@ -66,7 +66,7 @@ pub struct TunnelRule {
     /// Not empty.
     pub principals: Vec<Principal>,
     /// Not empty.
-    pub clusters: Vec<NamePattern>,
+    pub clusters: Arc<[NamePattern]>,
     /// Empty: the identity is the name.
     pub host_names: Vec<NamePattern>,
     /// Of one identity.
@@ -242,7 +242,7 @@ fn rule(report: &mut Report, message: &api::TunnelRule) -> Option<TunnelRule> {
     Some(TunnelRule {
         name: message.name.as_str().into(),
         principals,
-        clusters,
+        clusters: clusters.into(),
         host_names,
         max_connections: size(max_connections),
         weights: (least, most),
@@ -275,7 +275,7 @@ fn principal(report: &mut Report, message: &api::TunnelPrincipal) -> Option<Prin
 }
 
 /// A name, or a pattern with one `*` at an end.
-fn pattern(report: &mut Report, text: &str) -> Option<NamePattern> {
+pub(crate) fn pattern(report: &mut Report, text: &str) -> Option<NamePattern> {
     match text.strip_prefix('*') {
         Some(suffix) if !suffix.is_empty() && !suffix.contains('*') => Some(NamePattern::Suffix(suffix.into())),
         _ => super::pattern(report, text),

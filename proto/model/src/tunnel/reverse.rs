@@ -94,7 +94,7 @@ pub(crate) fn filter(report: &mut Report, message: &api::ReverseTunnel) -> Optio
     Some(TunnelServer {
         stat_prefix: "reverse_tunnel".into(),
         policies: Vec::new(),
-        allowed_clusters: Vec::new(),
+        allowed_clusters: Arc::default(),
         handshake_timeout,
         max_handshake_bytes: 64 * 1024,
         max_pending_handshakes: 1024,

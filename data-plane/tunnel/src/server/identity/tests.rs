@@ -22,7 +22,7 @@ fn rule(name: &str, principal: Principal) -> TunnelRule {
     TunnelRule {
         name: name.into(),
         principals: vec![principal],
-        clusters: vec![exact("edge"), NamePattern::Prefix("site-".into())],
+        clusters: [exact("edge"), NamePattern::Prefix("site-".into())].into(),
         host_names: Vec::new(),
         max_connections: 4,
         weights: (2, 20),

@@ -201,7 +201,7 @@ async fn credentials_rotate_without_a_gap() {
 async fn clusters_that_may_be_joined() {
     LocalSet::new()
         .run_until(async {
-            let open = || TunnelServer { allowed_clusters: vec![NamePattern::Prefix("edge-".into())], ..config() };
+            let open = || TunnelServer { allowed_clusters: [NamePattern::Prefix("edge-".into())].into(), ..config() };
             let policies = vec![policy("any", &[]), policy("one", &["core"])];
             let closed = || TunnelServer { policies: policies.clone(), ..open() };
             let tokens = || vec![vec![token("a")], vec![token("b")]];

@@ -11,7 +11,7 @@ fn rule(principal: Principal) -> TunnelRule {
     TunnelRule {
         name: "sites".into(),
         principals: vec![principal],
-        clusters: vec![NamePattern::Exact("edge".into())],
+        clusters: [NamePattern::Exact("edge".into())].into(),
         host_names: Vec::new(),
         max_connections: 2,
         weights: (1, 128),
@@ -128,7 +128,7 @@ async fn tunnels_are_judged_again_when_the_policy_changes() {
                     "the cluster is not its own any more",
                     Box::new(|fixture| {
                         let mut policy = sites();
-                        policy.rules[0].clusters = vec![NamePattern::Exact("cloud".into())];
+                        policy.rules[0].clusters = [NamePattern::Exact("cloud".into())].into();
                         fixture.publish(policy, &["sesame"]);
                     }),
                 ),

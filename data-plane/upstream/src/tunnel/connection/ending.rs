@@ -109,7 +109,8 @@ impl TunnelConnection {
     /// Its agent is expected back within `window`.
     fn leave_queue_for(&self, window: Duration) {
         if self.awaited.swap(false, Ordering::SeqCst) {
-            self.queue.leave(&self.claim, window);
+            self.queue.leave(self.claim.names(), Some(window));
+            self.elsewhere.leave(&self.claim.agent, window);
         }
     }
 

@@ -9,10 +9,10 @@ use tokio::task::spawn_local;
 use super::*;
 use crate::clusters::Clusters;
 use crate::failure::UpstreamFailure;
-use crate::fixture::{any, claim, cluster, eventually, get, on_worker, serve_http2, worker};
+use crate::fixture::{any, claim, cluster, eventually, get, on_worker, send, serve_http2, worker};
 use crate::pool::{PickContext, WorkerPools};
 use crate::slot::ClusterSlot;
-use crate::tunnel::{Io, RegisterError, TunnelClaim, TunnelLease, TunnelProtocol};
+use crate::tunnel::{Io, Opening, RegisterError, TunnelClaim, TunnelLease, TunnelProtocol};
 
 /// A cluster that reads the agent from `x-node`, and the tenant from `x-tenant` if it is told to.
 fn reverse(name: &str, tenants: bool) -> Cluster {
@@ -209,6 +209,46 @@ async fn requests_wait_for_an_agent_that_is_expected_back() {
         let expected = [offline(), offline(), Err(UpstreamFailure::NoHealthyHost), offline()];
         for ((task, call), expected) in start().into_iter().zip(calls).zip(expected) {
             assert_eq!(task.await.unwrap(), expected, "{call:?}: after the window");
+        }
+    })
+    .await;
+}
+
+/// Of one agent's tunnels the one with the fewest streams, by its own name as by that of its cluster id.
+#[tokio::test]
+async fn streams_go_to_the_least_loaded_of_an_agents_tunnels() {
+    on_worker(async {
+        let (clusters, pools) = worker();
+        clusters.apply(Arc::new(reverse("one", false)), None);
+        let slot = clusters.slot("one");
+        let claim = || agent("a", "edge", "t", false, false);
+        let (first, second) = (join(&clusters, claim()).await, join(&clusters, claim()).await);
+        // Both are open: nobody opens one that is not wanted.
+        first.connection.want(&Opening::default());
+        second.connection.want(&Opening::default());
+        let active = || clusters.tunnels().iter().map(|tunnel| tunnel.active).collect::<Vec<_>>();
+        eventually("both are open", || clusters.tunnels().iter().all(|tunnel| tunnel.state == "open")).await;
+        let mut held = Vec::new();
+        for round in 1..=10 {
+            let head = request(&[("x-node", if round % 2 == 0 { "a" } else { "edge" })]);
+            let mut checkout = pools.checkout(&slot, &PickContext { request: Some(&head), ..any() }).await.unwrap();
+            send(&mut checkout, "/hold").await.unwrap();
+            held.push(checkout);
+            let counts = active();
+            assert!(counts[0].abs_diff(counts[1]) <= 1, "round {round}: they share, saw {counts:?}");
+        }
+        // What ends on one of them makes room there.
+        held.retain(|checkout| !std::ptr::eq(checkout.host(), &raw const **first.host()));
+        for _ in 0..5 {
+            let head = request(&[("x-node", "a")]);
+            let mut checkout = pools.checkout(&slot, &PickContext { request: Some(&head), ..any() }).await.unwrap();
+            send(&mut checkout, "/hold").await.unwrap();
+            assert!(
+                std::ptr::eq(checkout.host(), &raw const **first.host()),
+                "the first one has room, saw {:?}",
+                active()
+            );
+            held.push(checkout);
         }
     })
     .await;
