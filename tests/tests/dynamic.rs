@@ -20,6 +20,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
@@ -334,9 +335,19 @@ async fn a_cold_start_serves_what_was_accepted_last_until_the_control_plane_is_b
             ensure!(!holds(b"PRIVATE KEY"), "a private key was written to disk");
         }
 
+        let began = Instant::now();
         plane.start_proxy(way).await?;
-        plane.ready().await?;
         answers(&plane, kept, "kept").await.context("from the state directory")?;
+        eprintln!("what was kept serves {:?} after the start of the process", began.elapsed());
+        plane.ready().await?;
+        let metrics = get(plane.admin, "/stats/prometheus").await?.text();
+        for (metric, least) in [
+            ("envoy_control_plane_config_source_resources{config_source=\"cache\"} ", 1),
+            ("envoy_control_plane_cache_age_seconds{} ", 0),
+        ] {
+            let value = metrics.lines().find_map(|line| line.strip_prefix(metric)?.parse::<u64>().ok());
+            ensure!(value.is_some_and(|value| value >= least), "{metric}: expected {least} or more, saw {value:?}");
+        }
         ensure!(TcpStream::connect(secure).await.is_err(), "a listener without its secret does not serve");
         let waits = plane.page("/init_dump").await?.to_string();
         ensure!(waits.contains("Listener secure") && waits.contains("Secret edge-cert"), "it is named: {waits}");
@@ -345,6 +356,13 @@ async fn a_cold_start_serves_what_was_accepted_last_until_the_control_plane_is_b
         plane.put("listeners.json", &[good[1].clone(), listener("fresh", refused, "fresh", json!({}))])?;
         plane.start_control().await?;
         answers(&plane, refused, "fresh").await.context("live configuration takes the place of what was kept")?;
+        eventually("nothing of the cache is in use", async || {
+            let kept = plane.stat("control_plane.config_source.cache.resources").await?;
+            let live = plane.stat("control_plane.config_source.live.resources").await?;
+            ensure!(kept == 0 && live > 0, "{kept} of the cache, {live} live");
+            Ok(())
+        })
+        .await?;
         eventually("what the control plane no longer has is gone, and the secret has come", async || {
             ensure!(get(kept, "/").await.is_err(), "{kept} still answers");
             connect_tls(&plane, secure).await.map(drop)

@@ -17,6 +17,12 @@ pub fn raise_open_files() -> Option<u64> {
     limit.current
 }
 
+/// How many files this process may have open at a time; `None`: no limit.
+#[must_use]
+pub fn open_files() -> Option<u64> {
+    getrlimit(Resource::Nofile).current
+}
+
 /// Has the kernel give this process small pages only. The allocator asks for pages of 2 MiB, of which each is resident whole
 /// as soon as one byte of it is used, and is given back only when nothing in it is in use: an idle process had 25 MB
 /// more than it used, and each of its idle tunnels some KB.

@@ -75,6 +75,11 @@ pub(crate) enum ApplyError {
     Routes(#[from] culvert_proxy::routes::CompileError),
     #[error("{0}")]
     Tls(#[from] crate::tls::MaterialError),
+    #[error(
+        "address.socket_address: {listeners} listeners take {needed} file descriptors, more than half of the {limit} that the process may \
+         have; raise the limit (LimitNOFILE, ulimit -n) or use fewer listeners"
+    )]
+    Descriptors { listeners: u64, needed: u64, limit: u64 },
     /// Of a policy.
     #[error("{0}")]
     Source(#[from] culvert_proxy::SourceError),
@@ -94,9 +99,9 @@ pub(crate) enum ApplyError {
 }
 
 impl ApplyError {
-    /// Whether the same change may succeed later: somebody else holds its address.
+    /// Whether the same change may succeed later: somebody else holds its address, or others take the room for it.
     pub(crate) fn may_pass(&self) -> bool {
-        matches!(self, Self::Bind(_) | Self::Duplicate { .. })
+        matches!(self, Self::Bind(_) | Self::Duplicate { .. } | Self::Descriptors { .. })
     }
 }
 

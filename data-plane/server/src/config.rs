@@ -15,7 +15,7 @@ mod stage;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use culvert_api::envoy::config::bootstrap::v3 as api;
 use culvert_model::Name;
@@ -42,7 +42,7 @@ pub(crate) use self::stage::{Batch, DeletionGuard};
 use self::stage::{Key, Stage};
 use crate::ads::Metrics;
 use crate::apply::{ApplyError, ApplyHandle, Change, Kind};
-use crate::inventory::{Given, Inventory};
+use crate::inventory::Inventory;
 use crate::overview::TunnelView;
 
 /// What dynamic configuration needs of the process.
@@ -87,12 +87,11 @@ pub(crate) async fn begin(settings: Settings) -> Configuration {
     let mut stage = Stage::new(&settings.bootstrap, settings.deletion_guard);
     let dynamic = !stage.interests().is_empty();
     let state = if dynamic { open_state(&settings) } else { None };
-    if let Some(state) = &state {
-        load(state, &mut stage);
-    }
+    let confirmed = state.as_ref().and_then(|state| load(state, &mut stage));
     let (wanted, _) = watch::channel(0);
     let shared = Arc::new(Shared {
         stage: Mutex::new(stage),
+        confirmed,
         started: Instant::now(),
         work: Notify::new(),
         wanted,
@@ -133,6 +132,8 @@ pub(crate) async fn begin(settings: Settings) -> Configuration {
 struct Shared {
     /// Held for moments, never across an await.
     stage: Mutex<Stage>,
+    /// When a control plane confirmed what this process began with from the cache.
+    confirmed: Option<SystemTime>,
     started: Instant,
     /// Something was staged.
     work: Notify,
@@ -271,6 +272,19 @@ impl Configuration {
         self.shared.stage.lock().cached(kind)
     }
 
+    /// How many resources in use a control plane (or file) gave to this process, and how many only a cache.
+    pub(crate) fn origins(&self) -> (usize, usize) {
+        self.shared.stage.lock().origins()
+    }
+
+    /// How long ago a control plane confirmed what the cache had, as long as any of that is in use.
+    pub(crate) fn cache_age(&self) -> Option<Duration> {
+        let (_, cached) = self.origins();
+        let confirmed = self.shared.confirmed.filter(|_| cached > 0)?;
+        // A clock that was set back makes it new, and no error.
+        Some(confirmed.elapsed().unwrap_or_default())
+    }
+
     /// The process ends: saves what was accepted since the last time.
     pub(crate) async fn end(&self) {
         self.shared.ending.send_replace(true);
@@ -333,15 +347,19 @@ fn open_state(settings: &Settings) -> Option<StateDir> {
         .ok()
 }
 
-fn load(state: &StateDir, stage: &mut Stage) {
+/// Stages what was kept. Returns when a control plane confirmed it.
+fn load(state: &StateDir, stage: &mut Stage) -> Option<SystemTime> {
     match state.load() {
-        Ok(kept) => {
-            tracing::info!(resources = kept.len(), "starting with the configuration that was accepted last");
-            let judged = kept.into_iter().map(|kept| {
+        Ok(last) => {
+            let age = last.confirmed.elapsed().unwrap_or_default().as_secs();
+            let resources = last.resources.len();
+            tracing::info!(resources, age, "starting with the configuration that was accepted last");
+            let judged = last.resources.into_iter().map(|kept| {
                 let name = Name::from(kept.name);
                 judge(&kept.body.type_url, &name, &kept.version, &kept.body, None)
             });
             stage.load_cached(judged.collect());
+            return Some(last.confirmed);
         }
         Err(persist::Unusable::Absent) => tracing::debug!("no accepted configuration was kept"),
         Err(reason) => {
@@ -349,6 +367,7 @@ fn load(state: &StateDir, stage: &mut Stage) {
             tracing::warn!(file = %file.display(), %reason, "the accepted configuration that was kept is ignored");
         }
     }
+    None
 }
 
 /// Saves what is accepted, at most once a second.
@@ -363,9 +382,14 @@ async fn save(shared: Arc<Shared>, mut state: StateDir, mut saving: watch::Recei
         if ended {
             return;
         }
-        let accepted: Vec<(String, Given)> = shared.stage.lock().accepted();
+        let (accepted, (_, cached)) = {
+            let stage = shared.stage.lock();
+            (stage.accepted(), stage.origins())
+        };
+        // As long as some of it is what the cache had, none of it is younger than that.
+        let confirmed = shared.confirmed.filter(|_| cached > 0).unwrap_or_else(SystemTime::now);
         let written = tokio::task::spawn_blocking(move || {
-            state.save(&accepted);
+            state.save(&accepted, confirmed);
             state
         });
         match written.await {

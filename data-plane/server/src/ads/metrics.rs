@@ -116,6 +116,17 @@ impl Metrics {
         }
     }
 
+    /// Where what is in use comes from. The age is that of the cache as long as anything of it is in use.
+    fn origins(&self, samples: &mut Vec<Sample>) {
+        let (live, cached) = self.configuration.origins();
+        for (source, resources) in [("live", live), ("cache", cached)] {
+            let path = ScopePath::process("control_plane").with_inner("config_source", "config_source", source);
+            samples.push(Sample::gauge(path, "resources", u64::try_from(resources).unwrap_or(u64::MAX)));
+        }
+        let age = self.configuration.cache_age().unwrap_or_default().as_secs();
+        samples.push(Sample::gauge(ScopePath::process("control_plane"), "cache_age_seconds", age));
+    }
+
     fn samples(&self, samples: &mut Vec<Sample>) {
         let connected = u64::from(self.connected.load(Ordering::Relaxed) > 0);
         samples.push(Sample::gauge(ScopePath::process("control_plane"), "connected_state", connected));
@@ -126,6 +137,7 @@ impl Metrics {
         let identifier = Value::Text(self.identifier.lock().clone());
         let path = ScopePath::process("control_plane");
         samples.push(Sample { path, name: "identifier".into(), value: identifier });
+        self.origins(samples);
         let held = u64::try_from(self.configuration.held_deletions()).unwrap_or(u64::MAX);
         samples.push(Sample::gauge(ScopePath::process("control_plane"), "deletions_held_back", held));
         for (kind, subscription) in KINDS.iter().zip(&self.kinds) {

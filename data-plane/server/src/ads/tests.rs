@@ -302,6 +302,40 @@ fn kept_in(dir: &std::path::Path) -> bool {
     })
 }
 
+fn resources_of(source: &str) -> String {
+    format!("control_plane.config_source.{source}.resources")
+}
+
+/// However often a process starts from the cache, what it has is as old as the last word of a control plane, and no longer of
+/// the cache once there is one.
+#[tokio::test]
+async fn a_cache_is_as_old_as_what_a_control_plane_said_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let control = ControlPlane::new();
+    control.publish(&[("a", 1)]);
+    let port = control.serve().await;
+    let data = DataPlane::start(port, true, Some(dir.path().to_owned())).await;
+    eventually("+a".to_owned(), || data.applied()).await;
+    eventually(true, || kept_in(dir.path())).await;
+    let age = |of: &DataPlane| of.metric("control_plane.cache_age_seconds").parse::<u64>().unwrap();
+    let (mut from, mut before) = (dir, 0);
+    for start in 1..=2 {
+        let next = tempfile::tempdir().unwrap();
+        copy_all(from.path(), next.path());
+        let cold = DataPlane::start(1, true, Some(next.path().to_owned())).await;
+        assert!(age(&cold) >= before, "start {start}: expected {before} s or more, saw {}", age(&cold));
+        eventually(true, || age(&cold) > before).await;
+        (from, before) = (next, age(&cold));
+    }
+    let last = tempfile::tempdir().unwrap();
+    copy_all(from.path(), last.path());
+    let another = ControlPlane::new();
+    another.publish(&[("a", 1)]);
+    let warm = DataPlane::start(another.serve().await, true, Some(last.path().to_owned())).await;
+    eventually(["1".to_owned(), "0".to_owned()], || ["live", "cache"].map(|of| warm.metric(&resources_of(of)))).await;
+    assert_eq!(age(&warm), 0, "nothing of the cache is in use");
+}
+
 fn copy_all(from: &std::path::Path, to: &std::path::Path) {
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -396,5 +430,9 @@ async fn what_was_accepted_serves_the_next_start_without_a_control_plane() {
     // Nobody listens on port 1.
     let cold = DataPlane::start(1, true, Some(copy.path().to_owned())).await;
     assert_eq!(cold.applied(), "+a", "in force before anybody was asked");
+    let origins = |of: &DataPlane| ["live", "cache"].map(|source| of.metric(&resources_of(source)));
+    assert_eq!(origins(&data), ["1", "0"], "of the process that was given it: live, cache");
+    assert_eq!(origins(&cold), ["0", "1"], "of the process that began with it: live, cache");
+    assert_eq!(data.metric("control_plane.cache_age_seconds"), "0", "what a cache had is not in use");
     eventually("0".to_owned(), || cold.metric("control_plane.connected_state")).await;
 }

@@ -67,6 +67,8 @@ pub(crate) struct Applier {
     pub(super) drain_time: Duration,
     /// Addresses may be held by the process whose place this one takes.
     pub(super) successor: bool,
+    /// How many files the process may have open.
+    pub(super) open_files: Option<u64>,
 }
 
 /// What an applier is made of.
@@ -107,6 +109,7 @@ impl Applier {
             node_id: parts.node_id,
             drain_time: parts.drain_time,
             successor: parts.successor,
+            open_files: culvert_runtime::process::open_files(),
         }
     }
 

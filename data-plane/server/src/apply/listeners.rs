@@ -141,6 +141,12 @@ impl Listeners {
         })
     }
 
+    /// Listeners with an address that a rehearsed push leaves in place.
+    pub(super) fn staying(&self, leaving: &HashSet<Name>) -> usize {
+        let running = self.running.iter();
+        running.filter(|(name, running)| running.place.is_some() && !leaving.contains(*name)).count()
+    }
+
     /// # Errors
     /// Another listener of ours has the address.
     pub(super) fn check_unclaimed(&self, name: &Name, place: Place) -> Result<(), ApplyError> {
@@ -227,7 +233,23 @@ impl Applier {
             return Ok(taken.map(Sockets::Serving).map_err(|source| BindError::Other { address, source })?);
         }
         self.listeners.check_unclaimed(&listener.name, place)?;
+        let others =
+            self.listeners.running.iter().filter(|(name, other)| **name != listener.name && other.place.is_some());
+        self.check_descriptors(others.count() + 1)?;
         Ok(reserve(place, self.workers.len(), self.successor).map(Sockets::Reserved)?)
+    }
+
+    /// Whether so many listeners leave half of the file descriptors to connections: each has two handles of a socket for every
+    /// worker.
+    pub(super) fn check_descriptors(&self, listeners: usize) -> Result<(), ApplyError> {
+        let Some(limit) = self.open_files else { return Ok(()) };
+        let (listeners, each) = (listeners as u64, 2 * self.workers.len() as u64);
+        let needed = listeners.saturating_mul(each);
+        // The first one is let in, however little there is.
+        if needed > limit / 2 && listeners > 1 {
+            return Err(ApplyError::Descriptors { listeners, needed, limit });
+        }
+        Ok(())
     }
 
     /// Puts a generation in force; with the first one the workers begin to accept.

@@ -22,11 +22,18 @@ use crate::overview::Overview;
 use crate::remote_keys::RemoteKeys;
 use crate::tls::{Gathered, MaterialError, check_secret, gather};
 
+/// What the listeners of a rehearsed push take.
+struct Claims {
+    taken: HashSet<(SocketAddr, Transport)>,
+    /// All that would have an address.
+    listeners: usize,
+}
+
 impl Applier {
     /// One answer for each change, in the same order: why it would be refused.
     pub(super) fn rehearse(&self, changes: &[Change]) -> Vec<Result<(), ApplyError>> {
         let leaving = leaving(changes);
-        let mut taken = HashSet::new();
+        let mut claims = Claims { taken: HashSet::new(), listeners: self.listeners.staying(&leaving) };
         let mut conflicts = self.rehearse_scopes(changes);
         conflicts.extend(self.rehearse_hosts(changes));
         let answers = changes.iter().map(|change| match change {
@@ -45,7 +52,7 @@ impl Applier {
                 (None, ScopeRoutes::Named(_)) => Ok(()),
             },
             Change::Set(Resource::VirtualHost(host)) => conflicts.remove(&host.name).map_or(Ok(()), Err),
-            Change::Set(Resource::Listener(listener)) => self.rehearse_listener(listener, &leaving, &mut taken),
+            Change::Set(Resource::Listener(listener)) => self.rehearse_listener(listener, &leaving, &mut claims),
         });
         answers.collect()
     }
@@ -72,12 +79,17 @@ impl Applier {
         &self,
         listener: &Arc<Listener>,
         leaving: &HashSet<Name>,
-        taken: &mut HashSet<(SocketAddr, Transport)>,
+        claims: &mut Claims,
     ) -> Result<(), ApplyError> {
         let slot = self.listeners.slot_in_place(listener);
+        if listener.address.is_some() && slot.is_none() {
+            // One that moves has its old address until the new one serves, as it does in earnest.
+            self.check_descriptors(claims.listeners + 1)?;
+            claims.listeners += 1;
+        }
         if let Some(place) = listener.place().filter(|(address, _)| slot.is_none() && address.port() != 0) {
             let (address, transport) = place;
-            if !taken.insert(place) {
+            if !claims.taken.insert(place) {
                 return Err(ApplyError::Duplicate { address, listener: "another one of this response".into() });
             }
             if self.listeners.handed_over(place, leaving).is_none() {

@@ -173,6 +173,27 @@ async fn an_address_in_use_is_refused_in_rehearsal_and_in_earnest_until_it_is_fr
 }
 
 #[tokio::test]
+async fn listeners_take_half_of_the_file_descriptors_and_no_more() {
+    let mut site = Site::new();
+    // Two handles for each of two workers: five listeners are half of it.
+    site.applier.open_files = Some(40);
+    let all: Vec<Change> = (0..6).map(|number| set(listener(&number.to_string(), ANY, "many"))).collect();
+    let expected = "6 listeners take 24 file descriptors, more than half of the 40";
+    for (when, answers) in [
+        ("rehearsed", site.rehearse(&all)),
+        ("in earnest", site.apply(all.clone()).await.into_iter().map(|answer| answer.map(drop)).collect()),
+    ] {
+        assert!(answers[..5].iter().all(Result::is_ok), "{when}: five fit: {answers:?}");
+        assert!(answers[5].as_ref().is_err_and(|error| error.contains(expected)), "{when}: {answers:?}");
+    }
+    assert_eq!(site.rehearse(&all[..1]), [Ok(())], "one that is there already takes no more");
+    let swap = [remove("0"), all[5].clone()];
+    assert_eq!(site.rehearse(&swap), [Ok(()), Ok(())], "another one leaves its room");
+    assert_eq!(site.apply(vec![remove("0")]).await.len(), 1, "one answer");
+    assert_eq!(site.apply(vec![all[5].clone()]).await, [Ok(Applied::Active)], "there is room now");
+}
+
+#[tokio::test]
 async fn a_rehearsal_knows_who_of_ours_has_an_address_and_what_leaves() {
     let mut site = Site::new();
     let fixed = std::net::TcpListener::bind(ANY).unwrap().local_addr().unwrap().to_string();

@@ -8,6 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use culvert_api::Any;
 use prost::Message;
@@ -69,6 +70,9 @@ struct Saved {
     bootstrap: u64,
     #[prost(message, repeated, tag = "3")]
     resources: Vec<SavedResource>,
+    /// When a control plane last had its word in it, in seconds since 1970; 0: not noted.
+    #[prost(uint64, tag = "4")]
+    confirmed: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -79,6 +83,14 @@ struct SavedResource {
     version: String,
     #[prost(message, optional, tag = "3")]
     body: Option<Any>,
+}
+
+/// What was saved.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Last {
+    pub(crate) resources: Vec<Kept>,
+    /// When none of it came from an earlier file.
+    pub(crate) confirmed: SystemTime,
 }
 
 /// A resource that was accepted once.
@@ -113,20 +125,27 @@ impl StateDir {
     ///
     /// # Errors
     /// There is none that could be used.
-    pub(crate) fn load(&self) -> Result<Vec<Kept>, Unusable> {
-        let saved = decode(&read(&self.file())?)?;
+    pub(crate) fn load(&self) -> Result<Last, Unusable> {
+        let (bytes, written) = read(&self.file())?;
+        let saved = decode(&bytes)?;
         if saved.node != self.node || saved.bootstrap != self.bootstrap {
             return Err(Unusable::Foreign);
         }
         let kept = |resource: SavedResource| {
             Some(Kept { name: resource.name, version: resource.version, body: resource.body? })
         };
-        Ok(saved.resources.into_iter().filter_map(kept).collect())
+        let noted =
+            (saved.confirmed > 0).then(|| UNIX_EPOCH.checked_add(Duration::from_secs(saved.confirmed))).flatten();
+        Ok(Last {
+            resources: saved.resources.into_iter().filter_map(kept).collect(),
+            confirmed: noted.unwrap_or(written),
+        })
     }
 
-    /// Replaces what was saved. The first of a row of failures is logged; configuration applies either way.
-    pub(crate) fn save(&mut self, resources: &[(String, Given)]) {
-        match self.try_save(resources) {
+    /// Replaces what was saved. `confirmed`: see [`Last`]. The first of a row of failures is logged; configuration applies either
+    /// way.
+    pub(crate) fn save(&mut self, resources: &[(String, Given)], confirmed: SystemTime) {
+        match self.try_save(resources, confirmed) {
             Ok(()) => self.warned = false,
             Err(error) if !self.warned => {
                 self.warned = true;
@@ -143,13 +162,18 @@ impl StateDir {
         self.path.join(format!("dynamic-{hash:016x}"))
     }
 
-    fn try_save(&self, resources: &[(String, Given)]) -> std::io::Result<()> {
+    fn try_save(&self, resources: &[(String, Given)], confirmed: SystemTime) -> std::io::Result<()> {
         let resources = resources.iter().map(|(name, given)| SavedResource {
             name: name.clone(),
             version: given.version.to_string(),
             body: Some(given.resource.clone()),
         });
-        let saved = Saved { node: self.node.clone(), bootstrap: self.bootstrap, resources: resources.collect() };
+        let saved = Saved {
+            node: self.node.clone(),
+            bootstrap: self.bootstrap,
+            resources: resources.collect(),
+            confirmed: confirmed.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        };
         let file = self.file();
         let fresh = file.with_extension("new");
         // What a crash left behind, or what somebody put there, is not written through.
@@ -198,7 +222,8 @@ fn decode(bytes: &[u8]) -> Result<Saved, Unusable> {
     Saved::decode(payload).map_err(Unusable::Decode)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Unusable> {
+/// Its bytes, and when it was written.
+fn read(path: &Path) -> Result<(Vec<u8>, SystemTime), Unusable> {
     // Not through a symbolic link, and not into a pipe that somebody put there.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| match error {
@@ -214,9 +239,10 @@ fn read(path: &Path) -> Result<Vec<u8>, Unusable> {
     if metadata.len() > MAX_BYTES {
         return Err(Unusable::TooLarge(metadata.len()));
     }
+    let written = metadata.modified().map_err(Unusable::Read)?;
     let mut bytes = Vec::new();
     file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(Unusable::Read)?;
-    Ok(bytes)
+    Ok((bytes, written))
 }
 
 const MAGIC: [u8; 8] = *b"CULVERT\x01";
@@ -236,9 +262,13 @@ mod tests {
         (name.to_owned(), Given::now("v1", Any { type_url: type_url::CLUSTER.into(), value: name.to_owned().into() }))
     }
 
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
     fn saved_in(path: &Path) -> StateDir {
         let mut state = StateDir::open(path, "node", 7).unwrap();
-        state.save(&[given("a"), given("b")]);
+        state.save(&[given("a"), given("b")], at(1_000));
         state
     }
 
@@ -246,10 +276,12 @@ mod tests {
     fn what_was_saved_is_loaded() {
         let dir = tempfile::tempdir().unwrap();
         let mut state = saved_in(dir.path());
-        let names = |state: &StateDir| state.load().unwrap().into_iter().map(|kept| kept.name).collect::<Vec<_>>();
+        let names =
+            |state: &StateDir| state.load().unwrap().resources.into_iter().map(|kept| kept.name).collect::<Vec<_>>();
         assert_eq!(names(&state), ["a", "b"]);
-        state.save(&[given("c")]);
+        state.save(&[given("c")], at(2_000));
         assert_eq!(names(&state), ["c"]);
+        assert_eq!(state.load().unwrap().confirmed, at(2_000), "when it was confirmed is kept with it");
         assert!(!state.file().with_extension("new").exists(), "the file written beside it was renamed");
     }
 
@@ -313,7 +345,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut state = saved_in(dir.path());
         std::fs::create_dir(state.file().with_extension("new")).unwrap();
-        state.save(&[given("c")]);
-        assert_eq!(state.load().unwrap().len(), 2, "what was there stays");
+        state.save(&[given("c")], at(2_000));
+        assert_eq!(state.load().unwrap().resources.len(), 2, "what was there stays");
     }
 }

@@ -280,6 +280,12 @@ impl Stage {
         of_kind.map(|((_, name), _)| Arc::clone(name)).collect()
     }
 
+    /// How many accepted dynamic resources were given to this process, and how many are only what a cache had.
+    pub(crate) fn origins(&self) -> (usize, usize) {
+        let given = self.slots.values().filter(|slot| !slot.fixed && slot.wanted.is_some());
+        given.fold((0, 0), |(live, cached), slot| (live + usize::from(!slot.cached), cached + usize::from(slot.cached)))
+    }
+
     /// Whether a control plane has said what there is of a kind, or is not asked at all.
     pub(crate) fn is_answered(&self, kind: Kind) -> bool {
         !self.roots.contains_key(&kind) || self.answered.contains(&kind)
