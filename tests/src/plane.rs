@@ -11,6 +11,7 @@ use crate::Result;
 use crate::client::get;
 use crate::gateway::HTTP2;
 use crate::process::{Daemon, ours};
+use crate::scale::Usage;
 use crate::wait::{PATIENCE, eventually};
 
 /// Both daemons and the folder in which they run.
@@ -162,6 +163,19 @@ impl Plane {
     /// The most memory that the proxy ever had resident, in KiB.
     pub fn peak(&self) -> Result<u64> {
         self.proxy.as_ref().context("no proxy runs")?.peak()
+    }
+
+    /// What the proxy has used so far.
+    pub fn usage(&self) -> Result<Usage> {
+        Usage::of_process(self.proxy.as_ref().context("no proxy runs")?.id()?)
+    }
+
+    /// How many files the proxy may have open.
+    pub fn open_files(&self) -> Result<u64> {
+        let id = self.proxy.as_ref().context("no proxy runs")?.id()?;
+        let limits = std::fs::read_to_string(format!("/proc/{id}/limits"))?;
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).context("no limit")?;
+        Ok(line.split_whitespace().next().and_then(|soft| soft.parse().ok()).unwrap_or(u64::MAX))
     }
 
     /// What the proxy has logged.

@@ -60,7 +60,12 @@ pub struct Usage {
 impl Usage {
     /// Of a running proxy.
     pub fn of(gateway: &Gateway) -> Result<Self> {
-        let folder = format!("/proc/{}", gateway.daemon.id()?);
+        Self::of_process(gateway.daemon.id()?)
+    }
+
+    /// Of any process.
+    pub fn of_process(id: u32) -> Result<Self> {
+        let folder = format!("/proc/{id}");
         let stat = std::fs::read_to_string(format!("{folder}/stat"))?;
         let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         let ticks = |place: usize| fields.get(place).and_then(|text| text.parse::<u64>().ok()).context("no ticks");

@@ -251,3 +251,75 @@ async fn a_cluster_that_changes_has_its_endpoints_at_once() -> Result {
     }
     Ok(())
 }
+
+/// A file of the control plane's directory in which a locality's endpoints are a collection of their own.
+fn collected(backends: &[u16]) -> String {
+    let endpoints: String = (backends.iter().enumerate())
+        .map(|(index, port)| {
+            format!(
+                "- \"@type\": type.googleapis.com/envoy.service.discovery.v3.Resource
+  name: {COLLECTION}{index}
+  resource:
+    \"@type\": type.googleapis.com/envoy.config.endpoint.v3.LbEndpoint
+    endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}
+"
+            )
+        })
+        .collect();
+    format!(
+        "selector: {{cluster: envoy}}
+resources:
+- \"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster
+  name: collected
+  type: EDS
+  connect_timeout: 2s
+  eds_cluster_config: {{eds_config: {{ads: {{}}, resource_api_version: V3}}}}
+- \"@type\": type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment
+  cluster_name: collected
+  endpoints:
+  - locality: {{zone: a}}
+    leds_cluster_locality_config:
+      leds_config: {{ads: {{}}, resource_api_version: V3}}
+      leds_collection_name: \"{COLLECTION}*\"
+- \"@type\": type.googleapis.com/envoy.config.route.v3.RouteConfiguration
+  name: gateway
+  virtual_hosts:
+  - {{name: all, domains: [\"*\"], routes: [{{match: {{prefix: /}}, route: {{cluster: collected}}}}]}}
+{endpoints}"
+    )
+}
+
+const COLLECTION: &str = "xdstp://control/envoy.config.endpoint.v3.LbEndpoint/collected/";
+
+/// LEDS: endpoints come and go one by one, and the assignment that names their collection stays as it is.
+#[tokio::test]
+async fn endpoints_of_a_collection_come_and_go_one_by_one_at_the_real_envoy() -> Result {
+    on_envoy(
+        |text| text,
+        async |site| {
+            site.answered_by(Port::EnvoyGateway, "backend-1").await?;
+            let (one, two) = (site.address(Port::Backend1).port(), site.address(Port::Backend2).port());
+            let hosts = async |expected: &[u16]| {
+                eventually("Envoy has the endpoints of the collection", async || {
+                    let clusters = get(site.address(Port::EnvoyAdmin), "/clusters").await?.text();
+                    for port in [one, two] {
+                        let has = clusters.contains(&format!("collected::127.0.0.1:{port}::"));
+                        ensure!(has == expected.contains(&port), "{port}: expected {expected:?}, saw {clusters}");
+                    }
+                    Ok(())
+                })
+                .await
+            };
+            site.edit("envoy/routes.yaml", |_| collected(&[two]))?;
+            hosts(&[two]).await?;
+            site.answered_by(Port::EnvoyGateway, "backend-2").await?;
+            site.edit("envoy/routes.yaml", |_| collected(&[two, one]))?;
+            hosts(&[two, one]).await?;
+            site.edit("envoy/routes.yaml", |_| collected(&[one]))?;
+            hosts(&[one]).await?;
+            site.answered_by(Port::EnvoyGateway, "backend-1").await?;
+            Ok(())
+        },
+    )
+    .await
+}

@@ -42,7 +42,7 @@ pub(crate) use self::stage::{Batch, DeletionGuard};
 use self::stage::{Key, Stage};
 use crate::ads::Metrics;
 use crate::apply::{ApplyError, ApplyHandle, Change, Kind};
-use crate::inventory::Inventory;
+use crate::inventory::{Given, Inventory};
 use crate::overview::TunnelView;
 
 /// What dynamic configuration needs of the process.

@@ -257,3 +257,15 @@ proptest! {
         sound(&parse_any(url, &bytes));
     }
 }
+
+/// A decoded route takes a thousand times what an empty one takes on the wire: they are never decoded all at once.
+#[test]
+fn a_million_empty_routes_are_refused_with_few_words() {
+    let mut host = b"\x0a\x01h\x12\x01*".to_vec();
+    host.extend(b"\x1a\x00".repeat(1_000_000));
+    let mut bytes = b"\x0a\x01r\x12".to_vec();
+    prost::encoding::encode_varint(host.len() as u64, &mut bytes);
+    bytes.extend(host);
+    let findings = parse_any(type_url::ROUTE_CONFIGURATION, &bytes).value.expect_err("a route needs a match");
+    assert!((1..=1100).contains(&findings.len()), "{} findings", findings.len());
+}

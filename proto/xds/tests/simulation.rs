@@ -8,12 +8,16 @@
 
 #[path = "simulation/contents.rs"]
 mod contents;
+#[path = "simulation/judge.rs"]
+mod judge;
 #[path = "simulation/network.rs"]
 mod network;
 #[path = "simulation/shadow.rs"]
 mod shadow;
 #[path = "simulation/swaps.rs"]
 mod swaps;
+#[path = "simulation/told.rs"]
+mod told;
 #[path = "simulation/world.rs"]
 mod world;
 
@@ -34,6 +38,11 @@ fn after_quiet_the_client_holds_what_was_published_less_what_it_refused() {
 #[test]
 fn no_route_ever_leads_to_a_cluster_that_the_client_does_not_have() {
     for_each_seed(swaps::run);
+}
+
+#[test]
+fn every_response_is_what_its_subscription_calls_for() {
+    for_each_seed(judge::run);
 }
 
 /// Runs it with every seed; it returns how many messages it took, and how many resources the client refused.

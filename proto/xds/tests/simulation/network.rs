@@ -28,18 +28,22 @@ pub(crate) struct Choices(u64);
 
 impl Choices {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x1234_5678_9abc_def1))
+        // Mixed: seeds that are a step apart would make the same choices, one choice apart.
+        Self(mixed(seed.wrapping_add(0x1234_5678_9abc_def1)))
     }
 
     pub(crate) fn below(&mut self, limit: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ (z >> 31)) % limit.max(1) as u64).unwrap_or(0)
+        usize::try_from(mixed(self.0) % limit.max(1) as u64).unwrap_or(0)
     }
 
     pub(crate) fn percent(&mut self, chance: usize) -> bool {
         self.below(100) < chance
     }
+}
+
+fn mixed(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }

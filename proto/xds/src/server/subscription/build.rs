@@ -227,7 +227,8 @@ impl Subscription {
             if set.retained.contains(&name) && !forced.contains(&name) {
                 continue;
             }
-            let resource = if self.wants(&name, resource) || (forced.contains(&name) && !refused) {
+            let is_news = self.wants(&name, resource) || (forced.contains(&name) && !refused);
+            let resource = if is_news {
                 resource
             } else if refused && self.sent.get(&name).is_none() {
                 // A new stream of a node that refused the present content: it gets what it accepted.
@@ -238,7 +239,10 @@ impl Subscription {
             };
             let resource = Arc::clone(resource);
             self.sent.insert(Arc::clone(&name), resource.version());
-            items.push((name, Some(Arc::clone(&resource))));
+            if is_news {
+                items.push((name, Some(Arc::clone(&resource))));
+            }
+            // Its answer to what it accepted before says nothing about what it refused since.
             resources.push(resource);
         }
         if resources.is_empty() && !self.owed {

@@ -96,3 +96,26 @@ fn what_is_refused_is_not_repeated() {
     assert_eq!(type_url, type_url::short_name(CLUSTER));
     assert_eq!(sent(&mut peer), None, "the node refused this assignment");
 }
+
+/// A new stream is sent what the node accepted, in place of what it refused. Its answer is no word on that.
+#[test]
+fn what_was_refused_stays_so_though_a_new_stream_accepts_what_came_before_it() {
+    let routes = |entries: &[&str]| snapshot(&entries.iter().map(|entry| (RDS, *entry)).collect::<Vec<_>>());
+    let first = routes(&["r=1"]);
+    let version = first.of_type(RDS).unwrap().version().to_string();
+    let mut peer = Peer::new(Variant::Sotw, first);
+    peer.sotw(RDS, &["r"], "", "");
+    let nonce = peer.expect("RouteConfiguration r=1");
+    peer.sotw(RDS, &["r"], &version, &nonce);
+    peer.publish(routes(&["r=bad"]));
+    let nonce = peer.expect("RouteConfiguration r=bad");
+    peer.sotw_nack(RDS, &["r"], &nonce, "bad");
+    peer.reconnect(Variant::Sotw);
+    peer.sotw(RDS, &["r"], &version, "");
+    let nonce = peer.expect("RouteConfiguration r=1");
+    peer.sotw(RDS, &["r"], &version, &nonce);
+    // Without the history of what changed all is looked at again.
+    peer.publish(routes(&["r=bad", "other=1"]));
+    peer.expect_silence();
+    assert_eq!(peer.status(RDS), "other=NotSent r=Error", "what the node refused is shown as that");
+}
