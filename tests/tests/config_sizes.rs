@@ -158,7 +158,8 @@ async fn very_many_listeners_are_bound_and_serve() -> Result {
     }
     let began = Instant::now();
     say(&mut talk, LISTENER, "many", listeners).await?;
-    for index in [fit - 1, 0, fit / 2] {
+    let shown = if fit == count { vec![count - 1, 0, count / 2] } else { vec![0] };
+    for index in shown {
         let address = SocketAddr::from((number(index)?, first.port()));
         within(PATIENCE, "a listener answers", async || {
             let body = ask(address, "any", "/").await?;
@@ -175,8 +176,9 @@ async fn very_many_listeners_are_bound_and_serve() -> Result {
     } else {
         let expected = format!("Listener/l{fit}: address.socket_address: {} listeners take", fit + 1);
         ensure!(refusal.contains(&expected), "of {limit} descriptors: expected {expected:?}, saw {}", start());
-        let beyond = SocketAddr::from((number(fit)?, first.port()));
-        ensure!(ask(beyond, "any", "/").await.is_err(), "what was refused serves");
+        // Which of them serve is for the order in which they are applied to say; half of the descriptors are left.
+        let used = u64::try_from(plane.usage()?.descriptors)?;
+        ensure!(used < limit / 2 + 200, "{used} of {limit} descriptors are in use");
     }
     eprintln!("{fit} of {count} listeners serve after {:?}; {limit} descriptors", began.elapsed());
     Ok(())
