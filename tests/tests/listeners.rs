@@ -66,6 +66,37 @@ async fn answers(address: SocketAddr, body: &str, daemon: &Daemon) -> Result {
     .with_context(|| daemon.output())
 }
 
+/// As Envoy: without `ipv4_compat` IPv6's wildcard is not IPv4's, with it a client of IPv4 is known by its own address.
+#[tokio::test]
+async fn the_wildcard_of_ipv6_takes_ipv4_where_it_says_so() -> Result {
+    if TcpListener::bind("[::1]:0").is_err() {
+        eprintln!("skipped: this machine has no IPv6");
+        return Ok(());
+    }
+    let (folder, address) = (TempDir::with_prefix("culvert-")?, free_address()?);
+    let (six, four) = (SocketAddr::new("::1".parse()?, address.port()), address);
+    let any = SocketAddr::new("::".parse()?, address.port());
+    let mut all = listener("six", any, "six");
+    publish(folder.path(), all.clone(), 1)?;
+    let proxy = start("proxy", folder.path())?;
+    answers(six, "six", &proxy).await?;
+    ensure!(get(four, "/").await.is_err(), "an IPv4 client found a listener of IPv6\n{}", proxy.output());
+    all["name"] = "both".into();
+    // Another port: the address of the first one is let go of only when it has drained.
+    let (four, six) = (free_address()?, six);
+    all["address"]["socket_address"]["port_value"] = four.port().into();
+    all["address"]["socket_address"]["ipv4_compat"] = true.into();
+    all["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]["response_headers_to_add"] = json!([{
+        "header": { "key": "x-from", "value": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%" } }]);
+    publish(folder.path(), all, 2)?;
+    for at in [four, SocketAddr::new(six.ip(), four.port())] {
+        answers(at, "six", &proxy).await?;
+        let seen = get(at, "/").await?.header("x-from");
+        ensure!(seen == at.ip().to_string(), "{at}: the client is {seen:?}");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn new_connections_see_no_gap_while_a_listener_changes_and_hands_its_address_over() -> Result {
     let (folder, address) = (TempDir::with_prefix("culvert-")?, free_address()?);

@@ -232,6 +232,7 @@ pub(crate) fn listener(chains: Vec<FilterChain>) -> Listener {
         address: None,
         filter_chains: chains.into_iter().map(Arc::new).collect(),
         udp: None,
+        ipv4_compat: false,
         default_filter_chain: None,
         inspect_tls: false,
         listener_filters_timeout: Duration::from_secs(15),

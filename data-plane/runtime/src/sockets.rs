@@ -46,6 +46,15 @@ pub enum Traffic {
     Datagrams,
 }
 
+/// What is to be bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub traffic: Traffic,
+    pub address: SocketAddr,
+    /// For `::`: whether it is IPv4's wildcard too, whose clients then have addresses that are mapped into IPv6.
+    pub ipv4_too: bool,
+}
+
 /// A socket that is listened on.
 #[derive(Debug)]
 pub enum Listening {
@@ -82,8 +91,8 @@ impl Listening {
 #[derive(Debug)]
 pub struct Reserved {
     sockets: Vec<Socket>,
-    traffic: Traffic,
-    address: SocketAddr,
+    /// With the port that was given for port 0.
+    place: Place,
     /// Sockets of another process may be beside them.
     shared: bool,
 }
@@ -92,9 +101,9 @@ pub struct Reserved {
 ///
 /// # Errors
 /// The address is in use, also when sockets of another process hold it that would share it, or cannot be bound.
-pub fn reserve(traffic: Traffic, address: SocketAddr, count: usize) -> Result<Reserved, BindError> {
-    probe(traffic, address)?;
-    bound(traffic, address, count, false)
+pub fn reserve(place: Place, count: usize) -> Result<Reserved, BindError> {
+    probe(place)?;
+    bound(place, count, false)
 }
 
 /// [`reserve`] for a process that takes another one's place: the address may be held by sockets that share it, of the same
@@ -102,37 +111,38 @@ pub fn reserve(traffic: Traffic, address: SocketAddr, count: usize) -> Result<Re
 ///
 /// # Errors
 /// The address is in use by sockets that do not share it, or cannot be bound.
-pub fn share(traffic: Traffic, address: SocketAddr, count: usize) -> Result<Reserved, BindError> {
-    bound(traffic, address, count, true)
+pub fn share(place: Place, count: usize) -> Result<Reserved, BindError> {
+    bound(place, count, true)
 }
 
-fn bound(traffic: Traffic, address: SocketAddr, count: usize, shared: bool) -> Result<Reserved, BindError> {
-    let fail = |source| BindError::new(address, source);
-    let first = socket(traffic, address, Share::Yes).map_err(fail)?;
-    let bound = first.local_addr().map_err(fail)?.as_socket().unwrap_or(address);
+fn bound(place: Place, count: usize, shared: bool) -> Result<Reserved, BindError> {
+    let fail = |source| BindError::new(place.address, source);
+    let first = socket(place, Share::Yes).map_err(fail)?;
+    let address = first.local_addr().map_err(fail)?.as_socket().unwrap_or(place.address);
+    let place = Place { address, ..place };
     let mut sockets = vec![first];
     for _ in 1..count {
-        sockets.push(socket(traffic, bound, Share::Yes).map_err(fail)?);
+        sockets.push(socket(place, Share::Yes).map_err(fail)?);
     }
-    Ok(Reserved { sockets, traffic, address: bound, shared })
+    Ok(Reserved { sockets, place, shared })
 }
 
 /// Whether an address can be bound, by a socket that does not share: it is closed again without ever listening.
 ///
 /// # Errors
 /// Somebody listens there, sharing or not, or the address cannot be bound.
-pub fn probe(traffic: Traffic, address: SocketAddr) -> Result<(), BindError> {
-    if address.port() == 0 {
+pub fn probe(place: Place) -> Result<(), BindError> {
+    if place.address.port() == 0 {
         return Ok(());
     }
-    socket(traffic, address, Share::No).map(drop).map_err(|source| BindError::new(address, source))
+    socket(place, Share::No).map(drop).map_err(|source| BindError::new(place.address, source))
 }
 
 impl Reserved {
     /// With the port that was given for port 0.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.place.address
     }
 
     /// From now on connections are taken, and wait to be accepted.
@@ -140,16 +150,16 @@ impl Reserved {
     /// # Errors
     /// The kernel refuses, for instance because somebody else listens there by now.
     pub fn listen(self, options: ListenOptions) -> Result<Vec<Listening>, BindError> {
-        if self.traffic == Traffic::Datagrams {
+        if self.place.traffic == Traffic::Datagrams {
             return Ok(self.sockets.into_iter().map(|socket| Listening::Datagrams(socket.into())).collect());
         }
         // Somebody may have begun to listen since; ours do not yet, so they do not stand in their own way.
         if !self.shared {
-            probe(self.traffic, self.address)?;
+            probe(self.place)?;
         }
         let backlog = i32::try_from(options.backlog).unwrap_or(i32::MAX);
         for socket in &self.sockets {
-            socket.listen(backlog).map_err(|source| BindError::new(self.address, source))?;
+            socket.listen(backlog).map_err(|source| BindError::new(self.place.address, source))?;
         }
         Ok(self.sockets.into_iter().map(|socket| Listening::Connections(socket.into())).collect())
     }
@@ -160,7 +170,8 @@ impl Reserved {
 /// # Errors
 /// See both.
 pub fn bind(address: SocketAddr, count: usize, options: ListenOptions) -> Result<Vec<TcpListener>, BindError> {
-    let sockets = reserve(Traffic::Connections, address, count)?.listen(options)?;
+    let place = Place { traffic: Traffic::Connections, address, ipv4_too: false };
+    let sockets = reserve(place, count)?.listen(options)?;
     let connections = |socket| match socket {
         Listening::Connections(socket) => Some(socket),
         Listening::Datagrams(_) => None,
@@ -185,7 +196,8 @@ enum Share {
     No,
 }
 
-fn socket(traffic: Traffic, address: SocketAddr, share: Share) -> std::io::Result<Socket> {
+fn socket(place: Place, share: Share) -> std::io::Result<Socket> {
+    let Place { traffic, address, ipv4_too } = place;
     let (kind, protocol) = match traffic {
         Traffic::Connections => (Type::STREAM, Protocol::TCP),
         Traffic::Datagrams => (Type::DGRAM, Protocol::UDP),
@@ -199,9 +211,9 @@ fn socket(traffic: Traffic, address: SocketAddr, share: Share) -> std::io::Resul
     if share == Share::Yes {
         socket.set_reuse_port(true)?;
     }
-    // As Envoy's without `ipv4_compat`: `::` is not IPv4's wildcard too, which may be another listener's.
+    // Whatever the system's default is: IPv4's wildcard may be another listener's.
     if address.is_ipv6() {
-        socket.set_only_v6(true)?;
+        socket.set_only_v6(!ipv4_too)?;
     }
     socket.bind(&address.into())?;
     Ok(socket)

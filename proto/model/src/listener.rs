@@ -46,18 +46,37 @@ pub struct Listener {
     pub drain_modify_only: bool,
     /// `protocol: UDP`: what is done with datagrams. There are no filter chains then.
     pub udp: Option<Arc<UdpProxy>>,
+    /// `::` is IPv4's wildcard too.
+    pub ipv4_compat: bool,
 }
 
 impl Listener {
     /// Where it is bound: TCP and UDP may have one port each.
     #[must_use]
-    pub fn place(&self) -> Option<(SocketAddr, Transport)> {
-        self.address.map(|address| (address, self.transport()))
+    pub fn place(&self) -> Option<Place> {
+        let (transport, ipv4_compat) = (self.transport(), self.ipv4_compat);
+        self.address.map(|address| Place { address, transport, ipv4_compat })
     }
 
     #[must_use]
     pub const fn transport(&self) -> Transport {
         if self.udp.is_some() { Transport::Udp } else { Transport::Tcp }
+    }
+}
+
+/// See [`Listener::place`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub address: SocketAddr,
+    pub transport: Transport,
+    pub ipv4_compat: bool,
+}
+
+impl Place {
+    /// Whether nobody else of this process can be there.
+    #[must_use]
+    pub fn collides(self, other: Self) -> bool {
+        self.address == other.address && self.transport == other.transport && self.address.port() != 0
     }
 }
 

@@ -1,7 +1,7 @@
 //! From an accepted connection to its network filter.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -67,6 +67,15 @@ pub async fn serve_listener(
         listener.spawn(TcpStream::from_std(stream)?, (remote, local), None);
     }
     Ok(())
+}
+
+/// A client of IPv4 at a socket of both families has its address mapped into IPv6; it is IPv4's everywhere behind here, as
+/// in Envoy.
+fn unmapped(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(ip) => SocketAddr::new(ip.into(), address.port()),
+        IpAddr::V6(_) => address,
+    }
 }
 
 /// Whether accepting failed for lack of descriptors or memory.
@@ -206,6 +215,7 @@ impl WorkerListener {
                 return;
             }
         };
+        let (remote, local) = (unmapped(remote), unmapped(local));
         let listener = Rc::clone(self);
         let arrived = Box::new(Arrived { io: Io::tcp(stream), remote, local, start: Instant::now(), hosted: None });
         // Boxed: a future of this size would be moved about on its way into the runtime.

@@ -99,7 +99,11 @@ fn edge(host: SocketAddr) -> (Gateway, SocketAddr) {
 /// A listener of datagrams.
 fn cloud(clusters: Vec<Cluster>, proxy: UdpProxy) -> (Gateway, SocketAddr) {
     let gateway = Gateway::start(clusters, datagrams(proxy));
-    let reserved = sockets::reserve(sockets::Traffic::Datagrams, loopback(), 1).unwrap();
+    let reserved = sockets::reserve(
+        sockets::Place { traffic: sockets::Traffic::Datagrams, address: loopback(), ipv4_too: false },
+        1,
+    )
+    .unwrap();
     let address = reserved.address();
     let sockets::Listening::Datagrams(socket) = reserved.listen(sockets::ListenOptions::default()).unwrap().remove(0)
     else {

@@ -6,6 +6,10 @@ fn loopback() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
+fn place(traffic: Traffic, address: SocketAddr) -> Place {
+    Place { traffic, address, ipv4_too: false }
+}
+
 #[test]
 fn with_port_zero_all_sockets_share_the_port_of_the_first() {
     let listeners = bind(loopback(), 4, ListenOptions::default()).unwrap();
@@ -26,23 +30,28 @@ fn an_address_that_shared_sockets_hold_is_refused() {
 }
 
 #[test]
-fn the_wildcard_of_ipv6_is_not_that_of_ipv4() {
-    let any = |address: std::net::IpAddr, port| bind(SocketAddr::new(address, port), 1, ListenOptions::default());
-    let six = match any(std::net::Ipv6Addr::UNSPECIFIED.into(), 0) {
-        Ok(sockets) => sockets,
-        Err(error) => return eprintln!("skipped: no IPv6 here ({error})"),
-    };
-    let port = six[0].local_addr().unwrap().port();
-    assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "nobody listens on port {port} of IPv4");
-    let four = any(std::net::Ipv4Addr::UNSPECIFIED.into(), port);
-    assert!(four.is_ok(), "port {port} of IPv4 is free, got {four:?}");
+fn the_wildcard_of_ipv6_is_that_of_ipv4_if_it_is_to_be() {
+    let any = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 0));
+    for ipv4_too in [false, true] {
+        let place = Place { ipv4_too, ..place(Traffic::Connections, any) };
+        let six = match reserve(place, 2) {
+            Ok(reserved) => reserved.listen(ListenOptions::default()).unwrap(),
+            Err(error) => return eprintln!("skipped: no IPv6 here ({error})"),
+        };
+        let port = six[0].local_addr().unwrap().port();
+        let reached = TcpStream::connect(("127.0.0.1", port)).is_ok();
+        assert_eq!(reached, ipv4_too, "whether somebody listens on port {port} of IPv4");
+        let four = bind(SocketAddr::from(([0, 0, 0, 0], port)), 1, ListenOptions::default());
+        assert_eq!(four.is_err(), ipv4_too, "whether port {port} of IPv4 is taken, got {four:?}");
+    }
 }
 
 #[test]
 fn a_successor_shares_the_address_and_has_it_alone_in_the_end() {
     let held = bind(loopback(), 2, ListenOptions::default()).unwrap();
     let address = held[0].local_addr().unwrap();
-    let mut successors = share(Traffic::Connections, address, 1).unwrap().listen(ListenOptions::default()).unwrap();
+    let mut successors =
+        share(place(Traffic::Connections, address), 1).unwrap().listen(ListenOptions::default()).unwrap();
     drop(held);
     for number in 0..32 {
         assert!(TcpStream::connect(address).is_ok(), "connection {number} finds the successor");
@@ -50,16 +59,16 @@ fn a_successor_shares_the_address_and_has_it_alone_in_the_end() {
     successors.clear();
     let alone = TcpListener::bind(loopback()).unwrap();
     let address = alone.local_addr().unwrap();
-    let refused = share(Traffic::Connections, address, 1);
+    let refused = share(place(Traffic::Connections, address), 1);
     assert!(matches!(refused, Err(BindError::InUse(of)) if of == address), "its owner does not share, got {refused:?}");
 }
 
 #[test]
 fn an_address_that_was_taken_between_binding_and_listening_is_refused() {
-    let first = reserve(Traffic::Connections, loopback(), 2).unwrap();
+    let first = reserve(place(Traffic::Connections, loopback()), 2).unwrap();
     let address = first.address();
     assert!(TcpStream::connect(address).is_err(), "nobody can connect to what is only bound");
-    let second = reserve(Traffic::Connections, address, 2).unwrap();
+    let second = reserve(place(Traffic::Connections, address), 2).unwrap();
     let _listening = first.listen(ListenOptions::default()).unwrap();
     let refused = second.listen(ListenOptions::default());
     assert!(matches!(refused, Err(BindError::InUse(of)) if of == address), "{address} is held, got {refused:?}");
@@ -119,9 +128,9 @@ fn accepted_connections_inherit_no_delay_from_the_listening_socket() {
 fn datagrams_have_sockets_of_their_own_beside_connections() {
     let connections = bind(loopback(), 1, ListenOptions::default()).unwrap();
     let address = connections[0].local_addr().unwrap();
-    let held = reserve(Traffic::Datagrams, address, 2).unwrap().listen(ListenOptions::default()).unwrap();
+    let held = reserve(place(Traffic::Datagrams, address), 2).unwrap().listen(ListenOptions::default()).unwrap();
     assert_eq!(held.len(), 2, "one socket for each worker, beside the listener of the same port");
-    let refused = reserve(Traffic::Datagrams, address, 1);
+    let refused = reserve(place(Traffic::Datagrams, address), 1);
     assert!(matches!(refused, Err(BindError::InUse(of)) if of == address), "{address} is held, got {refused:?}");
     let peer = UdpSocket::bind(loopback()).unwrap();
     peer.connect(address).unwrap();

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_model::Name;
-use culvert_model::listener::{Listener, Transport};
+use culvert_model::listener::{Listener, Place, Transport};
 use culvert_model::tunnel::jwks::RemoteJwks;
 use culvert_proxy::{FilterChains, ListenerSlot, Process, serve_datagrams, serve_listener};
 use culvert_runtime::sockets::{self, BindError, ListenOptions, Listening, Reserved, Traffic};
@@ -131,10 +131,9 @@ impl Listeners {
 
     /// The sockets of a listener that leaves, if it serves on that address.
     pub(super) fn handed_over(&self, place: Place, leaving: &HashSet<Name>) -> Option<&[Listening]> {
-        let mut running = self
-            .running
-            .iter()
-            .filter(|(name, running)| leaving.contains(*name) && running.place == Some(place) && place.0.port() != 0);
+        let mut running = self.running.iter().filter(|(name, running)| {
+            leaving.contains(*name) && running.place == Some(place) && place.address.port() != 0
+        });
         running.find_map(|(_, running)| match &running.sockets {
             Sockets::Serving(held) => Some(held.as_slice()),
             Sockets::Reserved(_) | Sockets::None => None,
@@ -150,11 +149,10 @@ impl Listeners {
     /// # Errors
     /// Another listener of ours has the address.
     pub(super) fn check_unclaimed(&self, name: &Name, place: Place) -> Result<(), ApplyError> {
-        let address = place.0;
         // Also one that only waits: it would share the port once it serves.
-        let owner = self.running.iter().find(|(other, running)| *other != name && running.place == Some(place));
-        match owner.filter(|_| address.port() != 0) {
-            Some((owner, _)) => Err(ApplyError::Duplicate { address, listener: Arc::clone(owner) }),
+        let mut others = self.running.iter().filter(|(other, _)| *other != name);
+        match others.find(|(_, running)| running.place.is_some_and(|held| held.collides(place))) {
+            Some((owner, _)) => Err(ApplyError::Duplicate { address: place.address, listener: Arc::clone(owner) }),
             None => Ok(()),
         }
     }
@@ -224,7 +222,7 @@ impl Applier {
     /// Sockets for an address that the listener does not have yet.
     fn sockets_for(&mut self, listener: &Listener) -> Result<Sockets, ApplyError> {
         let Some(place) = listener.place() else { return Ok(Sockets::None) };
-        let address = place.0;
+        let address = place.address;
         if let Some(reserved) = self.listeners.reserved.remove(&listener.name) {
             return Ok(Sockets::Reserved(reserved));
         }
@@ -356,19 +354,18 @@ impl Applier {
     }
 }
 
-/// An address, and whether connections or datagrams come there.
-type Place = (SocketAddr, Transport);
-
-pub(super) const fn traffic(transport: Transport) -> Traffic {
-    match transport {
+/// What the runtime is to bind.
+pub(super) const fn socket_place(place: Place) -> sockets::Place {
+    let traffic = match place.transport {
         Transport::Tcp => Traffic::Connections,
         Transport::Udp => Traffic::Datagrams,
-    }
+    };
+    sockets::Place { traffic, address: place.address, ipv4_too: place.ipv4_compat }
 }
 
-fn reserve((address, transport): Place, workers: usize, successor: bool) -> Result<Reserved, BindError> {
-    let traffic = traffic(transport);
-    if successor { sockets::share(traffic, address, workers) } else { sockets::reserve(traffic, address, workers) }
+fn reserve(place: Place, workers: usize, successor: bool) -> Result<Reserved, BindError> {
+    let place = socket_place(place);
+    if successor { sockets::share(place, workers) } else { sockets::reserve(place, workers) }
 }
 
 /// Starts the accept loops; returns another handle of each socket.

@@ -15,7 +15,7 @@ use culvert_proxy::{ListenerSlot, RouteTable};
 use culvert_runtime::sockets;
 
 use super::applier::Applier;
-use super::listeners::{compile_for_check, traffic};
+use super::listeners::{compile_for_check, socket_place};
 use super::policies::material;
 use super::{ApplyError, Change, leaving};
 use crate::overview::Overview;
@@ -87,15 +87,15 @@ impl Applier {
             self.check_descriptors(claims.listeners + 1)?;
             claims.listeners += 1;
         }
-        if let Some(place) = listener.place().filter(|(address, _)| slot.is_none() && address.port() != 0) {
-            let (address, transport) = place;
-            if !claims.taken.insert(place) {
+        if let Some(place) = listener.place().filter(|place| slot.is_none() && place.address.port() != 0) {
+            let address = place.address;
+            if !claims.taken.insert((address, place.transport)) {
                 return Err(ApplyError::Duplicate { address, listener: "another one of this response".into() });
             }
             if self.listeners.handed_over(place, leaving).is_none() {
                 self.listeners.check_unclaimed(&listener.name, place)?;
                 if !self.successor {
-                    sockets::probe(traffic(transport), address)?;
+                    sockets::probe(socket_place(place))?;
                 }
             }
         }

@@ -119,6 +119,7 @@ fn listener(name: &str, address: &str, stat_prefix: &str) -> Listener {
         max_connections: None,
         drain_modify_only: false,
         udp: None,
+        ipv4_compat: false,
         reverse: Vec::new(),
     }
 }

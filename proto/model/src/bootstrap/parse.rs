@@ -19,7 +19,7 @@ use crate::Name;
 use crate::access_log;
 use crate::agent::{self, TunnelAgent};
 use crate::cluster;
-use crate::listener::{self, Listener};
+use crate::listener::{self, Listener, Place};
 use crate::report::{Report, clip};
 use crate::runtime;
 use crate::scalar;
@@ -202,7 +202,9 @@ fn distinct<'n>(report: &mut Report, field: &'static str, names: impl Iterator<I
 fn distinct_addresses(report: &mut Report, listeners: &[Arc<Listener>]) {
     let mut seen = HashMap::new();
     for listener in listeners {
-        let Some((address, transport)) = listener.place().filter(|(address, _)| address.port() != 0) else { continue };
+        let Some(Place { address, transport, .. }) = listener.place().filter(|place| place.address.port() != 0) else {
+            continue;
+        };
         if let Some(other) = seen.insert((address, transport), &listener.name) {
             let (one, other) = (clip(&listener.name), clip(other));
             report.error_at("listeners", format!("{one:?} and {other:?} have the same address, {address}"));

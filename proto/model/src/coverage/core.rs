@@ -17,9 +17,8 @@ pub(super) const TABLE: &[Covered] = &[
     covered(
         "envoy.config.core.v3.SocketAddress",
         &[
-            honoured(&["protocol", "address", "port_value", "resolver_name"]),
+            honoured(&["protocol", "address", "port_value", "resolver_name", "ipv4_compat"]),
             refused(&["named_port"], "it decides where the address leads; give an address and a port_value"),
-            refused(&["ipv4_compat"], "it decides who may connect; give IPv4 a listener of its own"),
             refused(&["network_namespace_filepath"], "it decides who may connect"),
         ],
     ),

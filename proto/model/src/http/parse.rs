@@ -286,9 +286,8 @@ pub(crate) fn per_filter_config(report: &mut Report, configs: &BTreeMap<String, 
                 }
                 return;
             }
-            let kind = wrapper
-                .as_ref()
-                .map_or(config.type_name(), |wrapper| wrapper.config.as_ref().map_or(name.as_str(), Any::type_name));
+            // Without a configuration of its own it is the filter of that name that is turned on.
+            let kind = inner.map(Any::type_name).filter(|kind| !kind.is_empty()).unwrap_or(name);
             if wrapper.as_ref().is_some_and(|wrapper| wrapper.is_optional || wrapper.disabled) {
                 report.warn(format!("{kind} is not there; it is optional or disabled, and left out"));
             } else {

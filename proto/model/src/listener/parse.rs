@@ -88,7 +88,15 @@ pub(crate) fn listener(report: &mut Report, message: &api::Listener) -> Option<L
         max_connections: None,
         drain_modify_only: drain == api::listener::DrainType::ModifyOnly,
         udp: None,
+        ipv4_compat: ipv4_compat(message),
     })
+}
+
+/// Envoy: it has a meaning for `::` alone.
+fn ipv4_compat(message: &api::Listener) -> bool {
+    use core::address::Address;
+    let address = message.address.as_ref().and_then(|address| address.address.as_ref());
+    matches!(address, Some(Address::SocketAddress(socket)) if socket.ipv4_compat)
 }
 
 /// The address of a listener of datagrams, as one of TCP.
@@ -106,6 +114,13 @@ fn datagram_address(message: &api::Listener) -> Option<core::Address> {
 fn datagrams(report: &mut Report, message: &api::Listener, address: &core::Address) -> Option<Listener> {
     let name = scalar::name(report, "name", &message.name);
     let address = report.field("address", |report| socket(report, address));
+    if ipv4_compat(message) {
+        report.field("address", |report| {
+            report.field("socket_address", |report| {
+                report.error_at("ipv4_compat", "is for connections; give IPv4 a listener of datagrams of its own");
+            });
+        });
+    }
     let udp = udp_proxy::listener_filter(report, message);
     let drain = scalar::enumeration::<api::listener::DrainType>(report, "drain_type", message.drain_type)?;
     Some(Listener {
@@ -122,6 +137,7 @@ fn datagrams(report: &mut Report, message: &api::Listener, address: &core::Addre
         max_connections: None,
         drain_modify_only: drain == api::listener::DrainType::ModifyOnly,
         udp: Some(Arc::new(udp?)),
+        ipv4_compat: false,
     })
 }
 

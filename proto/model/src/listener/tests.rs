@@ -65,7 +65,6 @@ fn listeners_that_cannot_be_used() {
             (&address(r#"{"pipe": {"path": "/x"}, "socket_address": null}"#), "address.pipe", "unix sockets"),
             (&address(r#"{"socket_address": {"protocol": "UDP"}}"#), "filter_chains", "no meaning for UDP"),
             (&address(r#"{"socket_address": {"address": "a.b"}}"#), "address.socket_address.address", "not an IP"),
-            (&address(r#"{"socket_address": {"ipv4_compat": true}}"#), "address.socket_address.ipv4_compat", "IPv4"),
             (r#"{"api_listener": {}}"#, "api_listener", "gRPC clients without a proxy"),
             (r#"{"udp_listener_config": {}}"#, "udp_listener_config", "protocol to UDP"),
             (r#"{"internal_listener": {}}"#, "internal_listener", "bind_to_port false"),
@@ -302,6 +301,8 @@ fn defaults_are_envoys() {
 #[test]
 fn what_is_set_is_kept() {
     assert_eq!(parsed(r#"{"bind_to_port": false, "address": null}"#).address, None);
+    let any = r#"{"address": {"socket_address": {"address": "::", "ipv4_compat": true}}}"#;
+    assert!(parsed(any).place().is_some_and(|place| place.ipv4_compat), "IPv4 too");
     assert!(parsed(&chain(r#""filter_chain_match": {"server_names": ["A.com"]}"#)).inspect_tls, "SNI is matched");
     let matches = parsed(&chain(
         r#""filter_chain_match": {"server_names": ["*.A.com"], "source_ports": [1],

@@ -3,7 +3,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::DatagramBuffer;
-use crate::listener::{Listener, Transport, parse};
+use crate::listener::{Listener, Place, Transport, parse};
 use crate::testing::{good, message, patched, refused, warned};
 
 const UDP: &str = "type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig";
@@ -44,7 +44,8 @@ fn parsed(patch: &str) -> Listener {
 #[test]
 fn the_defaults_are_envoys() {
     let listener = parsed("{}");
-    assert_eq!(listener.place(), Some(("127.0.0.1:53".parse().unwrap(), Transport::Udp)), "where it is bound");
+    let place = Place { address: "127.0.0.1:53".parse().unwrap(), transport: Transport::Udp, ipv4_compat: false };
+    assert_eq!(listener.place(), Some(place), "where it is bound");
     let udp = listener.udp.expect("it is a listener of datagrams");
     assert_eq!((&*udp.stat_prefix, &*udp.cluster), ("dns", "c"), "names");
     assert_eq!(udp.idle_timeout, Duration::from_secs(60), "idle timeout");
@@ -107,6 +108,11 @@ fn what_cannot_be_honoured_is_refused_with_its_path() {
             (r#"{"listener_filters": []}"#, "listener_filters", "needs one"),
             (r#"{"listener_filters": [{"name": "x"}]}"#, "listener_filters[0].typed_config", "is missing"),
             (r#"{"bind_to_port": false}"#, "bind_to_port", "remove it"),
+            (
+                r#"{"address": {"socket_address": {"ipv4_compat": true}}}"#,
+                "address.socket_address.ipv4_compat",
+                "of its own",
+            ),
             (rx, "udp_listener_config.downstream_socket_config.max_rx_datagram_size", "65527"),
             (r#"{"udp_listener_config": {"quic_options": {}}}"#, "udp_listener_config.quic_options", "HTTP/3"),
             (&with(r#""cluster": null"#), "listener_filters[0].typed_config", "names no cluster"),
