@@ -83,8 +83,27 @@ fn spellings_are_the_same_bytes() {
     for other in [
         "lbPolicy: 3\nconnectTimeout: 1.0s\nmetadata: {filterMetadata: {b: {}, a: {x: 1}}}\n",
         "metadata: {filter_metadata: {a: {x: 1e0}, b: {}}}\nconnect_timeout: 1.000s\nlb_policy: \"RANDOM\"\ntype: null\n",
+        // As for Envoy.
+        "lb_policy: random\nconnect_timeout: 1s\nmetadata: {filter_metadata: {a: {x: 1}, b: {}}}\n",
     ] {
         assert_eq!(any(&format!("{head}{other}")), canonical, "bytes of {other}");
+    }
+}
+
+/// What other control planes make of authorization and of Envoy filters.
+#[test]
+fn messages_that_the_package_lacks_are_known() {
+    for value in [
+        json!({"@type": "type.googleapis.com/xds.type.matcher.v3.CelMatcher",
+            "expr_match": {"cel_expr_string": "request.method == 'GET'"}, "description": "d"}),
+        json!({"@type": "type.googleapis.com/xds.type.matcher.v3.HttpAttributesCelMatchInput"}),
+        json!({"@type": "type.googleapis.com/xds.type.matcher.v3.IPMatcher", "range_matchers": [
+            {"ranges": [{"address_prefix": "10.0.0.0", "prefix_len": 8}], "exclusive": true}]}),
+        json!({"@type": "type.googleapis.com/udpa.type.v1.TypedStruct",
+            "type_url": "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm", "value": {"config": {"n": 1.0}}}),
+        json!({"@type": "type.googleapis.com/xds.type.v3.TypedStruct", "type_url": "x", "value": {}}),
+    ] {
+        assert_eq!(round_trip(&value), value);
     }
 }
 
