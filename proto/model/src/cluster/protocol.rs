@@ -45,22 +45,17 @@ pub(super) fn protocol_options(
             }
         });
     }
-    let old = outdated(report, message);
-    match (typed, old) {
-        (Some(typed), None) => typed,
-        (Some(typed), Some(_)) => {
-            let reason = "stands beside http2_protocol_options and the like, which it takes the place of; remove those";
-            report.error_at("typed_extension_protocol_options", reason);
+    // As in Envoy, which refuses neither and reads one.
+    match typed {
+        Some(mut typed) => {
+            if is_outdated(message) {
+                let reason = "takes the place of http2_protocol_options and the like, which stand beside it and do not count; remove those";
+                report.warn_at("typed_extension_protocol_options", reason);
+            }
+            typed.common.max_requests_per_connection = typed.common.max_requests_per_connection.or(requests(message));
             typed
         }
-        (None, Some(old)) => old,
-        (None, None) => ProtocolOptions {
-            protocol: UpstreamProtocol::Http1,
-            common: common(report, None),
-            http1: Http1Options::default(),
-            http2: Http2Options::default(),
-            auto_sni: None,
-        },
+        None => outdated(report, message, tls),
     }
 }
 
@@ -191,32 +186,42 @@ fn explicit_config(
     })
 }
 
-/// The deprecated fields of the cluster itself; `None` when none is set.
+/// Whether options stand where they stood before `HttpProtocolOptions`.
 #[expect(deprecated, reason = "configurations still use them")]
-fn outdated(report: &mut Report, message: &api::Cluster) -> Option<ProtocolOptions> {
-    use api::cluster::ClusterProtocolSelection as Selection;
-    let selection = scalar::enumeration::<Selection>(report, "protocol_selection", message.protocol_selection);
-    let downstream = selection == Some(Selection::UseDownstreamProtocol);
-    let set = downstream
+fn is_outdated(message: &api::Cluster) -> bool {
+    message.protocol_selection != 0
         || message.http2_protocol_options.is_some()
         || message.http_protocol_options.is_some()
         || message.common_http_protocol_options.is_some()
-        || message.max_requests_per_connection.is_some();
-    if !set {
-        return None;
-    }
+        || message.upstream_http_protocol_options.is_some()
+}
+
+/// `max_requests_per_connection` of the cluster itself.
+#[expect(deprecated, reason = "configurations still use them")]
+fn requests(message: &api::Cluster) -> Option<u32> {
+    message.max_requests_per_connection.filter(|requests| *requests > 0)
+}
+
+/// What the cluster's own fields say.
+#[expect(deprecated, reason = "configurations still use them")]
+fn outdated(report: &mut Report, message: &api::Cluster, tls: Option<&Arc<UpstreamTls>>) -> ProtocolOptions {
+    use api::cluster::ClusterProtocolSelection as Selection;
+    let selection = scalar::enumeration::<Selection>(report, "protocol_selection", message.protocol_selection);
     let mut common = common(report, message.common_http_protocol_options.as_ref());
-    let requests = message.max_requests_per_connection.filter(|requests| *requests > 0);
-    common.max_requests_per_connection = common.max_requests_per_connection.or(requests);
-    Some(ProtocolOptions {
-        protocol: match (downstream, &message.http2_protocol_options) {
-            (true, _) => UpstreamProtocol::Downstream,
-            (false, Some(_)) => UpstreamProtocol::Http2,
-            (false, None) => UpstreamProtocol::Http1,
+    common.max_requests_per_connection = common.max_requests_per_connection.or(requests(message));
+    let auto_sni = message
+        .upstream_http_protocol_options
+        .as_ref()
+        .and_then(|options| report.field("upstream_http_protocol_options", |report| auto_sni_of(report, options, tls)));
+    ProtocolOptions {
+        protocol: match (selection, &message.http2_protocol_options) {
+            (Some(Selection::UseDownstreamProtocol), _) => UpstreamProtocol::Downstream,
+            (_, Some(_)) => UpstreamProtocol::Http2,
+            (_, None) => UpstreamProtocol::Http1,
         },
         common,
         http1: http1_options(report, message.http_protocol_options.as_ref()),
         http2: http2_options(report, message.http2_protocol_options.as_ref()),
-        auto_sni: None,
-    })
+        auto_sni,
+    }
 }

@@ -246,6 +246,15 @@ fn clusters_with_something_left_out() {
                 "circuit_breakers.thresholds[1]",
                 "the first ones count",
             ),
+            (
+                &protocol(r#""explicit_http_config": {"http2_protocol_options": {}}"#).replacen(
+                    '{',
+                    r#"{"common_http_protocol_options": {}, "#,
+                    1,
+                ),
+                "typed_extension_protocol_options",
+                "do not count",
+            ),
             (&tls(r#""sni": "a""#), &format!("{TLS}.common_tls_context.validation_context"), "not verified"),
             (
                 &tls(r#""common_tls_context": {"tls_params": {"cipher_suites": ["x"]}}"#),
@@ -289,6 +298,18 @@ fn what_is_set_is_kept() {
     check(&protocol(r#""explicit_http_config": {"http2_protocol_options": {}}"#), &|cluster| {
         cluster.protocol == UpstreamProtocol::Http2
     });
+    // Of the cluster's own fields this one counts beside them, as in Envoy: Istio's bootstrap has both.
+    let own = protocol(r#""explicit_http_config": {"http2_protocol_options": {}}"#).replacen(
+        '{',
+        r#"{"max_requests_per_connection": 1, "#,
+        1,
+    );
+    check(&own, &|cluster| {
+        cluster.protocol == UpstreamProtocol::Http2 && cluster.max_requests_per_connection == Some(1)
+    });
+    let trusted = r#""common_tls_context": {"validation_context": {"trusted_ca": {"filename": "/ca"}}}"#;
+    let sni = tls(trusted).replacen('{', r#"{"upstream_http_protocol_options": {"auto_sni": true}, "#, 1);
+    check(&sni, &|cluster| cluster.auto_sni == Some(AutoSni { header: None, validates: false }));
     check(r#"{"http2_protocol_options": {"max_concurrent_streams": 7}}"#, &|cluster| {
         cluster.protocol == UpstreamProtocol::Http2 && cluster.http2.max_concurrent_streams == 7
     });
