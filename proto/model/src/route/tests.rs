@@ -176,6 +176,26 @@ fn actions_that_cannot_be_used() {
     );
 }
 
+/// A configuration cannot make every request carry what it pleases.
+#[test]
+fn headers_that_are_added_are_few_and_short() {
+    let header = |value: &str| format!(r#"{{"header": {{"key": "x", "value": "{value}"}}}}"#);
+    let adding = |headers: &[String]| {
+        doing(&format!(r#""route": {{"cluster": "c"}}, "response_headers_to_add": [{}]"#, headers.join(", ")))
+    };
+    let most = adding(&vec![header("a"); 1000]);
+    good(&parse(&message(&patched(&base(), &most))), "a thousand headers");
+    let long = "a".repeat(1 << 20);
+    refused(
+        &base(),
+        parse,
+        &[
+            (&adding(&vec![header("a"); 1001]), &at("response_headers_to_add"), "has 1001 headers, more than 1000"),
+            (&adding(&[header(&long)]), &at("response_headers_to_add[0].header.value"), "has 1048576 bytes, more than"),
+        ],
+    );
+}
+
 #[test]
 fn local_answers_that_cannot_be_used() {
     let body = "x".repeat(4097);
