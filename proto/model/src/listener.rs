@@ -73,7 +73,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// Whether nobody else of this process can be there.
+    /// Whether the two cannot be bound at once. Port 0 is another port each time.
     #[must_use]
     pub fn collides(self, other: Self) -> bool {
         self.address == other.address && self.transport == other.transport && self.address.port() != 0

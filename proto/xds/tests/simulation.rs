@@ -27,7 +27,8 @@ use world::World;
 
 const SEEDS: u64 = 256;
 
-/// Seeds below 2,000 that are known to fail, of a thousand some one or nine; beyond, those that somebody met.
+/// Seeds that fail for a reason that is not mended: all below 2,000, and of those above what was met. They are expected to fail,
+/// so that one that is mended is taken out.
 ///
 /// A name that was given up and asked for again is answered with its frozen content, which the node has refused already; its
 /// refusal takes the good ones of the response with it once too often.
