@@ -11,11 +11,13 @@ use culvert_xds::resource::TypeUrl;
 use culvert_xds::{Name, Resource, Version};
 
 use crate::directory::{Directory, Placed};
-use crate::file::{self, Content, Draft};
+use crate::file::{self, Content, Draft, Nodes};
 use crate::read::Text;
 use crate::report::Finding;
 use crate::selector::Selector;
 use crate::{read, references};
+
+mod grpc;
 
 /// Errors, and warnings, that are listed: what has more is broken in one way many times.
 const MAX_FINDINGS: usize = 1000;
@@ -108,6 +110,7 @@ impl Checker {
         self.ties(&by_name);
         for draft in drafts {
             self.secret(draft);
+            self.grpc(draft);
             self.model(draft);
             self.references(draft, &by_name);
         }
@@ -149,6 +152,16 @@ impl Checker {
         }
     }
 
+    /// What gRPC's clients and servers refuse: an error where the nodes are those, and said of what nobody else asks for.
+    fn grpc(&mut self, draft: &Draft) {
+        let findings = match draft.nodes {
+            Nodes::Grpc => &mut self.errors,
+            Nodes::Any if grpc::is_for_grpc(draft) => &mut self.warnings,
+            Nodes::Any | Nodes::CulvertProxies => return,
+        };
+        findings.extend(grpc::mistakes(draft).into_iter().map(|(path, reason)| draft.finding(&path, reason)));
+    }
+
     /// What culvert-proxy's own parser says.
     fn model(&mut self, draft: &Draft) {
         const TYPES: [&str; 7] = [
@@ -160,7 +173,7 @@ impl Checker {
             type_url::TUNNEL_AGENT,
             type_url::TUNNEL_POLICY,
         ];
-        if !TYPES.contains(&draft.type_url.as_str()) {
+        if !TYPES.contains(&draft.type_url.as_str()) || (draft.nodes == Nodes::Grpc && !is_our_own(draft)) {
             return;
         }
         let parsed = parse_any(&draft.type_url, &draft.value);
@@ -176,9 +189,7 @@ impl Checker {
 
     /// An error where the nodes are culvert-proxies; other nodes may know more.
     fn for_culvert_proxy(&mut self, draft: &Draft, path: &str, reason: String) {
-        // Our own types are for nobody else.
-        let severe = draft.for_culvert_proxy
-            || [type_url::TUNNEL_AGENT, type_url::TUNNEL_POLICY].contains(&draft.type_url.as_str());
+        let severe = draft.nodes == Nodes::CulvertProxies || is_our_own(draft);
         let findings = if severe { &mut self.errors } else { &mut self.warnings };
         findings.push(draft.finding(path, reason));
     }
@@ -203,6 +214,11 @@ impl Checker {
             findings.push(draft.finding(&reference.path, reason));
         }
     }
+}
+
+/// Whether it is of one of our own types, which are for nobody but culvert-proxy.
+fn is_our_own(draft: &Draft) -> bool {
+    [type_url::TUNNEL_AGENT, type_url::TUNNEL_POLICY].contains(&draft.type_url.as_str())
 }
 
 /// Whether the draft, of a cluster, is one whose agents register as others.

@@ -1,8 +1,8 @@
 //! What stands in a file: resources, and which nodes they are for.
 //!
 //! Each document of a file is a resource (a mapping with `@type`), a list of resources, or a mapping with `resources` (one or
-//! a list) and, all optional, `selector` (which nodes; default: all) and `node: culvert-proxy` (they are culvert-proxies: what those do not
-//! honour is an error).
+//! a list) and, all optional, `selector` (which nodes; default: all) and `node`, what they are: `culvert-proxy` (what those do not
+//! honour is an error) or `grpc` (what gRPC's clients and servers refuse is one).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -32,12 +32,21 @@ pub(crate) struct Draft {
     pub(crate) file: Arc<Path>,
     pub(crate) tree: Node,
     pub(crate) selector: Arc<Selector>,
-    /// The nodes are culvert-proxies.
-    pub(crate) for_culvert_proxy: bool,
+    pub(crate) nodes: Nodes,
     pub(crate) type_url: String,
     pub(crate) name: Name,
     pub(crate) value: Bytes,
     pub(crate) extras: Extras,
+}
+
+/// What the nodes are that a file is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Nodes {
+    #[default]
+    Any,
+    CulvertProxies,
+    /// Clients and servers of gRPC without a proxy.
+    Grpc,
 }
 
 impl Draft {
@@ -83,7 +92,7 @@ struct File<'a> {
 #[derive(Default)]
 struct Scope {
     selector: Arc<Selector>,
-    for_culvert_proxy: bool,
+    nodes: Nodes,
 }
 
 impl File<'_> {
@@ -129,8 +138,11 @@ impl File<'_> {
                     Ok(selector) => scope.selector = Arc::new(selector),
                     Err(problems) => problems.into_iter().for_each(|(at, reason)| self.report(at, reason)),
                 },
-                ("node", Value::String(kind)) if kind == "culvert-proxy" => scope.for_culvert_proxy = true,
-                ("node", _) => self.report(node.at, "expected culvert-proxy; leave it out for nodes of any kind"),
+                ("node", Value::String(kind)) if kind == "culvert-proxy" => scope.nodes = Nodes::CulvertProxies,
+                ("node", Value::String(kind)) if kind == "grpc" => scope.nodes = Nodes::Grpc,
+                ("node", _) => {
+                    self.report(node.at, "expected culvert-proxy or grpc; leave it out for nodes of any kind")
+                }
                 _ => {
                     let reason = format!(
                         "unknown key {key:?}: a resource begins with \"@type\", and what holds resources has selector, node and resources"
@@ -164,7 +176,7 @@ impl File<'_> {
             file: Arc::clone(self.path),
             tree,
             selector: Arc::clone(&scope.selector),
-            for_culvert_proxy: scope.for_culvert_proxy,
+            nodes: scope.nodes,
             type_url: any.type_url,
             name: name.into(),
             value: any.value,

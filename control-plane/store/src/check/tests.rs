@@ -1,3 +1,5 @@
+mod grpc;
+
 use culvert_xds::{NodeIdentity, Snapshot};
 
 use super::*;
