@@ -260,3 +260,71 @@ fn admitted(
     request.extensions_mut().insert(ending.clone());
     Ok((request, token))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use culvert_runtime::drain;
+    use culvert_store::{Directory, load};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::access::Access;
+    use crate::args::Args;
+
+    /// A PING with these flags (RFC 9113, 6.7).
+    fn ping(flags: u8) -> [u8; 17] {
+        [0, 0, 8, 6, flags, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]
+    }
+
+    const ACK: u8 = 1;
+
+    /// Reads until the other end closes, but at most two minutes; answers pings or not. How many of its own pings were
+    /// answered, and for how long the connection lived.
+    async fn client(mut io: DuplexStream, answers: bool) -> (usize, Duration) {
+        let began = Instant::now();
+        let empty_settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+        let greeting = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &empty_settings, &ping(0), &ping(0)].concat();
+        io.write_all(&greeting).await.unwrap();
+        let mut answered = 0;
+        let talk = async {
+            let mut head = [0; 9];
+            while io.read_exact(&mut head).await.is_ok() {
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+                let mut payload = vec![0; length as usize];
+                io.read_exact(&mut payload).await.unwrap();
+                let is_ping = head[3] == 6;
+                answered += usize::from(is_ping && head[4] == ACK);
+                if is_ping && head[4] != ACK && answers {
+                    let frame = [[0, 0, 8, 6, ACK, 0, 0, 0, 0].as_slice(), &payload].concat();
+                    io.write_all(&frame).await.unwrap();
+                }
+            }
+        };
+        drop(tokio::time::timeout(Duration::from_secs(120), talk).await);
+        (answered, began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_answers_no_ping_is_gone_and_who_pings_is_answered() {
+        let folder = tempfile::tempdir().unwrap();
+        let args = Args::parse_from(["culvert-control".as_ref(), "--config".as_ref(), folder.path().as_os_str()]);
+        let first = load(folder.path(), args.options(), &Directory::default());
+        let control = Arc::new(Control::new(&args, Access::new(&args, None), first));
+        let settings = Settings { tls: None, max_age: None, what: What::Grpc(Routes::default()) };
+        let handshakes = Semaphore::new(MAX_HANDSHAKES);
+        let shared = Arc::new(Shared { settings, control, handshakes, refusals: LogLimit::new("refused connections") });
+        let (_trigger, drain) = drain::channel();
+        for answers in [false, true] {
+            let (ours, theirs) = tokio::io::duplex(1 << 16);
+            let (shared, drain) = (Arc::clone(&shared), drain.clone());
+            let served = tokio::spawn(async move { shared.serve(ours, Peer::default(), drain).await });
+            let (answered, lived) = client(theirs, answers).await;
+            assert_eq!(answered, 2, "answers to its own pings");
+            let expected = if answers { Duration::from_secs(120) } else { KEEPALIVE_INTERVAL + KEEPALIVE_TIMEOUT };
+            assert_eq!(lived.as_secs(), expected.as_secs(), "it answers pings: {answers}");
+            served.abort();
+        }
+    }
+}

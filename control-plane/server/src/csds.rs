@@ -5,12 +5,14 @@ mod matcher;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use culvert_api::document::{self, Limits, Syntax};
 use culvert_api::envoy::admin::v3::{ClientResourceStatus, UpdateFailureState};
 use culvert_api::envoy::config::core::v3::Node;
 use culvert_api::envoy::service::status::v3::client_config::GenericXdsConfig;
 use culvert_api::envoy::service::status::v3::client_status_discovery_service_server::ClientStatusDiscoveryService;
 use culvert_api::envoy::service::status::v3::{ClientConfig, ClientStatusRequest, ClientStatusResponse, ConfigStatus};
-use culvert_api::type_url;
+use culvert_api::json::{Secrets, any_to_json};
+use culvert_api::{Any, type_url};
 use culvert_runtime::drain::Watch;
 use culvert_xds::server::{ResourceState, ResourceStatus, TypeStatus};
 use futures_util::{Stream, StreamExt};
@@ -92,6 +94,16 @@ fn client_config(node: &NodeStatus, without_contents: bool) -> ClientConfig {
     }
 }
 
+/// Keys and passwords may stand in any resource. `None`: it does not decode without them.
+fn without_keys(content: Any) -> Option<Any> {
+    let shown = any_to_json(&content, Secrets::Redact);
+    if shown == any_to_json(&content, Secrets::Show) {
+        return Some(content);
+    }
+    let tree = document::parse(shown.to_string().as_bytes(), Syntax::Json, &Limits::default()).ok()?.pop()?;
+    document::load_any(&tree).ok()
+}
+
 fn generic(node: &NodeStatus, of_type: &TypeStatus, one: &ResourceStatus, without_contents: bool) -> GenericXdsConfig {
     let (config_status, client_status) = match one.state {
         ResourceState::Synced => (ConfigStatus::Synced, ClientResourceStatus::Acked),
@@ -102,13 +114,14 @@ fn generic(node: &NodeStatus, of_type: &TypeStatus, one: &ResourceStatus, withou
     // Never a secret: whoever may read the status of nodes may not read their keys.
     let shows = !without_contents && &*of_type.type_url != type_url::SECRET;
     let content = node.snapshot.of_type(&of_type.type_url).and_then(|set| set.get(&one.name)).filter(|_| shows);
+    let content = content.and_then(|resource| without_keys(resource.any()));
     let version = one.version.map(|version| version.to_string()).unwrap_or_default();
     let last_updated = one.at.map(|at| Timestamp::from(node.begun + at));
     GenericXdsConfig {
         type_url: of_type.type_url.to_string(),
         name: one.name.to_string(),
         version_info: version.clone(),
-        xds_config: content.map(|resource| resource.any()),
+        xds_config: content,
         config_status: config_status.into(),
         client_status: client_status.into(),
         last_updated,

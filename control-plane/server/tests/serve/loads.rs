@@ -117,3 +117,29 @@ async fn client_status_says_when() {
     assert!(refused[1].2 > accepted[1].2 && refused[1].3.is_some(), "{refused:?}");
     daemon.terminate().await;
 }
+
+#[tokio::test]
+async fn client_status_shows_no_keys_and_no_contents_where_none_are_wanted() {
+    let tls = "{\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext,
+      common_tls_context: {tls_certificates: [{certificate_chain: {inline_string: chain}, private_key: {inline_string: TOP-SECRET}}]}}";
+    let keyed =
+        cluster("a", 1).replace("type: STATIC", &format!("transport_socket: {{name: tls, typed_config: {tls}}}"));
+    let folder = Folder::new(&[("a.yaml", &keyed)]);
+    let daemon = Daemon::start(&folder, &[]).await;
+    let (_stream, first) = daemon.settled("n").await;
+    assert!(String::from_utf8_lossy(&first.resources[0].value).contains("TOP-SECRET"), "the node itself has its key");
+    let mut status = ClientStatusDiscoveryServiceClient::new(daemon.channel().await);
+    let mut fetch = async |exclude_resource_contents: bool| {
+        let request = ClientStatusRequest { exclude_resource_contents, ..Default::default() };
+        let answer = status.fetch_client_status(request).await.unwrap().into_inner();
+        answer.config[0].generic_xds_configs[0].clone()
+    };
+    let shown = fetch(false).await;
+    let content = shown.xds_config.unwrap_or_else(|| panic!("no content of {}", shown.name));
+    let content = String::from_utf8_lossy(&content.value);
+    assert!(content.contains("chain") && content.contains("[redacted]"), "expected all but the key, saw {content}");
+    assert!(!content.contains("TOP-SECRET"), "a key in {content}");
+    let without = fetch(true).await;
+    assert_eq!((without.name.as_str(), without.xds_config), ("a", None), "contents that nobody wants");
+    daemon.terminate().await;
+}
