@@ -82,16 +82,16 @@ resources:
     (cluster, resources)
 }
 
-/// Six times, under load, the routes move to a cluster that is new and the one before is gone: no request fails.
 async fn swaps(site: &Site) -> Result {
-    swaps_with(site, |resources| resources).await
+    swaps_with(site, 6, |resources| resources).await
 }
 
-async fn swaps_with(site: &Site, edit: impl Fn(String) -> String) -> Result {
+/// So many times, under load, the routes move to a cluster that is new and the one before is gone: no request fails.
+async fn swaps_with(site: &Site, count: usize, edit: impl Fn(String) -> String) -> Result {
     site.answered_by(Port::EnvoyGateway, "backend-1").await?;
     let load = Load::new(site.address(Port::EnvoyGateway), "/").start();
     let admin = site.address(Port::EnvoyAdmin);
-    for number in 1..=6 {
+    for number in 1..=count {
         let backend = if number % 2 == 0 { Port::Backend1 } else { Port::Backend2 };
         let (cluster, resources) = only_cluster(number, site.address(backend).port());
         site.edit("envoy/routes.yaml", |_| edit(resources))?;
@@ -130,7 +130,7 @@ async fn swaps_on_streams_of_their_own(api: &str) -> Result {
     let edit = |text: String| text.replace(ads, &source);
     on_envoy(edit, async |site| {
         site.edit("envoy/gateway.yaml", |text| text.replace(ads, &source))?;
-        swaps_with(site, |resources| resources.replace(ads, &source)).await
+        swaps_with(site, 6, |resources| resources.replace(ads, &source)).await
     })
     .await
 }
@@ -143,6 +143,31 @@ async fn six_swaps_of_cluster_and_routes_under_load_fail_nothing_on_delta_stream
 #[tokio::test]
 async fn six_swaps_of_cluster_and_routes_under_load_fail_nothing_on_streams_per_type() -> Result {
     swaps_on_streams_of_their_own("GRPC").await
+}
+
+/// Envoy that polls, on the admin address: it answers nothing, so that each step of a change takes its time.
+#[tokio::test]
+async fn swaps_of_cluster_and_routes_under_load_fail_nothing_at_an_envoy_that_polls() -> Result {
+    let Some(envoy) = Peer::Envoy.find()? else { return Ok(()) };
+    let site = Site::lay_out()?;
+    let (ads, admin) = ("{ads: {}, resource_api_version: V3}", site.address(Port::ControlAdmin).port());
+    let source = "{api_config_source: {api_type: REST, transport_api_version: V3, cluster_names: [control], \
+        refresh_delay: 0.2s}, resource_api_version: V3}";
+    let bootstrap = std::fs::read_to_string(site.folder().join("envoy.yaml"))?;
+    let (head, rest) = bootstrap.split_once("  ads_config:").context("no ads_config")?;
+    let (_, rest) = rest.split_once("first_message_only: true\n").context("no end of ads_config")?;
+    let http2 = "explicit_http_config: {http2_protocol_options: {}}";
+    let rest = rest.replace(http2, "explicit_http_config: {http_protocol_options: {}}").replace(ads, source);
+    let rest = rest.replace(&site.address(Port::Control).port().to_string(), &admin.to_string());
+    std::fs::write(site.folder().join("envoy.yaml"), format!("{head}{rest}"))?;
+    site.edit("envoy/gateway.yaml", |text| text.replace(ads, source))?;
+    let _backends = (site.start_backend(1).await?, site.start_backend(2).await?);
+    let mut control = site.start_control_with(&["--rest-refresh", "1"])?;
+    site.ready(&mut control, Port::ControlAdmin).await?;
+    let envoy = start_envoy(&site, &envoy)?;
+    let outcome = swaps_with(&site, 2, |resources| resources.replace(ads, source)).await;
+    outcome.with_context(|| format!("control:\n{}\nenvoy:\n{}", control.output(), envoy.output()))?;
+    control.terminate(PATIENCE).await
 }
 
 #[tokio::test]

@@ -93,21 +93,22 @@ async fn connection(stream: TcpStream, control: Arc<Control>) {
 
 async fn answer(control: &Control, request: http::Request<Incoming>) -> http::Response<Full<Bytes>> {
     control.metrics.admin_requests.add();
+    let path = request.uri().path();
+    let by_page = request.headers().contains_key(header::ORIGIN);
+    // Browsers say where a POST comes from, under whatever name; who polls says the name of its cluster (Envoy).
+    let polls = *request.method() == Method::POST && path.starts_with(rest::PREFIX) && !by_page;
     let host = request.headers().get(header::HOST).map_or("", |host| host.to_str().unwrap_or("?"));
-    if !is_this_machine(host) {
+    if !polls && !is_this_machine(host) {
         let refusal = "the host of this request is not this machine; ask for it by address or as localhost\n";
         return text(StatusCode::FORBIDDEN, refusal.to_owned());
     }
-    let path = request.uri().path();
     match *request.method() {
         Method::GET | Method::HEAD if path == "/push" => page(&push::settled(control, request.uri().query()).await),
         Method::GET | Method::HEAD if path == "/tunnels" => tunnels::shown(control, request.uri().query()),
         Method::GET | Method::HEAD => shown(control, path),
-        Method::POST if request.headers().contains_key(header::ORIGIN) => {
-            text(StatusCode::FORBIDDEN, "a web page made this request\n".to_owned())
-        }
+        Method::POST if by_page => text(StatusCode::FORBIDDEN, "a web page made this request\n".to_owned()),
         Method::POST if path == "/rollback" => push::rollback(control, request.uri().query()),
-        Method::POST if path.starts_with(rest::PREFIX) => polled(control, request).await,
+        Method::POST if polls => polled(control, request).await,
         Method::POST => text(StatusCode::NOT_FOUND, format!("there is no such page; there are {PAGES}")),
         _ => text(StatusCode::METHOD_NOT_ALLOWED, "only GET, HEAD and POST\n".to_owned()),
     }

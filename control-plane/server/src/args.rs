@@ -32,6 +32,11 @@ pub struct Args {
     #[arg(long, value_name = "FILE", requires = "rest")]
     pub rest_address_path: Option<PathBuf>,
 
+    /// Seconds of the longest `refresh_delay` of clients that poll: a change of clusters and of what leads to them reaches those
+    /// in steps of twice as long. 0: at once.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(..=3600))]
+    pub rest_refresh: u64,
+
     /// Follow changes of the directory. SIGHUP reads it in any case.
     #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub watch: bool,
@@ -56,6 +61,12 @@ pub struct Args {
     /// Export secrets too, in clear.
     #[arg(long)]
     pub export_secrets: bool,
+
+    /// What that bootstrap says of the control plane: that what it sends may change the authority of requests
+    /// (trusted_xds_server, gRFC A81), that a resource of which it says that something is wrong is no longer used
+    /// (fail_on_data_errors, A88). May be given more than once.
+    #[arg(long, value_name = "FEATURE", value_parser = ["trusted_xds_server", "fail_on_data_errors"])]
+    pub grpc_server_feature: Vec<String>,
 
     /// Certificate chain for --listen, PEM.
     #[arg(long, value_name = "FILE", requires = "tls_key")]

@@ -17,6 +17,7 @@ use crate::inventory::Inventory;
 use crate::loads::Loads;
 use crate::metrics::Metrics;
 use crate::nodes::{Nodes, Standing};
+use crate::polling::PollingNodes;
 
 /// Former contents that are remembered.
 const MAX_HISTORY: usize = 20;
@@ -39,6 +40,7 @@ pub(crate) struct Control {
     /// What was in force, the present last.
     history: Mutex<VecDeque<Past>>,
     pub(crate) nodes: Nodes,
+    pub(crate) polling: PollingNodes,
     pub(crate) metrics: Metrics,
     /// The tunnels that servers report.
     pub(crate) inventory: Arc<Inventory>,
@@ -120,6 +122,7 @@ impl Control {
             latest: Mutex::new(Arc::new(none)),
             history: Mutex::default(),
             nodes: Nodes::default(),
+            polling: PollingNodes::new(Duration::from_secs(args.rest_refresh)),
             metrics: Metrics::default(),
             inventory: Arc::default(),
             loads: Loads::default(),

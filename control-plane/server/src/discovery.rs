@@ -7,9 +7,10 @@ use std::time::Duration;
 use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest, DiscoveryResponse};
 use culvert_api::type_url;
 use culvert_runtime::drain::Watch;
-use culvert_xds::{Session, SessionConfig, Snapshot, StreamId, StreamKind, Variant};
+use culvert_xds::{NodeIdentity, Session, SessionConfig, Snapshot, StreamId, StreamKind, Variant, Version};
 use http::header;
 use hyper::body::Incoming;
+use prost::Message;
 use tonic::body::Body;
 use tonic::server::Grpc;
 use tonic::{Code, Request, Status};
@@ -182,16 +183,38 @@ async fn fetch(only: &'static str, control: &Arc<Control>, request: http::Reques
 }
 
 /// Answers a fetch as the first response of a stream would: a session of its own, which nobody remembers.
-pub(crate) fn fetched(
+fn fetched(
     control: &Control,
     peer: &Peer,
+    type_url: &'static str,
+    request: DiscoveryRequest,
+) -> Result<DiscoveryResponse, Status> {
+    let identity = peer.identify(control, request.node.clone())?;
+    let snapshot = Arc::clone(&control.place(&identity, &Snapshot::default()).snapshot);
+    first_response(control, identity, snapshot, type_url, request)
+}
+
+/// The same for a client that polls: a change reaches it in steps.
+pub(crate) fn polled(
+    control: &Control,
+    peer: &Peer,
+    type_url: &'static str,
+    request: DiscoveryRequest,
+) -> Result<DiscoveryResponse, Status> {
+    let identity = peer.identify(control, request.node.clone())?;
+    let snapshot = control.polling.serve(control, peer.certificate.clone(), &identity);
+    first_response(control, identity, snapshot, type_url, request)
+}
+
+fn first_response(
+    control: &Control,
+    identity: NodeIdentity,
+    snapshot: Arc<Snapshot>,
     type_url: &'static str,
     mut request: DiscoveryRequest,
 ) -> Result<DiscoveryResponse, Status> {
     const ONLY: StreamId = StreamId(0);
     control.metrics.fetches.add();
-    let identity = peer.identify(control, request.node.clone())?;
-    let snapshot = Arc::clone(&control.place(&identity, &Snapshot::default()).snapshot);
     let mut session = Session::new(SessionConfig::default(), Arc::new(identity), snapshot);
     let kind = StreamKind { variant: Variant::Sotw, type_url: Some(type_url.into()) };
     session.open(ONLY, kind).map_err(|occupied| Status::internal(occupied.to_string()))?;
@@ -200,7 +223,14 @@ pub(crate) fn fetched(
     request.response_nonce.clear();
     session.on_request(ONLY, &request).map_err(|error| Status::new(Code::from_i32(error.code()), error.to_string()))?;
     let response = session.poll_stream(ONLY, Duration::ZERO).map(|response| response.to_sotw());
-    Ok(response.unwrap_or_else(|| DiscoveryResponse { type_url: type_url.to_owned(), ..DiscoveryResponse::default() }))
+    let mut response = response.unwrap_or_default();
+    type_url.clone_into(&mut response.type_url);
+    if !request.resource_names.is_empty() {
+        // Of what is answered: the type's own version changes with what was not asked for, and not with what is asked for.
+        response.version_info.clear();
+        response.version_info = Version::of(&response.encode_to_vec()).to_string();
+    }
+    Ok(response)
 }
 
 /// Whom the connection of a request belongs to, and when it has to end.

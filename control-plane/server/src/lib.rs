@@ -28,6 +28,7 @@ mod messages;
 mod metrics;
 mod nodes;
 mod operator;
+mod polling;
 mod reload;
 mod rest;
 mod revoked;
@@ -69,7 +70,12 @@ pub fn run(args: &Args) -> ExitCode {
         return ExitCode::from(2);
     }
     if args.mode == Mode::GrpcBootstrap {
-        let written = described_node(args).and_then(|node| grpc_bootstrap::text(args, &node));
+        let first = load(&args.config, args.options(), &Directory::default());
+        if first.directory.is_none() {
+            say(&report(args, &first));
+            return ExitCode::from(2);
+        }
+        let written = placed(args, first).and_then(|(node, snapshot)| grpc_bootstrap::text(args, &node, &snapshot));
         say(&written.as_ref().map_or_else(|error| format!("error: {error:#}\n"), Clone::clone));
         return if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(2) };
     }
@@ -151,17 +157,23 @@ impl Credentials {
 
 /// Writes a node's files; what there is to say of it.
 fn export(args: &Args, load: Load) -> anyhow::Result<String> {
-    let identity = described_node(args)?;
     let to = args.export_to.as_ref().context("--export-to is missing")?;
-    let mut catalog = Catalog::new(load.directory.unwrap_or_default());
-    let placement = catalog.place(&identity, &Snapshot::default());
+    let (identity, snapshot) = placed(args, load)?;
     std::fs::create_dir_all(to).with_context(|| format!("--export-to: cannot make {}", to.display()))?;
     let folder = to.canonicalize().with_context(|| format!("--export-to {}", to.display()))?;
     let shown = folder.to_str().context("--export-to: its path is not UTF-8")?;
-    let export = Export::new(&identity, &placement.snapshot, shown, args.export_secrets);
+    let export = Export::new(&identity, &snapshot, shown, args.export_secrets);
     export.write(&folder)?;
     let warnings: String = export.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
     Ok(format!("{warnings}{shown}: {} files, version {}\n", export.files.len(), export.version))
+}
+
+/// The node of `--export-node`, and what it gets.
+fn placed(args: &Args, load: Load) -> anyhow::Result<(NodeIdentity, Arc<Snapshot>)> {
+    let identity = described_node(args)?;
+    let mut catalog = Catalog::new(load.directory.unwrap_or_default());
+    let placement = catalog.place(&identity, &Snapshot::default());
+    Ok((identity, Arc::clone(&placement.snapshot)))
 }
 
 /// The node of `--export-node`.

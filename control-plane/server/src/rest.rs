@@ -15,7 +15,7 @@ use tonic::{Code, Status};
 
 use crate::admin::{response, text};
 use crate::control::Control;
-use crate::discovery::fetched;
+use crate::discovery::polled;
 use crate::identity::Peer;
 
 pub(crate) const PREFIX: &str = "/v3/discovery:";
@@ -60,7 +60,7 @@ pub(crate) async fn answer(
     }
 }
 
-/// Answers as a fetch does; 304 to who has that version already.
+/// Answers as a fetch does, but on the way to a change with its step; 304 to who has that version already.
 pub(crate) async fn discovery(
     control: &Control,
     peer: &Peer,
@@ -81,7 +81,7 @@ pub(crate) async fn discovery(
         }
     };
     let had = message.version_info.clone();
-    match fetched(control, peer, of, message) {
+    match polled(control, peer, of, message) {
         // Envoy: 304 keeps what it has.
         Ok(answer) if !had.is_empty() && answer.version_info == had => text(StatusCode::NOT_MODIFIED, String::new()),
         Ok(answer) => {

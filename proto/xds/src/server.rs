@@ -4,6 +4,7 @@ mod holdings;
 mod interest;
 mod memory;
 mod node;
+mod polled;
 mod request;
 mod response;
 mod session;
@@ -15,6 +16,7 @@ mod subscription;
 mod tests;
 
 pub use node::{NodeIdentity, NodeRefused};
+pub use polled::Polled;
 pub use request::RequestError;
 pub use response::{Pieces, Response};
 pub use session::{Occupied, Session, SessionConfig};

@@ -37,6 +37,62 @@ async fn a_client_that_polls_gets_everything_once() {
     daemon.terminate().await;
 }
 
+/// The version is that of what was asked for: Envoy names it with whatever it asks for next.
+#[tokio::test]
+async fn who_polls_for_other_names_is_answered_and_what_it_did_not_ask_for_changes_nothing() {
+    let assignment = |name: &str, port: u16| {
+        format!(
+            "{{\"@type\": type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment, cluster_name: {name}, endpoints: [
+              {{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}\n"
+        )
+    };
+    let folder = Folder::new(&[("a.yaml", &assignment("a", 1)), ("b.yaml", &assignment("b", 1))]);
+    let daemon = Daemon::start(&folder, &[]).await;
+    let poll = async |names: &[&str], version: &str| {
+        let request = json!({ "node": { "id": "n" }, "resource_names": names, "version_info": version });
+        let (status, body) = daemon.post("/v3/discovery:endpoints", "", &request.to_string()).await;
+        let answer = if status == 200 { parse(&body) } else { Value::Null };
+        let seen = answer["resources"].as_array().map(Vec::len);
+        (status, seen, answer["version_info"].as_str().unwrap_or_default().to_owned())
+    };
+    let (status, seen, version) = poll(&["a"], "").await;
+    assert_eq!((status, seen), (200, Some(1)));
+    assert_eq!(poll(&["a"], &version).await.0, 304, "nothing has changed");
+    let (status, seen, _) = poll(&["a", "b"], &version).await;
+    assert_eq!((status, seen), (200, Some(2)), "another name at the version of before");
+    folder.write("b.yaml", &assignment("b", 2));
+    daemon.eventually("/config", |text| text.contains("\"generation\": 2")).await;
+    assert_eq!(poll(&["a"], &version).await.0, 304, "what it did not ask for has changed");
+    folder.write("a.yaml", &assignment("a", 2));
+    daemon.eventually("/config", |text| text.contains("\"generation\": 3")).await;
+    assert_eq!(poll(&["a"], &version).await.0, 200, "what it asked for has changed");
+    daemon.terminate().await;
+}
+
+/// gRFCs A36, A47, A81, A88.
+#[tokio::test]
+async fn the_bootstrap_of_grpc_says_what_this_control_plane_does_and_which_authorities_it_has() {
+    let folder = Folder::new(&[("a.yaml", &cluster("\"xdstp://one.test/envoy.config.cluster.v3.Cluster/a\"", 1))]);
+    let node = ["--mode", "grpc-bootstrap", "--listen", "10.0.0.7:18000", "--export-node", "{id: n}"];
+    let feature = ["--grpc-server-feature", "trusted_xds_server"];
+    let (code, text) = folder.run(&[&node[..], &feature].concat()).await;
+    assert_eq!(code, Some(0), "{text}");
+    let bootstrap = parse(&text);
+    let server = &bootstrap["xds_servers"][0];
+    assert_eq!((&server["server_uri"], &bootstrap["node"]["id"]), (&json!("10.0.0.7:18000"), &json!("n")), "{text}");
+    let features = ["xds_v3", "resource_timer_is_transient_error", "trusted_xds_server"];
+    assert_eq!(server["server_features"], json!(features), "{text}");
+    let template = "xdstp://one.test/envoy.config.listener.v3.Listener/%s";
+    assert_eq!(
+        bootstrap["authorities"],
+        json!({ "one.test": { "client_listener_resource_name_template": template } }),
+        "{text}"
+    );
+    folder.write("b.yaml", "]");
+    let (code, text) = folder.run(&node).await;
+    assert_eq!((code, text.contains("b.yaml:1:1")), (Some(2), true), "a bootstrap of a broken directory: {text}");
+}
+
 #[tokio::test]
 async fn a_push_is_watched_until_each_node_has_answered() {
     let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);

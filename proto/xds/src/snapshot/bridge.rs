@@ -28,6 +28,8 @@ pub(crate) struct Bridge {
     pub(crate) new_assignments: BTreeSet<Name>,
     /// What others refer to changes, or loses something, and so does what refers to it: the steps matter.
     pub(crate) staged: bool,
+    /// See [`Bridge::unmarked`].
+    unmarked: OnceLock<[Arc<Snapshot>; 2]>,
 }
 
 impl Bridge {
@@ -72,7 +74,13 @@ impl Bridge {
             switched: snapshot(switched),
             reached: snapshot(reached),
             staged,
+            unmarked: OnceLock::new(),
         }
+    }
+
+    /// `added` and `switched` for who answers nothing: without marks of what is new to it and what it only keeps.
+    pub(crate) fn unmarked(&self) -> &[Arc<Snapshot>; 2] {
+        self.unmarked.get_or_init(|| [self.added.unmarked(), self.switched.unmarked()])
     }
 
     fn frozen(set: &TypeSet) -> TypeSet {
@@ -127,6 +135,15 @@ impl TypeSet {
 }
 
 impl Snapshot {
+    fn unmarked(&self) -> Arc<Self> {
+        let unmarked = |set: &Arc<TypeSet>| {
+            let marked = set.frozen || !set.retained.is_empty();
+            if marked { Arc::new(set.copy()) } else { Arc::clone(set) }
+        };
+        let types = self.types.iter().map(|(type_url, set)| (Arc::clone(type_url), unmarked(set)));
+        Arc::new(Self { types: types.collect(), bridges: Bridges::default() })
+    }
+
     /// The way from `from` to here.
     pub(crate) fn bridge_from(&self, from: &Arc<Self>) -> Arc<Bridge> {
         for slot in self.bridges.0.iter() {
