@@ -76,9 +76,9 @@ impl Memory {
         self.refused.get(name).filter(|refusal| refusal.version == resource.version())
     }
 
-    /// Whether a content of this name is refused.
-    pub(crate) fn is_refused(&self, name: &str) -> bool {
-        self.refused.contains_key(name)
+    /// The content of this name that was refused last, if no other was accepted since.
+    pub(crate) fn refused_version(&self, name: &str) -> Option<Version> {
+        self.refused.get(name).map(|refusal| refusal.version)
     }
 
     pub(crate) fn refused_names(&self) -> impl ExactSizeIterator<Item = &Name> {

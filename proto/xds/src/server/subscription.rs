@@ -152,7 +152,7 @@ impl Subscription {
 
     /// Sends these again, of those that the node has and does not refuse.
     pub(crate) fn repeat<'a>(&mut self, names: impl Iterator<Item = &'a Name>) {
-        for name in names.filter(|name| self.sent.get(name).is_some() && !self.memory.is_refused(name)) {
+        for name in names.filter(|name| self.sent.get(name).is_some() && self.memory.refused_version(name).is_none()) {
             self.forced.insert(Arc::clone(name));
             self.due.insert(Arc::clone(name));
         }
@@ -241,6 +241,7 @@ impl Subscription {
             return true;
         } else if self.memory.accepted_version.as_deref() != Some(version) {
             self.holds_unknown = true;
+            self.memory.accepted_version = None;
             self.memory.confirm(|_, _| false);
         }
         false
@@ -323,6 +324,7 @@ impl Subscription {
             return Heard::Subscription;
         };
         let news = outstanding.items.len();
+        self.regain(&outstanding.items);
         let Some(error) = error else {
             self.counts.acked += 1;
             self.error = None;
@@ -339,6 +341,18 @@ impl Subscription {
         self.error = Some(reason);
         self.rebase(news);
         Heard::Nack
+    }
+
+    /// What was given up and asked for again while the response was on its way, the node has from there: it is looked at, or
+    /// nobody would say that it is gone since.
+    fn regain(&mut self, items: &[Item]) {
+        for (name, resource) in items {
+            let Some(resource) = resource.as_ref().filter(|_| self.interest.covers(name)) else { continue };
+            if self.sent.get(name).is_none() {
+                self.sent.insert(Arc::clone(name), resource.version());
+                self.due.insert(Arc::clone(name));
+            }
+        }
     }
 
     /// What was sent and accepted is mostly what the set has of which it was made.

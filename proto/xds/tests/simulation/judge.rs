@@ -171,6 +171,7 @@ impl World {
             if first && version.is_empty() {
                 told.refused.clear();
                 told.accepted.clear();
+                told.accepted_version.clear();
             }
         }
         self.trace(|| format!("-> {request:?}"));

@@ -276,7 +276,11 @@ impl Told {
         self.sent.extend(carried.resources.iter().cloned());
         self.owed = false;
         self.last_nonce = carried.nonce;
-        let (version, resources, removed) = (carried.version, carried.resources, carried.removed);
+        let (version, resources, mut removed) = (carried.version, carried.resources, carried.removed);
+        if whole {
+            // A full state says what is gone by leaving it out.
+            removed.extend(self.refused.keys().filter(|name| !published.contains_key(*name)).cloned());
+        }
         let replaces = |(name, version): &&(String, String)| {
             let current = published.get(name);
             self.refused.get(name) == current && current != Some(version)
@@ -338,9 +342,8 @@ impl Told {
     pub(crate) fn answer(&mut self, bad: &BTreeSet<String>) -> Vec<String> {
         let Some(outstanding) = self.outstanding.take() else { return Vec::new() };
         let mut blamed = Vec::new();
-        if outstanding.version.is_empty() {
-            outstanding.removed.iter().for_each(|name| drop((self.accepted.remove(name), self.refused.remove(name))));
-        } else if self.is_whole() {
+        outstanding.removed.iter().for_each(|name| drop((self.accepted.remove(name), self.refused.remove(name))));
+        if !outstanding.version.is_empty() && self.is_whole() {
             let listed: BTreeSet<&String> = outstanding.resources.iter().map(|(name, _)| name).collect();
             // What is left out because it was refused is refused still.
             self.accepted.retain(|name, _| listed.contains(name));
@@ -349,6 +352,8 @@ impl Told {
             if !self.covers(&name) {
                 continue;
             }
+            // Given up and asked for again meanwhile: this is what the client has of it.
+            self.sent.entry(name.clone()).or_insert_with(|| version.clone());
             if bad.contains(&version) && self.sent.contains_key(&name) {
                 self.refused.insert(name.clone(), version);
                 blamed.push(name);

@@ -31,20 +31,10 @@ impl Subscription {
         let beats = !alive.is_empty();
         // Its full state is what keeps a resource alive.
         self.owed |= !alive.is_empty() && self.is_full_state();
-        if alive.is_empty() && self.due.is_empty() && !self.owed {
+        let (due, forced) = if set.frozen { self.take_due_of_frozen(set) } else { self.take_due() };
+        if due.is_empty() && alive.is_empty() && !self.owed {
             return None;
         }
-        let mut due = std::mem::take(&mut self.due);
-        if set.frozen {
-            let forced = &self.forced;
-            (due, self.due) = due.into_iter().partition(|name| forced.contains(name));
-            if due.is_empty() && !self.owed {
-                return None;
-            }
-            // They are shown as the node has them, and looked at again later.
-            self.due.extend(due.iter().cloned());
-        }
-        let forced = std::mem::take(&mut self.forced);
         let errors = self.errors(set, &due);
         // An answer that holds nothing else.
         self.owed |= !errors.is_empty() && self.variant == Variant::Sotw;
@@ -52,7 +42,7 @@ impl Subscription {
             Variant::Delta if !alive.is_empty() => (set.version(), Body::Alive(alive), Vec::new()),
             Variant::Delta => self.build_delta(set, due, &forced)?,
             Variant::Sotw if self.is_full_state() => self.build_full(set, due, &forced)?,
-            Variant::Sotw if !alive.is_empty() => (set.version(), Body::Sotw(alive), Vec::new()),
+            Variant::Sotw if !alive.is_empty() => (self.version_of_part(set, &alive), Body::Sotw(alive), Vec::new()),
             Variant::Sotw => self.build_partial(set, due, &forced)?,
         };
         self.set_beat(set, beats);
@@ -72,6 +62,25 @@ impl Subscription {
             errors,
             with_ttl: self.tells_ttl(),
         })
+    }
+
+    /// What is to be looked at, and what of it is answered whatever was sent before.
+    fn take_due(&mut self) -> (BTreeSet<Name>, BTreeSet<Name>) {
+        (std::mem::take(&mut self.due), std::mem::take(&mut self.forced))
+    }
+
+    /// Of a set that is about to be another one only what is asked for is shown, as the node has it, and looked at again later. What
+    /// it refused, and has in no other content, is not shown again: its turn comes with the other set.
+    fn take_due_of_frozen(&mut self, set: &TypeSet) -> (BTreeSet<Name>, BTreeSet<Name>) {
+        let (due, forced) = self.take_due();
+        let hidden = |name: &Name| {
+            let refused = self.lookup(set, name).is_some_and(|resource| self.memory.refusal(name, resource).is_some());
+            refused && self.memory.accepted(name).is_none() && !self.is_full_state()
+        };
+        let (later, now): (BTreeSet<Name>, BTreeSet<Name>) = forced.into_iter().partition(hidden);
+        self.due = due;
+        self.forced = later;
+        (now.clone(), now)
     }
 
     fn tells_ttl(&self) -> bool {
@@ -218,8 +227,10 @@ impl Subscription {
         let mut items = Vec::new();
         for name in due {
             let Some(resource) = self.lookup(set, &name) else {
-                // There is no way to say that it is gone; should it come back, it is sent again.
-                self.sent.remove(&name);
+                // There is no way to say that it is gone; should it come back, it is sent again, unless it was refused.
+                if self.memory.refused_version(&name).as_ref() != self.sent.get(&name) {
+                    self.sent.remove(&name);
+                }
                 continue;
             };
             let resource = self.memory.accepted(&name).filter(|_| set.frozen).unwrap_or(resource);
@@ -248,7 +259,16 @@ impl Subscription {
         if resources.is_empty() && !self.owed {
             return None;
         }
-        Some((set.version(), Body::Sotw(resources), items))
+        Some((self.version_of_part(set, &resources), Body::Sotw(resources), items))
+    }
+
+    /// `version_info` of a response that does not list all that the node has. A set's own version is for who has all of the
+    /// set then: with it a node that comes back and asks for everything says that it needs nothing.
+    fn version_of_part(&self, set: &TypeSet, resources: &[Arc<Resource>]) -> Version {
+        if self.interest.is_pure_wildcard() && self.refuses_nothing() {
+            return set.version();
+        }
+        Version::of_set(resources.iter().map(|resource| &**resource))
     }
 
     fn build_full(
@@ -272,16 +292,19 @@ impl Subscription {
         let as_it_is = !set.frozen && self.memory.refused_names().len() == 0 && set.retained.iter().all(is_accepted);
         let mut items = Vec::new();
         let mut due = due;
-        due.extend(self.memory.refused_names().cloned());
-        due.extend(set.retained.iter().cloned());
+        let others = self.memory.refused_names().chain(&set.retained);
+        due.extend(others.filter(|name| self.interest.covers(name)).cloned());
         for name in due {
-            let content = self.lookup(set, &name).and_then(|resource| self.content(set, resource)).cloned();
+            let resource = self.lookup(set, &name);
+            // Who hears that it is gone refuses nothing of it any more, as in delta.
+            let ends_refusal = resource.is_none() && self.memory.refused_version(&name).is_some();
+            let content = resource.and_then(|resource| self.content(set, resource)).cloned();
             match &content {
                 Some(content) => self.sent.insert(Arc::clone(&name), content.version()),
                 None => drop(self.sent.remove(&name)),
             }
             let accepted = self.memory.accepted(&name).map(|accepted| accepted.version());
-            if accepted != content.as_ref().map(|content| content.version()) {
+            if ends_refusal || accepted != content.as_ref().map(|content| content.version()) {
                 items.push((name, content));
             }
         }
@@ -312,6 +335,6 @@ impl Subscription {
         if self.memory.refusal(resource.name(), resource).is_none() {
             return Some(resource);
         }
-        self.memory.accepted(resource.name()).or(if self.holds_unknown { Some(resource) } else { None })
+        self.memory.accepted_once(resource.name()).or(if self.holds_unknown { Some(resource) } else { None })
     }
 }

@@ -210,3 +210,18 @@ fn a_change_costs_what_changed_and_not_what_there_is() {
     peer.publish(next);
     peer.expect("Cluster c0=2");
 }
+
+#[test]
+fn what_came_while_the_wildcard_was_given_up_and_taken_again_is_removed_once_it_is_gone() {
+    let mut peer = peer(clusters(&["a=1", "b=1"]));
+    peer.delta(CLUSTER, &["*"], &[]);
+    let nonce = peer.expect("Cluster a=1 b=1");
+    peer.delta(CLUSTER, &[], &["*"]);
+    peer.delta(CLUSTER, &["*"], &[]);
+    peer.publish(clusters(&["b=1"]));
+    peer.delta_answer(CLUSTER, &nonce, None);
+    let (seen, nonce) = peer.poll().expect("the wildcard is answered");
+    assert!(seen.contains("-a"), "expected the removal of a, saw {seen:?}");
+    peer.delta_answer(CLUSTER, &nonce, None);
+    peer.expect_silence();
+}

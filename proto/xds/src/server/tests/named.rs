@@ -284,3 +284,19 @@ fn in_state_of_the_world_a_ttl_is_sent_to_who_takes_it_and_never_to_an_envoy_tha
         assert!(!nonce.is_empty());
     }
 }
+
+/// The version of what one name has is not that of everything, whatever it was sent with.
+#[test]
+fn who_had_one_name_and_comes_back_for_everything_is_sent_everything() {
+    let routes = || snapshot(&[(RDS, "a=1"), (RDS, "b=1")]);
+    for (first, again) in [(&["a"][..], Some("RouteConfiguration a=1 b=1")), (&["*"][..], None)] {
+        let mut peer = Peer::new(Variant::Sotw, routes());
+        peer.sotw(RDS, first, "", "");
+        let response = peer.session.poll_stream(peer.stream, Duration::ZERO).expect("what was asked for");
+        let (version, nonce) = (response.version_info().to_owned(), response.nonce().to_owned());
+        peer.sotw(RDS, first, &version, &nonce);
+        peer.reconnect(Variant::Sotw);
+        peer.sotw(RDS, &["*"], &version, "");
+        assert_eq!(peer.poll().map(|(seen, _)| seen).as_deref(), again, "after {first:?}");
+    }
+}
