@@ -7,10 +7,9 @@ use std::time::Duration;
 use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest, DiscoveryResponse};
 use culvert_api::type_url;
 use culvert_runtime::drain::Watch;
-use culvert_xds::{NodeIdentity, Session, SessionConfig, Snapshot, StreamId, StreamKind, Variant, Version};
+use culvert_xds::{NodeIdentity, Session, SessionConfig, Snapshot, StreamId, StreamKind, Variant};
 use http::header;
 use hyper::body::Incoming;
-use prost::Message;
 use tonic::body::Body;
 use tonic::server::Grpc;
 use tonic::{Code, Request, Status};
@@ -225,11 +224,6 @@ fn first_response(
     let response = session.poll_stream(ONLY, Duration::ZERO).map(|response| response.to_sotw());
     let mut response = response.unwrap_or_default();
     type_url.clone_into(&mut response.type_url);
-    if !request.resource_names.is_empty() {
-        // Of what is answered: the type's own version changes with what was not asked for, and not with what is asked for.
-        response.version_info.clear();
-        response.version_info = Version::of(&response.encode_to_vec()).to_string();
-    }
     Ok(response)
 }
 

@@ -1,5 +1,6 @@
 //! The driver against a control plane on loopback that is nothing but the protocol's server half.
 
+mod files;
 mod servers;
 
 use std::fmt::Write as _;
@@ -220,6 +221,11 @@ impl DataPlane {
                  {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}\n"
             );
         }
+        Self::booted(&text, state_dir).await
+    }
+
+    /// With this bootstrap.
+    async fn booted(text: &str, state_dir: Option<std::path::PathBuf>) -> Self {
         let loaded = document::load::<bootstrap_api::Bootstrap>(text.as_bytes(), Syntax::Yaml).unwrap();
         let bootstrap = Arc::new(culvert_model::bootstrap::parse(&loaded.message).value.unwrap());
         let (queue, mut commands) = mpsc::channel(4);

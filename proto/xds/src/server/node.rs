@@ -68,6 +68,11 @@ impl NodeIdentity {
     /// Whether a response that holds nothing but errors is of use to it: gRPC's clients fail a request at once then and not
     /// after 15 s. Envoy 1.40 does not look at them.
     pub(crate) fn hears_of_absence(&self) -> bool {
+        self.is_grpc()
+    }
+
+    /// A client or server of gRPC: it asks for what it uses, by name, and an empty list of its is one without names.
+    pub(crate) fn is_grpc(&self) -> bool {
         self.user_agent.to_ascii_lowercase().contains("grpc")
     }
 

@@ -24,7 +24,8 @@ use crate::snapshot::{Snapshot, TypeSet};
 pub struct SessionConfig {
     /// `control_plane.identifier` of every response.
     pub control_plane: Arc<str>,
-    /// Whether a first request without names asks for everything (all types but EDS, LEDS, RDS, SDS, ECDS and RTDS).
+    /// Whether a first request without names asks for everything (all types but EDS, LEDS, RDS, SDS, ECDS and RTDS). Of gRPC's
+    /// clients it never does.
     pub legacy_wildcard: bool,
     /// A change goes to the node in steps, so that nothing is taken away that something still refers to. `None`: at once.
     pub staging: Option<Limits>,
@@ -318,7 +319,8 @@ impl Session {
     }
 
     fn settings(&self) -> RequestSettings {
-        RequestSettings { legacy_wildcard: self.config.legacy_wildcard, partial_ack: self.node.acknowledges_in_part() }
+        let legacy_wildcard = self.config.legacy_wildcard && !self.node.is_grpc();
+        RequestSettings { legacy_wildcard, partial_ack: self.node.acknowledges_in_part() }
     }
 
     /// xDS: only the first message of a stream must carry the node; a later one may not be another's.

@@ -68,6 +68,36 @@ fn what_grpc_takes_is_no_mistake() {
         "{{{AT}.config.cluster.v3.Cluster, name: c, type: LOGICAL_DNS, load_assignment: {{cluster_name: c, endpoints: [{}]}}}}",
         locality("a", 0, 1)
     );
+    // Outlier detection (A50), ring hash (A42), circuit breakers (A32), a proxy on the way (A86).
+    let rich = eds("ads: {}").replace(
+        "type: EDS",
+        &format!(
+            "type: EDS, lb_policy: RING_HASH, ring_hash_lb_config: {{minimum_ring_size: 8}}, outlier_detection: {{interval: 5s}}, \
+             circuit_breakers: {{thresholds: [{{max_requests: 9}}]}}, transport_socket: {{name: p, typed_config: \
+             {{{AT}.extensions.transport_sockets.http_11_proxy.v3.Http11ProxyUpstreamTransport}}}}"
+        ),
+    );
+    // Policies of load balancing (A48, A52, A58).
+    let balanced = |policy: &str| {
+        let policy = format!(
+            "{{typed_extension_config: {{name: p, typed_config: {{{AT}.extensions.load_balancing_policies.{policy}}}}}}}"
+        );
+        eds("ads: {}").replace("type: EDS", &format!("type: EDS, load_balancing_policy: {{policies: [{policy}]}}"))
+    };
+    // Time-outs and retries (A31, A44), weights (A28).
+    let routes = format!(
+        "{{{AT}.config.route.v3.RouteConfiguration, name: r, virtual_hosts: [{{name: v, domains: [shop], routes: [{{match: {{prefix: /}}, \
+         route: {{weighted_clusters: {{clusters: [{{name: c, weight: 1}}]}}, max_stream_duration: {{grpc_timeout_header_max: 9s}}, \
+         retry_policy: {{retry_on: unavailable, num_retries: 2}}}}}}]}}]}}"
+    );
+    // Session affinity (A55); another address of the same endpoint (A61).
+    let session =
+        format!("{{name: s, typed_config: {{{AT}.extensions.filters.http.stateful_session.v3.StatefulSession}}}}");
+    let sticky = target(&manager(&rds("ads").replace("http_filters: [", &format!("http_filters: [{session}, "))));
+    let dual = locality("a", 0, 1).replace(
+        "port_value: 1}}",
+        "port_value: 1}}, additional_addresses: [{address: {socket_address: {address: \"::1\", port_value: 1}}}]",
+    );
     let localities = [locality("a", 0, 1), locality("b", 0, 2), locality("a", 1, 3)].join(", ");
     for good in [
         target(&manager(&rds("ads"))),
@@ -78,6 +108,13 @@ fn what_grpc_takes_is_no_mistake() {
         dns,
         assignment(&localities),
         assignment(""),
+        rich,
+        balanced("client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin"),
+        balanced("least_request.v3.LeastRequest"),
+        balanced("wrr_locality.v3.WrrLocality, endpoint_picking_policy: {policies: []}"),
+        routes,
+        sticky,
+        assignment(&dual),
     ] {
         check(&mistakes(&good), &[]);
     }

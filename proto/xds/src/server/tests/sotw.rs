@@ -63,12 +63,16 @@ fn duplicate_names_collapse_and_no_name_is_sent_twice() {
 }
 
 #[test]
-fn the_legacy_wildcard_can_be_turned_off() {
-    let config = SessionConfig { legacy_wildcard: false, ..SessionConfig::default() };
-    let mut session = Session::new(config, Arc::default(), Arc::new(clusters(&["a=1"])));
-    session.open(StreamId(0), StreamKind { variant: Variant::Sotw, type_url: None }).unwrap();
-    session.on_request(StreamId(0), &sotw(CLUSTER, &[], "", "")).unwrap();
-    assert!(session.poll_response(Duration::ZERO).is_none(), "an empty list asked for everything");
+fn the_legacy_wildcard_can_be_turned_off_and_grpc_has_none() {
+    for (legacy_wildcard, user_agent) in [(false, "envoy"), (true, "gRPC C-core linux")] {
+        let config = SessionConfig { legacy_wildcard, ..SessionConfig::default() };
+        let node = NodeIdentity { user_agent: user_agent.into(), ..NodeIdentity::default() };
+        let mut session = Session::new(config, Arc::new(node), Arc::new(clusters(&["a=1"])));
+        session.open(StreamId(0), StreamKind { variant: Variant::Sotw, type_url: None }).unwrap();
+        session.on_request(StreamId(0), &sotw(CLUSTER, &[], "", "")).unwrap();
+        let response = session.poll_response(Duration::ZERO);
+        assert!(response.is_none(), "an empty list of {user_agent} asked for everything: {response:?}");
+    }
 }
 
 #[test]
