@@ -64,7 +64,7 @@ async fn the_load_that_the_real_envoy_reports_is_added_up() -> Result {
                    [{envoy_grpc: {cluster_name: control}}]}}\n";
     std::fs::write(&bootstrap, std::fs::read_to_string(&bootstrap)? + reports)?;
     let _backends = (site.start_backend(1).await?, site.start_backend(2).await?);
-    let mut control = site.start_control_with(&["--load-report-interval", "1"])?;
+    let mut control = site.start_control_with(&["--load-report-interval", "1", "--load-report-endpoints"])?;
     site.ready(&mut control, Port::ControlAdmin).await?;
     let args = ["-c", "envoy.yaml", "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"];
     let envoy = Daemon::start("envoy", &envoy, &args, site.folder())?;
@@ -74,9 +74,11 @@ async fn the_load_that_the_real_envoy_reports_is_added_up() -> Result {
         site.answered_by(Port::EnvoyGateway, "backend-1").await?;
         let loads = get(site.address(Port::ControlAdmin), "/loads").await?.json()?;
         let clusters = loads["clusters"].as_array().cloned().unwrap_or_default();
-        let successes =
-            clusters.iter().find(|one| one["cluster"] == "blue").map(|one| one["requests"]["successes"].clone());
-        ensure!(successes.and_then(|count| count.as_u64()) > Some(0), "saw {loads}");
+        let blue = clusters.iter().find(|one| one["cluster"] == "blue").context("no load of blue")?;
+        let endpoint = &blue["endpoints"][site.address(Port::Backend1).to_string()];
+        for requests in [&blue["requests"], endpoint] {
+            ensure!(requests["successes"].as_u64() > Some(0), "expected requests and their endpoint, saw {loads}");
+        }
         Ok(())
     })
     .await

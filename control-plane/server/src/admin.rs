@@ -226,6 +226,7 @@ fn loads(control: &Control) -> Value {
                 "requests": requests(of),
             })
         });
+        let endpoints = load.endpoints.iter().map(|(address, of)| (address.clone(), requests(of)));
         json!({
             "cluster": key.cluster,
             "service": key.service,
@@ -233,6 +234,7 @@ fn loads(control: &Control) -> Value {
             "dropped": load.dropped,
             "dropped_by_category": load.dropped_by_category,
             "localities": localities.collect::<Vec<_>>(),
+            "endpoints": endpoints.collect::<serde_json::Map<_, _>>(),
             "last_report": load.last_report.map(seconds),
         })
     });

@@ -131,6 +131,10 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub load_report_interval: u64,
 
+    /// Ask for the load of each endpoint too.
+    #[arg(long)]
+    pub load_report_endpoints: bool,
+
     /// Seconds after which a stream is reset whose client takes nothing more of a response.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub send_timeout: u64,

@@ -125,7 +125,8 @@ async fn services(args: &Args, control: &Arc<Control>, drain: &Watch) -> anyhow:
     follow_readiness(control, health).await;
     let operator = Operator { control: Arc::clone(control), drain: drain.clone() };
     let interval = Duration::from_secs(args.load_report_interval);
-    let lrs = Lrs { control: Arc::clone(control), drain: drain.clone(), interval };
+    let endpoints = args.load_report_endpoints;
+    let lrs = Lrs { control: Arc::clone(control), drain: drain.clone(), interval, endpoints };
     let csds = Csds { control: Arc::clone(control), drain: drain.clone() };
     let inventory = inventory::Service { control: Arc::clone(control), drain: drain.clone() };
     let routes = inventory

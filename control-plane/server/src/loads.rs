@@ -6,13 +6,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use culvert_api::envoy::config::endpoint::v3::{ClusterStats, UpstreamLocalityStats};
+use culvert_api::envoy::config::core::v3::Address;
+use culvert_api::envoy::config::core::v3::address::Address as Kind;
+use culvert_api::envoy::config::core::v3::socket_address::PortSpecifier;
+use culvert_api::envoy::config::endpoint::v3::{ClusterStats, UpstreamEndpointStats, UpstreamLocalityStats};
 use parking_lot::Mutex;
 
 /// Clusters that are added up; reports about more are counted and dropped.
 const MAX_CLUSTERS: usize = 20_000;
 /// Localities of one cluster, and categories of its drops.
 const MAX_PARTS: usize = 256;
+/// Endpoints of all clusters together.
+const MAX_ENDPOINTS: u64 = 100_000;
 /// Longest name, in bytes.
 const MAX_NAME: usize = 1024;
 
@@ -25,6 +30,7 @@ struct Shared {
     totals: Mutex<BTreeMap<Key, ClusterLoad>>,
     reporters: AtomicU64,
     dropped: AtomicU64,
+    endpoints: AtomicU64,
 }
 
 /// A cluster, and its assignment's name where that is another.
@@ -40,6 +46,8 @@ pub(crate) struct ClusterLoad {
     pub(crate) dropped: u64,
     pub(crate) dropped_by_category: BTreeMap<String, u64>,
     pub(crate) localities: BTreeMap<Place, Requests>,
+    /// By address, of nodes that were asked for them.
+    pub(crate) endpoints: BTreeMap<String, Requests>,
     pub(crate) last_report: Option<SystemTime>,
 }
 
@@ -60,11 +68,18 @@ pub(crate) struct Requests {
     pub(crate) in_progress: u64,
 }
 
+/// What of a cluster a count is about.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Part {
+    Locality(Place),
+    Endpoint(String),
+}
+
 /// One node's stream of reports; what it has in progress is forgotten when it ends.
 #[derive(Debug)]
 pub(crate) struct Reporter {
     loads: Loads,
-    in_progress: Mutex<HashMap<(Key, Place), u64>>,
+    in_progress: Mutex<HashMap<(Key, Part), u64>>,
 }
 
 impl Loads {
@@ -144,15 +159,53 @@ impl Reporter {
             self.loads.0.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let now = stats.total_requests_in_progress;
-        let before = self.in_progress.lock().insert((key.clone(), place.clone()), now).unwrap_or_default();
-        let of_place = load.localities.entry(place).or_default();
-        for requests in [of_place, &mut load.requests] {
-            requests.successes = requests.successes.saturating_add(stats.total_successful_requests);
-            requests.errors = requests.errors.saturating_add(stats.total_error_requests);
-            requests.issued = requests.issued.saturating_add(stats.total_issued_requests);
-            requests.in_progress = requests.in_progress.saturating_sub(before).saturating_add(now);
+        let latest = Requests {
+            successes: stats.total_successful_requests,
+            errors: stats.total_error_requests,
+            issued: stats.total_issued_requests,
+            in_progress: stats.total_requests_in_progress,
+        };
+        let before = self.before(key, Part::Locality(place.clone()), latest);
+        load.localities.entry(place).or_default().add(latest, before);
+        load.requests.add(latest, before);
+        for endpoint in &stats.upstream_endpoint_stats {
+            self.endpoint(load, key, endpoint);
         }
+    }
+
+    fn endpoint(&self, load: &mut ClusterLoad, key: &Key, stats: &UpstreamEndpointStats) {
+        let Some(address) = stats.address.as_ref().and_then(shown) else { return };
+        if !load.endpoints.contains_key(&address) {
+            let endpoints = &self.loads.0.endpoints;
+            if address.len() > MAX_NAME || endpoints.load(Ordering::Relaxed) >= MAX_ENDPOINTS {
+                self.loads.0.dropped.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            endpoints.fetch_add(1, Ordering::Relaxed);
+        }
+        let latest = Requests {
+            successes: stats.total_successful_requests,
+            errors: stats.total_error_requests,
+            issued: stats.total_issued_requests,
+            in_progress: stats.total_requests_in_progress,
+        };
+        let before = self.before(key, Part::Endpoint(address.clone()), latest);
+        load.endpoints.entry(address).or_default().add(latest, before);
+    }
+
+    /// What was in progress by the report before.
+    fn before(&self, key: &Key, part: Part, latest: Requests) -> u64 {
+        self.in_progress.lock().insert((key.clone(), part), latest.in_progress).unwrap_or_default()
+    }
+}
+
+impl Requests {
+    /// Counts since the last report; of those in progress then, `before`, none is any more.
+    fn add(&mut self, latest: Self, before: u64) {
+        self.successes = self.successes.saturating_add(latest.successes);
+        self.errors = self.errors.saturating_add(latest.errors);
+        self.issued = self.issued.saturating_add(latest.issued);
+        self.in_progress = self.in_progress.saturating_sub(before).saturating_add(latest.in_progress);
     }
 }
 
@@ -160,14 +213,33 @@ impl Drop for Reporter {
     fn drop(&mut self) {
         self.loads.0.reporters.fetch_sub(1, Ordering::Relaxed);
         let mut totals = self.loads.0.totals.lock();
-        for ((key, place), count) in self.in_progress.get_mut().drain() {
+        for ((key, part), count) in self.in_progress.get_mut().drain() {
             let Some(load) = totals.get_mut(&key) else { continue };
-            load.requests.in_progress = load.requests.in_progress.saturating_sub(count);
-            if let Some(of_place) = load.localities.get_mut(&place) {
-                of_place.in_progress = of_place.in_progress.saturating_sub(count);
+            let of_part = match &part {
+                Part::Locality(place) => {
+                    load.requests.in_progress = load.requests.in_progress.saturating_sub(count);
+                    load.localities.get_mut(place)
+                }
+                Part::Endpoint(address) => load.endpoints.get_mut(address),
+            };
+            if let Some(requests) = of_part {
+                requests.in_progress = requests.in_progress.saturating_sub(count);
             }
         }
     }
+}
+
+/// Of an endpoint: `ADDRESS:PORT`, or a path.
+fn shown(address: &Address) -> Option<String> {
+    Some(match address.address.as_ref()? {
+        Kind::SocketAddress(socket) => {
+            let PortSpecifier::PortValue(port) = socket.port_specifier.as_ref()? else { return None };
+            let host = &socket.address;
+            if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+        }
+        Kind::Pipe(pipe) => pipe.path.clone(),
+        Kind::EnvoyInternalAddress(_) => return None,
+    })
 }
 
 /// A label's value.

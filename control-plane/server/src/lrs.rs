@@ -37,6 +37,8 @@ pub(crate) struct Lrs {
     pub(crate) drain: Watch,
     /// How often nodes are to report; at least a second.
     pub(crate) interval: Duration,
+    /// They are to tell endpoints apart.
+    pub(crate) endpoints: bool,
 }
 
 #[tonic::async_trait]
@@ -56,6 +58,7 @@ impl LoadReportingService for Lrs {
             control: Arc::clone(&self.control),
             drain: self.drain.clone(),
             interval: self.interval,
+            endpoints: self.endpoints,
             peer,
             requests: request.into_inner(),
             node: None,
@@ -77,6 +80,7 @@ struct Reports {
     control: Arc<Control>,
     drain: Watch,
     interval: Duration,
+    endpoints: bool,
     peer: Peer,
     requests: Streaming<LoadStatsRequest>,
     generations: watch::Receiver<u64>,
@@ -173,7 +177,7 @@ impl Reports {
             clusters: clusters.into_iter().flatten().cloned().collect(),
             send_all_clusters: clusters.is_none(),
             load_reporting_interval: prost_types::Duration::try_from(self.interval).ok(),
-            report_endpoint_granularity: false,
+            report_endpoint_granularity: self.endpoints,
         }
     }
 }

@@ -4,14 +4,16 @@ use std::time::{Duration, SystemTime};
 
 use culvert_api::culvert::control::v1 as api;
 use culvert_api::culvert::control::v1::control_service_client::ControlServiceClient;
-use culvert_api::envoy::config::core::v3::Node;
-use culvert_api::envoy::config::endpoint::v3::{ClusterStats, UpstreamLocalityStats};
+use culvert_api::document::{self, Syntax};
+use culvert_api::envoy::config::core::v3::{Address, Node};
+use culvert_api::envoy::config::endpoint::v3::{ClusterStats, UpstreamEndpointStats, UpstreamLocalityStats};
 use culvert_api::envoy::service::load_stats::v3::load_reporting_service_client::LoadReportingServiceClient;
 use culvert_api::envoy::service::load_stats::v3::{LoadStatsRequest, LoadStatsResponse};
 use culvert_api::envoy::service::status::v3::client_status_discovery_service_client::ClientStatusDiscoveryServiceClient;
 use culvert_api::envoy::service::status::v3::{ClientStatusRequest, ConfigStatus};
 use culvert_api::google::rpc::Status as Refusal;
 use culvert_api::type_url::CLUSTER;
+use serde_json::{Value, json};
 
 use crate::harness::{Daemon, Folder, Stream, asks, cluster, node};
 
@@ -69,6 +71,39 @@ async fn reports_of_nodes_are_added_up() {
     let load = client.get_load(request).await.unwrap().into_inner();
     let seen = &load.clusters[0];
     assert_eq!((load.nodes, seen.successes, seen.dropped, seen.localities.len()), (1, 8, 2, 1), "{load:?}");
+    daemon.terminate().await;
+}
+
+#[tokio::test]
+async fn endpoints_are_told_apart_where_that_is_wanted() {
+    let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
+    let daemon = Daemon::start(&folder, &["--load-report-endpoints"]).await;
+    let mut stream = open(&daemon, node("n")).await;
+    assert!(stream.next().await.report_endpoint_granularity, "nobody asked for endpoints");
+    let address = "{socket_address: {address: \"::1\", port_value: 7}}";
+    let address = document::load(address.as_bytes(), Syntax::Yaml).unwrap().message;
+    let of_endpoint = |successes: u64, in_progress: u64| {
+        let mut report = report("a", successes, in_progress);
+        report.cluster_stats[0].upstream_locality_stats[0].upstream_endpoint_stats = vec![UpstreamEndpointStats {
+            address: Some(Address::clone(&address)),
+            total_successful_requests: successes,
+            total_requests_in_progress: in_progress,
+            ..Default::default()
+        }];
+        report
+    };
+    let shows = async |successes: u64, in_progress: u64| {
+        let expected = json!({ "[::1]:7": {
+            "successes": successes, "errors": 0, "issued": 0, "in_progress": in_progress } });
+        let of = |text: &str| serde_json::from_str::<Value>(text).unwrap()["clusters"][0]["endpoints"].clone();
+        daemon.eventually("/loads", |text| of(text) == expected).await;
+    };
+    stream.send(of_endpoint(5, 3)).await;
+    shows(5, 3).await;
+    stream.send(of_endpoint(2, 1)).await;
+    shows(7, 1).await;
+    drop(stream);
+    shows(7, 0).await;
     daemon.terminate().await;
 }
 
