@@ -3,6 +3,7 @@
 
 mod meter;
 mod records;
+mod socket;
 pub(crate) mod splice;
 mod tls;
 
@@ -157,7 +158,7 @@ impl Io {
     pub fn poll_quiet(&self, cx: &mut Context<'_>) -> bool {
         match &self.kind {
             _ if !self.prefix.is_empty() => false,
-            IoKind::Tcp(stream) => stream.poll_read_ready(cx).is_pending(),
+            IoKind::Tcp(stream) => socket::poll_quiet(stream, cx),
             // While it wants to be read for, it has no plaintext left.
             IoKind::TlsServer(stream) => stream.get_ref().1.wants_read() && stream.get_ref().0.poll_quiet(cx),
             IoKind::TlsClient(stream) => stream.get_ref().1.wants_read() && stream.get_ref().0.poll_quiet(cx),
@@ -285,7 +286,7 @@ impl AsyncRead for Io {
         }
         let before = buf.filled().len();
         let result = match &mut this.kind {
-            IoKind::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            IoKind::Tcp(stream) => socket::poll_read(stream, cx, buf),
             IoKind::TlsServer(stream) => Pin::new(stream).poll_read(cx, buf),
             IoKind::TlsClient(stream) => Pin::new(stream).poll_read(cx, buf),
             IoKind::Memory(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -300,7 +301,7 @@ impl AsyncWrite for Io {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<Result<usize>> {
         let this = self.get_mut();
         let result = match &mut this.kind {
-            IoKind::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            IoKind::Tcp(stream) => socket::poll_write(stream, cx, buf),
             IoKind::TlsServer(stream) => Pin::new(stream).poll_write(cx, buf),
             IoKind::TlsClient(stream) => Pin::new(stream).poll_write(cx, buf),
             IoKind::Memory(stream) => Pin::new(stream).poll_write(cx, buf),
@@ -313,7 +314,7 @@ impl AsyncWrite for Io {
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<Result<usize>> {
         let this = self.get_mut();
         let result = match &mut this.kind {
-            IoKind::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            IoKind::Tcp(stream) => socket::poll_write_vectored(stream, cx, bufs),
             IoKind::TlsServer(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             IoKind::TlsClient(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             IoKind::Memory(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
