@@ -68,8 +68,14 @@ impl<'a> Section<'a> {
         let start = self.at;
         let value_at = start + name + 1;
         self.at = value_at + padded.len() + 2;
-        let (leading, length) = trim(padded);
-        let as_we_write = padded.starts_with(b" ") && leading == 1 && length + 1 == padded.len();
+        let (as_we_write, leading, length) = match padded {
+            // Nearly always.
+            [b' ', value @ ..] if !is_padded(value) => (true, 1, value.len()),
+            _ => {
+                let (leading, length) = trim(padded);
+                (false, leading, length)
+            }
+        };
         let value = value_at + leading..value_at + leading + length;
         Ok(Some(Line { name: start..start + name, value, as_we_write }))
     }
@@ -103,6 +109,10 @@ impl<'a> Section<'a> {
     }
 }
 
+fn is_padded(value: &[u8]) -> bool {
+    [value.first(), value.last()].iter().any(|end| matches!(end, Some(b' ' | b'\t')))
+}
+
 /// Without spaces and tabs around it: where a value begins, and its length.
 fn trim(padded: &[u8]) -> (usize, usize) {
     let mut value = padded;
@@ -116,39 +126,35 @@ fn trim(padded: &[u8]) -> (usize, usize) {
     (leading, value.len())
 }
 
-/// Where the first byte stands that may not stand in a value (RFC 9110, 5.5: control bytes but tab), eight at a time.
+/// Where the first byte stands that may not stand in a value (RFC 9110, 5.5: control bytes but tab), eight at a time as long
+/// as there is none, not even a tab.
 fn value_length(bytes: &[u8]) -> usize {
     const EACH: u64 = u64::from_le_bytes([1; 8]);
-    let mut at = 0;
-    while let Some(eight) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
+    let mut clean = 0;
+    for eight in bytes.as_chunks().0 {
         let eight = u64::from_le_bytes(*eight);
         // The lowest bit that is set is right; a borrow may set higher ones.
         let control = eight.wrapping_sub(EACH * 0x20) & !eight;
         let delete = eight ^ (EACH * 0x7f);
         let hits = (control | (delete.wrapping_sub(EACH) & !delete)) & (EACH * 0x80);
-        if hits == 0 {
-            at += 8;
-            continue;
+        if hits != 0 {
+            clean += hits.trailing_zeros() as usize / 8;
+            break;
         }
-        at += hits.trailing_zeros() as usize / 8;
-        if bytes.get(at) != Some(&b'\t') {
-            return at;
-        }
-        at += 1;
+        clean += 8;
     }
-    let rest = bytes.get(at..).unwrap_or_default();
-    at + rest.iter().position(|&byte| !is_value(&[byte])).unwrap_or(rest.len())
+    let rest = bytes.get(clean..).unwrap_or_default();
+    clean + rest.iter().position(|&byte| !is_value(&[byte])).unwrap_or(rest.len())
 }
 
 /// Brings the token at the front into lower case; how long it is.
 fn lower_token(bytes: &mut [u8]) -> usize {
-    let mut length = 0;
-    for byte in bytes {
+    let length = bytes.len();
+    for (at, byte) in bytes.iter_mut().enumerate() {
         match LOWER[*byte as usize] {
-            0 => break,
+            0 => return at,
             lower => *byte = lower,
         }
-        length += 1;
     }
     length
 }

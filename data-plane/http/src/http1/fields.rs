@@ -89,6 +89,11 @@ impl<'a> ConnectionTokens<'a> {
     /// # Errors
     /// It names a field that must not be taken off: to forward the message without it would change what it means.
     pub(crate) fn read(&mut self, value: &'a [u8]) -> Result<(), &'static str> {
+        // Nearly always that one word.
+        if value.eq_ignore_ascii_case(b"keep-alive") {
+            self.keep_alive = true;
+            return Ok(());
+        }
         for token in list(value) {
             if token.eq_ignore_ascii_case(b"close") {
                 self.close = true;

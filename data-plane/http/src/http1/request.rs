@@ -134,15 +134,17 @@ fn read_line(line: &[u8], options: &ServerOptions, head: &mut RequestHead) -> Re
         Some(b"HTTP/1.0") => Version::Http10,
         _ => unknown_version(line)?,
     };
-    let (Ok(method), Ok(target)) = (word(0..first), word(first + 1..last)) else {
-        return refuse(400, "malformed request line");
-    };
+    let Ok(target) = word(first + 1..last) else { return refuse(400, "malformed request line") };
     if target.len() > MAX_TARGET_BYTES {
         return refuse(414, "the request target exceeds 8 KiB");
     }
-    head.method = match Method::parse(method, options.custom_methods) {
-        Some(method) => method,
-        None => return refuse(400, "unknown method"),
+    head.method = match line.get(..first) {
+        Some(b"GET") => Method::Get,
+        _ => match word(0..first).map(|method| Method::parse(method, options.custom_methods)) {
+            Ok(Some(method)) => method,
+            Ok(None) => return refuse(400, "unknown method"),
+            Err(_) => return refuse(400, "malformed request line"),
+        },
     };
     match target::parse(target, head.method == Method::Connect) {
         Some(Target::Origin(path)) => head.path.push_str(path),

@@ -11,7 +11,7 @@ pub(crate) fn is_authority(authority: &[u8], port_required: bool) -> bool {
             _ => return false,
         }
     } else {
-        match authority.iter().position(|&byte| byte == b':') {
+        match memchr::memchr(b':', authority) {
             None => (authority, None),
             Some(at) => (&authority[..at], authority.get(at + 1..)),
         }
