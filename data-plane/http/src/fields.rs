@@ -2,6 +2,7 @@
 
 mod section;
 
+use std::borrow::Cow;
 use std::fmt;
 
 pub(crate) use section::{Line, Malformed, Section};
@@ -74,6 +75,49 @@ impl FieldName {
     }
 }
 
+/// A whole field that the program or its configuration gives to many messages: made and checked once, added by one copy.
+#[derive(Debug, Clone)]
+pub struct FieldLine {
+    /// As it stands on the wire.
+    wire: Cow<'static, [u8]>,
+    name: usize,
+}
+
+impl FieldLine {
+    /// `wire` is the field as it stands on the wire: `b"server: envoy\r\n"`. Meant for constants.
+    ///
+    /// # Panics
+    /// It is no such line.
+    #[must_use]
+    pub const fn of(wire: &'static [u8]) -> Self {
+        let mut colon = 0;
+        while wire[colon] != b':' {
+            colon += 1;
+        }
+        let (name, rest) = wire.split_at(colon + 2);
+        let name = FieldName::of(name);
+        let (value, end) = rest.split_at(rest.len() - 2);
+        assert!(matches!(end, b"\r\n"), "no end");
+        let mut at = 0;
+        while at < value.len() {
+            assert!(value[at] >= 0x20 && value[at] != 0x7f, "no value");
+            at += 1;
+        }
+        Self { wire: Cow::Borrowed(wire), name: name.bytes().len() }
+    }
+
+    /// `None`: the value is not valid.
+    #[must_use]
+    pub fn new(name: FieldName, value: &[u8]) -> Option<Self> {
+        let wire = || [name.wire, value, b"\r\n"].concat().into();
+        is_value(value).then(|| Self { wire: wire(), name: name.bytes().len() })
+    }
+
+    fn name(&self) -> &[u8] {
+        &self.wire[..self.name]
+    }
+}
+
 impl Fields {
     /// None yet; allocates nothing.
     #[must_use]
@@ -100,6 +144,19 @@ impl Fields {
             tracing::warn!(name = %name.bytes().escape_ascii(), "a header field that is not valid was not added");
         }
         valid
+    }
+
+    /// Appends a whole field.
+    pub fn push_line(&mut self, line: &FieldLine) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&line.wire);
+        self.list_field(start, line.name, line.wire.len() - line.name - Field::SEPARATORS);
+    }
+
+    /// Replaces all fields of that name by this one at the end.
+    pub fn set_line(&mut self, line: &FieldLine) {
+        self.remove_first(self.list.len(), line.name());
+        self.push_line(line);
     }
 
     /// As [`Self::set`], for a name that is known to be one.
@@ -199,11 +256,15 @@ impl Fields {
 
     /// Removes the fields of that name among the first `count`: nearly always none, or one.
     fn remove_first(&mut self, mut count: usize, name: &[u8]) {
-        let bytes = &self.bytes;
-        let named = |field: &Field| field.name as usize == name.len() && &bytes[field.name()] == name;
-        while let Some(at) = self.list.iter().take(count).position(named) {
-            self.list.remove(at);
-            count -= 1;
+        let mut at = 0;
+        while at < count {
+            let field = self.list[at];
+            if field.name as usize == name.len() && &self.bytes[field.name()] == name {
+                self.list.remove(at);
+                count -= 1;
+            } else {
+                at += 1;
+            }
         }
     }
 

@@ -24,7 +24,7 @@ mod stream;
 pub use buffers::{give_response, take_response};
 pub use client::{Client, ClientExchange, Http1Client, Http2Client, Http2ClientOptions, RequestSink, ResponseSource};
 pub use error::{Blame, StreamError, StreamErrorKind};
-pub use fields::{FieldName, Fields};
+pub use fields::{FieldLine, FieldName, Fields};
 pub use head::{BodyKind, Method, RequestHead, ResponseHead, Version};
 pub use http2::path::RoundTrip;
 pub use io::splice::Splice;

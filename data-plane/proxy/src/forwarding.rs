@@ -8,7 +8,7 @@ mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 
-use culvert_http::{FieldName, Fields, RequestHead};
+use culvert_http::{FieldLine, FieldName, Fields, RequestHead};
 use culvert_model::http::{HttpConnectionManager, StripPort, UnderscoreAction};
 use smallvec::SmallVec;
 
@@ -16,7 +16,8 @@ use crate::listener::Downstream;
 use crate::routes::without_port;
 
 const REQUEST_ID: FieldName = FieldName::of(b"x-request-id: ");
-const FORWARDED_PROTO: FieldName = FieldName::of(b"x-forwarded-proto: ");
+static FORWARDED_HTTP: FieldLine = FieldLine::of(b"x-forwarded-proto: http\r\n");
+static FORWARDED_HTTPS: FieldLine = FieldLine::of(b"x-forwarded-proto: https\r\n");
 
 /// Who asks.
 #[derive(Debug, Clone, Copy)]
@@ -149,12 +150,11 @@ fn client_address(
         address = SocketAddr::new(named, 0);
     }
     let secure = connection.tls.is_some();
-    let own = if secure { "https" } else { "http" };
     if (config.use_remote_address && hops == 0) || !seen.forwarded_proto {
         if seen.forwarded_proto {
-            head.fields.remove(FORWARDED_PROTO.bytes());
+            head.fields.remove(b"x-forwarded-proto");
         }
-        head.fields.push_known(FORWARDED_PROTO, own.as_bytes());
+        head.fields.push_line(if secure { &FORWARDED_HTTPS } else { &FORWARDED_HTTP });
     } else if let Some(proto) = head.fields.get(b"x-forwarded-proto") {
         // Whoever is trusted with the client's address is trusted with its scheme.
         head.scheme = match proto {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use culvert_http::server::{FloodLimits, Protocol, ServerOptions};
-use culvert_http::{Exchange, FieldName, Handler, Io, Meter, RequestHead, ResponseHead, Version};
+use culvert_http::{Exchange, FieldLine, FieldName, Handler, Io, Meter, RequestHead, ResponseHead, Version};
 use culvert_model::http::{Codec, HttpConnectionManager, ServerHeader};
 use culvert_runtime::telemetry::{Scope, ScopePath};
 use tokio::time::Instant;
@@ -34,6 +34,8 @@ pub(crate) struct HttpManager {
     suppress_envoy_headers: AtomicBool,
     logs: LogTargets,
     stats: Scope<HttpMetric>,
+    /// What is given to responses.
+    server: FieldLine,
     options: ServerOptions,
     /// Once ALPN has decided.
     http1_options: ServerOptions,
@@ -51,6 +53,8 @@ impl HttpManager {
             routing: Routing::compile(&config.routes, process)?,
             logs: LogTargets::open(&config.access_log, process)?,
             stats: process.registry.scope(ScopePath::http(Arc::clone(&config.stat_prefix))),
+            // The model refuses a name that could not stand in a field.
+            server: FieldLine::new(SERVER, config.server_name.as_bytes()).unwrap_or(ENVOY),
             http1_options: ServerOptions { protocol: Protocol::Http1, ..options.clone() },
             http2_options: ServerOptions { protocol: Protocol::Http2, ..options.clone() },
             options,
@@ -124,6 +128,7 @@ fn hosted(options: &ServerOptions, ping_interval: Duration) -> ServerOptions {
 
 const DATE: FieldName = FieldName::of(b"date: ");
 const SERVER: FieldName = FieldName::of(b"server: ");
+const ENVOY: FieldLine = FieldLine::of(b"server: envoy\r\n");
 
 /// How long a request head may take where no timeout is configured: Envoy's default for idle streams.
 const SLOWEST_HEAD: Duration = Duration::from_secs(300);
@@ -353,16 +358,11 @@ impl HttpConnection {
         if !has_date {
             self.worker.date.with(now, |date| fields.push_known(DATE, date));
         }
-        let name = config.server_name.as_bytes();
         match config.server_header {
             ServerHeader::PassThrough if origin == Origin::Upstream => {}
             ServerHeader::AppendIfAbsent if has_server => {}
-            _ if has_server => {
-                fields.set_known(SERVER, name);
-            }
-            _ => {
-                fields.push_known(SERVER, name);
-            }
+            _ if has_server => fields.set_line(&self.http.manager.server),
+            _ => fields.push_line(&self.http.manager.server),
         }
         if !config.via.is_empty() {
             append(fields, b"via", config.via.as_bytes());

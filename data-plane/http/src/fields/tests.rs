@@ -1,7 +1,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::{Fields, Malformed, is_value};
+use super::{FieldLine, FieldName, Fields, Malformed, is_value};
 
 fn wire(fields: &Fields) -> String {
     let mut out = Vec::new();
@@ -19,6 +19,20 @@ fn set_replaces_every_field_of_the_name_and_appends_one() {
     assert_eq!(wire(&fields), "b: 2\r\na: 4\r\n");
     assert_eq!(fields.get(b"a"), Some(&b"4"[..]));
     assert_eq!(fields.len(), 2);
+}
+
+#[test]
+fn whole_lines_are_fields_as_any() {
+    static CONSTANT: FieldLine = FieldLine::of(b"a: 1\r\n");
+    const NAME: FieldName = FieldName::of(b"a: ");
+    let mut fields = Fields::new();
+    fields.push_line(&CONSTANT);
+    fields.push(b"b", b"2");
+    fields.push_line(&FieldLine::new(NAME, b"").expect("no value is one"));
+    assert_eq!(fields.iter().collect::<Vec<_>>(), [(&b"a"[..], &b"1"[..]), (b"b", b"2"), (b"a", b"")]);
+    fields.set_line(&FieldLine::new(NAME, b"3").expect("valid"));
+    assert_eq!(wire(&fields), "b: 2\r\na: 3\r\n", "all of the name are replaced");
+    assert!(FieldLine::new(NAME, b"x\r\nb: c").is_none(), "that would be two lines");
 }
 
 #[test]
