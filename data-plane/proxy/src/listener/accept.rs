@@ -1,10 +1,12 @@
 //! From an accepted connection to its network filter.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use culvert_http::Io;
@@ -339,7 +341,7 @@ impl Tunnelled {
 
 /// Runs a filter to its end; `None`: it was cut off at the drain's deadline.
 async fn until_cut_off<T>(
-    filter: Pin<&mut impl Future<Output = T>>,
+    mut filter: Pin<&mut impl Future<Output = T>>,
     watch: &Watch,
     downstream: &Downstream,
 ) -> Option<T> {
@@ -347,14 +349,14 @@ async fn until_cut_off<T>(
         watch.draining().await;
         Box::pin(watch.expired()).await;
     });
-    tokio::select! {
-        biased;
-        ended = filter => Some(ended),
-        () = &mut cut_off => {
+    poll_fn(|cx| match filter.as_mut().poll(cx) {
+        Poll::Ready(ended) => Poll::Ready(Some(ended)),
+        Poll::Pending => cut_off.as_mut().poll(cx).map(|()| {
             tracing::debug!(connection = downstream.id, "cut off: the drain's deadline has passed");
             None
-        }
-    }
+        }),
+    })
+    .await
 }
 
 /// Counts something as active while it lives.
