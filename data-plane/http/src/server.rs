@@ -318,6 +318,13 @@ impl ResponseSink<'_> {
         source.body().is_ok_and(|source| self.body().can_splice(&source))
     }
 
+    /// Takes over all that is left of a response's body, if that is short and here already: how long it is. Nothing is left
+    /// then but to [`Self::flush`].
+    pub fn take_rest(&mut self, source: &mut ResponseSource<'_>) -> Option<u64> {
+        let mut source = source.body().ok()?;
+        self.body().take_rest(&mut source)
+    }
+
     /// Sends a piece that is within the kernel, as [`Self::data`].
     ///
     /// # Errors

@@ -89,6 +89,14 @@ impl Sink<'_> {
         }
     }
 
+    /// Takes over all that is left of a body, if that is short and here; how long it is. It waits for [`Self::flush`].
+    pub(crate) fn take_rest(&mut self, source: &mut Source<'_>) -> Option<u64> {
+        let (Self::Http1 { write, .. }, Source::Http1 { read, .. }) = (self, source) else { return None };
+        let rest = read.take_rest(write.short_rest()?)?;
+        write.append_rest(read.buffer.slice(rest.clone()));
+        Some(rest.len() as u64)
+    }
+
     pub(crate) async fn splice(&mut self, piece: Splice) -> Result<(), StreamError> {
         match self {
             Self::Http1 { wire, write } => {

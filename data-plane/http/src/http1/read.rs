@@ -81,6 +81,17 @@ impl Reader {
         error
     }
 
+    /// The rest of the body, if that is so long and was read already.
+    pub(crate) fn take_rest(&mut self, length: usize) -> Option<Range<usize>> {
+        let all = matches!(self.body, Body::Length(left) if left == length as u64)
+            && self.ahead.is_none()
+            && self.buffer.data().len() >= length;
+        all.then(|| {
+            self.body = Body::Done;
+            self.buffer.consume(length)
+        })
+    }
+
     /// Bytes of the body that follow on the socket and nowhere else; 0 where that is not known, or there are others first.
     pub(crate) fn left_on_socket(&self) -> u64 {
         match &self.body {

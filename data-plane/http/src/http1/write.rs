@@ -171,6 +171,22 @@ impl Writer {
             && self.gathered + chunk.len() <= LARGE
     }
 
+    /// How long the rest of the body is, if [`Self::append_rest`] may take it.
+    pub(crate) fn short_rest(&self) -> Option<usize> {
+        let Framing::Length(left) = self.framing else { return None };
+        let left = usize::try_from(left).ok().filter(|left| *left <= COPY)?;
+        (self.pieces.is_empty() && self.out.len() + left <= SMALL).then_some(left)
+    }
+
+    /// Ends the body with a piece that is as long as [`Self::short_rest`] says, behind what waits to be sent.
+    pub(crate) fn append_rest(&mut self, rest: &[u8]) {
+        if self.out.capacity() == 0 {
+            self.out = take_out();
+        }
+        self.out.extend_from_slice(rest);
+        self.framing = Framing::Done;
+    }
+
     fn closed(&self, wire: &Wire) -> StreamError {
         StreamError::closed(self.blame).untouched(wire.written.get() == 0)
     }

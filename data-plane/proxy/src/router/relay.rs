@@ -173,6 +173,11 @@ pub(super) async fn download(
     limits: &Limits,
     counts: &mut Counts,
 ) -> Result<(), StreamError> {
+    // Nearly always it is small and came with its head.
+    if let Some(count) = sink.take_rest(source) {
+        counts.sent += count;
+        return sink.flush().await;
+    }
     loop {
         if sink.can_splice(source) {
             // Boxed: large bodies are fewer, and the others should not carry this state.
