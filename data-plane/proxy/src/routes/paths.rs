@@ -78,7 +78,8 @@ impl Paths {
                 best.offer(&[*index]);
             }
         }
-        if matches!(subject.head.method, culvert_http::Method::Connect) || is_connect_udp(subject.head) {
+        // Envoy: a WebSocket is no CONNECT, not even as an extended one over HTTP/2 (RFC 8441).
+        if subject.is_connect() || is_connect_udp(subject.head) {
             best.offer(&self.connect);
         }
         best.found()

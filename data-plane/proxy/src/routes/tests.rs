@@ -100,6 +100,10 @@ fn the_first_match_wins() {
     }
     let connect = RequestHead { method: Method::Connect, ..head("") };
     assert_eq!(compiled(&routes, &subject(&connect)), Some(5), "CONNECT matches only connect_matcher");
+    for (kind, path, expected) in [("connect-udp", "/static", Some(5)), ("websocket", "/static", None)] {
+        let head = RequestHead { method: Method::Connect, upgrade: Some(kind.into()), ..head(path) };
+        assert_eq!(compiled(&routes, &subject(&head)), expected, "an extended CONNECT for {kind}");
+    }
 }
 
 #[test]
