@@ -33,6 +33,8 @@ pub struct CapsuleReader {
     held: Vec<u8>,
     /// Bytes of a capsule of another type that are still to come.
     skip: u64,
+    /// Datagrams of contexts that nobody has registered.
+    foreign: u64,
 }
 
 /// What a capsule's beginning says of it.
@@ -72,6 +74,11 @@ impl CapsuleReader {
         if self.held.is_empty() && self.skip == 0 { Ok(()) } else { Err(CapsuleError::Truncated) }
     }
 
+    /// How many datagrams were dropped since the last call: of contexts that nobody has registered (RFC 9298, 4).
+    pub fn take_foreign(&mut self) -> u64 {
+        std::mem::take(&mut self.foreign)
+    }
+
     /// The capsule at the beginning of `bytes`; returns what is behind it, or keeps what is not whole.
     fn whole<'b>(&mut self, bytes: &'b [u8], datagram: &mut impl FnMut(&[u8])) -> Result<&'b [u8], CapsuleError> {
         let Some(head) = head(bytes)? else {
@@ -85,7 +92,7 @@ impl CapsuleReader {
         }
         match usize::try_from(head.length).ok().and_then(|length| value.split_at_checked(length)) {
             Some((value, rest)) => {
-                deliver(value, datagram)?;
+                self.foreign += deliver(value, datagram)?;
                 Ok(rest)
             }
             None => {
@@ -117,7 +124,7 @@ impl CapsuleReader {
         if !head.datagram {
             self.skip = head.length;
         } else if value.len() as u64 == head.length {
-            deliver(value, datagram)?;
+            self.foreign += deliver(value, datagram)?;
         } else {
             return Ok(rest);
         }
@@ -139,17 +146,18 @@ fn head(bytes: &[u8]) -> Result<Option<Head>, CapsuleError> {
     Ok(Some(Head { datagram, header: first + second, length }))
 }
 
-fn deliver(value: &[u8], datagram: &mut impl FnMut(&[u8])) -> Result<(), CapsuleError> {
+/// Hands over what is of the one context that there is; how many others that was.
+fn deliver(value: &[u8], datagram: &mut impl FnMut(&[u8])) -> Result<u64, CapsuleError> {
     let (context, length) = varint(value).ok_or(CapsuleError::NoContext)?;
     let payload = value.get(length..).unwrap_or_default();
     if payload.len() > MAX_DATAGRAM {
         return Err(CapsuleError::TooLong(payload.len() as u64));
     }
-    // RFC 9298, 4: of a context that nobody has registered, to be dropped.
     if context == 0 {
         datagram(payload);
+        return Ok(0);
     }
-    Ok(())
+    Ok(1)
 }
 
 /// A number of RFC 9000, 16, and how many bytes it takes.

@@ -56,6 +56,18 @@ fn what_is_sent_is_what_the_rfc_says() {
     }
 }
 
+#[test]
+fn datagrams_of_other_contexts_are_dropped_and_counted_and_nothing_else_is() {
+    let mut reader = CapsuleReader::default();
+    let capsules = [datagram(2, b"a"), datagram(0, b"b"), capsule(41, b"c"), datagram((1 << 62) - 1, b"")].concat();
+    let mut out = Vec::new();
+    for byte in capsules.chunks(1) {
+        reader.read(byte, |payload| out.push(payload.to_vec())).expect("it is well formed");
+    }
+    assert_eq!(out, [b"b".to_vec()], "what comes out");
+    assert_eq!((reader.take_foreign(), reader.take_foreign()), (2, 0), "datagrams of other contexts, counted once");
+}
+
 /// Datagrams, capsules of other types and of other contexts, and numbers that take more bytes than they need.
 #[test]
 fn every_split_gives_the_same_datagrams() {

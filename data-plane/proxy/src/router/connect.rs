@@ -28,6 +28,21 @@ enum Broken {
     Host(#[from] std::io::Error),
 }
 
+impl<'a> Stream<'a> {
+    /// A host for what is not tried again, and speaks no HTTP with it.
+    pub(super) fn pick_context<'c>(&'c self, action: &Forward, chosen: &'c Chosen<'a>) -> PickContext<'c> {
+        PickContext {
+            priority: action.config.priority,
+            agent: chosen.agent.as_deref(),
+            request: Some(self.request),
+            downstream: DownstreamProtocol::Http1,
+            tried: &[],
+            fresh_picks: 0,
+            destinations: self.connection.downstream.destinations(),
+        }
+    }
+}
+
 /// Connects, answers 200, and carries bytes until both sides have ended; datagrams, if those are asked for.
 pub(super) async fn terminate<'a>(
     stream: &mut Stream<'a>,
@@ -41,15 +56,7 @@ pub(super) async fn terminate<'a>(
         return Box::pin(connect_udp::terminate(stream, action, chosen, (limits, timer), body, response)).await;
     }
     stream.record.attempts = 1;
-    let context = PickContext {
-        priority: action.config.priority,
-        agent: chosen.agent.as_deref(),
-        request: Some(stream.request),
-        downstream: DownstreamProtocol::Http1,
-        tried: &[],
-        fresh_picks: 0,
-        destinations: stream.connection.downstream.destinations(),
-    };
+    let context = stream.pick_context(action, chosen);
     let worker = &stream.connection.worker;
     let connecting = attempt_connect(worker, chosen.slot(), &context, stream.connection.downstream.local);
     let connected = limits.run(timer, pin!(connecting)).await;

@@ -9,7 +9,7 @@ use std::task::Poll;
 
 use culvert_http::capsule::{self, CapsuleError, CapsuleReader};
 use culvert_http::{BodyKind, Chunk, RequestBody, ResponseHead, ResponseSink, StreamError};
-use culvert_upstream::{ClusterMetric, DownstreamProtocol, PickContext, UdpCheckout, UpstreamFailure};
+use culvert_upstream::{ClusterMetric, UdpCheckout, UpstreamFailure};
 use tokio::net::UdpSocket;
 
 use super::choice::Chosen;
@@ -19,7 +19,7 @@ use super::{Origin, Stream, Unanswered};
 use crate::flags::ResponseFlag;
 use crate::record::UpstreamSide;
 use crate::routes::Forward;
-use crate::stats::UdpClusterMetric;
+use crate::stats::{HttpMetric, UdpClusterMetric};
 use crate::timer::Timer;
 use crate::udp_proxy::host_socket;
 use crate::worker::{Counters, Pool};
@@ -45,15 +45,7 @@ pub(super) async fn terminate<'a>(
     response: &mut ResponseSink<'_>,
 ) -> Result<(), Unanswered> {
     stream.record.attempts = 1;
-    let context = PickContext {
-        priority: action.config.priority,
-        agent: chosen.agent.as_deref(),
-        request: Some(stream.request),
-        downstream: DownstreamProtocol::Http1,
-        tried: &[],
-        fresh_picks: 0,
-        destinations: stream.connection.downstream.destinations(),
-    };
+    let context = stream.pick_context(action, chosen);
     let worker = &stream.connection.worker;
     let opened = worker.pools.checkout_udp(chosen.slot(), &context).and_then(|checkout| {
         let address = checkout.address();
@@ -108,7 +100,10 @@ fn ended(
             tracing::debug!(%error, host = %checkout.address(), "a CONNECT-UDP broke");
             stream.record.flag(match error {
                 Broken::Client(_) => ResponseFlag::DownstreamConnectionTermination,
-                Broken::Capsule(_) => ResponseFlag::DownstreamProtocolError,
+                Broken::Capsule(_) => {
+                    stream.connection.http.counters.inc(HttpMetric::CxProtocolError);
+                    ResponseFlag::DownstreamProtocolError
+                }
                 Broken::Socket(_) => ResponseFlag::UpstreamConnectionTermination,
             });
         }
@@ -153,6 +148,8 @@ impl Session<'_> {
                         *received += payload.len() as u64;
                         send(socket, payload, counters);
                     })?;
+                    counters.add(UdpClusterMetric::TxErrors, reader.take_foreign());
+                    tokio::task::consume_budget().await;
                 }
                 Ok::<_, Broken>(reader.finish()?)
             });

@@ -1,18 +1,17 @@
+mod attacks;
+
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_http::capsule::{HEADER_ROOM, put_header};
-use culvert_http::{BodyKind, Chunk, Http2Client, Http2ClientOptions, Io, Method, RequestHead, ResponseHead};
-use culvert_model::cluster::{Breakers, Cluster, UpstreamProtocol};
+use culvert_model::cluster::{Cluster, UpstreamProtocol};
 use culvert_model::http::{Http2Options, HttpConnectionManager, UpgradeConfig};
 use culvert_model::listener::{DatagramBuffer, Listener, UdpProxy, UdpTunneling};
 use culvert_model::route::{HeaderMutations, PathMatch, Route, RouteAction};
 use culvert_runtime::sockets;
 use culvert_runtime::telemetry::ScopePath;
-use culvert_upstream::ClusterMetric;
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::UdpSocket;
 
 use super::serve_datagrams;
 use crate::listener::serve_listener;
@@ -229,49 +228,6 @@ fn a_session_ends_when_it_is_idle_and_another_follows() {
 }
 
 #[test]
-fn what_is_too_long_is_dropped_and_counted() {
-    on_worker(async {
-        let host = echo().await;
-        let proxy = UdpProxy { max_downstream_datagram: 100, max_upstream_datagram: 50, ..proxy("echo") };
-        let (gateway, address) = cloud(vec![cluster("echo", &[host])], proxy);
-        let client = client(address).await;
-        for length in [101, 51, 50] {
-            client.send(&vec![1; length]).await.unwrap();
-        }
-        assert_eq!(receive(&client).await.len(), 50, "the one that is short enough both ways");
-        let listener = gateway.slot.stats().read(ListenerMetric::UdpRxDropped);
-        assert_eq!(listener, 1, "too long from the client");
-        assert_eq!(of_cluster(&gateway, "echo", UdpClusterMetric::RxDropped), 1, "too long from the host");
-    });
-}
-
-#[test]
-fn there_are_as_many_sessions_as_the_cluster_may_have_connections() {
-    on_worker(async {
-        let breakers = Breakers { max_connections: 3, ..Breakers::default() };
-        let mut cluster = cluster("echo", &[echo().await]);
-        cluster.breakers = [breakers; 2];
-        let (gateway, address) = cloud(vec![cluster], proxy("echo"));
-        let mut clients = Vec::new();
-        for number in 0..5_u8 {
-            let client = client(address).await;
-            client.send(&[number]).await.unwrap();
-            clients.push(client);
-        }
-        let count = |metric| {
-            let scope = ScopePath::cluster("echo");
-            gateway.worker.process.registry.add(scope.clone(), gateway.worker.process.clusters.slot("echo").stats());
-            gateway.worker.process.registry.scope::<ClusterMetric>(scope).read(metric)
-        };
-        until("datagrams of a session too many", || count(ClusterMetric::CxOverflow), 2).await;
-        for (number, client) in clients.iter().take(3).enumerate() {
-            assert_eq!(receive(client).await, [number as u8], "those that came first are served");
-        }
-        assert_eq!(stat(&gateway, UdpMetric::SessActive), 3, "sessions");
-    });
-}
-
-#[test]
 fn a_host_that_is_not_there_costs_nothing_but_the_answer() {
     on_worker(async {
         let nobody = UdpSocket::bind(loopback()).await.unwrap().local_addr().unwrap();
@@ -359,60 +315,5 @@ fn another_configuration_takes_the_listeners_place_on_the_same_socket() {
         assert_eq!(gateway.slot.stats().read(ListenerMetric::UdpRxDropped), 1, "datagrams that were too long");
         assert_eq!(asked(&old, b"four").await, b"four", "the session goes on");
         assert_eq!(stat(&gateway, UdpMetric::SessTotal), 2, "sessions");
-    });
-}
-
-/// A CONNECT-UDP of ours to the edge.
-async fn connect_udp(io: Io) -> (culvert_http::ClientExchange, Http2Client) {
-    let (client, driver) = Http2Client::connect(io, &Http2ClientOptions::default());
-    tokio::task::spawn_local(driver);
-    let mut exchange = client.exchange();
-    let head = RequestHead {
-        method: Method::Get,
-        scheme: "http",
-        authority: "edge".to_owned(),
-        path: "/.well-known/masque/udp/10.0.0.1/53/".to_owned(),
-        upgrade: Some("connect-udp".into()),
-        ..RequestHead::default()
-    };
-    exchange.send_head(&head, BodyKind::Empty).await.unwrap();
-    exchange.split().0.flush().await.unwrap();
-    (exchange, client)
-}
-
-#[test]
-fn what_is_no_capsule_ends_its_stream_alone() {
-    on_worker(async {
-        let (_edge, at) = edge(echo().await);
-        let (mut exchange, client) = connect_udp(Io::tcp(TcpStream::connect(at).await.unwrap())).await;
-        let (mut sink, mut source) = exchange.split();
-        let mut head = ResponseHead::default();
-        assert_eq!(source.head(&mut head).await.unwrap(), BodyKind::Tunnel, "the stream is accepted");
-        assert_eq!(head.fields.get(b"capsule-protocol"), Some(b"?1".as_slice()), "RFC 9297, 3.4");
-        let mut room = [0; HEADER_ROOM];
-        let start = put_header(&mut room, 2);
-        // Of another type, of another context, and one that is a datagram.
-        let capsules = [&[0x29, 3, 1, 2, 3, 0, 2, 7, 9], &room[start..], b"hi"].concat();
-        sink.data(Chunk::Borrowed(&capsules)).await.unwrap();
-        let answer = tokio::time::timeout(SOON, source.chunk()).await.expect("an answer").unwrap();
-        assert_eq!(answer.as_deref(), Some([&room[start..], b"hi"].concat().as_slice()), "one datagram comes back");
-        sink.data(Chunk::Borrowed(&[0, 0x80, 2, 0, 0])).await.unwrap();
-        let end = tokio::time::timeout(SOON, source.chunk()).await.expect("an end");
-        assert!(end.is_err(), "a capsule too long resets the stream, got {end:?}");
-        assert!(client.is_open(), "other streams go on");
-    });
-}
-
-/// What comes through a tunnel goes where the agent allows it, and to link-local addresses only by their names.
-#[test]
-fn destinations_of_a_tunnel_hold_for_datagrams() {
-    on_worker(async {
-        for (host, status) in [("169.254.169.254:53", 403_u16), ("127.0.0.1:53", 200)] {
-            let gateway = Gateway::http(vec![cluster("echo", &[host.parse().unwrap()])], edge_manager());
-            let (mut exchange, _client) = connect_udp(Io::memory(gateway.connect())).await;
-            let mut head = ResponseHead::default();
-            exchange.split().1.head(&mut head).await.unwrap();
-            assert_eq!(head.status, status, "the answer for {host}");
-        }
     });
 }

@@ -66,6 +66,9 @@ pub(super) async fn carry(
                     Ok(()) => End::Closed,
                     Err(error) => {
                         tracing::debug!(client = %session.client, %error, "a session's stream broke");
+                        if matches!(error, Broken::Capsule(_)) {
+                            proxy.upstream.inc(UdpClusterMetric::RxErrors);
+                        }
                         End::Broken
                     }
                 };
@@ -147,7 +150,9 @@ async fn relay(session: &Session, waiting: &Waiting, checkout: &mut Checkout) ->
     let mut down = pin!(async {
         let mut reader = CapsuleReader::default();
         while let Some(chunk) = source.chunk().await? {
-            reader.read(&chunk, |datagram| session.answer(datagram))?;
+            let read = reader.read(&chunk, |datagram| session.answer(datagram));
+            session.proxy.upstream.add(UdpClusterMetric::RxDropped, reader.take_foreign());
+            read?;
             tokio::task::consume_budget().await;
         }
         Ok::<_, Broken>(reader.finish()?)
