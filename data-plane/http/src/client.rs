@@ -192,7 +192,18 @@ impl Http2Client {
     /// Begins an exchange.
     #[must_use]
     pub fn exchange(&self) -> ClientExchange {
-        ClientExchange(Inner::Http2(Box::new(http2::Exchange::new(self.0.clone()))))
+        self.exchange_of(0)
+    }
+
+    /// Begins an exchange of a group, which [`Self::end_group`] ends.
+    #[must_use]
+    pub fn exchange_of(&self, group: u64) -> ClientExchange {
+        ClientExchange(Inner::Http2(Box::new(http2::Exchange::new(self.0.clone(), group))))
+    }
+
+    /// Resets every open stream of the group; others go on.
+    pub fn end_group(&self, group: u64) {
+        self.0.end_group(group);
     }
 }
 

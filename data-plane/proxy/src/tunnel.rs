@@ -148,6 +148,10 @@ impl HostLease for Lease {
         self.0.set_may_serve(Some(Arc::clone(clusters)))
     }
 
+    fn end_lapsed(&self) -> bool {
+        self.0.end_lapsed()
+    }
+
     async fn exchange(&self) -> Option<ClientExchange> {
         self.0.exchange().await
     }

@@ -90,8 +90,12 @@ pub trait HostLease {
     fn set_weight(&self, weight: u32);
 
     /// Says which clusters besides the one that it claimed it may serve; nothing new goes to others. Whether it served one
-    /// that is not among them.
+    /// that is not among them, for which something may be in flight until [`Self::end_lapsed`].
     fn set_may_serve(&self, clusters: &Arc<[NamePattern]>) -> bool;
+
+    /// Ends what is in flight for clusters that it may serve no more, and nothing else. Whether the connection itself is to be
+    /// cut, because it is lent whole to one of them.
+    fn end_lapsed(&self) -> bool;
 
     /// An exchange of our own with the agent, beside what requests borrow; waits until the connection is attached. `None`:
     /// it does not carry HTTP/2, or is gone.

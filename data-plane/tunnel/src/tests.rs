@@ -55,6 +55,10 @@ impl HostLease for Lease {
         false
     }
 
+    fn end_lapsed(&self) -> bool {
+        false
+    }
+
     async fn exchange(&self) -> Option<culvert_http::ClientExchange> {
         None
     }

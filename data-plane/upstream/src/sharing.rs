@@ -93,6 +93,14 @@ impl Sharing {
         ended > 0
     }
 
+    /// Ends what the tunnel still carries for clusters that it may not serve. Whether the whole connection is lent to one.
+    pub(crate) fn end_withheld(&self, host: &Arc<Host>) -> bool {
+        let Some(connection) = host.tunnel() else { return false };
+        let clusters = self.clusters.lock();
+        let withheld = sharing(&clusters, host).filter(|slot| slot.withholds(host.id()));
+        withheld.filter(|slot| connection.end_lent(slot.id())).count() > 0
+    }
+
     /// The tunnel is registered no more.
     pub(crate) fn ended(&self, host: &Arc<Host>) {
         let clusters = self.clusters.lock();

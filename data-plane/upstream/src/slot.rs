@@ -105,7 +105,7 @@ impl TlsClients {
 impl ClusterSlot {
     pub(crate) fn new(id: u64, name: Name, publisher: Arc<Publisher>) -> Arc<Self> {
         let absent = Generation { config: None, hosts: HostSet::empty() };
-        let queue = Arc::<Queue>::default();
+        let queue = Queue::of(id);
         if let Some(until) = publisher.arrivals.get() {
             queue.expect(*until);
         }
@@ -302,6 +302,11 @@ impl ClusterSlot {
             (Place::Withheld | Place::None, Some(Change::Went(_))) => Outcome::Ended,
             (Place::Withheld | Place::None, _) => Outcome::Nothing,
         }
+    }
+
+    /// Whether the cluster chooses a tunnel that may not serve it, whose host has that id where it is registered.
+    pub(crate) fn withholds(&self, registered: u64) -> bool {
+        self.builder.lock().placed.withholds(registered)
     }
 
     /// The cluster chooses a tunnel no more, whose host has that id where it is registered.

@@ -233,10 +233,17 @@ impl TunnelLease {
     }
 
     /// Says which clusters it may serve besides the one that it is registered in (see [`TunnelClaim::may_serve`]).
-    /// Whether it served one that it may serve no more: nothing new goes there, but what is in flight goes on.
+    /// Whether it served one that it may serve no more: nothing new goes there, but what is in flight goes on until
+    /// [`Self::end_lapsed`].
     pub fn set_may_serve(&self, clusters: Option<Arc<[NamePattern]>>) -> bool {
         self.connection.set_may_serve(clusters);
         self.slot.sharing().judge(&self.host)
+    }
+
+    /// Ends what is in flight for clusters that it may serve no more; other streams go on. Whether the whole connection, a plain
+    /// one, is lent to one of them, and is to be cut.
+    pub fn end_lapsed(&self) -> bool {
+        self.slot.sharing().end_withheld(&self.host)
     }
 
     /// An exchange that no request asked for, and that no drain waits for, once HTTP/2 is open on the connection.

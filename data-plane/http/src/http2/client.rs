@@ -65,6 +65,10 @@ impl Handle {
         }
     }
 
+    pub(crate) fn end_group(&self, group: u64) {
+        self.0.shared.with(|core| core.reset_group(group));
+    }
+
     pub(crate) fn active(&self) -> usize {
         self.0.shared.active.load(Ordering::Relaxed)
     }
@@ -214,6 +218,8 @@ pub(crate) struct Exchange {
     response: Response,
     lease: Option<Lease>,
     handle: Handle,
+    /// What its stream belongs to.
+    group: u64,
 }
 
 /// The response's half.
@@ -227,10 +233,10 @@ pub(crate) struct Response {
 }
 
 impl Exchange {
-    pub(crate) fn new(handle: Handle) -> Self {
+    pub(crate) fn new(handle: Handle, group: u64) -> Self {
         handle.0.shared.active.fetch_add(1, Ordering::Relaxed);
         let response = Response { stream: None, body: None, connect: false };
-        Self { send: Transmit::new(Blame::Upstream), response, lease: None, handle }
+        Self { send: Transmit::new(Blame::Upstream), response, lease: None, handle, group }
     }
 
     pub(crate) async fn send_head(&mut self, head: &RequestHead, body: BodyKind) -> Result<(), StreamError> {
@@ -241,7 +247,8 @@ impl Exchange {
             takes_extended_connect(shared).await?;
         }
         let end = body.is_empty() && !connect;
-        let key = poll_fn(|cx| match shared.with(|core| core.open(head, body, end, cx)) {
+        let group = self.group;
+        let key = poll_fn(|cx| match shared.with(|core| core.open(head, body, end, group, cx)) {
             Ok(key) => Poll::Ready(Ok(key)),
             // Whatever stops a stream from being opened, the peer has not seen the request.
             Err(Unopened::Closed) => Poll::Ready(Err(StreamError::closed(Blame::Upstream).untouched(true))),

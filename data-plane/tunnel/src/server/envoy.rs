@@ -168,6 +168,12 @@ impl<R: HostRegistry> Accepted<'_, R> {
                     trigger.start(FORBIDDEN);
                     break;
                 }
+                Turn::Lapsed => {
+                    if lease.end_lapsed() {
+                        trigger.start(Duration::ZERO);
+                        break;
+                    }
+                }
             }
         }
         std::future::pending().await

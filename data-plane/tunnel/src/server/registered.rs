@@ -60,7 +60,11 @@ impl<L: HostLease> Registered<'_, L> {
                 self.lease.drain();
             }
             () = self.weighed(place) => {}
-            () = self.withdrawn(standing) => {
+            withdrawal = self.withdrawn(standing) => {
+                if withdrawal == Withdrawal::AtOnce {
+                    cord.pull();
+                    return CloseReason::Forbidden;
+                }
                 place.note(EventKind::Draining, Some("allowed no more".to_owned()));
                 self.lease.drain();
             }
@@ -142,7 +146,7 @@ impl<L: HostLease> Registered<'_, L> {
     }
 
     /// Returns when its identity policy allows it no more.
-    async fn withdrawn(&self, standing: &mut Option<Box<Standing>>) {
+    async fn withdrawn(&self, standing: &mut Option<Box<Standing>>) -> Withdrawal {
         match standing {
             // Boxed, for most have none.
             Some(standing) => Box::pin(self.follow(standing)).await,
@@ -150,7 +154,7 @@ impl<L: HostLease> Registered<'_, L> {
         }
     }
 
-    async fn follow(&self, standing: &mut Standing) {
+    async fn follow(&self, standing: &mut Standing) -> Withdrawal {
         loop {
             match standing.turn().await {
                 Turn::Expiring => self.tell(ServerNotice::Reconnect { delay: Duration::ZERO, target: None }),
@@ -159,7 +163,12 @@ impl<L: HostLease> Registered<'_, L> {
                     self.metrics.inc(ServerMetric::Withdrawn);
                     let identity = self.claim.grant.as_ref().map(|grant| grant.identity.to_string());
                     tracing::info!(id = %self.claim.id, identity, reason = %denial, "a tunnel is allowed no more");
-                    return;
+                    return Withdrawal::InTime;
+                }
+                Turn::Lapsed => {
+                    if self.lease.end_lapsed() {
+                        return Withdrawal::AtOnce;
+                    }
                 }
             }
         }
@@ -167,10 +176,10 @@ impl<L: HostLease> Registered<'_, L> {
 
     /// A tunnel that drains and is allowed no more is cut off after a moment.
     async fn forbidden(&self, standing: &mut Option<Box<Standing>>) {
-        if !standing.as_ref().is_some_and(|standing| standing.is_withdrawn()) {
-            self.withdrawn(standing).await;
+        let known = standing.as_ref().is_some_and(|standing| standing.is_withdrawn());
+        if known || self.withdrawn(standing).await == Withdrawal::InTime {
+            sleep(FORBIDDEN).await;
         }
-        sleep(FORBIDDEN).await;
     }
 
     fn tell(&self, notice: ServerNotice) {
@@ -188,6 +197,15 @@ impl<L: HostLease> Registered<'_, L> {
             self.lease.set_weight(weight);
         }
     }
+}
+
+/// How a tunnel that is allowed no more ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Withdrawal {
+    /// What is in flight has its time.
+    InTime,
+    /// It has had it.
+    AtOnce,
 }
 
 /// What the box holds; its memory is given back now, where moving out of a variable keeps it for the variable's life.

@@ -8,10 +8,11 @@ use std::time::{Duration, SystemTime};
 use culvert_model::Name;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::HostLease;
 use super::identity::{Denial, Grant, Policy, Proof, Wish};
+use super::registered::FORBIDDEN;
 
 /// The identity policies of the process, by name. **A name without a policy admits nobody.**
 #[derive(Debug, Default)]
@@ -50,6 +51,8 @@ pub(super) struct Standing {
     /// When the agent is to be told that it ends, if it is.
     notice: Option<SystemTime>,
     withdrawn: bool,
+    /// When what it carries for clusters that it may serve no more is to end.
+    lapses: Option<Instant>,
 }
 
 /// What becomes of a tunnel.
@@ -59,6 +62,8 @@ pub(super) enum Turn {
     Expiring,
     /// Something else is granted: see [`Standing::change`].
     Changed(Changed),
+    /// What it carries for clusters that it may serve no more has had its time.
+    Lapsed,
 }
 
 /// What is granted now and was not before.
@@ -93,6 +98,7 @@ impl Standing {
             grant: Arc::new(grant),
             notice,
             withdrawn: false,
+            lapses: None,
         })
     }
 
@@ -112,6 +118,10 @@ impl Standing {
             tokio::select! {
                 biased;
                 Ok(()) = self.policy.changed() => {}
+                () = passed(self.lapses) => {
+                    self.lapses = None;
+                    return Turn::Lapsed;
+                }
                 () = sleep(wait) => match event {
                     Event::None => continue,
                     Event::Expiring => {
@@ -128,15 +138,18 @@ impl Standing {
         }
     }
 
-    /// Puts a change in force; why the tunnel is allowed no more, if it is not. **What it carries for a cluster that it may
-    /// serve no more** cannot be told from the rest: it ends as one that may serve nobody, and its agent dials anew.
+    /// Puts a change in force; why the tunnel is allowed no more, if it is not. A cluster that it may serve no more gets
+    /// nothing new through it, and what it carries for that one has its time; others notice nothing.
     pub(super) fn change(&mut self, lease: &impl HostLease, changed: Changed) -> Option<Denial> {
         match changed {
             Changed::Withdrawn(denial) => Some(denial),
             Changed::Granted { weight, clusters } => {
                 weight.into_iter().for_each(|weight| lease.set_weight(weight));
-                self.withdrawn = clusters && lease.set_may_serve(&self.grant.clusters);
-                self.withdrawn.then_some(Denial::Cluster)
+                if clusters && lease.set_may_serve(&self.grant.clusters) {
+                    // Of several in a row the first one's time counts.
+                    self.lapses.get_or_insert_with(|| Instant::now() + FORBIDDEN);
+                }
+                None
             }
         }
     }
@@ -162,6 +175,13 @@ impl Standing {
         }
         self.grant = Arc::new(grant);
         (weight.is_some() || clusters).then_some(Changed::Granted { weight, clusters })
+    }
+}
+
+async fn passed(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

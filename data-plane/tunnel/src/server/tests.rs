@@ -29,6 +29,7 @@ enum Event {
     Attached(ConnectionId),
     Drained(ConnectionId),
     Dropped(ConnectionId),
+    Lapsed(ConnectionId),
 }
 
 #[derive(Clone)]
@@ -49,6 +50,8 @@ struct RegistryState {
     received: RefCell<Vec<u8>>,
     /// Whether something is in flight that a drain waits for.
     busy: Cell<bool>,
+    /// Whether whatever policy comes takes a cluster away.
+    shared: Cell<bool>,
 }
 
 struct Lease {
@@ -84,7 +87,12 @@ impl HostLease for Lease {
     fn set_weight(&self, _weight: u32) {}
 
     fn set_may_serve(&self, _clusters: &Arc<[NamePattern]>) -> bool {
-        false
+        self.state.shared.get()
+    }
+
+    fn end_lapsed(&self) -> bool {
+        self.state.diary.borrow_mut().push(Event::Lapsed(self.id));
+        self.state.busy.get()
     }
 
     async fn exchange(&self) -> Option<ClientExchange> {
@@ -179,6 +187,7 @@ impl Fixture {
             greeting: RefCell::default(),
             received: RefCell::default(),
             busy: Cell::default(),
+            shared: Cell::default(),
         }));
         Self {
             acceptor: Acceptor::new(Arc::new(config), tokens, Arc::clone(&tunnels)),

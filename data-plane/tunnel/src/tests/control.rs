@@ -55,6 +55,10 @@ impl HostLease for StreamLease {
         false
     }
 
+    fn end_lapsed(&self) -> bool {
+        false
+    }
+
     fn set_weight(&self, weight: u32) {
         self.weights.lock().push(weight);
     }

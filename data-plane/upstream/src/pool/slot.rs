@@ -175,7 +175,7 @@ impl SlotPool {
         let Some(connection) = choice.host.tunnel() else {
             return Ok(Picked::Host { host: self.host_for(context.request, choice.host, config), least_request });
         };
-        match lane.lend(&choice, hosts) {
+        match lane.lend(&choice, hosts, self.stats.slot.id()) {
             Some((host, lent)) => Ok(Picked::Lent { host: self.host(host, config), lent, least_request }),
             None => Ok(self.queued(self.own_line(context.agent), connection, least_request)),
         }
@@ -199,7 +199,7 @@ impl SlotPool {
         let picked = hosts.pick_reverse(&wish, cursors);
         let Some((choice, is_group)) = picked else { return self.nobody([line(wish.group), line(wish.node)], false) };
         let wished = if is_group { wish.group } else { wish.node };
-        if let Some((host, lent)) = lend_among(&choice, hosts, &config.opening) {
+        if let Some((host, lent)) = lend_among(&choice, hosts, &config.opening, self.stats.slot.id()) {
             return Ok(Picked::Lent { host: self.host(host, config), lent, least_request: false });
         }
         let suits = |connection: &&Arc<TunnelConnection>| connection.suits(&config.opening);

@@ -8,11 +8,13 @@ use tokio::task::spawn_local;
 use super::*;
 use crate::clusters::Clusters;
 use crate::failure::UpstreamFailure;
-use crate::fixture::{any, claim, cluster, eventually, get, on_worker, send, serve_http1, serve_http2, worker};
+use crate::fixture::{
+    any, claim, cluster, eventually, get, on_worker, receive, send, serve_http1, serve_http2, worker,
+};
 use crate::pool::{PickContext, WorkerPools};
 use crate::stats::ClusterMetric;
 use crate::tunnel::{ReverseNames, TunnelClaim, TunnelLease};
-use culvert_http::Io;
+use culvert_http::{Io, StreamErrorKind};
 
 fn source(registered_as: &str, host_names: &[NamePattern], priority: u32) -> TunnelSource {
     TunnelSource { registered_as: registered_as.into(), host_names: host_names.to_vec(), priority }
@@ -195,6 +197,48 @@ async fn an_agent_serves_no_cluster_that_its_policy_does_not_name() {
         withheld(1);
         leave(evil);
         eventually("nothing is left", || clusters.slot("pay").placed().is_empty()).await;
+    })
+    .await;
+}
+
+/// What is in flight for a cluster that is taken away ends, and for no other one.
+#[tokio::test]
+async fn what_is_in_flight_ends_for_the_cluster_that_is_taken_away_alone() {
+    let only = |names: &[&str]| Some(names.iter().map(|name| exact(name)).collect::<Arc<[NamePattern]>>());
+    on_worker(async {
+        let (clusters, pools) = worker();
+        clusters.apply(ordinary("edge"), None);
+        clusters.apply(of("pay", "edge"), None);
+        let open = async |name: &str, path: &str| {
+            let mut checkout = pools.checkout(&clusters.slot(name), &any()).await.unwrap();
+            send(&mut checkout, path).await.unwrap();
+            checkout
+        };
+        // Streams of one connection.
+        let granted = TunnelClaim { may_serve: only(&["edge", "pay"]), ..http2(claim("edge", "a")) };
+        let lease = join(&clusters, granted.clone()).await;
+        let (mut kept, mut lost) = (open("edge", "/hold").await, open("pay", "/hold").await);
+        assert!(lease.set_may_serve(only(&["edge"])), "it served what it may serve no more");
+        let early = tokio::time::timeout(Duration::from_millis(20), receive(&mut lost)).await;
+        assert!(early.is_err(), "what is in flight has its time, got {early:?}");
+        assert!(!lease.end_lapsed(), "the connection goes on");
+        let end = tokio::time::timeout(Duration::from_secs(5), receive(&mut lost)).await.expect("it ends");
+        let kind = end.map_err(|error| error.kind);
+        assert!(matches!(kind, Err(StreamErrorKind::Reset(_))), "expected the stream to be reset, got {kind:?}");
+        let other = tokio::time::timeout(Duration::from_millis(20), receive(&mut kept)).await;
+        assert!(other.is_err(), "the other cluster's stream goes on, got {other:?}");
+        assert_eq!(ask(&pools, &clusters, "edge", None).await.as_deref(), Ok("200 a /"), "and others follow");
+        drop((kept, lost));
+        leave(lease);
+        // A connection that is lent whole: to the cluster that stays, and to the one that is taken away.
+        for (name, cut) in [("edge", false), ("pay", true)] {
+            eventually("nobody is there", || hosts(&clusters, name) == 0).await;
+            let lease = join(&clusters, TunnelClaim { protocol: TunnelProtocol::Http1, ..granted.clone() }).await;
+            let _lent = open(name, "/").await;
+            assert!(lease.set_may_serve(only(&["edge"])), "{name}");
+            assert_eq!(lease.end_lapsed(), cut, "whether the connection is cut that is lent to {name}");
+            leave(lease);
+        }
     })
     .await;
 }

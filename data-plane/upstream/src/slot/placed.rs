@@ -69,6 +69,10 @@ impl PlacedTunnels {
         self.0.keys().copied().collect()
     }
 
+    pub(super) fn withholds(&self, id: u64) -> bool {
+        matches!(self.0.get(&id), Some(Placed::Withheld))
+    }
+
     pub(super) fn withheld(&self) -> u64 {
         self.0.values().filter(|placed| matches!(placed, Placed::Withheld)).count() as u64
     }

@@ -63,7 +63,8 @@ enum State {
     /// Registered; the connection is not there yet.
     Pending,
     Idle(Http1Client),
-    Borrowed,
+    /// For the cluster whose slot has that id.
+    Borrowed(u64),
     /// Its last exchange was given up: the owner reads the rest of the response, until that time.
     Unread(Http1Rest, Option<Pin<Box<Sleep>>>),
     Open(Http2Client),
@@ -218,14 +219,14 @@ impl TunnelConnection {
     }
 
     /// Lends the connection if it is free: whole when it is plain, a stream when it is HTTP/2; and if it was opened as is
-    /// demanded.
-    pub(crate) fn try_lend(self: &Arc<Self>, opening: &Opening) -> Option<Lent> {
+    /// demanded. `cluster`: the id of the slot for which.
+    pub(crate) fn try_lend(self: &Arc<Self>, opening: &Opening, cluster: u64) -> Option<Lent> {
         let mut inner = self.inner.lock();
         // Asked under the lock: what is open is decided.
         if self.is_draining() || !self.suits(opening) {
             return None;
         }
-        let what = match std::mem::replace(&mut inner.state, State::Borrowed) {
+        let what = match std::mem::replace(&mut inner.state, State::Borrowed(cluster)) {
             State::Idle(client) => {
                 self.set_phase(Phase::Borrowed);
                 What::Plain(client)
@@ -244,7 +245,18 @@ impl TunnelConnection {
             }
         };
         self.active.fetch_add(1, Ordering::SeqCst);
-        Some(Lent::new(Arc::clone(self), what))
+        Some(Lent::new(Arc::clone(self), what, cluster))
+    }
+
+    /// Resets the streams that were lent for that cluster. Whether it is a plain connection that is lent for it.
+    pub(crate) fn end_lent(&self, cluster: u64) -> bool {
+        let inner = self.inner.lock();
+        match &inner.state {
+            State::Open(client) => client.end_group(cluster),
+            State::Borrowed(borrower) => return *borrower == cluster,
+            State::Pending | State::Idle(_) | State::Unread(..) | State::Gone(_) => {}
+        }
+        false
     }
 
     /// Makes a plain connection available; the caller watches it with [`Self::poll_end`].
@@ -294,7 +306,7 @@ impl TunnelConnection {
         self.active.fetch_sub(1, Ordering::SeqCst);
         let mut inner = self.inner.lock();
         match inner.state {
-            State::Borrowed => {}
+            State::Borrowed(_) => {}
             State::Gone(_) => {
                 drop(inner);
                 return self.leave_queue();
@@ -339,8 +351,8 @@ impl TunnelConnection {
     }
 
     /// The exchange counts against the connection's capacity before the reservation ends.
-    pub(super) fn begin_stream(&self, client: &Http2Client) -> ClientExchange {
-        let exchange = client.exchange();
+    pub(super) fn begin_stream(&self, client: &Http2Client, cluster: u64) -> ClientExchange {
+        let exchange = client.exchange_of(cluster);
         self.reserved.fetch_sub(1, Ordering::SeqCst);
         exchange
     }

@@ -31,7 +31,13 @@ impl Lane {
 
     /// Lends the chosen tunnel if it suits and is free; else another of the same agent that does; else whatever of the
     /// agent's is free; else any of those with the same rights.
-    pub(crate) fn lend<'a>(self, choice: &Choice<'a>, hosts: &'a HostSet) -> Option<(&'a Arc<Host>, Lent)> {
+    pub(crate) fn lend<'a>(
+        self,
+        choice: &Choice<'a>,
+        hosts: &'a HostSet,
+        cluster: u64,
+    ) -> Option<(&'a Arc<Host>, Lent)> {
+        let lend = |host| lend(host, &Opening::default(), cluster);
         let suited = |host: &&'a Arc<Host>| host.tunnel().is_some_and(|connection| self.suits(connection));
         let same_agent = |connection: &'a TunnelConnection| hosts.of_agent(&connection.claim().agent).iter();
         let chosen = Some(least_loaded(choice.host, same_agent));
@@ -51,6 +57,7 @@ pub(crate) fn lend_among<'a>(
     choice: &Choice<'a>,
     hosts: &'a HostSet,
     opening: &Opening,
+    cluster: u64,
 ) -> Option<(&'a Arc<Host>, Lent)> {
     let same_agent = |connection: &'a TunnelConnection| {
         let names = &connection.claim().reverse;
@@ -58,16 +65,13 @@ pub(crate) fn lend_among<'a>(
         of_node.iter().filter(move |host| host.tunnel().is_some_and(|other| other.claim().reverse == *names))
     };
     let chosen = least_loaded(choice.host, same_agent);
-    std::iter::once(chosen).chain([choice.host]).chain(choice.among).find_map(|host| lend_opened(host, opening))
+    std::iter::once(chosen).chain([choice.host]).chain(choice.among).find_map(|host| lend(host, opening, cluster))
 }
 
-fn lend(host: &Arc<Host>) -> Option<(&Arc<Host>, Lent)> {
-    lend_opened(host, &Opening::default())
-}
-
-fn lend_opened<'a>(host: &'a Arc<Host>, opening: &Opening) -> Option<(&'a Arc<Host>, Lent)> {
+/// `cluster`: the id of the slot for which.
+fn lend<'a>(host: &'a Arc<Host>, opening: &Opening, cluster: u64) -> Option<(&'a Arc<Host>, Lent)> {
     let free = |connection: &&Arc<TunnelConnection>| matches!(connection.phase(), Phase::Idle | Phase::Open);
-    Some((host, host.tunnel().filter(free)?.try_lend(opening)?))
+    Some((host, host.tunnel().filter(free)?.try_lend(opening, cluster)?))
 }
 
 /// Of the chosen agent's HTTP/2 tunnels the one with the fewest streams for its weight; the chosen one when they are even,

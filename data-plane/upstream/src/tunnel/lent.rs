@@ -15,6 +15,8 @@ use super::connection::TunnelConnection;
 pub(crate) struct Lent {
     connection: Arc<TunnelConnection>,
     what: What,
+    /// For which, by the id of its slot.
+    cluster: u64,
 }
 
 #[derive(Debug)]
@@ -35,8 +37,8 @@ pub(crate) enum Whole {
 }
 
 impl Lent {
-    pub(super) fn new(connection: Arc<TunnelConnection>, what: What) -> Self {
-        Self { connection, what }
+    pub(super) fn new(connection: Arc<TunnelConnection>, what: What, cluster: u64) -> Self {
+        Self { connection, what, cluster }
     }
 
     pub(crate) fn connection(&self) -> &TunnelConnection {
@@ -48,7 +50,7 @@ impl Lent {
         self.connection.count_request();
         match std::mem::replace(&mut self.what, What::Used) {
             What::Plain(client) => Some(client.exchange()),
-            What::Stream(client) => Some(self.connection.begin_stream(&client)),
+            What::Stream(client) => Some(self.connection.begin_stream(&client, self.cluster)),
             What::Rest(_) | What::Used => None,
         }
     }
@@ -61,7 +63,7 @@ impl Lent {
                 self.connection.set_taken();
                 Some(Whole::Io(client.into_io()))
             }
-            What::Stream(client) => Some(Whole::Stream(self.connection.begin_stream(&client))),
+            What::Stream(client) => Some(Whole::Stream(self.connection.begin_stream(&client, self.cluster))),
             What::Rest(_) | What::Used => None,
         }
     }

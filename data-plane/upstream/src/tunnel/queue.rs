@@ -22,6 +22,8 @@ use super::presence::{Absence, Hope, Presence};
 /// The wait queue of a cluster's tunnels.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
+    /// The id of its cluster's slot.
+    cluster: u64,
     inner: Mutex<Waiting>,
     /// Length of the queue, to be read without the lock.
     len: AtomicUsize,
@@ -77,6 +79,11 @@ pub(crate) struct Turn {
 }
 
 impl Queue {
+    /// For the cluster whose slot has that id.
+    pub(crate) fn of(cluster: u64) -> Arc<Self> {
+        Arc::new(Self { cluster, ..Self::default() })
+    }
+
     /// Requests wait for any agent, also one that was never here, until then. As long as none has joined the limits of a
     /// tunnel listener that sets none hold.
     pub(crate) fn expect(&self, until: Instant) {
@@ -223,7 +230,7 @@ impl Queue {
         let mut refused = None;
         while refused.is_none()
             && let Some(next) = inner.next(connection.names_in(self), |opening| connection.suits(opening))
-            && let Some(lent) = connection.try_lend(&next.opening)
+            && let Some(lent) = connection.try_lend(&next.opening, self.cluster)
         {
             refused = inner.pop(&next).and_then(|waiter| waiter.answer.send(Ok(lent)).err());
         }

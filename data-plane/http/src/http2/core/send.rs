@@ -6,7 +6,7 @@ use super::streams::End;
 use super::{Core, Failure, Key, Phase};
 use crate::http2::SEND_BUFFER;
 use crate::http2::core::receive::join;
-use crate::http2::frame::{END_HEADERS, END_STREAM, MAX_STREAM};
+use crate::http2::frame::{END_HEADERS, END_STREAM, MAX_STREAM, code};
 use crate::http2::outbox::Outbox;
 use crate::http2::write_heads;
 use crate::{BodyKind, Chunk, Fields, Method, RequestHead};
@@ -60,6 +60,7 @@ impl Core {
         head: &RequestHead,
         body: BodyKind,
         ends: bool,
+        group: u64,
         cx: &Context<'_>,
     ) -> Result<Key, Unopened> {
         if !self.is_open() {
@@ -76,6 +77,7 @@ impl Core {
         let (intake, window) = (i64::from(self.intake.stream), i64::from(self.peer.window));
         let (key, stream) = self.streams.insert(id);
         stream.held = true;
+        stream.group = group;
         stream.receive.asked_head = head.method == Method::Head;
         stream.receive.connect = head.method == Method::Connect || head.upgrade.is_some();
         stream.receive.window = intake;
@@ -247,6 +249,21 @@ impl Core {
         if self.streams.get(key).is_some_and(|stream| stream.listed) {
             self.write_reset(key.id, code);
             self.shut(key, Failure::Broken("the stream was given up"));
+        }
+    }
+
+    /// Resets all streams that were opened for the group.
+    pub(in crate::http2) fn reset_group(&mut self, group: u64) {
+        let mut place = 0;
+        while let Some(key) = self.streams.nth(place) {
+            match self.streams.get(key) {
+                // As if the peer had reset it; it is listed no more then.
+                Some(stream) if stream.group == group => {
+                    self.write_reset(key.id, code::CANCEL);
+                    self.shut(key, Failure::Reset(code::CANCEL));
+                }
+                _ => place += 1,
+            }
         }
     }
 

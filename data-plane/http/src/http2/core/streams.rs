@@ -45,6 +45,8 @@ pub(super) enum End {
 #[derive(Debug, Default)]
 pub(super) struct Stream {
     pub(super) id: u32,
+    /// What a client opened it for.
+    pub(super) group: u64,
     pub(super) listed: bool,
     pub(super) held: bool,
     pub(super) failed: Option<Failure>,
@@ -99,7 +101,7 @@ impl Stream {
     }
 
     fn clear(&mut self) {
-        (self.id, self.listed, self.held, self.failed) = (0, false, false, None);
+        (self.id, self.group, self.listed, self.held, self.failed) = (0, 0, false, false, None);
         self.receive = Receiving {
             heads: emptied(&mut self.receive.heads),
             pieces: emptied(&mut self.receive.pieces),

@@ -209,7 +209,7 @@ impl Simulation {
         let body = if plan.announced { BodyKind::Length(plan.length as u64) } else { BodyKind::Stream };
         let ends = plan.length == 0 && plan.announced && !plan.trailers;
         let cx = Context::from_waker(Waker::noop());
-        match self.ends[0].core.open(&head, body, ends, &cx) {
+        match self.ends[0].core.open(&head, body, ends, 0, &cx) {
             Ok(key) => {
                 let side = Side::new(key, plan, expected);
                 self.ends[0].sides.push(Side { finished: ends, ..side });

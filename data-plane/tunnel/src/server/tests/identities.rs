@@ -191,6 +191,48 @@ async fn a_token_that_is_taken_away_ends_its_tunnels() {
         .await;
 }
 
+/// One cluster of several is taken away: what is in flight there has 5 s, and all else goes on. A connection that is lent
+/// whole to that cluster is cut then.
+#[tokio::test(start_paused = true)]
+async fn a_cluster_that_is_taken_away_ends_what_it_has_in_flight_alone() {
+    LocalSet::new()
+        .run_until(async {
+            for whole in [false, true] {
+                let fixture = Fixture::with_policy();
+                fixture.registry.0.shared.set(true);
+                fixture.registry.0.busy.set(whole);
+                let granting = |clusters: &[&str]| {
+                    let mut policy = sites();
+                    policy.rules[0].clusters = clusters.iter().map(|name| NamePattern::Exact((*name).into())).collect();
+                    fixture.publish(policy, &[]);
+                };
+                granting(&["edge", "shared", "other"]);
+                let (mut certified, response) = fixture.certified("site-1", AGENT, capable("edge")).await;
+                assert_eq!(response.status, Status::Success, "whole: {whole}");
+                let changed = Instant::now();
+                let lapsed = || fixture.diary().iter().filter(|event| matches!(event, Event::Lapsed(_))).count();
+                granting(&["edge", "shared"]);
+                let early = tokio::time::timeout(Duration::from_secs(3), certified.agent.read_u8()).await;
+                assert!(
+                    early.is_err() && lapsed() == 0,
+                    "whole: {whole}: what is in flight has its time, saw {early:?}"
+                );
+                // Another one in between does not put it off.
+                granting(&["edge"]);
+                let end = tokio::time::timeout(Duration::from_secs(60), certified.agent.read_u8()).await;
+                assert_eq!(lapsed(), 1, "whole: {whole}: how often it was ended");
+                assert_eq!(end.is_ok(), whole, "whether the connection has ended, saw {end:?}");
+                if whole {
+                    assert_eq!(changed.elapsed().as_secs(), 5, "when it was cut");
+                }
+                assert_eq!(fixture.count(ServerMetric::Withdrawn), 0, "whole: {whole}: the tunnel is allowed");
+                let drained = fixture.diary().iter().any(|event| matches!(event, Event::Drained(_)));
+                assert!(!drained, "whole: {whole}: the tunnel was drained");
+            }
+        })
+        .await;
+}
+
 /// A3.6, 145.
 #[tokio::test(start_paused = true)]
 async fn a_second_agent_with_the_identity_joins_replaces_or_is_refused() {

@@ -38,7 +38,7 @@ impl TunnelConnection {
                 }
             },
             State::Pending | State::Open(_) if draining && self.active() == 0 => inner.drain_end,
-            State::Pending | State::Open(_) | State::Borrowed => return Poll::Pending,
+            State::Pending | State::Open(_) | State::Borrowed(_) => return Poll::Pending,
         };
         self.end(inner, end);
         Poll::Ready(end)
@@ -46,7 +46,7 @@ impl TunnelConnection {
 
     /// The rest of a response was read: the connection is free again.
     fn resume(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>, cx: &mut Context<'_>) -> Poll<TunnelEnd> {
-        let State::Unread(rest, _) = std::mem::replace(&mut inner.state, State::Borrowed) else {
+        let State::Unread(rest, _) = std::mem::replace(&mut inner.state, State::Borrowed(NOBODY)) else {
             debug_assert!(false, "only an unread response is read to its end");
             return Poll::Pending;
         };
@@ -116,12 +116,14 @@ impl TunnelConnection {
 
     pub(in crate::tunnel) fn set_taken(&self) {
         let inner = self.inner.lock();
-        if matches!(inner.state, State::Borrowed) {
+        if matches!(inner.state, State::Borrowed(_)) {
             self.end(inner, TunnelEnd::Taken);
         }
     }
 }
 
+/// No slot has this id.
+const NOBODY: u64 = 0;
 /// The rest of a response that nobody wants any more is read for so long before its connection is cut: about as long as a
 /// new connection may take.
 const REST_TIME: Duration = Duration::from_secs(1);
