@@ -7,6 +7,7 @@ use culvert_tests::Result;
 use culvert_tests::backend::Backend;
 use culvert_tests::client::get;
 use culvert_tests::gateway::{Gateway, cluster, http_listener};
+use culvert_tests::tunnel::{joined, sharing, tunnel_listener};
 use culvert_tests::wait::{PATIENCE, eventually, in_time};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -98,6 +99,50 @@ async fn a_mosn_agent_joins_and_serves() -> Result {
         Ok(())
     })
     .await?;
+    cloud.stop().await
+}
+
+/// One registration, one plain connection, and two clusters that share it: a request of each at a time takes its turn.
+#[tokio::test]
+async fn a_mosn_agent_that_has_joined_once_serves_the_clusters_that_share_it() -> Result {
+    let routes = "[{match: {prefix: /reports}, route: {cluster: reports}}, {match: {prefix: /orders}, route: {cluster: orders}}]";
+    let listeners = http_listener("in", routes, "", "") + &tunnel_listener("tunnel", "reconnect_window: 0s");
+    let clusters = sharing("reports", "{registered_as: edge}", "")
+        + &cluster("edge", &[], "")
+        + &sharing("orders", "{registered_as: edge}", "");
+    let cloud = Gateway::start(&listeners, &clusters).await?;
+    let gateway = cloud.listener("in")?;
+    let mut agent = join(cloud.listener("tunnel")?).await?;
+    let shown = joined(&cloud, 1).await?;
+    ensure!(shown[0]["further_clusters"] == serde_json::json!(["orders", "reports"]), "/tunnels shows {shown:#?}");
+    for turn in 0..5 {
+        let asking = ["/reports", "/orders"].map(|path| tokio::spawn(get(gateway, path)));
+        for _ in 0..asking.len() {
+            let head = request_head(&mut agent).await.with_context(|| format!("turn {turn}"))?;
+            let path = head.split(' ').nth(1).context("no path")?;
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{path}", path.len());
+            agent.write_all(answer.as_bytes()).await?;
+        }
+        for (path, asked) in ["/reports", "/orders"].into_iter().zip(asking) {
+            let answer = asked.await??;
+            ensure!(answer.status == 200 && answer.text() == path, "{path}, turn {turn}: saw {answer:?}");
+        }
+    }
+    for name in ["reports", "orders"] {
+        let served = cloud.stat(&format!("cluster.{name}.upstream_rq_200")).await?;
+        ensure!(served == 5, "expected five answers of {name}, saw {served}");
+    }
+    let registered = cloud.stat("tunnel_server.t.accepted").await?;
+    ensure!(registered == 1, "expected one registration, saw {registered}");
+    drop(agent);
+    for path in ["/reports", "/orders"] {
+        eventually("a closed tunnel leaves every cluster", async || {
+            let answer = get(gateway, path).await?;
+            ensure!(answer.status == 503, "{path}: saw {}", answer.status);
+            Ok(())
+        })
+        .await?;
+    }
     cloud.stop().await
 }
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use culvert_tests::Result;
 use culvert_tests::backend::{Backend, scripted, web_socket};
 use culvert_tests::client::{get, read_head, send, send_h2};
+use culvert_tests::datagrams::{self, Asker, Echo};
 use culvert_tests::gateway::{Gateway, HTTP2, cluster, http_listener};
 use culvert_tests::grpc;
 use culvert_tests::reverse;
@@ -19,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-const WEBSOCKET: &str = "upgrade_configs: [{upgrade_type: websocket}]\nhttp2_protocol_options: {allow_connect: true}";
+const UPGRADES: &str = "upgrade_configs: [{upgrade_type: websocket}, {upgrade_type: CONNECT-UDP}]\nhttp2_protocol_options: {allow_connect: true}";
 
 /// What goes through a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +29,7 @@ enum Kind {
     Http2,
     Grpc,
     WebSocket,
+    Udp,
     Tcp,
 }
 
@@ -49,11 +51,13 @@ enum Dialect {
     Envoy,
 }
 
-/// The clusters behind the edge: of each an HTTP/1 backend, and for all of them one for gRPC and one for WebSockets.
+/// The clusters behind the edge: of each an HTTP/1 backend, and for all of them one for gRPC, one for
+/// WebSockets and one for datagrams.
 struct Behind {
     backends: Vec<Backend>,
     grpc: SocketAddr,
     echo: SocketAddr,
+    datagrams: Echo,
 }
 
 impl Behind {
@@ -62,13 +66,15 @@ impl Behind {
         for index in 0..clusters {
             backends.push(Backend::start(&format!("behind-{index}")).await?);
         }
-        Ok(Self { backends, grpc: scripted(grpc::serve).await?, echo: scripted(web_socket).await? })
+        let (grpc, echo) = (scripted(grpc::serve).await?, scripted(web_socket).await?);
+        Ok(Self { backends, grpc, echo, datagrams: Echo::start().await? })
     }
 
     fn clusters(&self) -> String {
         let own = self.backends.iter().enumerate();
         let own: String = own.map(|(index, backend)| cluster(&format!("c{index}"), &[backend.address], "")).collect();
-        own + &cluster("grpc", &[self.grpc], HTTP2) + &cluster("echo", &[self.echo], "")
+        let udp = cluster("udp", &[self.datagrams.address], "");
+        own + &cluster("grpc", &[self.grpc], HTTP2) + &cluster("echo", &[self.echo], "") + &udp
     }
 
     fn listener(&self) -> String {
@@ -76,32 +82,38 @@ impl Behind {
             .map(|index| format!("{{match: {{prefix: /{index}/}}, route: {{cluster: c{index}}}}}, "))
             .collect::<String>();
         let routes = format!(
-            "[{own}{{match: {{prefix: /chat}}, route: {{cluster: echo}}}}, {{match: {{prefix: /}}, route: {{cluster: grpc}}}}]"
+            "[{{match: {{connect_matcher: {{}}}}, route: {{cluster: udp, upgrade_configs: [{{upgrade_type: CONNECT-UDP, connect_config: {{}}}}]}}}}, {own}{{match: {{prefix: /chat}}, route: {{cluster: echo}}}}, {{match: {{prefix: /}}, route: {{cluster: grpc}}}}]"
         );
-        hosting(&http_listener("hosted", &routes, WEBSOCKET, ""))
+        hosting(&http_listener("hosted", &routes, UPGRADES, ""))
     }
 }
 
 impl Case {
+    /// A cluster of the cloud.
+    fn cluster(self, index: usize) -> String {
+        if index == 0 { "edge".to_owned() } else { format!("s{index}") }
+    }
+
     async fn cloud(self) -> Result<Gateway> {
         let folder = TempDir::with_prefix("culvert-")?;
-        let name = |index: usize| if index == 0 { "edge".to_owned() } else { format!("s{index}") };
+        let name = |index| self.cluster(index);
         let routes: String = (0..self.clusters)
             .map(|index| format!("{{match: {{prefix: /{index}/}}, route: {{cluster: {}}}}}, ", name(index)))
             .collect();
         let routes = format!("[{routes}{{match: {{prefix: /}}, route: {{cluster: {}}}}}]", name(self.clusters - 1));
+        let of_each = |listener: &dyn Fn(usize) -> String| (0..self.clusters).map(listener).collect::<String>();
+        let udp = of_each(&|index| datagrams::listener(&format!("udp-{index}"), &name(index), datagrams::TUNNELING));
         if self.dialect != Dialect::Envoy {
-            let tcp: String =
-                (0..self.clusters).map(|index| tcp_listener(&format!("tcp-{index}"), &name(index))).collect();
+            let tcp = of_each(&|index| tcp_listener(&format!("tcp-{index}"), &name(index)));
             let listeners =
-                http_listener("in", &routes, WEBSOCKET, "") + &tcp + &tunnel_listener("tunnel", self.server());
+                http_listener("in", &routes, UPGRADES, "") + &tcp + &udp + &tunnel_listener("tunnel", self.server());
             let others = (1..self.clusters).map(|index| sharing(&name(index), "{registered_as: edge}", ""));
             // In this order those that share come before the one that they name.
             let clusters: String = others.chain([cluster("edge", &[], "")]).collect();
             return Gateway::start_in(folder, &listeners, &clusters, "", self.workers).await;
         }
         let listeners =
-            http_listener("in", &routes, WEBSOCKET, "") + &reverse::tunnel_listener("ping_interval: 1s", "");
+            http_listener("in", &routes, UPGRADES, "") + &udp + &reverse::tunnel_listener("ping_interval: 1s", "");
         let clusters: String =
             (0..self.clusters).map(|index| reverse::agents(&name(index), "host_id_format: edge-7")).collect();
         Gateway::start_in(folder, &listeners, &clusters, &reverse::responder_extension(""), self.workers).await
@@ -121,11 +133,11 @@ impl Case {
     }
 
     fn kinds(self) -> &'static [Kind] {
-        const ALL: [Kind; 5] = [Kind::Http1, Kind::Http2, Kind::Grpc, Kind::WebSocket, Kind::Tcp];
+        const ALL: [Kind; 6] = [Kind::Http1, Kind::Http2, Kind::Grpc, Kind::WebSocket, Kind::Udp, Kind::Tcp];
         match self.dialect {
             Dialect::Culvert => &ALL,
-            // Envoy's dialect carries requests.
-            Dialect::Envoy => &ALL[..4],
+            // Envoy's dialect carries requests, of which a session is one.
+            Dialect::Envoy => &ALL[..5],
             // What else there is takes a plain tunnel for good.
             Dialect::Plain => &ALL[..2],
         }
@@ -133,7 +145,7 @@ impl Case {
 }
 
 /// One exchange of that kind, with that cluster.
-async fn exchange(cloud: SocketAddr, tcp: Option<SocketAddr>, kind: Kind, cluster: usize) -> Result {
+async fn exchange(cloud: SocketAddr, raw: Option<SocketAddr>, kind: Kind, cluster: usize) -> Result {
     let expected = format!("behind-{cluster}\n");
     match kind {
         Kind::Http1 => {
@@ -159,10 +171,16 @@ async fn exchange(cloud: SocketAddr, tcp: Option<SocketAddr>, kind: Kind, cluste
                 ensure!(seen == word.as_bytes(), "expected {} bytes back, saw others", word.len());
             }
         }
+        Kind::Udp => {
+            let asker = Asker::new(raw.context("no listener of datagrams")?).await?;
+            for length in [1, 1400] {
+                asker.ask_again(&vec![7; length]).await?;
+            }
+        }
         Kind::Tcp => {
             // Bytes, which the hosting listener happens to understand: so it is seen which cluster they reach.
             let request = Request::get(format!("/{cluster}/x")).header("host", "a").body(Full::new(Bytes::new()))?;
-            let answer = send(tcp.context("no TCP listener")?, request).await?;
+            let answer = send(raw.context("no TCP listener")?, request).await?;
             ensure!(answer.status == 200 && answer.text() == expected, "saw {} {:?}", answer.status, answer.text());
         }
     }
@@ -182,15 +200,15 @@ async fn runs(case: Case) -> Result {
     })
     .await?;
     let entry = cloud.listener("in")?;
-    let tcp: Vec<_> = (0..case.clusters).map(|index| cloud.listener(&format!("tcp-{index}")).ok()).collect();
     // Everything at a time.
     let mut exchanges = JoinSet::new();
     for turn in 0..TIMES {
         for kind in case.kinds().iter().copied() {
             for cluster in 0..case.clusters {
-                let tcp = tcp.get(cluster).copied().flatten();
+                let protocol = if kind == Kind::Udp { "udp" } else { "tcp" };
+                let raw = cloud.listener(&format!("{protocol}-{cluster}")).ok();
                 exchanges.spawn(async move {
-                    let done = exchange(entry, tcp, kind, cluster).await;
+                    let done = exchange(entry, raw, kind, cluster).await;
                     done.with_context(|| format!("{kind:?} to cluster {cluster}, turn {turn}"))
                 });
             }
@@ -205,6 +223,11 @@ async fn runs(case: Case) -> Result {
     }
     let expected = TIMES * case.kinds().len() * case.clusters;
     ensure!(failed.is_empty() && done == expected, "{done} of {expected} done; failed: {failed:#?}");
+    let sessions = if case.kinds().contains(&Kind::Udp) { TIMES as u64 } else { 0 };
+    for name in (0..case.clusters).map(|index| case.cluster(index)) {
+        let streams = cloud.stat(&format!("cluster.{name}.udp.sess_tunnel_success")).await?;
+        ensure!(streams >= sessions, "{name}: expected {sessions} streams with datagrams, saw {streams}");
+    }
     let now = connections(&cloud).await?;
     ensure!(now.len() == 1 && now[0]["id"] == one, "expected the one tunnel {one} to have carried all, saw {now:#?}");
     edge.stop().await?;

@@ -131,6 +131,48 @@ async fn tunnels_are_replaced_and_agents_move_on_under_load_and_no_request_fails
     Ok(())
 }
 
+/// Requests of a cluster that shares wait at the successor as those of the cluster that the agents name do, until agents that
+/// are told by the process before have dialled; what that one has in flight is answered.
+#[tokio::test]
+async fn sigterm_of_the_only_server_fails_no_request_of_any_cluster() -> Result {
+    let backend = Backend::start("behind").await?;
+    let free = || Ok::<_, anyhow::Error>(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
+    let at = |yaml: String, port: u16| yaml.replace("port_value: 0", &format!("port_value: {port}"));
+    let routes = "[{match: {prefix: /two}, route: {cluster: two, prefix_rewrite: /}}, {match: {prefix: /one}, route: {cluster: one, prefix_rewrite: /}}, {match: {prefix: /}, route: {cluster: edge}}]";
+    let listeners = at(http_listener("in", routes, "", ""), free()?) + &at(tunnel_listener("tunnel", ""), free()?);
+    let clusters = sharing("one", "{registered_as: edge}", "")
+        + &cluster("edge", &[], "")
+        + &sharing("two", "{registered_as: edge, host_names: [edge-*]}", "");
+    let start = async |flags: &[&str]| {
+        Gateway::start_with(TempDir::with_prefix("culvert-")?, &listeners, &clusters, "", 1, flags).await
+    };
+    let mut serving = start(&[]).await?;
+    let address = serving.listener("in")?;
+    let edge = edge(&[serving.listener("tunnel")?], backend.address, "host_name: edge-1").await?;
+    joined(&serving, 1).await?;
+    let kept = ["/one/delay/5", "/two/delay/5"].map(|path| Load::new(address, path).start());
+    let fresh = ["/one", "/two", "/"].map(|path| Load { reconnect: true, ..Load::new(address, path) }.start());
+    let more = async |count| {
+        for load in kept.iter().chain(&fresh) {
+            load.more(count).await?;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    for turn in 0..2 {
+        more(20).await?;
+        let successor = start(&["--successor"]).await?;
+        serving.stop().await.with_context(|| format!("turn {turn}"))?;
+        more(20).await.with_context(|| format!("turn {turn}, at the successor"))?;
+        joined(&successor, 1).await?;
+        serving = successor;
+    }
+    for load in kept.into_iter().chain(fresh) {
+        load.finish(80).await?;
+    }
+    edge.stop().await?;
+    serving.stop().await
+}
+
 fn common(folder: &Path, name: &str) -> String {
     let at = |name: &str| folder.join(name).display().to_string();
     format!(
@@ -161,7 +203,7 @@ async fn guarded(folder: &Path, file: &Path, backend: SocketAddr) -> Result<(Gat
         "      transport_socket: {{name: tls, typed_config: {{\"@type\": {TYPES}.transport_sockets.tls.v3.DownstreamTlsContext, require_client_certificate: true, {}}}}}\n",
         common(folder, "server")
     );
-    let routes = "[{match: {prefix: /edge}, route: {cluster: edge}}, {match: {prefix: /}, route: {cluster: shared}}]";
+    let routes = "[{match: {prefix: /edge}, route: {cluster: edge, prefix_rewrite: /}}, {match: {prefix: /}, route: {cluster: shared}}]";
     let listeners = http_listener("in", routes, "", "") + &tunnel_listener("tunnel", "policy: who") + &tls;
     let extension = format!(
         "bootstrap_extensions:\n- name: culvert.tunnel_policies\n  typed_config: {{\"@type\": type.googleapis.com/culvert.tunnel.v1.TunnelPolicies, policies_config: {{path_config_source: {{path: \"{}\"}}}}}}",
@@ -213,10 +255,16 @@ async fn an_agent_serves_no_cluster_that_its_policy_does_not_name() -> Result {
     put(&file, &policy(2, &["edge", "sha*"]))?;
     served(true).await?;
     ensure!(cloud.stat("tunnel_server.t.withdrawn").await? == withdrawn, "expected the tunnel to have stayed");
+    // What is in flight has 5 s there, and its own time where the agent may serve still.
+    let (lost, kept) = (tokio::spawn(get(address, "/delay/15000")), tokio::spawn(get(address, "/edge/delay/6500")));
+    edge.stat_reaches("cluster.a.upstream_rq_active", 2).await?;
     put(&file, &policy(3, &["edge"]))?;
     served(false).await?;
-    cloud.stat_reaches("tunnel_server.t.withdrawn", withdrawn + 1).await?;
     load.more(20).await?;
+    let (lost, kept) = (lost.await??, kept.await??);
+    ensure!(lost.status == 503, "what the agent may serve no more: expected 503, saw {} {}", lost.status, lost.text());
+    says(&kept, 200, "behind\n").context("what it may serve still")?;
+    ensure!(cloud.stat("tunnel_server.t.withdrawn").await? == withdrawn, "expected the tunnel to have stayed");
     load.finish(50).await?;
     edge.stop().await?;
     cloud.stop().await
