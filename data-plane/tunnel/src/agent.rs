@@ -40,6 +40,7 @@ mod envoy;
 mod keeper;
 mod leader;
 mod mux;
+mod names;
 mod pace;
 mod peer;
 mod placement;
@@ -47,6 +48,7 @@ mod servers;
 mod tenure;
 
 use connection::Connection;
+pub use names::Resolver;
 use peer::Peer;
 use placement::Steering;
 use servers::SourceStates;
@@ -105,6 +107,8 @@ pub struct AgentInputs {
     pub eds: Vec<(Name, watch::Receiver<Option<Arc<Endpoints>>>)>,
     /// Where the life of its connections is logged.
     pub journal: Option<Arc<dyn Journal>>,
+    /// Of the names of servers.
+    pub resolver: Resolver,
 }
 
 /// Which share of an agent's connections a worker dials: those that it will host.

@@ -11,7 +11,7 @@ use culvert_model::endpoint::Endpoints;
 use culvert_proxy::Process;
 use culvert_runtime::telemetry::ScopePath;
 use culvert_runtime::workers::Workers;
-use culvert_tunnel::agent::{Agent, AgentInputs, Worker};
+use culvert_tunnel::agent::{Agent, AgentInputs, Resolver, Worker};
 use culvert_tunnel::metrics::AgentMetric;
 use culvert_tunnel::status::ConnectionState;
 use tokio::sync::watch;
@@ -71,6 +71,7 @@ impl Applier {
             tls: tls_receiver,
             eds: self.agent_eds(&config),
             journal: self.agent_journal.clone(),
+            resolver: Resolver::System,
         };
         let agent = Agent::new(Arc::clone(&config), inputs);
         run_agent(&self.process, &self.workers, &name, &agent).await;

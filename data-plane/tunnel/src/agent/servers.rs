@@ -1,18 +1,18 @@
 //! The server list: addresses, names that are resolved again and again, and assignments, merged into one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_model::Name;
 use culvert_model::agent::{ServerSource, TunnelAgent};
-use culvert_model::endpoint::{Address, Endpoints, Health};
+use culvert_model::endpoint::{Address, Endpoint, Endpoints, Health, Locality};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
 
 use super::AgentInputs;
+use super::names::{Named, Names, Resolver};
 
 /// A tunnel server, resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +95,8 @@ pub(super) async fn follow(
     source: usize,
     updates: mpsc::Sender<Update>,
 ) {
-    let feed = Feed { source, states, updates, sni: config.tls.as_ref().and_then(|tls| tls.sni.clone()) };
+    let sni = config.tls.as_ref().and_then(|tls| tls.sni.clone());
+    let feed = Feed { source, states, updates, sni, resolver: inputs.resolver };
     match config.servers.get(source) {
         Some(ServerSource::Address { address: Address::Ip(address), .. }) => {
             let name = Arc::from(address.ip().to_string());
@@ -120,6 +121,7 @@ struct Feed<'a> {
     updates: mpsc::Sender<Update>,
     /// Takes the place of every name.
     sni: Option<Arc<str>>,
+    resolver: Resolver,
 }
 
 impl Feed<'_> {
@@ -127,115 +129,112 @@ impl Feed<'_> {
         if let Some(sni) = &self.sni {
             servers.iter_mut().for_each(|server| server.name = Arc::clone(sni));
         }
-        servers.sort_by_key(|server| server.address);
         // The leader has ended.
         if self.updates.send(Update { source: self.source, servers }).await.is_err() {
             std::future::pending().await
         }
     }
 
-    /// A look-up that fails leaves the addresses that are known.
-    async fn follow_name(&self, host: &str, port: u16, refresh: Duration) {
-        let mut known = None;
+    async fn follow_name(&self, host: &Name, port: u16, refresh: Duration) {
+        let name = (Arc::clone(host), port);
+        let mut names = Names::new(self.resolver, refresh);
+        names.follow(&BTreeSet::from([name.clone()]));
+        let mut sent = Vec::new();
         loop {
-            match resolve(host, port, None, &Place::default()).await {
-                Ok(servers) => {
-                    self.states.set(self.source, None);
-                    if known.as_ref() != Some(&servers) {
-                        known = Some(servers.clone());
-                        self.send(servers).await;
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(host, %error, "tunnel servers cannot be looked up");
-                    self.states.set(self.source, Some(error));
-                }
+            names.change().await;
+            self.states.set(self.source, names.error());
+            let place = Place::default();
+            let servers: Vec<Server> = named(&names, &name, host, &place).collect();
+            if servers != sent {
+                sent.clone_from(&servers);
+                self.send(servers).await;
             }
-            sleep(refresh).await;
         }
     }
 
     async fn follow_assignment(&self, name: &str, mut assignment: watch::Receiver<Option<Arc<Endpoints>>>) {
+        let mut names = Names::new(self.resolver, ASSIGNMENT_REFRESH);
+        let mut sent = Vec::new();
         loop {
             let current = assignment.borrow_and_update().clone();
-            let names = match &current {
-                None => {
-                    self.states.set(self.source, Some(format!("assignment {name}: has not arrived")));
-                    false
+            match &current {
+                None => self.states.set(self.source, Some(format!("assignment {name}: has not arrived"))),
+                Some(endpoints) => {
+                    names.follow(&names_in(endpoints));
+                    self.states.set(self.source, names.error());
+                    let servers = list(endpoints, &names, &sent);
+                    if servers != sent {
+                        sent.clone_from(&servers);
+                        self.send(servers).await;
+                    }
                 }
-                Some(endpoints) => self.take_assignment(endpoints).await,
-            };
-            let again = async { if names { sleep(ASSIGNMENT_REFRESH).await } else { std::future::pending().await } };
+            }
             tokio::select! {
                 changed = assignment.changed() => if changed.is_err() {
                     // Whoever subscribed has ended: what is known stays.
                     return;
                 },
-                () = again => {}
+                () = names.change() => {}
             }
         }
-    }
-
-    /// Whether names have to be looked up again.
-    async fn take_assignment(&self, endpoints: &Endpoints) -> bool {
-        let (mut servers, mut names, mut failed) = (Vec::new(), false, None);
-        let places =
-            endpoints.localities.iter().flat_map(|locality| locality.endpoints.iter().map(move |e| (locality, e)));
-        for (locality, endpoint) in places {
-            // A draining server wants its agents to go.
-            if endpoint.health == Health::Draining {
-                continue;
-            }
-            let place = Place {
-                weight: endpoint.weight,
-                priority: locality.priority,
-                region: Arc::clone(&locality.region),
-                zone: Arc::clone(&locality.zone),
-            };
-            let hostname = (!endpoint.hostname.is_empty()).then(|| Arc::clone(&endpoint.hostname));
-            match &endpoint.address {
-                Address::Ip(address) => {
-                    let name = hostname.unwrap_or_else(|| Arc::from(address.ip().to_string()));
-                    servers.push(Server { address: *address, name, place });
-                }
-                Address::Name { host, port } => {
-                    names = true;
-                    match resolve(host, *port, hostname, &place).await {
-                        Ok(resolved) => servers.extend(resolved),
-                        Err(error) => failed = Some(error),
-                    }
-                }
-            }
-        }
-        // Half a list is no list: it would close connections to servers that are only not found now.
-        if failed.is_none() {
-            self.send(servers).await;
-        }
-        self.states.set(self.source, failed);
-        names
     }
 }
 
-/// Every address of a name.
-async fn resolve(host: &str, port: u16, name: Option<Arc<str>>, place: &Place) -> Result<Vec<Server>, String> {
-    let name = name.unwrap_or_else(|| Arc::from(host));
-    let found = timeout(RESOLVE, tokio::net::lookup_host((host, port))).await;
-    let found = found.map_err(|_| format!("{host}: no answer within {} s", RESOLVE.as_secs()))?;
-    let found = found.map_err(|error| format!("{host}: {error}"))?;
-    let mut servers: Vec<Server> =
-        found.map(|address| Server { address, name: Arc::clone(&name), place: place.clone() }).collect();
-    if servers.is_empty() {
-        return Err(format!("{host}: has no addresses"));
+/// The servers of an assignment, as far as their names are known, one for each address. **Adds before it removes**: until every
+/// name has had its answer, and where not one server was found, nothing of what was `sent` is left out.
+fn list(endpoints: &Endpoints, names: &Names, sent: &[Server]) -> Vec<Server> {
+    let mut servers = Vec::new();
+    for (locality, endpoint) in staying(endpoints) {
+        let place = Place {
+            weight: endpoint.weight,
+            priority: locality.priority,
+            region: Arc::clone(&locality.region),
+            zone: Arc::clone(&locality.zone),
+        };
+        let hostname = (!endpoint.hostname.is_empty()).then(|| Arc::clone(&endpoint.hostname));
+        match &endpoint.address {
+            Address::Ip(address) => {
+                let name = hostname.unwrap_or_else(|| Arc::from(address.ip().to_string()));
+                servers.push(Server { address: *address, name, place });
+            }
+            Address::Name { host, port } => {
+                let name = hostname.as_ref().unwrap_or(host);
+                servers.extend(named(names, &(Arc::clone(host), *port), name, &place));
+            }
+        }
     }
+    if names.unanswered() || (servers.is_empty() && names.error().is_some()) {
+        servers.extend_from_slice(sent);
+    }
+    // Of two with an address the earlier one counts.
     servers.sort_by_key(|server| server.address);
-    servers.dedup();
-    Ok(servers)
+    servers.dedup_by_key(|server| server.address);
+    servers
+}
+
+/// Without those that drain: such a server wants its agents to go.
+fn staying(endpoints: &Endpoints) -> impl Iterator<Item = (&Locality, &Endpoint)> {
+    let all = endpoints.localities.iter().flat_map(|locality| locality.endpoints.iter().map(move |e| (locality, e)));
+    all.filter(|(_, endpoint)| endpoint.health != Health::Draining)
+}
+
+fn names_in(endpoints: &Endpoints) -> BTreeSet<Named> {
+    let names = staying(endpoints).filter_map(|(_, endpoint)| match &endpoint.address {
+        Address::Ip(_) => None,
+        Address::Name { host, port } => Some((Arc::clone(host), *port)),
+    });
+    // More servers than that are left out too.
+    names.take(MAX_SERVERS).collect()
+}
+
+/// The servers behind a name that is followed.
+fn named(names: &Names, host: &Named, name: &Name, place: &Place) -> impl Iterator<Item = Server> {
+    let server = |address: &SocketAddr| Server { address: *address, name: Arc::clone(name), place: place.clone() };
+    names.addresses(host).iter().map(server)
 }
 
 /// Of one agent.
 const MAX_SERVERS: usize = 1024;
-/// One look-up.
-const RESOLVE: Duration = Duration::from_secs(5);
 /// Names in an assignment.
 const ASSIGNMENT_REFRESH: Duration = Duration::from_secs(5);
 

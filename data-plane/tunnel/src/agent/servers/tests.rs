@@ -1,7 +1,9 @@
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap as Map;
 
 use culvert_model::endpoint::{Endpoint, Locality};
 use tokio::task::LocalSet;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
 
@@ -63,15 +65,23 @@ struct Followed {
 }
 
 impl Followed {
-    fn assignment(receiver: watch::Receiver<Option<Arc<Endpoints>>>) -> Self {
+    fn assignment(receiver: watch::Receiver<Option<Arc<Endpoints>>>, resolver: Resolver) -> Self {
         let (sender, updates) = mpsc::channel(4);
         let states = std::rc::Rc::<SourceStates>::default();
         let shared = std::rc::Rc::clone(&states);
         tokio::task::spawn_local(async move {
-            let feed = Feed { source: 0, states: &shared, updates: sender, sni: None };
+            let feed = Feed { source: 0, states: &shared, updates: sender, sni: None, resolver };
             feed.follow_assignment("servers", receiver).await;
         });
         Self { updates, states }
+    }
+
+    /// Its list as soon as everything that can happen without time passing has happened.
+    async fn at_once(&mut self) -> Vec<Server> {
+        let before = Instant::now();
+        let list = self.next().await;
+        assert_eq!(before.elapsed(), Duration::ZERO, "a list that had to be waited for: {list:?}");
+        list
     }
 
     async fn next(&mut self) -> Vec<Server> {
@@ -85,7 +95,7 @@ async fn an_assignment_is_followed() {
     LocalSet::new()
         .run_until(async {
             let (sender, receiver) = watch::channel(None);
-            let mut followed = Followed::assignment(receiver);
+            let mut followed = Followed::assignment(receiver, Resolver::System);
             let none = timeout(Duration::from_secs(60), followed.updates.recv()).await;
             assert!(none.is_err(), "an assignment that has not arrived is no empty list: {none:?}");
             assert_eq!(followed.states.waiting(), ["assignment servers: has not arrived"]);
@@ -109,38 +119,101 @@ async fn an_assignment_is_followed() {
 
 #[tokio::test]
 async fn names_are_looked_up() {
-    let found = resolve("localhost", 9, None, &Place::default()).await.unwrap();
-    assert!(found.iter().all(|server| server.address.ip().is_loopback() && &*server.name == "localhost"), "{found:?}");
-    assert!(!found.is_empty(), "localhost has an address");
-    let error = resolve("no such host", 9, None, &Place::default()).await.unwrap_err();
-    assert!(error.starts_with("no such host: "), "{error}");
-}
-
-/// Half a list would close tunnels to servers that are only not found at the moment.
-#[tokio::test]
-async fn a_failed_look_up_leaves_what_is_known() {
     LocalSet::new()
         .run_until(async {
-            let ip = Address::Ip(address("10.0.0.1:9"));
-            let (sender, receiver) = watch::channel(Some(assignment(vec![endpoint(ip.clone(), "", Health::Healthy)])));
-            let mut followed = Followed::assignment(receiver);
-            assert_eq!(followed.next().await.len(), 1);
-            let unknown = Address::Name { host: "no such host".into(), port: 9 };
-            sender.send_replace(Some(assignment(vec![
-                endpoint(ip.clone(), "", Health::Healthy),
-                endpoint(unknown, "", Health::Healthy),
-            ])));
-            let waiting = async {
-                while followed.states.waiting().is_empty() {
-                    sleep(Duration::from_millis(5)).await;
-                }
-            };
-            timeout(Duration::from_secs(10), waiting).await.expect("the failed look-up is shown");
-            assert!(followed.updates.try_recv().is_err(), "half a list was sent");
-            let localhost = Address::Name { host: "localhost".into(), port: 9 };
-            sender.send_replace(Some(assignment(vec![endpoint(localhost, "sni.example", Health::Healthy)])));
-            let servers = followed.next().await;
-            assert!(servers.iter().all(|server| &*server.name == "sni.example"), "{servers:?}");
+            let (there, not): (Named, Named) = (("localhost".into(), 9), ("no such host".into(), 9));
+            let mut names = Names::new(Resolver::System, ASSIGNMENT_REFRESH);
+            names.follow(&BTreeSet::from([there.clone(), not.clone()]));
+            while names.unanswered() {
+                timeout(Duration::from_secs(10), names.change()).await.expect("no answer came");
+            }
+            let found = names.addresses(&there);
+            assert!(!found.is_empty() && found.iter().all(|address| address.ip().is_loopback()), "{found:?}");
+            assert_eq!(names.addresses(&not), []);
+            let error = names.error().expect("an error");
+            assert!(error.starts_with("no such host: "), "{error}");
+        })
+        .await;
+}
+
+thread_local! {
+    /// What there is to be found; `hung` has no answer, anything else is not there.
+    static HOSTS: RefCell<Map<&'static str, u8>> = const { RefCell::new(Map::new()) };
+    static ASKED: Cell<usize> = const { Cell::new(0) };
+}
+
+fn scripted(host: &str) -> Option<std::io::Result<Vec<std::net::IpAddr>>> {
+    ASKED.set(ASKED.get() + 1);
+    if host.starts_with("hung") {
+        return None;
+    }
+    let found = HOSTS.with_borrow(|hosts| hosts.get(host).copied());
+    Some(found.map(|last| vec![std::net::IpAddr::from([10, 0, 0, last])]).ok_or(std::io::ErrorKind::NotFound.into()))
+}
+
+fn has(host: &'static str, last: u8) {
+    HOSTS.with_borrow_mut(|hosts| hosts.insert(host, last));
+}
+
+fn name(host: &str) -> Endpoint {
+    endpoint(Address::Name { host: host.into(), port: 9 }, "", Health::Healthy)
+}
+
+fn ip(text: &str) -> Endpoint {
+    endpoint(Address::Ip(address(text)), "", Health::Healthy)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_without_an_answer_holds_up_no_other() {
+    LocalSet::new()
+        .run_until(async {
+            has("a.test", 1);
+            has("b.test", 2);
+            let (sender, receiver) = watch::channel(None);
+            let mut followed = Followed::assignment(receiver, Resolver::Scripted(scripted));
+            let (a, b) = (server("10.0.0.1:9", "a.test"), server("10.0.0.2:9", "b.test"));
+            let fixed = server("10.0.0.9:9", "10.0.0.9");
+            sender.send_replace(Some(assignment(vec![name("hung"), name("a.test"), ip("10.0.0.9:9")])));
+            assert_eq!(followed.at_once().await, std::slice::from_ref(&fixed), "what needs no look-up waits for none");
+            assert_eq!(followed.at_once().await, [a.clone(), fixed.clone()]);
+            assert_eq!(followed.states.waiting(), [""; 0], "the deadline has not passed");
+
+            // A new list meanwhile: its servers are added at once, and what it lacks leaves with the verdict on all.
+            let began = Instant::now();
+            sender.send_replace(Some(assignment(vec![name("hung"), name("b.test"), name("gone.test")])));
+            assert_eq!(followed.at_once().await, [a, b.clone(), fixed]);
+            assert_eq!(followed.next().await, std::slice::from_ref(&b));
+            assert_eq!(began.elapsed(), Duration::from_secs(5));
+            let waiting = followed.states.waiting();
+            assert!(waiting[0].starts_with("gone.test: "), "{waiting:?}");
+
+            // What was found before outlives its look-ups, and a list of which nothing is found takes nothing away.
+            HOSTS.take();
+            let none = timeout(Duration::from_secs(60), followed.updates.recv()).await;
+            assert!(none.is_err(), "nothing is known to have changed: {none:?}");
+            sender.send_replace(Some(assignment(vec![name("hung"), name("other.test")])));
+            let none = timeout(Duration::from_secs(60), followed.updates.recv()).await;
+            assert!(none.is_err(), "not one server was found: {none:?}");
+            has("other.test", 3);
+            let other = server("10.0.0.3:9", "other.test");
+            assert_eq!(followed.next().await, [other], "found in the end, with the next look-up");
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_names_without_an_answer_delay_the_others_and_starve_none() {
+    LocalSet::new()
+        .run_until(async {
+            has("z.test", 1);
+            let hung = (0..100).map(|number| name(&format!("hung-{number}")));
+            let (_sender, receiver) = watch::channel(Some(assignment(hung.chain([name("z.test")]).collect())));
+            let mut followed = Followed::assignment(receiver, Resolver::Scripted(scripted));
+            sleep(Duration::from_secs(4)).await;
+            assert_eq!(ASKED.get(), 16, "so many are asked for at a time");
+            let deadline = timeout(Duration::from_secs(3600), followed.updates.recv()).await;
+            let found = deadline.expect("its turn never came").expect("the source ended").servers;
+            assert_eq!(found, [server("10.0.0.1:9", "z.test")]);
         })
         .await;
 }

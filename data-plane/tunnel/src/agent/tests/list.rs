@@ -104,6 +104,35 @@ async fn a_replacement_that_never_comes_is_not_waited_for_longer_than_a_dial() {
         .await;
 }
 
+/// A name server that says nothing: what it is asked for is given up after 5 s, and then shown as waiting.
+#[tokio::test]
+async fn a_name_that_is_never_answered_keeps_no_other_server_from_being_dialled() {
+    LocalSet::new()
+        .run_until(async {
+            let (fixed, named) = (Server::bind().await, Server::bind().await);
+            let (assignment, inputs, sources) = from_eds();
+            let resolver = Resolver::Scripted(|host| (host != "hung").then(|| Ok(vec![[127, 0, 0, 1].into()])));
+            let fixture = Fixture::start(config(sources), AgentInputs { resolver, ..inputs }, 1);
+            let mut list = Endpoints::clone(&endpoints(&[fixed.address]).unwrap());
+            let mut add = |host: &str, port: u16| {
+                let mut endpoint = list.localities[0].endpoints[0].clone();
+                endpoint.address = Address::Name { host: host.into(), port };
+                list.localities[0].endpoints.insert(0, endpoint);
+            };
+            add("named", named.address.port());
+            add("hung", 9);
+            assignment.send_replace(Some(Arc::new(list)));
+            let _first = fixed.accept_as_ours().await;
+            let _second = named.accept_as_ours().await;
+            assert_eq!(
+                fixture.agent.status().sources_waiting,
+                [""; 0],
+                "the others were dialled only after the deadline"
+            );
+        })
+        .await;
+}
+
 #[test]
 fn every_connection_belongs_to_one_worker() {
     for (count, ordinal) in [(1, 0), (2, 0), (2, 1), (3, 7), (8, 5)] {
