@@ -1,15 +1,19 @@
 //! Matchers for strings, headers, query parameters and paths, compiled when they are parsed.
 
 use std::borrow::Cow;
+use std::fmt::Display;
 use std::sync::Arc;
 
 use culvert_api::envoy::config::route::v3 as route;
 use culvert_api::envoy::r#type::matcher::v3 as api;
 use regex::bytes::{Regex, RegexBuilder};
+use regex_syntax::ast;
+use regex_syntax::hir::translate::TranslatorBuilder;
 
 use crate::report::{Report, clip};
 use crate::scalar;
 
+mod folding;
 #[cfg(test)]
 mod tests;
 
@@ -92,15 +96,12 @@ impl SafeRegex {
         if source.len() > MAX_SOURCE {
             return Err(format!("has {} bytes, more than {MAX_SOURCE}", source.len()));
         }
+        let misspelt = |reason: &dyn Display| format!("{:?} is not a regular expression: {reason}", clip(source));
         // On its own first: `a)(b` is only sound inside the group below.
-        let parsed = regex_syntax::ParserBuilder::new().nest_limit(MAX_NEST).utf8(false).build().parse(source);
-        if let Err(error) = parsed {
-            let reason = match &error {
-                regex_syntax::Error::Parse(error) => error.kind().to_string(),
-                regex_syntax::Error::Translate(error) => error.kind().to_string(),
-                _ => "not understood".to_owned(),
-            };
-            return Err(format!("{:?} is not a regular expression: {reason}", clip(source)));
+        let parsed = ast::parse::ParserBuilder::new().nest_limit(MAX_NEST).build().parse(source);
+        let parsed = parsed.map_err(|error| misspelt(error.kind()))?;
+        if folding::effort(&parsed) > MAX_FOLDED {
+            return Err(format!("{:?} ignores the case of too many Unicode classes; make it simpler", clip(source)));
         }
         // The smallest limit that it fits says how much it may take; the compiler itself does not.
         let mut limits = PROGRAM_LIMITS.into_iter().peekable();
@@ -119,7 +120,9 @@ impl SafeRegex {
                 Err(_) => break,
             }
         }
-        Err(format!("{:?} is not a regular expression", clip(source)))
+        // Spelt right, and meaningless: a class that nobody knows.
+        let meant = TranslatorBuilder::new().utf8(false).build().translate(source, &parsed);
+        Err(meant.err().map_or_else(|| misspelt(&"not understood"), |error| misspelt(error.kind())))
     }
 
     /// Whether the whole of `subject` matches.
@@ -248,8 +251,18 @@ fn filled<'m>(report: &mut Report, field: &'static str, value: &'m str) -> Optio
 
 /// Parses the `RegexMatcher` at hand.
 pub(crate) fn regex(report: &mut Report, message: &api::RegexMatcher) -> Option<SafeRegex> {
-    let (regex, bytes) = SafeRegex::sized(&message.regex).map_err(|reason| report.error_at("regex", reason)).ok()?;
-    report.admit_regex(bytes).then_some(regex)
+    if !report.has_room_for_regex() {
+        return None;
+    }
+    match SafeRegex::sized(&message.regex) {
+        Ok((regex, bytes)) => report.admit_regex(bytes).then_some(regex),
+        Err(reason) => {
+            report.error_at("regex", reason);
+            // What is refused took as much to find out.
+            report.admit_regex(LARGEST_PROGRAM);
+            None
+        }
+    }
 }
 
 /// Parses the `RegexMatchAndSubstitute` at hand: pattern and substitution. The substitution is kept as it is written
@@ -336,7 +349,10 @@ pub(crate) fn query(report: &mut Report, message: &route::QueryParameterMatcher)
 /// Bytes of a regular expression's source.
 const MAX_SOURCE: usize = 4096;
 /// Bytes that a compiled program may take, tried in this order. Unicode classes alone take some ten thousand.
-const PROGRAM_LIMITS: [usize; 3] = [8 * 1024, 64 * 1024, 1024 * 1024];
+const PROGRAM_LIMITS: [usize; 3] = [8 * 1024, 64 * 1024, LARGEST_PROGRAM];
+const LARGEST_PROGRAM: usize = 1024 * 1024;
+/// Code points of which the case is ignored: each of the tries reads the expression anew, within some 40 ms.
+const MAX_FOLDED: usize = 4 * folding::ALL;
 /// Bytes of the cache that a search may fill.
 const MAX_DFA: usize = 1024 * 1024;
 const MAX_NEST: u32 = 64;

@@ -145,6 +145,11 @@ impl Report {
     /// Counts a compiled regular expression of at most `bytes`; whether all of them together are still few enough.
     pub(crate) fn admit_regex(&mut self, bytes: usize) -> bool {
         self.regex_bytes = self.regex_bytes.saturating_add(bytes);
+        self.has_room_for_regex()
+    }
+
+    /// Whether all of them together are few enough: there is no use in compiling another one otherwise.
+    pub(crate) fn has_room_for_regex(&mut self) -> bool {
         if self.regex_bytes <= MAX_REGEX_BYTES {
             return true;
         }

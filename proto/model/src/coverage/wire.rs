@@ -35,7 +35,8 @@ fn walk_message(report: &mut Report, index: usize, mut bytes: &[u8], depth: usiz
             report.unknown_field(message.name, number);
             continue;
         };
-        let position = position(&mut seen, number);
+        let counts = field.repeated || matches!(field.verdict, Verdict::Warned(_) | Verdict::Refused(_));
+        let position = if counts { position(&mut seen, number) } else { 0 };
         match field.verdict {
             Verdict::Carried => {}
             Verdict::Honoured => walk_field(report, field, position, &value, depth)?,
@@ -140,7 +141,7 @@ static INDEX: LazyLock<Index> = LazyLock::new(Index::build);
 /// The tables by field number.
 struct Index {
     messages: Vec<Message>,
-    by_name: HashMap<&'static str, usize>,
+    by_name: HashMap<&'static str, usize, RandomState>,
 }
 
 struct Message {
@@ -183,7 +184,8 @@ impl Field {
 impl Index {
     fn build() -> Self {
         let tables: Vec<_> = TABLES.iter().copied().flatten().collect();
-        let by_name: HashMap<_, _> = tables.iter().enumerate().map(|(index, table)| (table.message, index)).collect();
+        let by_name: HashMap<_, _, _> =
+            tables.iter().enumerate().map(|(index, table)| (table.message, index)).collect();
         let mut messages = Vec::new();
         for table in tables {
             let mut fields = HashMap::default();
@@ -206,7 +208,7 @@ impl Index {
     }
 }
 
-fn shape(field: &FieldDescriptor, by_name: &HashMap<&'static str, usize>) -> Shape {
+fn shape(field: &FieldDescriptor, by_name: &HashMap<&'static str, usize, RandomState>) -> Shape {
     let message = match field.kind() {
         Kind::Bool => return Shape::Bool,
         Kind::Message(message) => message,

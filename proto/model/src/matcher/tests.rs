@@ -42,6 +42,8 @@ fn strings_match() {
 #[test]
 fn regular_expressions_are_bounded_and_whole() {
     let long = "a".repeat(MAX_SOURCE + 1);
+    let folded = format!("(?i){}", r"\p{any}".repeat(580));
+    let nested = format!("(?i){}{}", "[a".repeat(25), "]".repeat(25).replacen(']', r"\D]", 1));
     let deep = format!("{}a{}", "(".repeat(1000), ")".repeat(1000));
     let cases = [
         ("", "empty"),
@@ -54,6 +56,10 @@ fn regular_expressions_are_bounded_and_whole() {
         (deep.as_str(), "not a regular expression"),
         ("((a{100}){100}){100}", "compiles to more than"),
         (r"(\pL{1000}){1000}", "compiles to more than"),
+        (folded.as_str(), "ignores the case of too many"),
+        (nested.as_str(), "ignores the case of too many"),
+        (r"(?i)[^a[^b[^c[^d]]]]", "ignores the case of too many"),
+        (r"\p{nobody}", "property not found"),
     ];
     for (source, expected) in cases {
         let started = SystemTime::now();
@@ -63,6 +69,32 @@ fn regular_expressions_are_bounded_and_whole() {
         let elapsed = started.elapsed().unwrap();
         assert!(elapsed < Duration::from_secs(2), "{source}: took {elapsed:?}");
     }
+}
+
+#[test]
+fn ignoring_case_is_cheap_where_little_is_folded() {
+    for (source, subject) in [
+        (r"(?i)^[\w.-]+@[\w.-]+\.[a-z]+$", "\u{c9}va.B@Example.COM"),
+        (r"(?i)/\pL+/[^/]+", "/\u{e9}T\u{c9}/x"),
+        ("(?i)[\u{430}-\u{44f}]{3,}", "\u{410}\u{431}\u{412}"),
+        (r"(?-i)\pL\pN\PL\pS?\w+[\pL\pN]+", "a1/bcd"),
+    ] {
+        let regex = SafeRegex::new(source).unwrap_or_else(|error| panic!("{source}: {error}"));
+        assert!(regex.matches(subject.as_bytes()), "{source} on {subject}");
+    }
+}
+
+/// It takes as long to refuse one as to take one.
+#[test]
+fn regular_expressions_that_are_refused_count_too() {
+    let bomb = api::RegexMatcher { regex: "((a{100}){100}){100}".to_owned(), ..Default::default() };
+    let mut report = Report::default();
+    assert!(report.admit_regex(510 << 20), "512 MiB are there");
+    for _ in 0..10 {
+        assert!(regex(&mut report, &bomb).is_none(), "a bomb is refused");
+    }
+    let of = |text: &str| report.errors.iter().filter(|error| error.reason.contains(text)).count();
+    assert_eq!((of("compiles to more than"), of("together")), (3, 8), "the rest was not compiled");
 }
 
 #[test]

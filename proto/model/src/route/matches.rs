@@ -51,7 +51,7 @@ pub(super) fn route_match(report: &mut Report, message: &api::RouteMatch) -> Opt
 
 /// Paths are matched without their query.
 fn path(report: &mut Report, field: &'static str, path: &str) -> Option<Arc<str>> {
-    if path.contains(['?', '#']) {
+    if path.bytes().any(|byte| matches!(byte, b'?' | b'#')) {
         let reason = "holds `?` or `#`, but a path ends before its query; use query_parameters";
         report.error_at(field, format!("{:?} {reason}", clip(path)));
         return None;
