@@ -4,6 +4,7 @@ mod noting;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use culvert_model::bootstrap::Bootstrap;
@@ -104,8 +105,18 @@ async fn connect_to(
         Some(interval) => (interval, cluster.http2.keepalive_timeout),
         None => (KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT),
     };
-    let connector =
-        tower::service_fn(move |_uri: Uri| open(address.clone(), tls.clone(), noted.clone(), interval + timeout));
+    // One dial, one connection: the channel would dial again by itself, past the back-off.
+    let dialled = Arc::new(AtomicBool::new(false));
+    let connector = tower::service_fn(move |_uri: Uri| {
+        let over = dialled.swap(true, Ordering::Relaxed);
+        let (address, tls, noted) = (address.clone(), tls.clone(), noted.clone());
+        async move {
+            if over {
+                return Err(std::io::Error::new(std::io::ErrorKind::NotConnected, "the connection has ended"));
+            }
+            open(address, tls, noted, interval + timeout).await
+        }
+    });
     let connected = Target::from_static("http://control-plane")
         .origin(origin)
         .connect_timeout(cluster.connect_timeout)

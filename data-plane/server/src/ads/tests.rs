@@ -1,6 +1,7 @@
 //! The driver against a control plane on loopback that is nothing but the protocol's server half.
 
 mod files;
+mod life;
 mod servers;
 
 use std::fmt::Write as _;
