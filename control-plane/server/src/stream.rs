@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use culvert_api::envoy::config::core::v3::Node;
 use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use culvert_runtime::drain::{Blocker, Watch};
 use culvert_xds::{Heard, RequestError, Response, Session, StreamId, StreamKind};
 use futures_util::Stream;
-use hyper::body::Incoming;
+use hyper::body::Body;
 use tokio::sync::{oneshot, watch};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
@@ -49,14 +50,19 @@ impl Request for DeltaDiscoveryRequest {
     }
 }
 
+/// What requests are read from.
+pub(crate) trait RequestBody: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static {}
+
+impl<B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static> RequestBody for B {}
+
 /// The responses of a stream. Made one by one, when the transport asks: **what a slow reader does not read is never
 /// built**.
-pub(crate) fn responses<R: Request>(
+pub(crate) fn responses<R: Request, B: RequestBody>(
     control: Arc<Control>,
     drain: Watch,
     peer: Peer,
     kind: StreamKind,
-    requests: Requests<R, Incoming>,
+    requests: Requests<R, B>,
 ) -> Result<impl Stream<Item = Result<Response, Status>> + Send + 'static, Status> {
     let place = control.access.begin_stream(&peer).inspect_err(|status| {
         control.metrics.streams_refused.add();
@@ -100,12 +106,12 @@ enum Turn {
     Over,
 }
 
-struct Driver<R> {
+struct Driver<R, B> {
     control: Arc<Control>,
     drain: Watch,
     peer: Peer,
     kind: StreamKind,
-    requests: Requests<R, Incoming>,
+    requests: Requests<R, B>,
     generations: watch::Receiver<u64>,
     /// From the first request on.
     attached: Option<Attached>,
@@ -124,7 +130,7 @@ enum Event<R> {
     Drain,
 }
 
-impl<R: Request> Driver<R> {
+impl<R: Request, B: RequestBody> Driver<R, B> {
     async fn next(&mut self) -> Option<Result<Response, Status>> {
         loop {
             if let Err(status) = self.take_turn().await {
@@ -266,8 +272,11 @@ fn come_back(waited: Duration) -> Status {
     Status::with_metadata(Code::ResourceExhausted, reason, metadata)
 }
 
-impl<R> Drop for Driver<R> {
+impl<R, B> Drop for Driver<R, B> {
     fn drop(&mut self) {
         self.control.metrics.streams_active.sub();
     }
 }
+
+#[cfg(test)]
+mod tests;
