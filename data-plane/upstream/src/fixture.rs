@@ -87,6 +87,7 @@ pub(crate) fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
         locality_weighted: false,
         overprovisioning_factor: 140,
         close_connections_on_host_removal: false,
+        transports: Arc::default(),
         auto_sni: None,
     }
 }

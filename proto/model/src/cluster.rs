@@ -9,6 +9,7 @@ pub mod reverse;
 mod shared;
 #[cfg(test)]
 mod tests;
+mod transport;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use crate::tls::UpstreamTls;
 pub(crate) use parse::cluster;
 pub use reverse::ReverseConnection;
 pub use shared::TunnelSource;
+pub use transport::TransportMatch;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cluster {
@@ -38,7 +40,10 @@ pub struct Cluster {
     pub balancer: Balancer,
     /// Index: routing priority (default, high).
     pub breakers: [Breakers; 2],
+    /// Of connections to all endpoints, if [`Self::transports`] says nothing else.
     pub tls: Option<Arc<UpstreamTls>>,
+    /// Which endpoints TLS is for; see [`Self::secures`].
+    pub transports: Arc<[TransportMatch]>,
     /// `auto_sni`; never without [`Self::tls`].
     pub auto_sni: Option<AutoSni>,
     pub protocol: UpstreamProtocol,

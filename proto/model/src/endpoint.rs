@@ -58,14 +58,16 @@ pub enum Address {
         host: Arc<str>,
         port: u16,
     },
+    /// A unix socket: an agent on this machine that configuration comes from. With `@` in front it is one without a file.
+    Path(Arc<str>),
 }
 
 impl Address {
-    #[must_use]
-    pub fn port(&self) -> u16 {
+    fn port(&self) -> Option<u16> {
         match self {
-            Self::Ip(address) => address.port(),
-            Self::Name { port, .. } => *port,
+            Self::Ip(address) => Some(address.port()),
+            Self::Name { port, .. } => Some(*port),
+            Self::Path(_) => None,
         }
     }
 }
@@ -75,6 +77,7 @@ impl fmt::Display for Address {
         match self {
             Self::Ip(address) => address.fmt(f),
             Self::Name { host, port } => write!(f, "{host}:{port}"),
+            Self::Path(path) => path.fmt(f),
         }
     }
 }
@@ -98,10 +101,13 @@ pub fn parse(message: &api::ClusterLoadAssignment) -> Parsed<Endpoints> {
     report.finish(endpoints)
 }
 
-/// Whether an address may be a name, which somebody then resolves.
+/// What an address may be, beside an IP address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Names {
+    /// A name, which somebody then resolves.
     Resolved,
+    /// A unix socket.
+    Paths,
     Refused,
 }
 
@@ -185,7 +191,7 @@ fn endpoint(report: &mut Report, message: &api::LbEndpoint, names: Names) -> Opt
             return None;
         };
         let address = report.field("address", |report| address_of(report, address, names))?;
-        if address.port() == 0 {
+        if address.port() == Some(0) {
             report.error_at("address", "port 0 cannot be dialled; give a port_value");
             return None;
         }
@@ -209,8 +215,24 @@ pub(crate) fn address_of(report: &mut Report, message: &core::Address, names: Na
         Some(Kind::SocketAddress(socket)) => {
             report.field("socket_address", |report| socket_address(report, socket, names))
         }
-        // The coverage tables have refused them.
-        Some(Kind::Pipe(_) | Kind::EnvoyInternalAddress(_)) => None,
+        Some(Kind::Pipe(pipe)) if names == Names::Paths => report.field("pipe", |report| {
+            // Linux, unix(7): with the zero behind it.
+            if pipe.path.is_empty() || pipe.path.len() > 107 || pipe.path.contains('\0') {
+                report.error_at("path", "is no path of a unix socket: from 1 to 107 bytes");
+                return None;
+            }
+            report.warn("configuration is fetched from it; a request that is routed there finds no host");
+            Some(Address::Path(pipe.path.as_str().into()))
+        }),
+        Some(Kind::Pipe(_)) => {
+            report.error_at(
+                "pipe",
+                "unix sockets are dialled in clusters of type STATIC and not served; use a socket_address",
+            );
+            None
+        }
+        // The coverage tables have refused it.
+        Some(Kind::EnvoyInternalAddress(_)) => None,
         None => {
             report.error("names no address; set socket_address");
             None
@@ -254,11 +276,11 @@ pub(crate) fn socket_address(report: &mut Report, message: &core::SocketAddress,
             report.error_at("address", format!("{:?} is neither an IP address nor a host name", clip(host)));
             None
         }
-        Names::Refused if host.contains('%') => {
+        Names::Refused | Names::Paths if host.contains('%') => {
             report.error_at("address", format!("{:?}: zones of IPv6 addresses are not understood", clip(host)));
             None
         }
-        Names::Refused => {
+        Names::Refused | Names::Paths => {
             let reason = "is not an IP address; names are resolved in STRICT_DNS and LOGICAL_DNS clusters only";
             report.error_at("address", format!("{:?} {reason}", clip(host)));
             None

@@ -9,6 +9,7 @@
 pub mod access_log;
 pub mod agent;
 pub mod bootstrap;
+mod bystander;
 pub mod cluster;
 pub mod control;
 mod coverage;

@@ -21,7 +21,7 @@ const SUBSET_KEY: &str = "envoy.lb";
 /// `filter_metadata`, as proto3 JSON.
 pub(crate) fn as_json(metadata: Option<&api::Metadata>) -> BTreeMap<String, String> {
     let fields = metadata.into_iter().flat_map(|metadata| &metadata.filter_metadata);
-    fields.map(|(key, value)| (key.clone(), object(value).to_string())).collect()
+    fields.map(|(key, value)| (key.clone(), serde_json::Value::Object(object(value)).to_string())).collect()
 }
 
 /// The agent that `metadata.filter_metadata["culvert.tunnel"]` selects, with exactly one of `agent_header` (the name
@@ -97,8 +97,8 @@ fn number(number: f64) -> serde_json::Value {
     whole.map_or_else(|| number.into(), serde_json::Value::from)
 }
 
-fn object(message: &Struct) -> serde_json::Value {
-    serde_json::Value::Object(message.fields.iter().map(|(key, field)| (key.clone(), value(field))).collect())
+pub(crate) fn object(message: &Struct) -> serde_json::Map<String, serde_json::Value> {
+    message.fields.iter().map(|(key, field)| (key.clone(), value(field))).collect()
 }
 
 fn value(message: &Value) -> serde_json::Value {
@@ -106,7 +106,7 @@ fn value(message: &Value) -> serde_json::Value {
         Some(Kind::StringValue(text)) => serde_json::Value::String(text.clone()),
         Some(Kind::NumberValue(number)) => self::number(*number),
         Some(Kind::BoolValue(value)) => serde_json::Value::Bool(*value),
-        Some(Kind::StructValue(inner)) => object(inner),
+        Some(Kind::StructValue(inner)) => serde_json::Value::Object(object(inner)),
         Some(Kind::ListValue(list)) => serde_json::Value::Array(list.values.iter().map(value).collect()),
         Some(Kind::NullValue(_)) | None => serde_json::Value::Null,
     }

@@ -15,7 +15,8 @@ use culvert_runtime::sockets::set_user_timeout;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tonic::transport::{Channel, Endpoint as Target};
 
 pub(super) use self::noting::Cause;
@@ -145,6 +146,7 @@ fn server_name(sni: Option<&str>, endpoint: &Endpoint) -> Result<ServerName<'sta
         (None, _) if !endpoint.hostname.is_empty() => endpoint.hostname.to_string(),
         (None, Address::Name { host, .. }) => host.to_string(),
         (None, Address::Ip(address)) => address.ip().to_string(),
+        (None, Address::Path(path)) => path.to_string(),
     };
     ServerName::try_from(host.clone()).map_err(|_| ConnectError::Authority(host))
 }
@@ -161,10 +163,23 @@ async fn open(
             let addresses: Vec<SocketAddr> = tokio::net::lookup_host((&*host, port)).await?.collect();
             TcpStream::connect(&addresses[..]).await?
         }
+        Address::Path(path) => {
+            // unix(7): an abstract one begins with a zero byte, which configurations write as `@`.
+            let path = path.strip_prefix('@').map_or_else(|| path.to_string(), |name| format!("\0{name}"));
+            return secured(UnixStream::connect(path).await?, tls, cause).await;
+        }
     };
     stream.set_nodelay(true)?;
     // While sent bytes are unacknowledged the kernel would go on for a quarter of an hour.
     set_user_timeout(&stream, unacknowledged)?;
+    secured(stream, tls, cause).await
+}
+
+async fn secured(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    tls: Option<TlsTo>,
+    cause: Cause,
+) -> std::io::Result<TokioIo<Noting>> {
     let Some(TlsTo { config, name }) = tls else { return Ok(TokioIo::new(Noting { inner: Box::new(stream), cause })) };
     let handshake = tokio_rustls::TlsConnector::from(config).connect(name, stream);
     let stream = tokio::time::timeout(HANDSHAKE_TIME, handshake)

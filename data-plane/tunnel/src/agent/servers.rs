@@ -111,7 +111,8 @@ pub(super) async fn follow(
                 None => states.set(source, Some(format!("assignment {service_name}: nobody subscribes to it"))),
             }
         }
-        None => {}
+        // Tunnel servers are elsewhere; no agent's configuration is parsed into a unix socket.
+        Some(ServerSource::Address { address: Address::Path(_), .. }) | None => {}
     }
 }
 
@@ -201,6 +202,8 @@ fn list(endpoints: &Endpoints, names: &Names, sent: &[Server]) -> Vec<Server> {
                 let name = hostname.as_ref().unwrap_or(host);
                 servers.extend(named(names, &(Arc::clone(host), *port), name, &place));
             }
+            // None is accepted in an assignment that comes over xDS.
+            Address::Path(_) => {}
         }
     }
     if names.unanswered() || (servers.is_empty() && names.error().is_some()) {
@@ -220,7 +223,7 @@ fn staying(endpoints: &Endpoints) -> impl Iterator<Item = (&Locality, &Endpoint)
 
 fn names_in(endpoints: &Endpoints) -> BTreeSet<Named> {
     let names = staying(endpoints).filter_map(|(_, endpoint)| match &endpoint.address {
-        Address::Ip(_) => None,
+        Address::Ip(_) | Address::Path(_) => None,
         Address::Name { host, port } => Some((Arc::clone(host), *port)),
     });
     // More servers than that are left out too.

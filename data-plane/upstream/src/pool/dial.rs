@@ -79,7 +79,7 @@ async fn connect(
     let failed = |error: std::io::Error| UpstreamFailure::ConnectFailure { address, reason: error.kind() };
     let stream = tcp(config, address).await.map_err(failed)?;
     let local = stream.local_addr().ok();
-    let Some(tls) = &config.tls else {
+    let Some(tls) = config.tls_for(host) else {
         let wire = if offer == Offer::Http2 { Wire::Http2 } else { Wire::Http1 };
         return Ok(Dialled { io: Io::tcp(stream), wire, local, remote: address });
     };

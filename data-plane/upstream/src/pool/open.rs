@@ -137,7 +137,7 @@ impl Open {
         if outcome.is_ok() {
             self.host.stats.slot.block.record(ClusterMetric::CxConnectMs, milliseconds(started.elapsed()));
         }
-        if self.config.tls.is_some() && outcome.is_ok() {
+        if self.config.tls_for(self.host.host()).is_some() && outcome.is_ok() {
             self.host.count(ClusterMetric::SslHandshake);
         }
         let Err(failure) = &outcome else { return outcome };

@@ -281,6 +281,8 @@ impl Builder {
         let (host, port) = match address {
             Address::Ip(address) => return vec![(Identity::Address(*address), *address)],
             Address::Name { host, port } => (host, port),
+            // Only configuration is fetched from there.
+            Address::Path(_) => return Vec::new(),
         };
         let name = (Arc::clone(host), *port);
         let answer = self.answers.get(&name).and_then(Option::as_deref).unwrap_or_default();
@@ -327,6 +329,11 @@ impl Builder {
 }
 
 impl ClusterConfig {
+    /// What connections to this host begin with. `None`: plain text.
+    pub(crate) fn tls_for(&self, host: &Host) -> Option<&TlsClients> {
+        self.tls.as_ref().filter(|_| self.cluster.secures(&host.place().metadata))
+    }
+
     /// Whether a connection opened under `self` is as good as one opened under the new configuration.
     fn opens_alike(&self, cluster: &Cluster, tls: Option<&Arc<rustls::ClientConfig>>) -> bool {
         let (a, b) = (&*self.cluster, cluster);
@@ -337,6 +344,7 @@ impl ClusterConfig {
         };
         same_tls
             && a.tls == b.tls
+            && a.transports == b.transports
             && a.auto_sni == b.auto_sni
             && a.protocol == b.protocol
             && a.http1 == b.http1

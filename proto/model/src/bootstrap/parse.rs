@@ -18,6 +18,7 @@ use super::{Admin, Bootstrap, Dynamic, Node, references};
 use crate::Name;
 use crate::access_log;
 use crate::agent::{self, TunnelAgent};
+use crate::bystander;
 use crate::cluster;
 use crate::listener::{self, Listener, Place};
 use crate::report::{Report, clip};
@@ -155,6 +156,10 @@ fn extensions(report: &mut Report, message: &api::Bootstrap, reverse: &mut Rever
             return None;
         };
         report.field("typed_config", |report| {
+            if bystander::is(config) {
+                bystander::warn(report, config);
+                return None;
+            }
             let name = config.type_name();
             if name == DownstreamReverseConnectionSocketInterface::full_name() {
                 let message = report.unpack(config)?;

@@ -8,6 +8,7 @@ use culvert_api::envoy::config::cluster::v3 as api;
 use culvert_api::envoy::config::core::v3 as core;
 
 use super::balancer::{self, Balancing};
+use super::transport;
 use super::{
     Breakers, Cluster, Discovery, RetryBudget, TcpKeepalive, custom, dns, protocol::protocol_options, reverse, shared,
 };
@@ -29,6 +30,13 @@ pub(crate) fn cluster(report: &mut Report, message: &api::Cluster) -> Option<Clu
         report.field("circuit_breakers", |report| breakers(report, message))
     });
     let tls = message.transport_socket.as_ref().and_then(|socket| tls::upstream_socket(report, socket));
+    let (tls, transports) = transport::transports(report, message, tls);
+    if let (Some(Discovery::Reverse(_) | Discovery::Tunnels(_)), false) = (&discovery, transports.is_empty()) {
+        report.error_at(
+            "transport_socket_matches",
+            "is for endpoints, and this cluster has agents; use transport_socket",
+        );
+    }
     let options = protocol_options(report, message, tls.as_ref());
     if let (Some(Discovery::Reverse(_)), Some(tls)) = (&discovery, &tls) {
         reverse::inside(report, tls, options.auto_sni.is_some());
@@ -59,6 +67,7 @@ pub(crate) fn cluster(report: &mut Report, message: &api::Cluster) -> Option<Clu
         balancer,
         breakers,
         tls,
+        transports,
         auto_sni: options.auto_sni,
         protocol: options.protocol,
         http1: options.http1,
@@ -89,7 +98,7 @@ fn discovery(report: &mut Report, message: &api::Cluster) -> Option<Discovery> {
         report.error_at("eds_cluster_config", format!("stands in a cluster of type {}", kind.as_str_name()));
     }
     match kind {
-        DiscoveryType::Static => Some(Discovery::Static(load_assignment(report, message, Names::Refused)?)),
+        DiscoveryType::Static => Some(Discovery::Static(load_assignment(report, message, Names::Paths)?)),
         DiscoveryType::StrictDns => {
             let options = dns::options(report, message);
             dns::strict(report, message, options)
@@ -192,7 +201,7 @@ fn bound(report: &mut Report, message: &core::BindConfig) -> Option<SocketAddr> 
     let source = message.source_address.as_ref()?;
     report.field("source_address", |report| match endpoint::socket_address(report, source, Names::Refused)? {
         Address::Ip(address) => Some(address),
-        Address::Name { .. } => None,
+        Address::Name { .. } | Address::Path(_) => None,
     })
 }
 

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -76,7 +78,11 @@ fn clusters_that_cannot_be_used() {
                 "less than 2",
             ),
             (r#"{"lb_subset_config": {}}"#, "lb_subset_config", "which endpoint a request goes to"),
-            (r#"{"transport_socket_matches": [{"name": "a"}]}"#, "transport_socket_matches", "which endpoints get TLS"),
+            (
+                r#"{"transport_socket_matches": [{"name": "a"}]}"#,
+                "transport_socket_matches[0].transport_socket",
+                "is missing",
+            ),
             (
                 r#"{"common_lb_config": {"healthy_panic_threshold": {"value": 101}}}"#,
                 "common_lb_config.healthy_panic_threshold",
@@ -357,4 +363,53 @@ fn what_is_set_is_kept() {
         &|cluster| matches!(&cluster.discovery, Discovery::LogicalDns { dns, .. } if dns.family == DnsFamily::Auto),
     );
     check(r#"{"common_lb_config": {"locality_weighted_lb_config": {}}}"#, &|cluster| cluster.locality_weighted);
+}
+
+#[test]
+fn unix_sockets_are_for_configuration() {
+    let to = |path: &str| {
+        format!(
+            r#"{{"load_assignment": {{"endpoints": [{{"lb_endpoints": [{{"endpoint": {{"address": {{"pipe": {path}}}}}}}]}}]}}}}"#
+        )
+    };
+    let at = "load_assignment.endpoints[0].lb_endpoints[0].endpoint.address.pipe";
+    warned(&base(), parse, &[(&to(r#"{"path": "./etc/istio/proxy/XDS"}"#), at, "a request that is routed there")]);
+    let long = to(&format!(r#"{{"path": "{}"}}"#, "x".repeat(108)));
+    refused(&base(), parse, &[(&long, &format!("{at}.path"), "107"), (&to("{}"), &format!("{at}.path"), "107")]);
+}
+
+/// Istio's shape: TLS for endpoints that say that they take it, plain text for others.
+#[test]
+fn an_endpoint_is_secured_as_its_metadata_says() {
+    let context = |sni: &str| {
+        let kind = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
+        format!(r#"{{"name": "tls", "typed_config": {{"@type": "{kind}", "sni": "{sni}"}}}}"#)
+    };
+    let raw = r#"{"name": "envoy.transport_sockets.raw_buffer"}"#;
+    let matches = |first: &str, second: &str, more: &str| {
+        format!(
+            r#"{{"transport_socket_matches": [
+                {{"name": "a", "match": {{"tlsMode": "istio"}}, "transport_socket": {first}}},
+                {{"name": "b", "match": {{"tlsMode": "other", "n": 1}}, "transport_socket": {second}}}]{more}}}"#
+        )
+    };
+    let said = |text: &str| BTreeMap::from([("envoy.transport_socket_match".to_owned(), text.to_owned())]);
+    let tls = context("s");
+    let otherwise = format!(r#", "transport_socket": {tls}"#);
+    for (patch, istio, other, none) in [
+        (matches(&tls, raw, ""), true, false, false),
+        (matches(raw, &tls, ""), false, true, false),
+        (matches(raw, raw, &otherwise), false, false, true),
+    ] {
+        let parsed = parse(&message(&patched(&base(), &patch)));
+        let cluster = parsed.value.unwrap_or_else(|errors| panic!("{patch}: {errors:#?}"));
+        let sni = cluster.tls.as_ref().and_then(|tls| tls.sni.as_deref());
+        assert_eq!(sni, Some("s"), "{patch}");
+        assert_eq!(cluster.secures(&said(r#"{"tlsMode": "istio"}"#)), istio, "{patch}");
+        assert_eq!(cluster.secures(&said(r#"{"tlsMode": "other", "n": 1, "more": true}"#)), other, "{patch}");
+        assert_eq!(cluster.secures(&said(r#"{"tlsMode": "other"}"#)), none, "{patch}: one of two is no match");
+        assert_eq!(cluster.secures(&BTreeMap::new()), none, "{patch}");
+    }
+    let at = "transport_socket_matches[1].transport_socket";
+    refused(&base(), parse, &[(&matches(&tls, &context("t"), ""), at, "another TLS context")]);
 }

@@ -31,6 +31,7 @@ pub(super) const TABLE: &[Covered] = &[
                 "round_robin_lb_config",
                 "common_lb_config",
                 "transport_socket",
+                "transport_socket_matches",
                 "protocol_selection",
                 "upstream_connection_options",
                 "load_balancing_policy",
@@ -67,10 +68,7 @@ pub(super) const TABLE: &[Covered] = &[
                 ],
                 "",
             ),
-            refused(
-                &["transport_socket_matches", "transport_socket_matcher"],
-                "it decides which endpoints get TLS; use transport_socket",
-            ),
+            refused(&["transport_socket_matcher"], "it decides which endpoints get TLS; use transport_socket_matches"),
             refused(
                 &["lb_subset_config", "ring_hash_lb_config", "maglev_lb_config", "original_dst_lb_config"],
                 "it decides which endpoint a request goes to",
@@ -85,6 +83,10 @@ pub(super) const TABLE: &[Covered] = &[
                 "it keeps clients apart; connections are shared here",
             ),
         ],
+    ),
+    covered(
+        "envoy.config.cluster.v3.Cluster.TransportSocketMatch",
+        &[honoured(&["match", "transport_socket"]), carried(&["name"])],
     ),
     covered("envoy.config.cluster.v3.Cluster.EdsClusterConfig", &[honoured(&["eds_config", "service_name"])]),
     covered("envoy.config.cluster.v3.Cluster.CustomClusterType", &[honoured(&["typed_config"]), carried(&["name"])]),

@@ -6,8 +6,7 @@ pub(super) const TABLE: &[Covered] = &[
     covered(
         "envoy.config.core.v3.Address",
         &[
-            honoured(&["socket_address"]),
-            refused(&["pipe"], "unix sockets are neither served nor dialled; use a socket_address"),
+            honoured(&["socket_address", "pipe"]),
             refused(
                 &["envoy_internal_address"],
                 "internal addresses are neither served nor dialled; use a socket_address",
@@ -22,6 +21,7 @@ pub(super) const TABLE: &[Covered] = &[
             refused(&["network_namespace_filepath"], "it decides who may connect"),
         ],
     ),
+    covered("envoy.config.core.v3.Pipe", &[honoured(&["path"]), carried(&["mode"])]),
     covered("envoy.config.core.v3.CidrRange", &[honoured(&["address_prefix", "prefix_len"])]),
     covered(
         "envoy.config.core.v3.BindConfig",

@@ -17,6 +17,7 @@ use super::{
     HttpConnectionManager, RouteSource, RouterOptions, ServerHeader, StripPort, UpgradeConfig, options,
 };
 use crate::access_log;
+use crate::bystander;
 use crate::extension::{self, Discovery, may_be};
 use crate::listener::{Cidr, cidr};
 use crate::on_demand::{self, OnDemand};
@@ -232,9 +233,12 @@ pub(crate) fn router_options(report: &mut Report, config: &Any) -> Option<Router
     })
 }
 
-/// An HTTP filter that is not there: refused unless the configuration allows for that.
+/// An HTTP filter that is not there: refused unless the configuration allows for that, or everything goes the same way without it.
 fn left_out(report: &mut Report, filter: &api::HttpFilter) {
     let (field, name) = match &filter.config_type {
+        Some(ConfigType::TypedConfig(config)) if bystander::is(config) => {
+            return report.field("typed_config", |report| bystander::warn(report, config));
+        }
         Some(ConfigType::TypedConfig(config)) => ("typed_config", config.type_name()),
         Some(ConfigType::ConfigDiscovery(_)) => ("config_discovery", clip(&filter.name)),
         None => ("typed_config", clip(&filter.name)),

@@ -23,6 +23,7 @@ use super::{
     udp_proxy,
 };
 use crate::access_log;
+use crate::bystander;
 use crate::endpoint::{self, Address, Names};
 use crate::extension;
 use crate::http;
@@ -145,7 +146,7 @@ fn datagrams(report: &mut Report, message: &api::Listener, address: &core::Addre
 pub(crate) fn socket(report: &mut Report, message: &core::Address) -> Option<SocketAddr> {
     match endpoint::address_of(report, message, Names::Refused)? {
         Address::Ip(address) => Some(address),
-        Address::Name { .. } => None,
+        Address::Name { .. } | Address::Path(_) => None,
     }
 }
 
@@ -207,16 +208,21 @@ fn chain(report: &mut Report, message: &api::FilterChain) -> Option<Arc<FilterCh
 
 /// The terminal filter, before which none may stand: each decides who may connect, or where traffic goes.
 fn network_filter(report: &mut Report, filters: &[api::Filter]) -> Option<NetworkFilter> {
-    let last = filters.len().saturating_sub(1);
     let mut terminal = None;
     let mut index = 0;
     report.items("filters", filters, |report, filter| -> Option<()> {
+        index += 1;
+        if let Some(api::filter::ConfigType::TypedConfig(config)) = &filter.config_type
+            && bystander::is(config)
+        {
+            report.field("typed_config", |report| bystander::warn(report, config));
+            return None;
+        }
         let parsed = one_filter(report, filter);
-        if index < last && parsed.is_some() {
+        if index < filters.len() && parsed.is_some() {
             report.error("is a terminal filter, but others stand behind it; let it be the last");
         }
         terminal = parsed;
-        index += 1;
         None
     });
     if filters.is_empty() {

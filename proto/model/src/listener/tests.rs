@@ -144,6 +144,41 @@ fn filter_chains_that_cannot_be_used() {
     );
 }
 
+fn at_fault(fields: &str) -> String {
+    let kind = "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault";
+    format!(r#""typed_config": {{"@type": "{kind}"{fields}}}"#)
+}
+
+/// As JSON within a message.
+fn written_out(kind: &str) -> String {
+    let outer = "type.googleapis.com/udpa.type.v1.TypedStruct";
+    let inner = format!("type.googleapis.com/{kind}");
+    format!(r#""typed_config": {{"@type": "{outer}", "type_url": "{inner}", "value": {{"debug": "false"}}}}"#)
+}
+
+#[test]
+fn filters_that_decide_nothing_are_left_out() {
+    let cors = r#""typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors"}"#;
+    let http = |fields: &str| manager(&format!(r#""http_filters": [{{"name": "x", {fields}}}, {ROUTER}]"#));
+    let at = inside("http_filters[0].typed_config");
+    let written = written_out("stats.PluginConfig");
+    let proxy = format!(r#"{{"name": "t", "typed_config": {{"@type": "{TCP}", "stat_prefix": "t", "cluster": "c"}}}}"#);
+    warned(
+        &base(),
+        parse,
+        &[
+            (&http(cors), &at, "Cors is not there; it decides nothing"),
+            (&http(&at_fault("")), &at, "HTTPFault is not there; it decides nothing"),
+            (&http(&written), &at, "stats.PluginConfig is not there; it decides nothing"),
+            (
+                &filters(&format!(r#"{{"name": "stats", {written}}}, {proxy}"#)),
+                "filter_chains[0].filters[0].typed_config",
+                "stats.PluginConfig is not there; it decides nothing",
+            ),
+        ],
+    );
+}
+
 #[test]
 fn connection_managers_that_cannot_be_used() {
     let filter = |fields: &str| manager(&format!(r#""http_filters": [{{"name": "x", {fields}}}, {ROUTER}]"#));
@@ -160,6 +195,8 @@ fn connection_managers_that_cannot_be_used() {
                 "behind the router",
             ),
             (&filter(&format!(r#""typed_config": {NODE}"#)), &inside("http_filters[0].typed_config"), "is_optional"),
+            (&filter(&at_fault(r#", "max_active_faults": 1"#)), &inside("http_filters[0].typed_config"), "is_optional"),
+            (&filter(&written_out("x.Authorizer")), &inside("http_filters[0].typed_config"), "is_optional"),
             (
                 &filter(r#""config_discovery": {"type_urls": ["x"]}"#),
                 &inside("http_filters[0].config_discovery"),
