@@ -128,9 +128,13 @@ impl Subscription {
 
     /// Why the node refused a resource as it is in `set`, of one that it has as `held` says.
     pub(crate) fn refused_and(&self, set: &TypeSet, held: Held) -> Option<Arc<str>> {
+        let is_held_so = |name: &Name| match held {
+            Held::Never => self.memory.accepted(name).is_none(),
+            Held::Older => self.memory.accepted_once(name).is_some(),
+        };
         self.memory.refused_names().find_map(|name| {
             let refusal = self.memory.refusal(name, self.lookup(set, name)?)?;
-            (self.memory.accepted(name).is_none() == (held == Held::Never)).then(|| Arc::clone(&refusal.reason))
+            is_held_so(name).then(|| Arc::clone(&refusal.reason))
         })
     }
 
@@ -398,7 +402,7 @@ impl Subscription {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Held {
     Never,
-    /// In the content that it accepted last.
+    /// In the content that it accepted last, maybe.
     Older,
 }
 

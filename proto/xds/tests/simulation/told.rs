@@ -151,7 +151,7 @@ impl Told {
         self.started && self.wanted != self.heard && self.seen_nonce == self.last_nonce
     }
 
-    fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         matches!(self.of, CLUSTER | LISTENER)
     }
 
@@ -279,7 +279,8 @@ impl Told {
         let (version, resources, mut removed) = (carried.version, carried.resources, carried.removed);
         if whole {
             // A full state says what is gone by leaving it out.
-            removed.extend(self.refused.keys().filter(|name| !published.contains_key(*name)).cloned());
+            let gone = |name: &&String| self.covers(name) && !published.contains_key(*name);
+            removed.extend(self.refused.keys().filter(gone).cloned());
         }
         let replaces = |(name, version): &&(String, String)| {
             let current = published.get(name);

@@ -99,7 +99,9 @@ impl Subscription {
         }
         let has = |resource: &Arc<Resource>| {
             let name = resource.name();
-            resource.ttl().is_some() && self.interest.covers(name) && self.sent.get(name) == Some(&resource.version())
+            let is_as_sent = self.sent.get(name) == Some(&resource.version());
+            let is_held = is_as_sent && self.memory.refusal(name, resource).is_none();
+            resource.ttl().is_some() && self.interest.covers(name) && is_held
         };
         let alive: Vec<_> = set.resources().filter(|resource| has(resource)).cloned().collect();
         if alive.is_empty() {
@@ -296,8 +298,9 @@ impl Subscription {
         due.extend(others.filter(|name| self.interest.covers(name)).cloned());
         for name in due {
             let resource = self.lookup(set, &name);
-            // Who hears that it is gone refuses nothing of it any more, as in delta.
-            let ends_refusal = resource.is_none() && self.memory.refused_version(&name).is_some();
+            // Who takes it as it is now, or takes that it is gone, refuses nothing of it any more.
+            let present = resource.map(|resource| resource.version());
+            let ends_refusal = self.memory.refused_version(&name).is_some_and(|refused| present != Some(refused));
             let content = resource.and_then(|resource| self.content(set, resource)).cloned();
             match &content {
                 Some(content) => self.sent.insert(Arc::clone(&name), content.version()),
