@@ -102,7 +102,9 @@ impl Case {
             .collect();
         let routes = format!("[{routes}{{match: {{prefix: /}}, route: {{cluster: {}}}}}]", name(self.clusters - 1));
         let of_each = |listener: &dyn Fn(usize) -> String| (0..self.clusters).map(listener).collect::<String>();
-        let udp = of_each(&|index| datagrams::listener(&format!("udp-{index}"), &name(index), datagrams::TUNNELING));
+        // A process that ends waits for sessions until they are idle.
+        let fields = format!("{}, idle_timeout: 1s", datagrams::TUNNELING);
+        let udp = of_each(&|index| datagrams::listener(&format!("udp-{index}"), &name(index), &fields));
         if self.dialect != Dialect::Envoy {
             let tcp = of_each(&|index| tcp_listener(&format!("tcp-{index}"), &name(index)));
             let listeners =
