@@ -50,6 +50,8 @@ pub(crate) struct Sources {
     pub(crate) client_tls: ClientTls,
     /// What the control plane is told of.
     pub(crate) tunnels: TunnelView,
+    /// gRFC A88.
+    pub(crate) fail_on_data_errors: bool,
     /// The connection of the ADS stream while that is open.
     pub(crate) connection: watch::Sender<Option<Channel>>,
 }

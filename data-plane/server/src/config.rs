@@ -53,6 +53,8 @@ pub(crate) struct Settings {
     /// Where accepted configuration is kept. `None`: nowhere, with a warning.
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) deletion_guard: DeletionGuard,
+    /// gRFC A88.
+    pub(crate) fail_on_data_errors: bool,
     pub(crate) apply: ApplyHandle,
     pub(crate) inventory: Inventory,
     pub(crate) registry: Registry,
@@ -121,6 +123,7 @@ pub(crate) async fn begin(settings: Settings) -> Configuration {
             watcher: settings.watcher,
             client_tls: settings.client_tls,
             tunnels: settings.tunnels,
+            fail_on_data_errors: settings.fail_on_data_errors,
             connection: watch::channel(None).0,
         };
         tokio::spawn(sources.run());

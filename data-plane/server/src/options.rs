@@ -64,6 +64,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
     pub deletion_guard_percent: u8,
 
+    /// What the control plane says not to exist, or that this node may not have it, is given up; without this what is in force
+    /// stays (gRFC A88)
+    #[arg(long)]
+    pub fail_on_data_errors: bool,
+
     /// How long requests in flight may take to finish after SIGTERM, and connections of replaced listeners
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub drain_time_s: u32,

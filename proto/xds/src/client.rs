@@ -32,6 +32,8 @@ pub struct ClientConfig {
     /// How long a named resource may stay unanswered on a connected stream before it is said not to exist. gRFC A53,
     /// Envoy: 15 s.
     pub resource_timeout: Duration,
+    /// gRFC A88: what the control plane says not to exist, or to be denied, is given up also if it is held. Otherwise it stays.
+    pub fail_on_data_errors: bool,
 }
 
 /// What of a type is wanted.

@@ -35,6 +35,7 @@ pub(crate) fn responses(data: &[u8]) {
         node: Node { id: "n".into(), ..Node::default() },
         node_on_first_message_only: true,
         resource_timeout: Duration::from_secs(15),
+        fail_on_data_errors: false,
     });
     for of in TYPES {
         let named = Interest::named(["a".into(), "b".into()]);

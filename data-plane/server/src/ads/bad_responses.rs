@@ -62,6 +62,7 @@ fn outcome(variant: Variant, of: &str, name: &str, bad: Any) -> (Vec<String>, St
         node: Node::default(),
         node_on_first_message_only: true,
         resource_timeout: Duration::from_secs(15),
+        fail_on_data_errors: false,
     });
     client.watch(of, Interest { wildcard: true, names: ["good".into(), name.into()].into() });
     client.on_connected();

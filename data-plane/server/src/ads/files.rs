@@ -41,6 +41,7 @@ pub(super) async fn run(sources: &Sources, source: &Source, kind: Kind, path: &P
         node: Node::default(),
         node_on_first_message_only: true,
         resource_timeout: Duration::from_secs(15),
+        fail_on_data_errors: false,
     });
     client.on_connected();
     let mut seen = None;

@@ -325,6 +325,7 @@ fn client(sources: &Sources, grpc: &GrpcSource) -> Client {
         node: node_of(sources),
         node_on_first_message_only: grpc.set_node_on_first_message_only,
         resource_timeout: RESOURCE_TIME,
+        fail_on_data_errors: sources.fail_on_data_errors,
     })
 }
 

@@ -259,6 +259,7 @@ impl DataPlane {
             message: Arc::default(),
             state_dir,
             deletion_guard: config::DeletionGuard::default(),
+            fail_on_data_errors: false,
             apply: ApplyHandle::new(queue),
             inventory: inventory.clone(),
             registry: registry.clone(),

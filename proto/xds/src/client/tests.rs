@@ -19,6 +19,7 @@ fn client(variant: Variant) -> Client {
         node: Node { id: "n".into(), ..Node::default() },
         node_on_first_message_only: true,
         resource_timeout: Duration::from_secs(15),
+        fail_on_data_errors: false,
     });
     client.on_connected();
     client
@@ -407,6 +408,47 @@ fn what_the_control_plane_cannot_give_is_neither_absent_nor_waited_for() {
     let late = NOW + Duration::from_secs(3600);
     let missing: Vec<Name> = std::iter::from_fn(|| client.poll_timeout(late)).map(|missing| missing.name).collect();
     assert_eq!(missing, ["y".into()], "nothing is waited for that was answered");
+}
+
+/// gRFC A88: data errors and others, with and without the switch, of what is held and what is not.
+#[test]
+fn what_is_held_survives_data_errors_unless_it_is_to_fail_on_them() {
+    for (code, switched, lost) in
+        [(5, false, false), (7, false, false), (14, false, false), (5, true, true), (7, true, true), (14, true, false)]
+    {
+        for variant in [Variant::Sotw, Variant::Delta] {
+            let mut client = client(variant);
+            client.config.fail_on_data_errors = switched;
+            client.watch(EDS, names(&["x", "never"]));
+            while client.poll_request(NOW).is_some() {}
+            let said = |name: &str| ResourceError {
+                resource_name: Some(ResourceName { name: name.into(), ..ResourceName::default() }),
+                error_detail: Some(rpc::Status { code, ..Default::default() }),
+            };
+            let errors = vec![said("x"), said("never"), said("other")];
+            let first = match variant {
+                Variant::Sotw => client.on_response(sotw(EDS, "1", "1", vec![any(EDS, "x")])),
+                Variant::Delta => client.on_delta_response(delta(EDS, "1", &[("x", "1")], &[])),
+            };
+            let _ack = first.unwrap().ack();
+            let update = match variant {
+                Variant::Sotw => {
+                    let response = DiscoveryResponse { resource_errors: errors, ..sotw(EDS, "2", "2", vec![]) };
+                    client.on_response(response)
+                }
+                Variant::Delta => {
+                    let response = DeltaDiscoveryResponse { resource_errors: errors, ..delta(EDS, "2", &[], &[]) };
+                    client.on_delta_response(response)
+                }
+            };
+            let update = update.unwrap();
+            let expected: &[Name] = if lost { &["x".into()] } else { &[] };
+            assert_eq!(update.removed(), expected, "{variant:?}: code {code}, switched on: {switched}");
+            let _ack = update.ack();
+            let holds = client.held(EDS).any(|(name, _)| &**name == "x");
+            assert_eq!(holds, !lost, "{variant:?}: code {code}, switched on: {switched}");
+        }
+    }
 }
 
 #[test]

@@ -33,6 +33,12 @@ pub struct Failure {
 
 impl Failure {
     pub const NOT_FOUND: i32 = 5;
+    pub const PERMISSION_DENIED: i32 = 7;
+
+    /// gRFC A88: an error of the data. Others are of the control plane, and pass.
+    fn is_of_data(&self) -> bool {
+        matches!(self.code, Self::NOT_FOUND | Self::PERMISSION_DENIED)
+    }
 }
 
 /// A refused resource.
@@ -65,7 +71,7 @@ pub struct Update<'c> {
 
 impl<'c> Update<'c> {
     pub(super) fn new(client: &'c mut Client, index: usize, version: String, nonce: String, content: Content) -> Self {
-        let variant = client.config.variant;
+        let (variant, fail_on_data_errors) = (client.config.variant, client.config.fail_on_data_errors);
         let mut update = Update {
             client,
             index,
@@ -99,6 +105,10 @@ impl<'c> Update<'c> {
             if let Some(ttl) = update.ttls.get(&name).filter(|_| subscription.held.contains_key(&name)) {
                 subscription.lives.insert(name, (*ttl, None));
             }
+        }
+        if fail_on_data_errors {
+            let lost = update.failures.iter().filter(|failure| failure.is_of_data()).map(|failure| &failure.name);
+            update.removed.extend(lost.filter(|name| subscription.held.contains_key(*name)).cloned());
         }
         let wanted = &subscription.wanted;
         if subscription.is_full_state(variant) && !content.unnamed {

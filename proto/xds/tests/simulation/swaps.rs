@@ -75,6 +75,7 @@ impl Swaps {
             node: Node { id: "n".into(), ..Node::default() },
             node_on_first_message_only: true,
             resource_timeout: Duration::from_secs(15),
+            fail_on_data_errors: false,
         };
         let peers: Vec<_> = if choices.percent(40) {
             SWAPPED.iter().map(|only| (Client::new(config.clone()), Some(*only), None)).collect()

@@ -83,6 +83,7 @@ impl World {
             node: Node { id: "n".into(), ..Node::default() },
             node_on_first_message_only: choices.percent(50),
             resource_timeout: Duration::from_secs(15),
+            fail_on_data_errors: false,
         };
         let peer = |only| Peer { client: Client::new(config.clone()), only, connection: None };
         let peers = if split { TYPES.iter().map(|only| peer(Some(*only))).collect() } else { vec![peer(None)] };
