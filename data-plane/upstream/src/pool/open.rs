@@ -134,11 +134,11 @@ impl Open {
     async fn dial(&self) -> Result<Dialled, UpstreamFailure> {
         let started = Instant::now();
         let outcome = dial::dial(&self.config, self.host.host(), self.offer, self.host.asked()).await;
-        if outcome.is_ok() {
+        if let Ok(dialled) = &outcome {
             self.host.stats.slot.block.record(ClusterMetric::CxConnectMs, milliseconds(started.elapsed()));
-        }
-        if self.config.tls_for(self.host.host()).is_some() && outcome.is_ok() {
-            self.host.count(ClusterMetric::SslHandshake);
+            if dialled.io.is_tls() {
+                self.host.count(ClusterMetric::SslHandshake);
+            }
         }
         let Err(failure) = &outcome else { return outcome };
         tracing::debug!(cluster = %self.config.cluster.name, %failure, "cannot connect to upstream host");

@@ -24,11 +24,11 @@ pub struct TransportMatch {
 }
 
 impl Cluster {
-    /// Whether connections to an endpoint with this metadata (JSON by key) are opened within TLS.
+    /// Whether the cluster's TLS context, if it has one, is for an endpoint with this metadata (JSON by key).
     #[must_use]
     pub fn secures(&self, metadata: &BTreeMap<String, String>) -> bool {
         if self.transports.is_empty() {
-            return self.tls.is_some();
+            return true;
         }
         let said = metadata.get(KEY).and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok());
         let says = |(key, wanted): (&String, &Value)| said.as_ref().and_then(|said| said.get(key)) == Some(wanted);

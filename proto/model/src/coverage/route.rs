@@ -72,7 +72,7 @@ pub(super) const TABLE: &[Covered] = &[
                 ],
                 "",
             ),
-            warned(&["rate_limits", "cors"], "it acts only through an HTTP filter, and those are refused"),
+            warned(&["rate_limits", "cors"], "it acts only through an HTTP filter that is not there"),
             refused(&["matcher", "route_specifiers"], "it decides where traffic goes; use routes"),
             refused(&["retry_policy_typed_config"], "use retry_policy"),
             refused(&["request_mirror_policies"], "it decides where copies of requests go"),
@@ -159,7 +159,7 @@ pub(super) const TABLE: &[Covered] = &[
             warned(&["hash_policy"], "no balancer here hashes"),
             warned(
                 &["rate_limits", "include_vh_rate_limits", "cors"],
-                "it acts only through an HTTP filter, and those are refused",
+                "it acts only through an HTTP filter that is not there",
             ),
             warned(&["flush_timeout", "early_data_policy", "grpc_timeout_offset", "hedge_policy"], ""),
             refused(&["cluster_specifier_plugin", "inline_cluster_specifier_plugin"], "it decides where traffic goes"),

@@ -437,7 +437,9 @@ fn what_is_held_survives_data_errors_unless_it_is_to_fail_on_them() {
                     client.on_response(response)
                 }
                 Variant::Delta => {
-                    let response = DeltaDiscoveryResponse { resource_errors: errors, ..delta(EDS, "2", &[], &[]) };
+                    // A server may say of a name that is denied both that it is removed, and why.
+                    let removed: &[&str] = if lost && code == 7 { &["x"] } else { &[] };
+                    let response = DeltaDiscoveryResponse { resource_errors: errors, ..delta(EDS, "2", &[], removed) };
                     client.on_delta_response(response)
                 }
             };

@@ -109,6 +109,9 @@ impl<'c> Update<'c> {
         if fail_on_data_errors {
             let lost = update.failures.iter().filter(|failure| failure.is_of_data()).map(|failure| &failure.name);
             update.removed.extend(lost.filter(|name| subscription.held.contains_key(*name)).cloned());
+            // A server may say both of one name: that it is removed, and why.
+            update.removed.sort_unstable();
+            update.removed.dedup();
         }
         let wanted = &subscription.wanted;
         if subscription.is_full_state(variant) && !content.unnamed {
