@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, ensure};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
@@ -15,12 +15,12 @@ use culvert_tests::ca::Authority;
 use culvert_tests::client::get;
 use culvert_tests::gateway::{Gateway, cluster, http_listener};
 use culvert_tests::load::Load;
-use culvert_tests::tunnel::{agent, connections, hosting, joined, tunnel_listener};
+use culvert_tests::tunnel::{agent, connections, hosting, joined, tcp_listener, tunnel_listener};
 use culvert_tests::wait::{eventually, in_time};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 const TO_EDGE: &str = "[{match: {prefix: /}, route: {cluster: edge}}]";
 const TO_A: &str = "[{match: {prefix: /}, route: {cluster: a}}]";
@@ -55,8 +55,10 @@ async fn cloud(folder: &Path, policies: &str, client_certificate: bool) -> Resul
         "      transport_socket: {{name: tls, typed_config: {{\"@type\": {TYPES}.DownstreamTlsContext, require_client_certificate: {client_certificate}, {}}}}}\n",
         common(folder, "server")
     );
-    let listeners =
-        http_listener("in", TO_EDGE, "", "") + &tunnel_listener("tunnel", "policy: who, reconnect_window: 0s") + &tls;
+    let listeners = http_listener("in", TO_EDGE, "", "")
+        + &tcp_listener("tcp", "edge")
+        + &tunnel_listener("tunnel", "policy: who, reconnect_window: 0s")
+        + &tls;
     let extension = format!(
         "bootstrap_extensions:\n- name: culvert.tunnel_policies\n  typed_config: {{\"@type\": type.googleapis.com/culvert.tunnel.v1.TunnelPolicies, {policies}}}"
     );
@@ -155,6 +157,36 @@ async fn a_policy_over_xds_lets_in_by_certificate_and_is_judged_again_on_live_tu
     joined(&cloud, 2).await?;
     a.stop().await?;
     b.stop().await?;
+    cloud.stop().await
+}
+
+/// A plain tunnel that a TCP connection has taken whole is watched as any other: who is allowed no more has it for 5 s.
+#[tokio::test]
+async fn what_a_tcp_connection_has_taken_is_cut_when_its_agent_is_allowed_no_more() -> Result {
+    let (folder, backend) = (certificates(&["a"])?, Backend::start("behind").await?);
+    let file = folder.path().join("policies.yaml");
+    put(&file, &response(1, &["a"]))?;
+    let policies = format!("policies_config: {{path_config_source: {{path: \"{}\"}}}}", file.display());
+    let cloud = cloud(folder.path(), &policies, true).await?;
+    let edge = edge(&cloud, folder.path(), Some("a"), backend.address, "protocol: HTTP1").await?;
+    joined(&cloud, 1).await?;
+    let mut client = TcpStream::connect(cloud.listener("tcp")?).await?;
+    let mut ask = async || -> Result<usize> {
+        client.write_all(b"GET / HTTP/1.1\r\nhost: edge\r\n\r\n").await?;
+        Ok(client.read(&mut [0; 1024]).await?)
+    };
+    ensure!(in_time("an answer", ask()).await?? > 0, "the edge answers over TCP");
+    let seen = joined(&cloud, 1).await?;
+    ensure!(seen[0]["state"] == "borrowed", "it is in use, and still listed: {seen:#?}");
+    let withdrawn = Instant::now();
+    put(&file, &response(2, &[]))?;
+    cloud.stat_reaches("tunnel_server.t.withdrawn", 1).await?;
+    ensure!(in_time("another answer", ask()).await?? > 0, "what is in flight has its time");
+    let end = in_time("the end of the connection", client.read(&mut [0; 1])).await?;
+    ensure!(!matches!(end, Ok(1..)), "expected its end, saw {end:?}");
+    ensure!(withdrawn.elapsed() >= Duration::from_secs(4), "cut after {:?}", withdrawn.elapsed());
+    joined(&cloud, 0).await?;
+    edge.stop().await?;
     cloud.stop().await
 }
 

@@ -96,7 +96,7 @@ pub enum RegisterError {
 pub enum TunnelEnd {
     /// The peer closed it, or it broke.
     Closed,
-    /// A TCP connection took it whole.
+    /// A TCP connection had taken it whole, and is over.
     Taken,
     /// [`TunnelLease::drain`] was called, and nothing is in flight any more.
     Drained,

@@ -11,7 +11,7 @@ use crate::failure::UpstreamFailure;
 use crate::fixture::{
     any, claim, cluster, eventually, get, on_worker, receive, send, serve_http1, serve_http2, worker,
 };
-use crate::pool::{PickContext, WorkerPools};
+use crate::pool::{PickContext, TcpCheckout, WorkerPools};
 use crate::stats::ClusterMetric;
 use crate::tunnel::{ReverseNames, TunnelClaim, TunnelLease};
 use culvert_http::{Io, StreamErrorKind};
@@ -230,13 +230,19 @@ async fn what_is_in_flight_ends_for_the_cluster_that_is_taken_away_alone() {
         assert_eq!(ask(&pools, &clusters, "edge", None).await.as_deref(), Ok("200 a /"), "and others follow");
         drop((kept, lost));
         leave(lease);
-        // A connection that is lent whole: to the cluster that stays, and to the one that is taken away.
-        for (name, cut) in [("edge", false), ("pay", true)] {
+        // A connection that is lent whole, to a request or a TCP connection: of the cluster that stays, and of the one that is
+        // taken away.
+        for (name, tcp, cut) in
+            [("edge", false, false), ("pay", false, true), ("edge", true, false), ("pay", true, true)]
+        {
             eventually("nobody is there", || hosts(&clusters, name) == 0).await;
             let lease = join(&clusters, TunnelClaim { protocol: TunnelProtocol::Http1, ..granted.clone() }).await;
-            let _lent = open(name, "/").await;
-            assert!(lease.set_may_serve(only(&["edge"])), "{name}");
-            assert_eq!(lease.end_lapsed(), cut, "whether the connection is cut that is lent to {name}");
+            let slot = clusters.slot(name);
+            let _exchange = if tcp { None } else { Some(open(name, "/").await) };
+            let mut taken = if tcp { Some(pools.checkout_tcp(&slot, &any()).await.unwrap()) } else { None };
+            let _bytes = taken.as_mut().and_then(TcpCheckout::take);
+            assert!(lease.set_may_serve(only(&["edge"])), "{name}, tcp: {tcp}");
+            assert_eq!(lease.end_lapsed(), cut, "whether the connection is cut that is lent to {name}, tcp: {tcp}");
             leave(lease);
         }
     })

@@ -301,17 +301,21 @@ impl TunnelConnection {
         self.phase.store(phase as u8, Ordering::SeqCst);
     }
 
+    /// The TCP connection that had it is over, and so is the tunnel.
+    pub(super) fn give_back_taken(&self) {
+        self.active.fetch_sub(1, Ordering::SeqCst);
+        let inner = self.inner.lock();
+        if matches!(inner.state, State::Borrowed(_)) {
+            self.end(inner, TunnelEnd::Taken);
+        }
+    }
+
     /// An exchange is over, and this is what it leaves.
     pub(super) fn give_back_plain(self: &Arc<Self>, leftover: Leftover) {
         self.active.fetch_sub(1, Ordering::SeqCst);
         let mut inner = self.inner.lock();
-        match inner.state {
-            State::Borrowed(_) => {}
-            State::Gone(_) => {
-                drop(inner);
-                return self.leave_queue();
-            }
-            _ => return,
+        if !matches!(inner.state, State::Borrowed(_)) {
+            return;
         }
         if self.is_draining() {
             let end = inner.drain_end;

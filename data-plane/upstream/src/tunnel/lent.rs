@@ -27,6 +27,8 @@ pub(super) enum What {
     Stream(Http2Client),
     /// In use by an exchange that the request holds.
     Used,
+    /// A plain connection, in use by a TCP connection to its end.
+    Taken,
 }
 
 /// What a TCP proxy gets of a tunnel.
@@ -51,20 +53,21 @@ impl Lent {
         match std::mem::replace(&mut self.what, What::Used) {
             What::Plain(client) => Some(client.exchange()),
             What::Stream(client) => Some(self.connection.begin_stream(&client, self.cluster)),
-            What::Rest(_) | What::Used => None,
+            What::Rest(_) | What::Used | What::Taken => None,
         }
     }
 
-    /// Takes a plain connection out of the cluster for good, or a stream of an HTTP/2 one.
+    /// A plain connection for good, or a stream of an HTTP/2 one. Keep this as long as what it yields: until then the connection
+    /// counts as in use, and whoever watches it may cut it.
     pub(crate) fn take(&mut self) -> Option<Whole> {
         self.connection.count_request();
         match std::mem::replace(&mut self.what, What::Used) {
             What::Plain(client) => {
-                self.connection.set_taken();
+                self.what = What::Taken;
                 Some(Whole::Io(client.into_io()))
             }
             What::Stream(client) => Some(Whole::Stream(self.connection.begin_stream(&client, self.cluster))),
-            What::Rest(_) | What::Used => None,
+            What::Rest(_) | What::Used | What::Taken => None,
         }
     }
 
@@ -84,6 +87,7 @@ impl Drop for Lent {
             What::Plain(client) => self.connection.give_back_plain(Leftover::Reusable(client)),
             What::Rest(rest) => self.connection.give_back_plain(Leftover::Unread(rest)),
             What::Stream(_) => self.connection.give_back_unused_stream(),
+            What::Taken => self.connection.give_back_taken(),
             What::Used => match self.connection.claim().protocol {
                 TunnelProtocol::Http1 => self.connection.give_back_plain(Leftover::Nothing),
                 TunnelProtocol::Http2 => self.connection.give_back_stream(),

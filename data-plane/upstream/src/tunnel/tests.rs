@@ -304,12 +304,14 @@ async fn tcp_takes_a_plain_tunnel_whole() {
         let tunnel = open(&clusters, claim("edge", "a")).await;
         eventually("it is attached", || clusters.tunnels()[0].state == "idle").await;
         let mut checkout = pools.checkout_tcp(&slot, &any()).await.unwrap();
-        assert_eq!(tunnel.end().await, TunnelEnd::Taken, "it is a host no more");
+        assert_eq!(clusters.tunnels()[0].state, "borrowed", "whoever watches it still does");
         let Some(TcpUpstream::Io(mut io)) = checkout.take() else { panic!("the connection, got {checkout:?}") };
         io.write_all(b"GET /raw HTTP/1.1\r\n\r\n").await.unwrap();
         let mut response = [0; 256];
         let n = io.read(&mut response).await.unwrap();
         assert!(response[..n].ends_with(b"a /raw"), "bytes both ways: {:?}", String::from_utf8_lossy(&response[..n]));
+        drop((io, checkout));
+        assert_eq!(tunnel.end().await, TunnelEnd::Taken, "it has served");
     }))
     .await;
 }

@@ -91,8 +91,6 @@ impl TunnelConnection {
         // Closing a socket is no work to be done under the lock.
         drop(before);
         match end {
-            // What a TCP connection has taken is missed when that ends: only then does its agent dial again.
-            TunnelEnd::Taken => {}
             // The next one of its agent would fail alike: nobody is to wait for that.
             TunnelEnd::TlsFailure => self.leave_queue_for(Duration::ZERO),
             _ => self.leave_queue(),
@@ -111,13 +109,6 @@ impl TunnelConnection {
         if self.awaited.swap(false, Ordering::SeqCst) {
             self.queue.leave(self.claim.names(), Some(window));
             self.elsewhere.leave(&self.claim.agent, window);
-        }
-    }
-
-    pub(in crate::tunnel) fn set_taken(&self) {
-        let inner = self.inner.lock();
-        if matches!(inner.state, State::Borrowed(_)) {
-            self.end(inner, TunnelEnd::Taken);
         }
     }
 }

@@ -176,12 +176,12 @@ async fn a_tunnel_that_tcp_has_taken_is_missed_when_the_connection_ends() {
         let tunnel = Box::pin(open(&clusters, claim.clone())).await;
         eventually("it is attached", || clusters.tunnels()[0].state == "idle").await;
         let taken = pools.checkout_tcp(&slot, &any()).await.unwrap();
-        assert_eq!(tunnel.end().await, TunnelEnd::Taken, "it is a host no more");
         let (other, at) = (Rc::clone(&pools), Arc::clone(&slot));
         let next = spawn_local(async move { other.checkout_tcp(&at, &any()).await.map(drop) });
         tokio::time::sleep(Duration::from_secs(4)).await;
         assert!(!next.is_finished(), "as for any connection that is in use");
         drop(taken);
+        assert_eq!(tunnel.end().await, TunnelEnd::Taken, "it was a host for that long");
         let _again = Box::pin(open(&clusters, claim)).await;
         assert_eq!(next.await.unwrap(), Ok(()), "the agent dialled again");
     })
