@@ -177,7 +177,7 @@ async fn what_a_tcp_connection_has_taken_is_cut_when_its_agent_is_allowed_no_mor
     };
     ensure!(in_time("an answer", ask()).await?? > 0, "the edge answers over TCP");
     let seen = joined(&cloud, 1).await?;
-    ensure!(seen[0]["state"] == "borrowed", "it is in use, and still listed: {seen:#?}");
+    ensure!(seen[0]["active"] == 1, "it is in use, and still listed: {seen:#?}");
     let withdrawn = Instant::now();
     put(&file, &response(2, &[]))?;
     cloud.stat_reaches("tunnel_server.t.withdrawn", 1).await?;

@@ -175,6 +175,7 @@ impl Agent {
                         hosting: hosting.clone(),
                         metrics: Rc::clone(&metrics),
                         renewing: Cell::new(false),
+                        dialling: Cell::new(false),
                     };
                     tasks.spawn_local(connection.run());
                 }

@@ -3,8 +3,10 @@
 mod hosted;
 
 use std::cell::Cell;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use culvert_model::tunnel::{ProtocolChoice, TunnelProtocol};
@@ -35,14 +37,23 @@ pub(super) struct Connection<H> {
     pub(super) metrics: Rc<Block<AgentMetric>>,
     /// Its replacement is being dialled.
     pub(super) renewing: Cell<bool>,
+    /// A server is being dialled: it may have accepted already.
+    pub(super) dialling: Cell<bool>,
 }
 
-type LocalBoxFuture<T> = std::pin::Pin<Box<dyn Future<Output = T>>>;
+type LocalBoxFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 
-/// Says when the replacement is there, or not wanted any more.
-struct Quiet<'a>(&'a Cell<bool>);
+/// Something is under way.
+struct Under<'a>(&'a Cell<bool>);
 
-impl Drop for Quiet<'_> {
+impl<'a> Under<'a> {
+    fn way(flag: &'a Cell<bool>) -> Self {
+        flag.set(true);
+        Self(flag)
+    }
+}
+
+impl Drop for Under<'_> {
     fn drop(&mut self) {
         self.0.set(false);
     }
@@ -102,38 +113,41 @@ impl<H: Hosting> Connection<H> {
                 end: tenure.end(),
             };
             let mut hosted = Box::pin(Rc::clone(self).host(tunnel, Rc::clone(&tenure)));
-            let (reason, next) = tokio::select! {
-                biased;
-                () = &mut hosted => return served(),
-                () = self.peer.leaving() => {
-                    hosted.await;
-                    return served();
+            let mut replaced = Box::pin(async {
+                let reason = tenure.due(&self.agent, &mut orders).await;
+                at_most(MOST_RETIRED - 1, retired).await;
+                if reason.is_the_servers() {
+                    sleep(pace.pause(established.elapsed(), backoff)).await;
                 }
-                replacement = Box::pin(async {
-                    let reason = tenure.due(&self.agent, &mut orders).await;
-                    while retired.len() >= MOST_RETIRED {
-                        retired.join_next().await;
-                    }
-                    if reason.is_the_servers() {
-                        sleep(pace.pause(established.elapsed(), backoff)).await;
-                    }
-                    (reason, self.replacement(reason, backoff).await)
-                }) => replacement,
+                (reason, self.replacement(reason, backoff).await)
+            });
+            let came = tokio::select! {
+                biased;
+                () = &mut hosted => self.under_way(replaced.as_mut()).await.map(|(_, next)| (None, next)),
+                () = self.peer.leaving() => {
+                    hosted.as_mut().await;
+                    None
+                }
+                (reason, next) = &mut replaced => Some((Some(reason), next)),
             };
+            drop(replaced);
+            let Some((reason, next)) = came else { return served() };
             self.metrics.inc(AgentMetric::Replaced);
-            tenure.retire();
-            let (agent, server) = (&self.agent.config.name, self.peer.address);
-            tracing::info!(%agent, %server, connection = self.index, ?reason, "tunnel replaced");
-            retired.spawn_local(Rc::clone(self).retire(hosted, tenure, reason));
-            while retired.try_join_next().is_some() {}
             tunnel = next;
+            // Unless the old one is over.
+            if let Some(reason) = reason {
+                tenure.retire();
+                let (agent, server) = (&self.agent.config.name, self.peer.address);
+                tracing::info!(%agent, %server, connection = self.index, ?reason, "tunnel replaced");
+                retired.spawn_local(Rc::clone(self).retire(hosted, tenure, reason));
+            }
+            while retired.try_join_next().is_some() {}
         }
     }
 
     /// Establishes another tunnel, which is to take the place of one that serves. Whatever fails, the old one goes on.
     async fn replacement(&self, reason: Reason, backoff: &mut Backoff) -> Established {
-        self.renewing.set(true);
-        let _quiet = Quiet(&self.renewing);
+        let _renewing = Under::way(&self.renewing);
         loop {
             let error = match self.attempt().await {
                 Ok(tunnel) => return tunnel,
@@ -145,6 +159,26 @@ impl<H: Hosting> Connection<H> {
             tracing::info!(%agent, %server, connection = self.index, ?reason, %error, ?delay, "not replaced yet");
             self.tell("handshake_failure", &error.to_string(), None);
             sleep(delay).await;
+        }
+    }
+
+    /// What the dial that is under way brings, though the old tunnel is over: its server may have accepted, and have sent requests
+    /// by now.
+    async fn under_way<T>(&self, mut replaced: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+        let answer = std::future::poll_fn(|cx| {
+            if !self.dialling.get() {
+                return Poll::Ready(None);
+            }
+            match replaced.as_mut().poll(cx) {
+                Poll::Ready(answer) => Poll::Ready(Some(answer)),
+                Poll::Pending if self.dialling.get() => Poll::Pending,
+                Poll::Pending => Poll::Ready(None),
+            }
+        });
+        tokio::select! {
+            biased;
+            () = self.peer.leaving() => None,
+            answer = answer => answer,
         }
     }
 
@@ -236,6 +270,7 @@ impl<H: Hosting> Connection<H> {
         let _permit = self.peer.dials.acquire().await;
         self.note(ConnectionState::Dialing);
         self.metrics.inc(AgentMetric::Dials);
+        let _dialling = Under::way(&self.dialling);
         timeout(config.connect_timeout, self.dial(&target)).await.map_err(|_| DialError::Timeout)?
     }
 
@@ -299,6 +334,13 @@ impl<H: Hosting> Connection<H> {
             return;
         }
         self.peer.note(self.index, self.worker, state);
+    }
+}
+
+/// Waits until no more than so many tunnels that were replaced are left.
+async fn at_most(count: usize, retired: &mut JoinSet<()>) {
+    while retired.len() > count {
+        retired.join_next().await;
     }
 }
 

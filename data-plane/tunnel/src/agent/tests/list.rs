@@ -104,6 +104,43 @@ async fn a_replacement_that_never_comes_is_not_waited_for_longer_than_a_dial() {
         .await;
 }
 
+/// The old tunnel may end while its replacement is asked for, whose server may have accepted then and have sent requests: it is
+/// waited for. If it comes to nothing, the connection is dialled as any that was lost.
+#[tokio::test]
+async fn a_replacement_that_is_asked_for_is_not_given_up_when_the_old_tunnel_ends() {
+    LocalSet::new()
+        .run_until(async {
+            for accepted in [true, false] {
+                let server = Server::bind().await;
+                let config = TunnelAgent {
+                    max_connection_age: Some(Duration::from_millis(50)),
+                    ..config(vec![fixed(server.address)])
+                };
+                let fixture = Fixture::start(config, inputs(), 1);
+                let old = server.accept_as_ours().await;
+                eventually("hosted", || fixture.listener.0.live.get() == 1).await;
+                let (mut next, _, _) = server.init().await;
+                drop(old);
+                eventually("the old one is over", || fixture.listener.0.live.get() == 0).await;
+                let further = timeout(Duration::from_millis(300), server.listener.accept()).await;
+                assert!(further.is_err(), "dialled beside the one that is asked for: {further:?}");
+                if !accepted {
+                    drop(next);
+                    let _again = server.accept_as_ours().await;
+                    eventually("hosted", || fixture.listener.0.live.get() == 1).await;
+                    assert_eq!(fixture.count(AgentMetric::Replaced), 0);
+                    continue;
+                }
+                answer(&mut next, Status::Success).await;
+                next.write_all(b"echo").await.unwrap();
+                let mut echoed = [0; 4];
+                timeout(Duration::from_secs(10), next.read_exact(&mut echoed)).await.expect("it is hosted").unwrap();
+                assert_eq!((&echoed, fixture.count(AgentMetric::Replaced)), (b"echo", 1));
+            }
+        })
+        .await;
+}
+
 /// A name server that says nothing: what it is asked for is given up after 5 s, and then shown as waiting.
 #[tokio::test]
 async fn a_name_that_is_never_answered_keeps_no_other_server_from_being_dialled() {
