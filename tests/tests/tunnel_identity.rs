@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
@@ -21,6 +21,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 const TO_EDGE: &str = "[{match: {prefix: /}, route: {cluster: edge}}]";
 const TO_A: &str = "[{match: {prefix: /}, route: {cluster: a}}]";

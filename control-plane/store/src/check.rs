@@ -229,7 +229,7 @@ fn shares_agents(draft: &Draft) -> bool {
 
 /// Packs the resources, sharing those that did not change.
 fn place(content: Content, before: &Directory) -> Directory {
-    let Content { drafts, grants } = content;
+    let Content { drafts, grants, endpoint_files } = content;
     let known: HashMap<(&str, &str, Version), &Arc<Resource>> = before
         .resources()
         .map(|(resource, ..)| ((&**resource.type_url(), &**resource.name(), resource.version()), resource))
@@ -254,7 +254,7 @@ fn place(content: Content, before: &Directory) -> Directory {
     let mut ordered: Vec<(usize, Selector)> =
         selectors.into_iter().map(|(selector, index)| (index, selector)).collect();
     ordered.sort_by_key(|(index, _)| *index);
-    Directory::new(ordered.into_iter().map(|(_, selector)| selector).collect(), placed, grants)
+    Directory::new(ordered.into_iter().map(|(_, selector)| selector).collect(), placed, grants, endpoint_files)
 }
 
 #[cfg(test)]

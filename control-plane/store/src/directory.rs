@@ -1,6 +1,7 @@
 //! A directory that is good as a whole: resources and the nodes they are for. Immutable.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use culvert_xds::resource::TypeUrl;
@@ -28,6 +29,8 @@ pub struct Directory {
     candidates: BTreeMap<(TypeUrl, Name), Vec<usize>>,
     /// Empty: every node may have what is placed on it.
     grants: Vec<Grant>,
+    /// Files that hold nothing else.
+    endpoint_files: BTreeSet<Arc<Path>>,
 }
 
 /// What decides what a node gets: nodes with equal matches get equal sets.
@@ -61,13 +64,18 @@ pub(crate) struct Resolved {
 }
 
 impl Directory {
-    pub(crate) fn new(selectors: Vec<Selector>, placed: Vec<Placed>, grants: Vec<Grant>) -> Self {
+    pub(crate) fn new(
+        selectors: Vec<Selector>,
+        placed: Vec<Placed>,
+        grants: Vec<Grant>,
+        endpoint_files: BTreeSet<Arc<Path>>,
+    ) -> Self {
         let mut candidates: BTreeMap<(TypeUrl, Name), Vec<usize>> = BTreeMap::new();
         for (index, one) in placed.iter().enumerate() {
             let key = (Arc::clone(one.resource.type_url()), Arc::clone(one.resource.name()));
             candidates.entry(key).or_default().push(index);
         }
-        let mut directory = Self { selectors, placed, candidates: BTreeMap::new(), grants };
+        let mut directory = Self { selectors, placed, candidates: BTreeMap::new(), grants, endpoint_files };
         for indices in candidates.values_mut() {
             indices.sort_by_key(|index| std::cmp::Reverse(directory.rank(*index)));
         }
@@ -84,6 +92,12 @@ impl Directory {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.placed.is_empty()
+    }
+
+    /// Whether a file held endpoints and nothing else.
+    #[must_use]
+    pub fn holds_endpoints_only(&self, file: &Path) -> bool {
+        self.endpoint_files.contains(file)
     }
 
     /// Each resource with the nodes that it is for and where it stands.

@@ -4,6 +4,7 @@
 //! a list) and, all optional, `selector` (which nodes; default: all) and `node`, what they are: `culvert-proxy` (what those do not
 //! honour is an error) or `grpc` (what gRPC's clients and servers refuse is one).
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -71,14 +72,22 @@ impl Draft {
 pub(crate) struct Content {
     pub(crate) drafts: Vec<Draft>,
     pub(crate) grants: Vec<Grant>,
+    /// Files that hold nothing else.
+    pub(crate) endpoint_files: BTreeSet<Arc<Path>>,
 }
 
 /// Adds what stands in a file to `content`; mistakes go to `findings`.
 pub(crate) fn parse(text: &Text, content: &mut Content, findings: &mut Vec<Finding>) {
+    let (drafts, grants) = (content.drafts.len(), content.grants.len());
     let mut file = File { path: &text.path, findings, content };
     match document::parse(&text.bytes, text.syntax, &Limits::default()) {
         Ok(documents) => documents.into_iter().for_each(|document| file.document(document)),
         Err(problems) => file.findings.extend(problems.into_iter().map(|problem| Finding::of(&text.path, problem))),
+    }
+    let mut here = content.drafts.iter().skip(drafts).peekable();
+    let holds_some = here.peek().is_some() && grants == content.grants.len();
+    if holds_some && here.all(|draft| draft.type_url == type_url::CLUSTER_LOAD_ASSIGNMENT) {
+        content.endpoint_files.insert(Arc::clone(&text.path));
     }
 }
 

@@ -10,14 +10,15 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use notify::event::{AccessKind, AccessMode};
+use notify::event::{AccessKind, AccessMode, ModifyKind, RenameMode};
 use notify::{EventKind, Watcher as _};
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
 
 /// The bytes of a regular file, at most `limit`. A path that a control plane may name leads anywhere: a pipe would be
@@ -56,6 +57,8 @@ pub struct FileWatcher {
 struct Shared {
     /// Counts events; every subscription looks when it changes.
     events: watch::Sender<u64>,
+    /// Of those subscriptions that ask which files are whole.
+    touched: Arc<Mutex<Vec<Weak<Touched>>>>,
     inotify: Mutex<Option<notify::RecommendedWatcher>>,
     directories: Mutex<Directories>,
 }
@@ -80,16 +83,20 @@ impl FileWatcher {
     #[must_use]
     pub fn new() -> Self {
         let events = watch::Sender::new(0);
-        let told = events.clone();
+        let touched: Arc<Mutex<Vec<Weak<Touched>>>> = Arc::default();
+        let (told, noted) = (events.clone(), Arc::clone(&touched));
         let tell = move |event: notify::Result<notify::Event>| {
-            if event.map_or(true, |event| is_change(event.kind)) {
+            if event.as_ref().map_or(true, |event| is_change(event.kind)) {
+                // Before anybody looks.
+                noted.lock().iter().filter_map(Weak::upgrade).for_each(|touched| touched.note(event.as_ref().ok()));
                 told.send_modify(|count| *count += 1);
             }
         };
         let inotify = notify::recommended_watcher(tell)
             .inspect_err(|error| tracing::warn!(%error, "no inotify: files are polled every two seconds"))
             .ok();
-        Self { shared: Arc::new(Shared { events, inotify: Mutex::new(inotify), directories: Mutex::default() }) }
+        let inotify = Mutex::new(inotify);
+        Self { shared: Arc::new(Shared { events, touched, inotify, directories: Mutex::default() }) }
     }
 
     /// Watches `paths` (files, or directories with all below them) from their content of this moment on.
@@ -97,8 +104,9 @@ impl FileWatcher {
     #[must_use]
     pub fn watch(&self, paths: impl IntoIterator<Item = PathBuf>, quiet: Duration) -> Changes {
         let events = self.shared.events.subscribe();
+        let shared = Arc::clone(&self.shared);
         let mut changes =
-            Changes { shared: Arc::clone(&self.shared), quiet, seen: BTreeMap::new(), unlooked: false, events };
+            Changes { shared, quiet, seen: BTreeMap::new(), unlooked: false, events, urgent: None, returned: None };
         changes.follow(paths);
         changes
     }
@@ -112,6 +120,52 @@ fn is_change(kind: EventKind) -> bool {
     }
 }
 
+/// What has happened to which files since somebody looked.
+#[derive(Debug, Default)]
+struct Touched(Mutex<BTreeMap<PathBuf, bool>>);
+
+impl Touched {
+    /// A file is whole when whoever wrote it has closed it, or has given it its name.
+    fn note(&self, event: Option<&notify::Event>) {
+        let mut files = self.0.lock();
+        let Some(event) = event.filter(|_| files.len() < MAX_TOUCHED) else {
+            files.insert(PathBuf::new(), false);
+            return;
+        };
+        match (event.kind, event.paths.as_slice()) {
+            (EventKind::Modify(ModifyKind::Metadata(_)), _) => {}
+            // The first one was told of before.
+            (EventKind::Modify(ModifyKind::Name(RenameMode::Both)), [_, to]) => drop(files.insert(to.clone(), true)),
+            (kind, paths) => {
+                let whole = matches!(kind, EventKind::Access(_) | EventKind::Modify(ModifyKind::Name(RenameMode::To)));
+                files.extend(paths.iter().map(|path| (path.clone(), whole)));
+            }
+        }
+    }
+}
+
+/// Which changes need not wait for quiet: see [`Changes::hurry`].
+struct Urgent {
+    touched: Arc<Touched>,
+    is_urgent: Box<Judge>,
+}
+
+type Judge = dyn Fn(&Path) -> Option<bool> + Send + Sync;
+
+impl std::fmt::Debug for Urgent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Urgent").field("touched", &self.touched).finish_non_exhaustive()
+    }
+}
+
+impl Urgent {
+    fn is_whole(&self) -> bool {
+        let files = self.touched.0.lock();
+        let mut counts = files.iter().filter_map(|(path, whole)| Some((self.is_urgent)(path)? && *whole)).peekable();
+        counts.peek().is_some() && counts.all(|whole| whole)
+    }
+}
+
 /// Changes of a set of paths.
 #[derive(Debug)]
 pub struct Changes {
@@ -122,9 +176,20 @@ pub struct Changes {
     /// Something has happened since.
     unlooked: bool,
     events: watch::Receiver<u64>,
+    urgent: Option<Urgent>,
+    /// When [`Self::changed`] returned last.
+    returned: Option<Instant>,
 }
 
 impl Changes {
+    /// A change waits for no quiet when all files that it touched are whole and urgent, and there was none for that time. `None`
+    /// is for files that do not count.
+    pub fn hurry(&mut self, is_urgent: impl Fn(&Path) -> Option<bool> + Send + Sync + 'static) {
+        let touched = Arc::default();
+        self.shared.touched.lock().push(Arc::downgrade(&touched));
+        self.urgent = Some(Urgent { touched, is_urgent: Box::new(is_urgent) });
+    }
+
     /// Watches `paths` instead of those so far: new ones from their content of this moment on; a change of those that
     /// stay, and that nobody was told of yet, is not lost.
     pub fn follow(&mut self, paths: impl IntoIterator<Item = PathBuf>) {
@@ -146,6 +211,10 @@ impl Changes {
             if self.unlooked {
                 self.settle().await;
             }
+            if let Some(urgent) = &self.urgent {
+                // What happens from now on has an event of its own.
+                urgent.touched.0.lock().clear();
+            }
             let before = self.seen.clone();
             for path in before.keys() {
                 self.shared.follow(path);
@@ -158,16 +227,26 @@ impl Changes {
             self.unlooked = false;
             if seen != self.seen {
                 self.seen = seen;
+                self.returned = Some(Instant::now());
                 return;
             }
         }
     }
 
-    /// Waits until nothing happens for a while.
+    /// Waits until nothing happens for a while, or until what has happened need not wait.
     async fn settle(&mut self) {
-        let deadline = tokio::time::Instant::now() + 20 * self.quiet;
-        while tokio::time::Instant::now() < deadline {
-            match tokio::time::timeout(self.quiet, self.events.changed()).await {
+        let now = Instant::now();
+        let deadline = now + 20 * self.quiet;
+        // One that follows another at once waits with those that follow it.
+        let soonest = self.returned.map_or(now, |returned| returned + self.quiet);
+        while Instant::now() < deadline {
+            let is_whole = self.urgent.as_ref().is_some_and(Urgent::is_whole);
+            if is_whole && soonest <= Instant::now() {
+                return;
+            }
+            let quiet = Instant::now() + self.quiet;
+            let until = if is_whole { soonest.min(quiet) } else { quiet };
+            match tokio::time::timeout_at(until, self.events.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) | Err(_) => return,
             }
@@ -286,6 +365,8 @@ fn hash_file(path: &Path, hash: &mut Xxh3) -> io::Result<()> {
 const POLL: Duration = Duration::from_secs(2);
 /// With it: for what it cannot see, such as files of a network.
 const SLOW_POLL: Duration = Duration::from_secs(10);
+/// Files of one change that are looked at singly.
+const MAX_TOUCHED: usize = 1024;
 const MAX_LINKS: usize = 16;
 const MAX_DEPTH: usize = 16;
 /// More than any file has that somebody reads whole.

@@ -168,3 +168,37 @@ async fn other_paths_do_not_hide_a_change_of_those_that_stay() {
     changes.follow([file, other]);
     expect_change(&mut changes, "a write before other paths were given").await;
 }
+
+/// What is urgent waits for those that follow if it follows one itself: no more often than once in the quiet time.
+#[tokio::test]
+async fn urgent_changes_come_no_faster_than_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("urgent");
+    let quiet = Duration::from_millis(200);
+    let mut changes = FileWatcher::new().watch([dir.path().to_path_buf()], quiet);
+    changes.hurry(|path| path.ends_with("urgent").then_some(true));
+    std::fs::write(&file, "one").unwrap();
+    expect_change(&mut changes, "the first write").await;
+    let first = Instant::now();
+    std::fs::write(&file, "two").unwrap();
+    expect_change(&mut changes, "the second write").await;
+    assert!(first.elapsed() >= quiet, "the second one after {:?}", first.elapsed());
+}
+
+/// A file that somebody still writes is no whole one, however long that takes.
+#[tokio::test]
+async fn what_is_still_written_is_not_urgent() {
+    use std::io::Write;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("urgent");
+    std::fs::write(&path, "one").unwrap();
+    let mut changes = FileWatcher::new().watch([dir.path().to_path_buf()], Duration::from_secs(3600));
+    changes.hurry(|path| path.ends_with("urgent").then_some(true));
+    let mut file = File::create(&path).unwrap();
+    file.write_all(b"tw").unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(300), changes.changed()).await;
+    assert!(early.is_err(), "half a file was told of");
+    file.write_all(b"o").unwrap();
+    drop(file);
+    expect_change(&mut changes, "the closed file").await;
+}
