@@ -26,8 +26,8 @@ pub(crate) struct Memory {
     refused: BTreeMap<Name, Refusal>,
     /// Refusals of whole responses.
     together: u64,
-    /// What was released since the node should have what it should have now: once is enough.
-    released: BTreeMap<Name, Version>,
+    /// What was released since the node should have what it should have now: one more try is enough.
+    released: BTreeMap<Name, Released>,
     /// `version_info` of the response accepted last.
     pub(crate) accepted_version: Option<String>,
 }
@@ -41,6 +41,14 @@ pub(crate) struct Refusal {
     pub(crate) at: Duration,
     /// The refusal was one of a whole response: once one of its resources is another, the others may be sent again.
     together: Option<Group>,
+}
+
+/// A refused content that may be sent again.
+#[derive(Debug)]
+struct Released {
+    refusal: Refusal,
+    /// It was: the node may have taken it.
+    sent: bool,
 }
 
 /// What was refused together.
@@ -88,6 +96,7 @@ impl Memory {
     pub(crate) fn accept(&mut self, item: Item) {
         let (name, resource) = item;
         self.refused.remove(&name);
+        self.released.remove(&name);
         self.doubtful.remove(&name);
         if let Some(resource) = resource {
             if self.accepted.iter().next().is_none() {
@@ -111,7 +120,7 @@ impl Memory {
         self.since = self.now;
         self.accepted_at.clear();
         self.doubtful.clear();
-        self.refused.clear();
+        self.forget_refusals();
     }
 
     /// What was accepted is mostly what this set lists. `news`: so much was accepted since the last time.
@@ -148,9 +157,27 @@ impl Memory {
         self.refused.insert(name, refusal);
     }
 
-    /// The node should have something else from now on.
+    /// The node should have something else from now on. What was released for what it should have had, and was not sent, is as
+    /// refused as before.
     pub(crate) fn new_target(&mut self) {
-        self.released.clear();
+        for (name, released) in std::mem::take(&mut self.released) {
+            if !released.sent {
+                self.refused.entry(name).or_insert(released.refusal);
+            }
+        }
+    }
+
+    /// These are on their way to the node.
+    pub(crate) fn on_sent(&mut self, items: &[Item]) {
+        if self.released.is_empty() {
+            return;
+        }
+        for (name, resource) in items {
+            let version = resource.as_ref().map(|resource| resource.version());
+            if let Some(released) = self.released.get_mut(name) {
+                released.sent |= version == Some(released.refusal.version);
+            }
+        }
     }
 
     /// Forgets refusals of what was refused together with something that the node should no longer have, now that it should
@@ -168,12 +195,13 @@ impl Memory {
         let is_free = |(name, refusal): &(&Name, &Refusal)| {
             let broken =
                 refusal.together.is_some_and(|group| whole.get(&group).is_some_and(|count| *count < group.size));
-            broken && is_as_refused(name, refusal) && self.released.get(*name) != Some(&refusal.version)
+            let same = |released: &Released| released.sent && released.refusal.version == refusal.version;
+            broken && is_as_refused(name, refusal) && !self.released.get(*name).is_some_and(same)
         };
         let free: Vec<Name> = self.refused.iter().filter(is_free).map(|(name, _)| Arc::clone(name)).collect();
         for name in &free {
             if let Some(refusal) = self.refused.remove(name) {
-                self.released.insert(Arc::clone(name), refusal.version);
+                self.released.insert(Arc::clone(name), Released { refusal, sent: false });
             }
         }
         free
@@ -184,6 +212,7 @@ impl Memory {
         self.accepted_at.remove(name);
         self.doubtful.remove(name);
         self.refused.remove(name);
+        self.released.remove(name);
     }
 
     /// Keeps of the accepted contents those that the node confirms to hold. It may have spoken to another session
@@ -204,10 +233,14 @@ impl Memory {
         if self.refused.get(name).is_some_and(|refusal| refusal.version == version) {
             self.refused.remove(name);
         }
+        if self.released.get(name).is_some_and(|released| released.refusal.version == version) {
+            self.released.remove(name);
+        }
     }
 
     pub(crate) fn forget_refusals(&mut self) {
         self.refused.clear();
+        self.released.clear();
     }
 
     pub(crate) fn retain(&mut self, keep: impl Fn(&str) -> bool) {
@@ -215,6 +248,7 @@ impl Memory {
         self.accepted_at.retain(|name, _| keep(name));
         self.doubtful.retain(|name, _| keep(name));
         self.refused.retain(|name, _| keep(name));
+        self.released.retain(|name, _| keep(name));
     }
 }
 

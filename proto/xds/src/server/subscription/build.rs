@@ -50,6 +50,7 @@ impl Subscription {
         self.counts.sent += 1;
         let version = version.to_string();
         self.nonce = nonce();
+        self.memory.on_sent(&items);
         self.outstanding =
             Some(Outstanding { nonce: self.nonce.clone(), version: version.clone(), at: self.memory.now, items });
         Some(Response {

@@ -148,6 +148,28 @@ fn a_full_state_carries_the_accepted_content_of_what_was_refused_and_leaves_out_
     peer.expect("Cluster a=4 b=2");
 }
 
+/// What might have been sent again, and was not when the node should have something else, is refused as before.
+#[test]
+fn what_was_refused_together_stays_refused_until_a_part_of_it_was_taken() {
+    let mut peer = peer(clusters(&["a=1", "b=1"]));
+    peer.sotw(CLUSTER, &[], "", "");
+    let nonce = peer.expect("Cluster a=1 b=1");
+    peer.sotw(CLUSTER, &[], "", &nonce);
+    peer.publish(clusters(&["a=bad", "b=bad"]));
+    let nonce = peer.expect("Cluster a=bad b=bad");
+    peer.sotw_nack(CLUSTER, &[], &nonce, "who knows");
+    // Each of the two is looked at again, and is replaced before it could be sent.
+    for content in [["a=bad", "b=2"], ["a=2", "b=bad"]] {
+        peer.publish(clusters(&content));
+    }
+    peer.publish(clusters(&["a=bad", "b=bad"]));
+    let nonce = peer.expect("Cluster a=1 b=1");
+    peer.sotw(CLUSTER, &[], "", &nonce);
+    assert_eq!(peer.status(CLUSTER), "a=Error b=Error", "it has what it had");
+    peer.publish(clusters(&["a=bad", "b=2"]));
+    peer.expect("Cluster a=bad b=2");
+}
+
 #[test]
 fn a_client_that_names_what_it_refuses_keeps_the_rest() {
     let mut peer = Peer::with_features(Variant::Sotw, clusters(&["a=1", "b=bad"]), &[PARTIAL_ACK]);
