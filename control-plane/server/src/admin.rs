@@ -133,7 +133,7 @@ fn shown(control: &Control, path: &str) -> http::Response<Full<Bytes>> {
         "/metrics" => text(StatusCode::OK, metrics(control)),
         "/config" => page(&config(control)),
         "/config_dump" => page(&config_dump(control)),
-        "/nodes" => page(&Value::Array(control.nodes.status().iter().map(node).collect())),
+        "/nodes" => page(&Value::Array(control.node_status().iter().map(node).collect())),
         "/loads" => page(&loads(control)),
         "/history" => page(&push::history(control)),
         "/" => text(StatusCode::OK, PAGES.to_owned()),

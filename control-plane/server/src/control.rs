@@ -16,7 +16,7 @@ use crate::identity::Identities;
 use crate::inventory::Inventory;
 use crate::loads::Loads;
 use crate::metrics::Metrics;
-use crate::nodes::{Nodes, Standing};
+use crate::nodes::{NodeStatus, Nodes, Standing};
 use crate::polling::PollingNodes;
 
 /// Former contents that are remembered.
@@ -285,6 +285,13 @@ impl Control {
     /// What is in force.
     pub(crate) fn directory(&self) -> Arc<Directory> {
         Arc::clone(self.catalog.lock().directory())
+    }
+
+    /// Every node that has, or had lately, a stream, and every one that polls.
+    pub(crate) fn node_status(&self) -> Vec<NodeStatus> {
+        let mut all = self.nodes.status();
+        all.extend(self.polling.status());
+        all
     }
 
     pub(crate) fn latest(&self) -> Arc<Latest> {

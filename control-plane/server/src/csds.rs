@@ -61,7 +61,7 @@ impl ClientStatusDiscoveryService for Csds {
 fn answer(control: &Control, peer: &Peer, request: &ClientStatusRequest) -> Result<ClientStatusResponse, Status> {
     let matchers = request.node_matchers.iter().map(Matcher::new).collect::<Result<Vec<_>, _>>()?;
     // Whoever may be some nodes only sees those.
-    let mut nodes = control.nodes.status();
+    let mut nodes = control.node_status();
     if !control.access.is_operator(peer) {
         nodes.retain(|node| control.identities.allow(&peer.names, &node.identity.id, &node.identity.cluster));
     }

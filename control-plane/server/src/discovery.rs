@@ -201,7 +201,7 @@ pub(crate) fn polled(
     request: DiscoveryRequest,
 ) -> Result<DiscoveryResponse, Status> {
     let identity = peer.identify(control, request.node.clone())?;
-    let snapshot = control.polling.serve(control, peer.certificate.clone(), &identity);
+    let snapshot = control.polling.serve(control, peer.certificate.clone(), &identity, (type_url, &request));
     first_response(control, identity, snapshot, type_url, request)
 }
 

@@ -1,16 +1,17 @@
 //! The nodes that poll, and how far each of them is on its way to what is in force.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use culvert_xds::server::Polled;
-use culvert_xds::{NodeIdentity, Snapshot};
+use culvert_api::envoy::service::discovery::v3::DiscoveryRequest;
+use culvert_xds::server::{Polled, Progress, TypeStatus};
+use culvert_xds::{NodeIdentity, Session, SessionConfig, Snapshot, StreamId, StreamKind, Variant};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::control::Control;
-use crate::nodes::NodeKey;
+use crate::nodes::{NodeKey, NodeStatus};
 
 /// Nodes that are remembered at most; others get every change at once.
 const MAX_NODES: usize = 10_000;
@@ -18,6 +19,10 @@ const MAX_NODES: usize = 10_000;
 const REMEMBERED: Duration = Duration::from_secs(600);
 /// How often it is looked whom to forget.
 const SWEEP: Duration = Duration::from_secs(10);
+/// Who did not poll for so long, or for a step, is not shown as connected.
+const ABSENT: Duration = Duration::from_secs(60);
+/// Names in a request that is remembered for the node's status; one with more is answered, and shown as nothing that it asked for.
+const MAX_NAMES: usize = 1000;
 
 #[derive(Debug)]
 pub(crate) struct PollingNodes {
@@ -25,6 +30,7 @@ pub(crate) struct PollingNodes {
     /// Of a change; zero: there are none.
     step: Duration,
     begun: Instant,
+    begun_at: SystemTime,
 }
 
 #[derive(Debug, Default)]
@@ -38,38 +44,129 @@ struct Polling {
     identity: NodeIdentity,
     polled: Polled,
     last: Instant,
+    /// Of what the target was made.
+    generation: u64,
+    /// Its latest request of each type, and when it came.
+    asked: BTreeMap<&'static str, (DiscoveryRequest, Duration)>,
 }
 
 impl PollingNodes {
     /// `refresh`: the longest time between two polls of a node.
     pub(crate) fn new(refresh: Duration) -> Self {
         // Twice: what a poll brought just before a change has clusters that are asked about with the next one.
-        Self { nodes: Mutex::default(), step: 2 * refresh, begun: Instant::now() }
+        Self { nodes: Mutex::default(), step: 2 * refresh, begun: Instant::now(), begun_at: SystemTime::now() }
     }
 
-    /// What a node that polls is served now.
+    /// What a node that polls for a type is served now.
     pub(crate) fn serve(
         &self,
         control: &Control,
         certificate: Option<Arc<str>>,
         identity: &NodeIdentity,
+        (of, request): (&'static str, &DiscoveryRequest),
     ) -> Arc<Snapshot> {
         let now = Instant::now();
         let key = NodeKey { certificate, id: identity.id.clone() };
         let mut nodes = self.nodes.lock();
         nodes.sweep(now);
+        let generation = control.generation();
         // Who comes back as somebody else (other cluster, other metadata) is somebody else.
         if let Some(node) = nodes.by_key.get_mut(&key).filter(|node| node.identity == *identity) {
-            node.last = now;
             let target = Arc::clone(&control.place(identity, node.polled.target()).snapshot);
+            (node.last, node.generation) = (now, generation);
+            node.note(of, request, now - self.begun);
             return node.polled.serve(&target, self.step, now - self.begun);
         }
         let target = Arc::clone(&control.place(identity, &Snapshot::default()).snapshot);
         if nodes.by_key.len() < MAX_NODES {
-            let polled = Polled::new(Arc::clone(&target));
-            nodes.by_key.insert(key, Polling { identity: identity.clone(), polled, last: now });
+            let (polled, identity) = (Polled::new(Arc::clone(&target)), identity.clone());
+            let mut node = Polling { identity, polled, last: now, generation, asked: BTreeMap::new() };
+            node.note(of, request, now - self.begun);
+            nodes.by_key.insert(key, node);
         }
         target
+    }
+
+    /// Every node that polls, in order of id.
+    pub(crate) fn status(&self) -> Vec<NodeStatus> {
+        let now = Instant::now();
+        let mut nodes = self.nodes.lock();
+        let all = nodes.by_key.iter_mut().map(|(key, node)| {
+            let present = node.polled.serve(&Arc::clone(node.polled.target()), self.step, now - self.begun);
+            let target = Arc::clone(node.polled.target());
+            let progress = if Arc::ptr_eq(&present, &target) { Progress::Settled } else { Progress::Switching };
+            let identity = Arc::new(node.identity.clone());
+            let replayed = (node.asked.clone(), Arc::clone(&identity), present);
+            let status = NodeStatus {
+                key: key.clone(),
+                identity,
+                peer: "polls".into(),
+                connected: now - node.last < self.step.max(ABSENT),
+                generation: node.generation,
+                progress,
+                version: target.version(),
+                snapshot: target,
+                conflicts: Vec::new(),
+                types: Vec::new(),
+                begun: self.begun_at,
+            };
+            (status, replayed)
+        });
+        let all: Vec<_> = all.collect();
+        // Not under the lock: it costs what there is.
+        drop(nodes);
+        let mut all: Vec<_> = all
+            .into_iter()
+            .map(|(status, (asked, identity, present))| NodeStatus {
+                types: replay(asked, identity, present),
+                ..status
+            })
+            .collect();
+        all.sort_by(|a, b| a.key.cmp(&b.key));
+        all
+    }
+}
+
+/// What a node's requests say that it holds of what it would be served now: what a stream with these requests and answers would.
+fn replay(
+    asked: BTreeMap<&'static str, (DiscoveryRequest, Duration)>,
+    identity: Arc<NodeIdentity>,
+    present: Arc<Snapshot>,
+) -> Vec<TypeStatus> {
+    const ONLY: StreamId = StreamId(0);
+    let mut session = Session::new(SessionConfig::default(), identity, present);
+    let opened = session.open(ONLY, StreamKind { variant: Variant::Sotw, type_url: None });
+    debug_assert!(opened.is_ok(), "the first stream of a session");
+    for (of, (request, at)) in asked {
+        session.tell_time(at);
+        let first = DiscoveryRequest { version_info: String::new(), error_detail: None, ..request.clone() };
+        // It was answered, so it is one that can be.
+        if session.on_request(ONLY, &first).is_err() {
+            continue;
+        }
+        let Some(response) = session.poll_stream(ONLY, at).map(|response| response.to_sotw()) else { continue };
+        debug_assert_eq!(response.type_url, of, "one type at a time");
+        let holds = request.version_info == response.version_info;
+        if holds || request.error_detail.is_some() {
+            let error_detail = request.error_detail.clone().filter(|_| !holds);
+            let answer = DiscoveryRequest { response_nonce: response.nonce, error_detail, ..request };
+            if let Err(error) = session.on_request(ONLY, &answer) {
+                tracing::debug!(%error, type_url = of, "what a node that polls has said is no answer");
+            }
+        }
+    }
+    session.status()
+}
+
+impl Polling {
+    fn note(&mut self, of: &'static str, request: &DiscoveryRequest, at: Duration) {
+        if request.resource_names.len() > MAX_NAMES {
+            self.asked.remove(of);
+            return;
+        }
+        let request =
+            DiscoveryRequest { node: None, type_url: of.to_owned(), response_nonce: String::new(), ..request.clone() };
+        self.asked.insert(of, (request, at));
     }
 }
 

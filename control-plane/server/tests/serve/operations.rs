@@ -21,11 +21,26 @@ async fn a_client_that_polls_gets_everything_once() {
     assert_eq!((status, &answer["resources"][0]["name"]), (200, &json!("a")), "{body}");
     let version = answer["version_info"].as_str().unwrap();
     let again = format!("{{\"node\": {{\"id\": \"n\"}}, \"version_info\": \"{version}\"}}");
+    let of_a = |text: &str| {
+        let node = &parse(text)[0];
+        assert_eq!((&node["id"], &node["peer"]), (&json!("n"), &json!("polls")), "{text}");
+        let clusters = &node["types"][0]["resources"];
+        assert_eq!(clusters[0]["name"], "a", "{text}");
+        (clusters[0]["state"].as_str().unwrap().to_owned(), clusters.as_array().unwrap().len())
+    };
+    assert_eq!(of_a(&daemon.get("/nodes").await), ("STALE".to_owned(), 1), "it has not said that it took it");
     assert_eq!(daemon.post("/v3/discovery:clusters", "", &again).await, (304, String::new()));
+    assert_eq!(of_a(&daemon.get("/nodes").await), ("SYNCED".to_owned(), 1));
+    let refusal = json!({ "node": { "id": "n" }, "error_detail": { "code": 13, "message": "not this one" } });
+    daemon.post("/v3/discovery:clusters", "", &refusal.to_string()).await;
+    let shown = daemon.get("/nodes").await;
+    assert_eq!(of_a(&shown), ("ERROR".to_owned(), 1));
+    assert!(shown.contains("not this one"), "{shown}");
     folder.write("b.yaml", &cluster("b", 1));
     daemon.eventually("/config", |text| text.contains("\"generation\": 2")).await;
     let (status, body) = daemon.post("/v3/discovery:clusters", "", &again).await;
     assert_eq!((status, parse(&body)["resources"].as_array().map(Vec::len)), (200, Some(2)), "{body}");
+    assert_eq!(of_a(&daemon.get("/nodes").await), ("STALE".to_owned(), 2), "it has the content of before");
     for (path, body, expected) in [
         ("/v3/discovery:clusters", "{\"node\": {}, \"nme\": 1}", 400),
         ("/v3/discovery:clusters", "{}", 400),
