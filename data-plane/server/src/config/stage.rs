@@ -142,7 +142,7 @@ impl Stage {
         self.answered_by(&batch);
         let Batch { kind, resources, removed, malformed, whole, first, .. } = batch;
         if first {
-            self.watch_deletions(kind, self.count(kind), whole, now);
+            self.watch_deletions(kind, whole, now);
         }
         let mut present: BTreeSet<Name> = malformed.into_iter().collect();
         for judged in resources {
@@ -158,6 +158,7 @@ impl Stage {
                 self.accept(key, resource, judged.given, now, false);
             }
         }
+        self.note_seen(kind, &present, now);
         if !self.is_whole(kind) {
             // A layer of the runtime that is gone has no values (as in Envoy). What else is referred to by name keeps serving:
             // nothing else says what to do instead.
@@ -170,8 +171,9 @@ impl Stage {
         let mut going = self.dynamic(kind, removed);
         let leftovers = if self.answered.insert(kind) { self.leftovers(kind, &present) } else { BTreeSet::new() };
         going.extend(leftovers.iter().cloned());
-        let held = self.holds_back(kind, &going, now);
+        let held_back = self.held_back(kind, &going);
         for name in going {
+            let held = held_back.contains(&name);
             // A delta server may spread its first answer over several responses.
             let grace = if whole || !leftovers.contains(&name) { Duration::ZERO } else { LEFTOVER_TIME };
             let hold = if held { self.guard.hold.max(grace) } else { grace };

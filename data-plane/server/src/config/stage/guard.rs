@@ -1,8 +1,8 @@
 //! The deletion guard: a control plane that comes back without its data says "there is nothing", and says it well-formed.
 //!
 //! What the first response of a type on a new stream would delete is kept for a while if (nearly) nothing would be left.
-//! **Only deletions are held back**: what the response brings is taken as always, and a name that comes again is no longer
-//! on its way out.
+//! **Only deletions are held back**, of what was there before: what the response brings is taken as always, and a name that has
+//! come on the stream is the control plane's to take away.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -29,10 +29,12 @@ impl Default for DeletionGuard {
 }
 
 /// A type whose control plane has just come (back).
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Watched {
     /// How many resources there were.
     before: usize,
+    /// Those of them that it has not sent again.
+    unseen: BTreeSet<Name>,
     /// A delta server may spread what it has to say over several responses.
     until: Duration,
 }
@@ -43,37 +45,49 @@ impl Stage {
         self.busy().filter(|(_, slot)| slot.guarded).count()
     }
 
-    /// How many dynamic resources of a kind are accepted.
-    pub(super) fn count(&self, kind: Kind) -> usize {
-        let slots = self.slots.iter().filter(|((k, _), _)| *k == kind);
-        slots.filter(|(_, slot)| !slot.fixed && slot.wanted.is_some()).count()
+    /// The dynamic resources of a kind that are accepted.
+    fn dynamic_names(&self, kind: Kind) -> impl Iterator<Item = &Name> {
+        let slots = self.slots.iter().filter(move |((k, _), _)| *k == kind);
+        slots.filter(|(_, slot)| !slot.fixed && slot.wanted.is_some()).map(|((_, name), _)| name)
     }
 
-    /// The first response of a kind on a stream has come; `before` resources were there.
-    pub(super) fn watch_deletions(&mut self, kind: Kind, before: usize, whole: bool, now: Duration) {
+    /// The first response of a kind on a stream has come.
+    pub(super) fn watch_deletions(&mut self, kind: Kind, whole: bool, now: Duration) {
+        let unseen: BTreeSet<Name> = self.dynamic_names(kind).cloned().collect();
         let until = if whole { now } else { now + LEFTOVER_TIME };
-        self.watched.insert(kind, Watched { before, until });
+        self.watched.insert(kind, Watched { before: unseen.len(), unseen, until });
     }
 
-    /// Whether `going` are kept for now. Says so, once for each response.
-    pub(super) fn holds_back(&self, kind: Kind, going: &BTreeSet<Name>, now: Duration) -> bool {
-        if going.is_empty() {
-            return false;
+    /// The stream has brought these.
+    pub(super) fn note_seen(&mut self, kind: Kind, present: &BTreeSet<Name>, now: Duration) {
+        if self.watched.get(&kind).is_some_and(|watched| now > watched.until) {
+            self.watched.remove(&kind);
         }
-        let Some(watched) = self.watched.get(&kind).filter(|watched| now <= watched.until) else { return false };
+        if let Some(watched) = self.watched.get_mut(&kind) {
+            watched.unseen.retain(|name| !present.contains(name));
+        }
+    }
+
+    /// Which of those that are `going` are kept for now. Says so, once for each response.
+    pub(super) fn held_back(&self, kind: Kind, going: &BTreeSet<Name>) -> BTreeSet<Name> {
+        let Some(watched) = self.watched.get(&kind) else { return BTreeSet::new() };
+        let held: BTreeSet<Name> = going.intersection(&watched.unseen).cloned().collect();
         let DeletionGuard { hold, percent } = self.guard;
-        let left = self.count(kind).saturating_sub(going.len());
-        let spared = usize::from(100_u8.saturating_sub(percent));
-        let hold_back = !hold.is_zero() && left * 100 <= watched.before * spared;
-        if hold_back {
-            let short = culvert_api::type_url::short_name(type_url_of(kind));
-            tracing::error!(
-                resources = going.len(),
-                of = watched.before,
-                "{short}: what the control plane says first on a new stream would delete nearly everything; it is kept \
-                 for {hold:?} (--deletion-guard-s) unless it comes again"
-            );
+        if held.is_empty() || hold.is_zero() {
+            return BTreeSet::new();
         }
-        hold_back
+        let left = self.dynamic_names(kind).count().saturating_sub(going.len());
+        let spared = usize::from(100_u8.saturating_sub(percent));
+        if left * 100 > watched.before * spared {
+            return BTreeSet::new();
+        }
+        let short = culvert_api::type_url::short_name(type_url_of(kind));
+        tracing::error!(
+            resources = held.len(),
+            of = watched.before,
+            "{short}: what the control plane says first on a new stream would delete nearly everything; it is kept \
+             for {hold:?} (--deletion-guard-s) unless it comes again"
+        );
+        held
     }
 }

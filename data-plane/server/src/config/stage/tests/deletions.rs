@@ -75,6 +75,22 @@ fn a_delta_server_cannot_empty_everything_piece_by_piece_either() {
     assert_eq!((world.publish().as_str(), world.stage.held_deletions()), ("", 2), "the rest is held back");
 }
 
+/// What has come on the stream, for the first time or again, is not what the control plane may have lost.
+#[test]
+fn what_a_stream_has_brought_it_may_take_away_at_once() {
+    let mut world = World::new();
+    reconnect(&mut world, &["a"], &[], false);
+    world.receive(Kind::Routes, &[&routes("r", "x")]);
+    assert_eq!(world.publish(), "+Routes r +Listener a");
+    world.receive_batch(Kind::Listener, &[], &["a"], false);
+    assert_eq!(world.publish_all(), "-Listener a | -Routes r", "it came on this stream");
+    let mut world = with_three_listeners(100);
+    reconnect(&mut world, &["a", "b"], &[], false);
+    world.receive_batch(Kind::Listener, &[], &["a", "b", "c"], false);
+    assert_eq!(world.stage.held_deletions(), 1, "c was never heard of again");
+    assert_eq!(world.publish(), "-Listener a -Listener b");
+}
+
 #[test]
 fn the_first_live_response_after_a_start_from_the_cache_is_guarded_too() {
     for whole in [true, false] {
