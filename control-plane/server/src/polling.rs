@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use culvert_api::envoy::service::discovery::v3::DiscoveryRequest;
+use culvert_api::google::rpc;
 use culvert_xds::server::{Polled, Progress, TypeStatus};
 use culvert_xds::{NodeIdentity, Session, SessionConfig, Snapshot, StreamId, StreamKind, Variant};
 use parking_lot::Mutex;
@@ -21,8 +22,13 @@ const REMEMBERED: Duration = Duration::from_secs(600);
 const SWEEP: Duration = Duration::from_secs(10);
 /// Who did not poll for so long, or for a step, is not shown as connected.
 const ABSENT: Duration = Duration::from_secs(60);
-/// Names in a request that is remembered for the node's status; one with more is answered, and shown as nothing that it asked for.
-const MAX_NAMES: usize = 1000;
+/// Bytes of all names in a request that is remembered for the node's status; one with more is answered, and shown as nothing that
+/// it asked for.
+const MAX_NAMES: usize = 64 << 10;
+/// Of what a node says of a response that it refuses, in characters.
+const MAX_REASON: usize = 1024;
+/// Of a version, in characters: more than ours have.
+const MAX_VERSION: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct PollingNodes {
@@ -144,8 +150,8 @@ fn replay(
         if session.on_request(ONLY, &first).is_err() {
             continue;
         }
-        let Some(response) = session.poll_stream(ONLY, at).map(|response| response.to_sotw()) else { continue };
-        debug_assert_eq!(response.type_url, of, "one type at a time");
+        let mut responses = std::iter::from_fn(|| session.poll_stream(ONLY, at)).map(|response| response.to_sotw());
+        let Some(response) = responses.find(|response| response.type_url == of) else { continue };
         let holds = request.version_info == response.version_info;
         if holds || request.error_detail.is_some() {
             let error_detail = request.error_detail.clone().filter(|_| !holds);
@@ -160,12 +166,24 @@ fn replay(
 
 impl Polling {
     fn note(&mut self, of: &'static str, request: &DiscoveryRequest, at: Duration) {
-        if request.resource_names.len() > MAX_NAMES {
+        if request.resource_names.iter().map(String::len).sum::<usize>() > MAX_NAMES {
             self.asked.remove(of);
             return;
         }
-        let request =
-            DiscoveryRequest { node: None, type_url: of.to_owned(), response_nonce: String::new(), ..request.clone() };
+        let error_detail = request.error_detail.as_ref().map(|error| {
+            let message = error.message.chars().take(MAX_REASON).collect();
+            rpc::Status { code: error.code, message, details: Vec::new() }
+        });
+        // A version that is none of ours is none that could be held.
+        let version_info = request.version_info.chars().take(MAX_VERSION).collect();
+        let resource_names = request.resource_names.clone();
+        let request = DiscoveryRequest {
+            type_url: of.to_owned(),
+            resource_names,
+            version_info,
+            error_detail,
+            ..DiscoveryRequest::default()
+        };
         self.asked.insert(of, (request, at));
     }
 }

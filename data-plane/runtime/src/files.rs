@@ -120,16 +120,25 @@ fn is_change(kind: EventKind) -> bool {
     }
 }
 
-/// What has happened to which files since somebody looked.
+/// What has happened since somebody looked.
 #[derive(Debug, Default)]
-struct Touched(Mutex<BTreeMap<PathBuf, bool>>);
+struct Touched(Mutex<Files>);
+
+#[derive(Debug, Default)]
+struct Files {
+    /// Those to which something has happened, and whether they are whole.
+    whole: BTreeMap<PathBuf, bool>,
+    /// More has happened than is known.
+    unknown: bool,
+}
 
 impl Touched {
     /// A file is whole when whoever wrote it has closed it, or has given it its name.
     fn note(&self, event: Option<&notify::Event>) {
-        let mut files = self.0.lock();
-        let Some(event) = event.filter(|_| files.len() < MAX_TOUCHED) else {
-            files.insert(PathBuf::new(), false);
+        let mut noted = self.0.lock();
+        let Files { whole: files, unknown } = &mut *noted;
+        let Some(event) = event.filter(|event| files.len() < MAX_TOUCHED && !event.need_rescan()) else {
+            *unknown = true;
             return;
         };
         match (event.kind, event.paths.as_slice()) {
@@ -160,9 +169,9 @@ impl std::fmt::Debug for Urgent {
 
 impl Urgent {
     fn is_whole(&self) -> bool {
-        let files = self.touched.0.lock();
-        let mut counts = files.iter().filter_map(|(path, whole)| Some((self.is_urgent)(path)? && *whole)).peekable();
-        counts.peek().is_some() && counts.all(|whole| whole)
+        let Files { whole, unknown } = &*self.touched.0.lock();
+        let mut counts = whole.iter().filter_map(|(path, whole)| Some((self.is_urgent)(path)? && *whole)).peekable();
+        !unknown && counts.peek().is_some() && counts.all(|whole| whole)
     }
 }
 
@@ -213,7 +222,7 @@ impl Changes {
             }
             if let Some(urgent) = &self.urgent {
                 // What happens from now on has an event of its own.
-                urgent.touched.0.lock().clear();
+                *urgent.touched.0.lock() = Files::default();
             }
             let before = self.seen.clone();
             for path in before.keys() {
