@@ -110,7 +110,7 @@ impl Checker {
         self.ties(&by_name);
         for draft in drafts {
             self.secret(draft);
-            self.grpc(draft);
+            self.grpc(draft, &by_name);
             self.model(draft);
             self.references(draft, &by_name);
         }
@@ -153,13 +153,25 @@ impl Checker {
     }
 
     /// What gRPC's clients and servers refuse: an error where the nodes are those, and said of what nobody else asks for.
-    fn grpc(&mut self, draft: &Draft) {
+    fn grpc(&mut self, draft: &Draft, by_name: &ByName<'_>) {
         let findings = match draft.nodes {
             Nodes::Grpc => &mut self.errors,
             Nodes::Any if grpc::is_for_grpc(draft) => &mut self.warnings,
             Nodes::Any | Nodes::CulvertProxies => return,
         };
         findings.extend(grpc::mistakes(draft).into_iter().map(|(path, reason)| draft.finding(&path, reason)));
+        if !grpc::is_for_server(draft) {
+            return;
+        }
+        for reference in references::of(draft) {
+            let candidates = by_name.get(&(reference.type_url, reference.name.as_str()));
+            let named =
+                candidates.into_iter().flatten().filter(|found| found.type_url == type_url::ROUTE_CONFIGURATION);
+            for routes in named.filter(|routes| routes.selector.may_overlap(&draft.selector)) {
+                let mistakes = grpc::mistakes_of_served(routes).into_iter();
+                findings.extend(mistakes.map(|(path, reason)| routes.finding(&path, reason)));
+            }
+        }
     }
 
     /// What culvert-proxy's own parser says.

@@ -53,11 +53,24 @@ pub(super) fn mistakes(draft: &Draft) -> Vec<Mistake> {
     found.0
 }
 
+/// Every mistake in routes that a server serves.
+pub(super) fn mistakes_of_served(routes: &Draft) -> Vec<Mistake> {
+    let any = Any { type_url: routes.type_url.clone(), value: routes.value.clone() };
+    let mut found = Found::default();
+    any.unpack().iter().for_each(|routes| found.served(routes, ""));
+    found.0
+}
+
+/// Whether a gRPC server asks for it.
+pub(super) fn is_for_server(draft: &Draft) -> bool {
+    draft.type_url == type_url::LISTENER && draft.name.starts_with(SERVER)
+}
+
 /// Whether nobody but gRPC asks for it.
 pub(super) fn is_for_grpc(draft: &Draft) -> bool {
     let any = Any { type_url: draft.type_url.clone(), value: draft.value.clone() };
     let has_api_listener = || any.unpack::<Listener>().is_ok_and(|listener| listener.api_listener.is_some());
-    draft.type_url == type_url::LISTENER && (draft.name.starts_with(SERVER) || has_api_listener())
+    is_for_server(draft) || (draft.type_url == type_url::LISTENER && has_api_listener())
 }
 
 #[derive(Default)]
@@ -161,7 +174,8 @@ impl Found {
         for (host_index, host) in routes.virtual_hosts.iter().enumerate() {
             for (index, route) in host.routes.iter().enumerate() {
                 if !matches!(route.action, Some(Action::NonForwardingAction(_))) {
-                    let path = format!("{path}.virtual_hosts[{host_index}].routes[{index}]");
+                    let separator = if path.is_empty() { "" } else { "." };
+                    let path = format!("{path}{separator}virtual_hosts[{host_index}].routes[{index}]");
                     self.add(path, "a server answers only by non_forwarding_action; others fail (gRFC A36)");
                 }
             }

@@ -176,6 +176,33 @@ fn what_grpc_refuses_is_an_error_for_its_nodes() {
     check(&mistakes(&filters(&[&cors(", is_optional: true"), fault, ROUTER])), &[]);
 }
 
+/// A server's routes may be a resource of their own, which others may ask for too.
+#[test]
+fn routes_that_a_server_asks_for_are_checked_as_what_it_serves() {
+    let routes = |action: &str| {
+        format!(
+            "{{{AT}.config.route.v3.RouteConfiguration, name: r, virtual_hosts: [{{name: v, domains: ['*'], routes: \
+             [{{match: {{prefix: /}}, {action}}}]}}]}}"
+        )
+    };
+    let found = "virtual_hosts[0].routes[0]: a server answers only by non_forwarding_action; others fail (gRFC A36)";
+    let server = server(50051, &manager(&rds("ads")), "");
+    for (listener, action, expected) in [
+        (&server, "non_forwarding_action: {}", &[][..]),
+        (&server, "direct_response: {status: 200}", &[found]),
+        (&target(&manager(&rds("ads"))), "direct_response: {status: 200}", &[]),
+    ] {
+        let text = format!("node: grpc\nresources:\n- {listener}\n- {}\n", routes(action));
+        check(&Folder::new(&[("a.yaml", &text)]).errors(), expected);
+    }
+    // Of whatever nodes: a warning.
+    let folder = Folder::new(&[("a.yaml", &server), ("b.yaml", &routes("direct_response: {status: 200}"))]);
+    let load = folder.load(Options::default());
+    assert!(load.directory.is_some(), "warnings do not refuse a directory: {:?}", load.errors);
+    let shown = folder.shown(&load.warnings);
+    assert!(shown.iter().any(|one| one.contains("b.yaml") && one.contains(found)), "{shown:#?}");
+}
+
 /// Nobody but gRPC asks for these.
 #[test]
 fn what_is_visibly_grpcs_is_warned_about_whatever_the_nodes_are() {
