@@ -22,7 +22,7 @@ const REMEMBERED: Duration = Duration::from_secs(600);
 const SWEEP: Duration = Duration::from_secs(10);
 /// Who did not poll for so long, or for a step, is not shown as connected.
 const ABSENT: Duration = Duration::from_secs(60);
-/// Bytes of all names in a request that is remembered for the node's status; one with more is answered, and shown as nothing that
+/// Bytes that all names take in a request that is remembered for the node's status; one with more is answered, and shown as nothing that
 /// it asked for.
 const MAX_NAMES: usize = 64 << 10;
 /// Of what a node says of a response that it refuses, in characters.
@@ -146,8 +146,9 @@ fn replay(
     for (of, (request, at)) in asked {
         session.tell_time(at);
         let first = DiscoveryRequest { version_info: String::new(), error_detail: None, ..request.clone() };
-        // It was answered, so it is one that can be.
-        if session.on_request(ONLY, &first).is_err() {
+        if let Err(error) = session.on_request(ONLY, &first) {
+            // The node was told so when it asked.
+            tracing::trace!(%error, type_url = of, "a node that polls has asked for what cannot be answered");
             continue;
         }
         let mut responses = std::iter::from_fn(|| session.poll_stream(ONLY, at)).map(|response| response.to_sotw());
@@ -166,7 +167,9 @@ fn replay(
 
 impl Polling {
     fn note(&mut self, of: &'static str, request: &DiscoveryRequest, at: Duration) {
-        if request.resource_names.iter().map(String::len).sum::<usize>() > MAX_NAMES {
+        // Empty ones take memory too.
+        let taken = request.resource_names.iter().map(|name| name.len() + size_of::<String>());
+        if taken.sum::<usize>() > MAX_NAMES {
             self.asked.remove(of);
             return;
         }
