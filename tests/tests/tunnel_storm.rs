@@ -81,7 +81,9 @@ async fn agents_that_lose_their_server_are_back_and_healthy_traffic_flows_meanwh
     })
     .await?;
     eventually("the healthy agent has joined", async || members(&stays, 1).await).await?;
-    let load = Load::new(stays.listener("in")?, "/delay/5").start();
+    let load = Load::new(stays.listener("in")?, "/delay/5");
+    let connections = load.connections;
+    let load = load.start();
     let calm = answers(&load, Duration::from_secs(1)).await;
 
     let (before, began) = (Usage::of(&stays)?, Instant::now());
@@ -96,9 +98,10 @@ async fn agents_that_lose_their_server_are_back_and_healthy_traffic_flows_meanwh
     );
     load.more(100).await?;
     let counts = load.finish(100).await?;
-    // The daemon, all agents, the load and its backend share this machine's cores: it was not starved if it went on.
-    let expected = calm * took.as_secs() / 50 + 1;
-    ensure!(during >= expected, "expected at least {expected} answers in {took:?}, saw {during} of {}", counts.ok());
+    // The daemon, all agents, the load and its backend share this machine's cores, so no rate can be asked for. Traffic that
+    // was held up until the storm was over would have been answered once on each connection at most: what was in flight.
+    let held_up = connections as u64;
+    ensure!(during > held_up, "expected more than {held_up} answers in {took:?}, saw {during} of {}", counts.ok());
     agents.shutdown().await;
     site.stop().await?;
     stays.stop().await

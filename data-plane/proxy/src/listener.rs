@@ -296,6 +296,10 @@ impl ListenerSlot {
         &self.watch
     }
 
+    fn accepts_per_event(&self) -> u32 {
+        self.chains.load().as_ref().map_or(1, |chains| chains.listener.accepts_per_event)
+    }
+
     pub(crate) fn stats(&self) -> &Scope<ListenerMetric> {
         &self.stats
     }

@@ -240,6 +240,7 @@ pub(crate) fn listener(chains: Vec<FilterChain>) -> Listener {
         buffer_limit: 1024 * 1024,
         access_log: Vec::new(),
         tcp_backlog: 128,
+        accepts_per_event: 1,
         max_connections: None,
         drain_modify_only: false,
         reverse: Vec::new(),

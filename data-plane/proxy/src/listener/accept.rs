@@ -46,6 +46,7 @@ pub async fn serve_listener(
     let local = Some(socket.local_addr()?).filter(|local| !local.ip().is_unspecified());
     let listener = worker.listener(&slot);
     let mut draining = slot.watch.draining();
+    let mut at_once = 0;
     loop {
         // Without a permit nothing is accepted: what waits is the kernel's to hold, and other workers' to take.
         let accepted = tokio::select! {
@@ -54,7 +55,15 @@ pub async fn serve_listener(
             accepted = listener.accept(&socket) => accepted,
         };
         match accepted {
-            Ok((stream, remote, permit)) => listener.spawn(stream, (remote, local), permit),
+            Ok((stream, remote, permit)) => {
+                listener.spawn(stream, (remote, local), permit);
+                at_once += 1;
+                // However many come at once, what is served already has its turns in between.
+                if at_once >= slot.accepts_per_event() {
+                    at_once = 0;
+                    tokio::task::yield_now().await;
+                }
+            }
             Err(error) => {
                 listener.counters.inc(ListenerMetric::AcceptError);
                 tracing::warn!(listener = %slot.name, %error, "cannot accept");

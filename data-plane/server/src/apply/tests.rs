@@ -116,6 +116,7 @@ fn listener(name: &str, address: &str, stat_prefix: &str) -> Listener {
         buffer_limit: 1 << 20,
         access_log: Vec::new(),
         tcp_backlog: 16,
+        accepts_per_event: 1,
         max_connections: None,
         drain_modify_only: false,
         udp: None,

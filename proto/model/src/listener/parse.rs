@@ -86,11 +86,18 @@ pub(crate) fn listener(report: &mut Report, message: &api::Listener) -> Option<L
         buffer_limit: message.per_connection_buffer_limit_bytes.unwrap_or(BUFFER_LIMIT),
         access_log,
         tcp_backlog: scalar::within(report, "tcp_backlog_size", message.tcp_backlog_size, 1, 1 << 16, TCP_BACKLOG),
+        accepts_per_event: accepts_per_event(report, message),
         max_connections: None,
         drain_modify_only: drain == api::listener::DrainType::ModifyOnly,
         udp: None,
         ipv4_compat: ipv4_compat(message),
     })
+}
+
+fn accepts_per_event(report: &mut Report, message: &api::Listener) -> u32 {
+    let (field, given) =
+        ("max_connections_to_accept_per_socket_event", message.max_connections_to_accept_per_socket_event);
+    scalar::within(report, field, given, 1, u32::MAX, ACCEPTS_PER_EVENT)
 }
 
 /// Envoy: it has a meaning for `::` alone.
@@ -135,6 +142,7 @@ fn datagrams(report: &mut Report, message: &api::Listener, address: &core::Addre
         buffer_limit: BUFFER_LIMIT,
         access_log: Vec::new(),
         tcp_backlog: TCP_BACKLOG,
+        accepts_per_event: ACCEPTS_PER_EVENT,
         max_connections: None,
         drain_modify_only: drain == api::listener::DrainType::ModifyOnly,
         udp: Some(Arc::new(udp?)),
@@ -395,6 +403,8 @@ const HTTP_INSPECTOR: &str = "envoy.extensions.filters.listener.http_inspector.v
 /// Envoy's defaults.
 const LISTENER_FILTERS_TIMEOUT: Duration = Duration::from_secs(15);
 const BUFFER_LIMIT: u32 = 1024 * 1024;
+/// Envoy's is all that wait, and its documentation recommends this one: a storm of new connections delays nobody who is served.
+const ACCEPTS_PER_EVENT: u32 = 1;
 /// Linux's net.core.somaxconn.
 const TCP_BACKLOG: u32 = 4096;
 /// Envoy has none; a handshake that takes longer is not going to end.

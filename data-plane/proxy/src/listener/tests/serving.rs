@@ -64,6 +64,33 @@ fn a_listener_that_drains_finishes_what_it_has() {
     });
 }
 
+/// Turns that another task of the worker had until so many connections that waited were accepted.
+async fn turns_beside(accepts_per_event: u32, connections: usize) -> usize {
+    let gateway = Gateway::start(vec![], Listener { accepts_per_event, ..listener(vec![http_to("chain", "a")]) });
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let waiting: Vec<_> = (0..connections).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+    let (worker, slot) = (Rc::clone(&gateway.worker), Arc::clone(&gateway.slot));
+    tokio::task::spawn_local(serve_listener(worker, socket, slot));
+    let mut turns = 0;
+    while stat(&gateway, ListenerMetric::CxTotal) < waiting.len() as u64 {
+        tokio::task::yield_now().await;
+        turns += 1;
+        assert!(turns < 100_000, "{} of {connections} are accepted", stat(&gateway, ListenerMetric::CxTotal));
+    }
+    turns
+}
+
+#[test]
+fn connections_that_come_at_once_leave_turns_to_what_is_served() {
+    on_worker(async {
+        let few = turns_beside(1000, 64).await;
+        let many = turns_beside(1, 64).await;
+        assert!(many >= 64, "expected a turn between any two of 64 connections, saw {many}");
+        assert!(few < 32, "expected 64 connections to be accepted in a few turns where 1000 may be, saw {few}");
+    });
+}
+
 #[test]
 fn what_waits_in_the_accept_queue_is_served() {
     on_worker(async {
