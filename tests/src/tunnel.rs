@@ -111,3 +111,11 @@ pub fn sharing(name: &str, sources: &str, more: &str) -> String {
         "  - name: {name}\n    cluster_type: {{name: culvert.clusters.tunnel, typed_config: {{\"@type\": type.googleapis.com/culvert.tunnel.v1.TunnelCluster, sources: [{sources}]}}}}\n{more}"
     )
 }
+
+/// A load balancer in front of several clouds, which tries the next one where it cannot connect.
+pub async fn front(clouds: &[&Gateway]) -> Result<Gateway> {
+    let addresses = clouds.iter().map(|cloud| cloud.listener("in")).collect::<Result<Vec<_>>>()?;
+    let routes = "[{match: {prefix: /}, route: {cluster: clouds, retry_policy: {retry_on: \"connect-failure,refused-stream\", num_retries: 3, retry_host_predicate: [{name: envoy.retry_host_predicates.previous_hosts, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}], host_selection_retry_max_attempts: 20}}}]";
+    let breakers = "circuit_breakers: {thresholds: [{max_retries: 1000}]}";
+    Gateway::start(&http_listener("in", routes, "", ""), &cluster("clouds", &addresses, breakers)).await
+}

@@ -11,18 +11,10 @@ use culvert_tests::backend::Backend;
 use culvert_tests::client::{get, post};
 use culvert_tests::gateway::{Gateway, cluster, http_listener};
 use culvert_tests::load::Load;
-use culvert_tests::tunnel::{agent, cloud, connections, edge, hosting, joined, tunnel_listener};
+use culvert_tests::tunnel::{agent, cloud, connections, edge, front, hosting, joined, tunnel_listener};
 use culvert_tests::wait::eventually;
 use tempfile::TempDir;
 use tokio::time::Instant;
-
-/// A load balancer in front of several clouds, which tries the next one where it cannot connect.
-async fn front(clouds: &[&Gateway]) -> Result<Gateway> {
-    let addresses = clouds.iter().map(|cloud| cloud.listener("in")).collect::<Result<Vec<_>>>()?;
-    let routes = "[{match: {prefix: /}, route: {cluster: clouds, retry_policy: {retry_on: \"connect-failure,refused-stream\", num_retries: 3, retry_host_predicate: [{name: envoy.retry_host_predicates.previous_hosts, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}], host_selection_retry_max_attempts: 20}}}]";
-    let breakers = "circuit_breakers: {thresholds: [{max_retries: 1000}]}";
-    Gateway::start(&http_listener("in", routes, "", ""), &cluster("clouds", &addresses, breakers)).await
-}
 
 /// Ids of the connections that have joined.
 async fn ids(cloud: &Gateway) -> Result<Vec<String>> {

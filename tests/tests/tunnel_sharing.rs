@@ -8,11 +8,11 @@ use anyhow::{Context, ensure};
 use culvert_tests::Result;
 use culvert_tests::backend::Backend;
 use culvert_tests::ca::Authority;
-use culvert_tests::client::{Answer, get, send};
+use culvert_tests::client::{Answer, get, post, send};
 use culvert_tests::gateway::{Gateway, cluster, http_listener};
 use culvert_tests::load::Load;
 use culvert_tests::plane::{Plane, Way, envoy};
-use culvert_tests::tunnel::{agent, connections, edge, hosting, joined, sharing, tunnel_listener};
+use culvert_tests::tunnel::{agent, connections, edge, front, hosting, joined, sharing, tunnel_listener};
 use culvert_tests::wait::eventually;
 use http::Request;
 use serde_json::{Value, json};
@@ -127,6 +127,41 @@ async fn tunnels_are_replaced_and_agents_move_on_under_load_and_no_request_fails
         }
         second.stop().await?;
         cloud.stop().await?;
+    }
+    Ok(())
+}
+
+/// A server drains while it goes on: requests in flight through clusters that share are answered, its agents go, and so do
+/// clients.
+#[tokio::test]
+async fn drain_of_a_servers_listeners_fails_no_request_of_any_cluster() -> Result {
+    let backend = Backend::start("behind").await?;
+    let routes = "[{match: {prefix: /edge}, route: {cluster: edge, prefix_rewrite: /}}, {match: {prefix: /}, route: {cluster: shared}}]";
+    let (drains, stays) = (cloud(routes, "", "").await?, cloud(routes, "", "").await?);
+    let servers = [drains.listener("tunnel")?, stays.listener("tunnel")?];
+    let edge = edge(&servers, backend.address, "").await?;
+    for cloud in [&drains, &stays] {
+        joined(cloud, 1).await?;
+    }
+    let front = front(&[&drains, &stays]).await?;
+    let entry = front.listener("in")?;
+    let loads = ["/delay/5", "/edge/delay/5"].map(|path| Load::new(entry, path).start());
+    for load in &loads {
+        load.more(50).await?;
+    }
+    let answer = post(drains.admin, "/drain_listeners", "").await?;
+    ensure!(answer.status == 200, "/drain_listeners says {} {}", answer.status, answer.text());
+    joined(&drains, 0).await?;
+    joined(&stays, 1).await?;
+    let before = stays.stat("cluster.shared.upstream_rq_total").await?;
+    for load in loads {
+        load.more(50).await?;
+        load.finish(100).await?;
+    }
+    let after = stays.stat("cluster.shared.upstream_rq_total").await?;
+    ensure!(after >= before + 50, "all are the other server's by now: it had {before} requests, and then {after}");
+    for ended in [front, edge, stays] {
+        ended.stop().await?;
     }
     Ok(())
 }

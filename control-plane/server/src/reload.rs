@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_api::document::Syntax;
 use culvert_runtime::files::{Changes, FileWatcher};
 use culvert_runtime::process::{Signal, Signals};
 use culvert_store::Directory;
@@ -21,12 +20,11 @@ pub(crate) fn watch(folder: &Path) -> Changes {
 }
 
 /// Whether a change of that file need not wait: endpoints come and go by themselves, and nothing else has to be written with
-/// them. `None`: it is no configuration file (of those, [`culvert_store::load`] leaves out what begins with a dot).
+/// them. `None`: it is no configuration file.
 fn is_urgent(folder: &Path, in_force: &Directory, file: &Path) -> Option<bool> {
     // What is beside the directory is watched for its own sake.
     let beside = !file.starts_with(folder);
-    let hidden = file.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-    if beside || hidden || (Syntax::of(file).is_none() && !file.is_dir()) {
+    if beside || !culvert_store::is_content(file) {
         return None;
     }
     // An empty one is being written by somebody who opens it twice.

@@ -19,5 +19,6 @@ pub use access::is_like;
 pub use catalog::{Catalog, Placement};
 pub use check::{Load, Options, load, load_files};
 pub use directory::{Conflict, Directory};
+pub use read::is_content;
 pub use report::Finding;
 pub use selector::Selector;

@@ -26,8 +26,19 @@ pub(crate) struct Text {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Every .yaml, .yml and .json file below a directory, in order of path. What begins with a dot is left out: editors' and
-/// version control's files, and the `..data` of a mounted Kubernetes volume, whose files are reached by their links.
+/// Whether what is at `path` is a part of the directory's content: a .yaml, .yml or .json file, or a directory of them.
+#[must_use]
+pub fn is_content(path: &Path) -> bool {
+    !is_hidden(path) && (Syntax::of(path).is_some() || path.is_dir())
+}
+
+/// What begins with a dot is left out: editors' and version control's files, and the `..data` of a mounted Kubernetes volume,
+/// whose files are reached by their links.
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+/// Every .yaml, .yml and .json file below a directory that [is content](is_content), in order of path.
 pub(crate) fn read(root: &Path) -> Result<Vec<Text>, Vec<Finding>> {
     let mut last = read_once(root)?;
     for _ in 1..ATTEMPTS {
@@ -104,10 +115,9 @@ impl Reading {
         let mut paths: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
         paths.sort();
         for path in paths {
-            let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
             // Through links; one that leads nowhere is a mistake only if it is named like a configuration file.
             let found = std::fs::metadata(&path);
-            match (hidden, Syntax::of(&path), found) {
+            match (is_hidden(&path), Syntax::of(&path), found) {
                 (true, ..) => {}
                 (_, _, Ok(found)) if found.is_dir() => self.folder(&path, depth + 1),
                 (_, Some(syntax), Ok(found)) if found.is_file() => self.file(&path, syntax, found.len()),

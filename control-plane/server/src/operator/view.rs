@@ -122,6 +122,13 @@ pub(super) fn load((key, load): (Key, ClusterLoad)) -> api::ClusterLoad {
         issued: requests.issued,
         in_progress: requests.in_progress,
     });
+    let endpoints = load.endpoints.into_iter().map(|(address, requests)| api::EndpointLoad {
+        address,
+        successes: requests.successes,
+        errors: requests.errors,
+        issued: requests.issued,
+        in_progress: requests.in_progress,
+    });
     api::ClusterLoad {
         cluster: key.cluster,
         service: key.service,
@@ -133,6 +140,7 @@ pub(super) fn load((key, load): (Key, ClusterLoad)) -> api::ClusterLoad {
         in_progress: load.requests.in_progress,
         localities: localities.collect(),
         last_report: load.last_report.map(timestamp),
+        endpoints: endpoints.collect(),
     }
 }
 
