@@ -185,8 +185,13 @@ impl Control {
             reason,
         });
         *self.catalog.lock() = Catalog::new(directory);
-        // After the catalog: who sees the new number finds the new content.
+        self.begin(generation);
+    }
+
+    /// Says that there is another content: after it is there, so that who sees the new number finds it.
+    fn begin(&self, generation: u64) {
         self.generation.send_replace(generation);
+        self.nodes.look_again();
     }
 
     fn remember(&self, past: Past) {
@@ -219,7 +224,7 @@ impl Control {
         let generation = now + 1;
         tracing::info!(generation, ?nodes, "a change goes to some nodes first");
         *self.canary.lock() = Some(Canary { catalog: Catalog::new(Arc::clone(directory)), generation, nodes });
-        self.generation.send_replace(generation);
+        self.begin(generation);
         true
     }
 
@@ -248,7 +253,7 @@ impl Control {
         let Canary { generation, .. } = canary;
         let taken_back = Some(reason.to_owned());
         self.remember(Past { generation, at: SystemTime::now(), directory, again: None, taken_back, reason: None });
-        self.generation.send_modify(|generation| *generation += 1);
+        self.begin(self.generation() + 1);
         true
     }
 

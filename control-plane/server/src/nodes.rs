@@ -62,8 +62,8 @@ struct Sessions {
 pub(crate) struct NodeSession {
     key: NodeKey,
     state: Mutex<State>,
-    /// Changes when what is served moved on without a new generation: every stream of the node looks again.
-    steps: watch::Sender<u64>,
+    /// Told when every stream of the node has to look again: there is another generation, or what is served moved on.
+    looks: watch::Sender<()>,
     /// What the session's clock counts from.
     begun: Instant,
     begun_at: SystemTime,
@@ -77,6 +77,8 @@ struct State {
     /// Of what the session's snapshot was made.
     generation: u64,
     conflicts: Vec<Conflict>,
+    /// The session's, when its streams were last told to look again.
+    steps: u64,
     /// Of the latest stream.
     peer: Arc<str>,
     idle_since: Option<Instant>,
@@ -137,7 +139,26 @@ pub(crate) struct Attached {
     stream: StreamId,
 }
 
+/// What a stream is to do.
+#[derive(Debug)]
+pub(crate) enum Next {
+    Send(Response),
+    /// Nothing, before something is heard or that moment.
+    Wait {
+        until: Option<Instant>,
+        /// A response is unanswered.
+        awaits_answer: bool,
+    },
+}
+
 impl Nodes {
+    /// Has every stream look what there is for it.
+    pub(crate) fn look_again(&self) {
+        for node in self.sessions.lock().by_key.values().flatten() {
+            node.looks.send_replace(());
+        }
+    }
+
     /// Attaches a stream to the session of its node.
     ///
     /// # Errors
@@ -242,11 +263,12 @@ impl NodeSession {
         let session = Session::new(SessionConfig::default(), Arc::new(identity), Arc::clone(&placement.snapshot));
         log_conflicts(&key, &placement.conflicts);
         let conflicts = placement.conflicts.clone();
-        let state = State { session, generation, conflicts, peer: Arc::clone(peer), idle_since: None };
+        let steps = session.steps();
+        let state = State { session, generation, conflicts, steps, peer: Arc::clone(peer), idle_since: None };
         Self {
             key,
             state: Mutex::new(state),
-            steps: watch::Sender::new(0),
+            looks: watch::Sender::new(()),
             begun: Instant::now(),
             begun_at: SystemTime::now(),
             moved: AtomicU64::new(0),
@@ -295,8 +317,8 @@ impl NodeSession {
 }
 
 impl Attached {
-    /// What the stream's transport is to send next.
-    pub(crate) fn poll(&self) -> Option<Response> {
+    /// What the stream is to do now.
+    pub(crate) fn next(&self) -> Next {
         let now = self.node.begun.elapsed();
         let mut state = self.node.state.lock();
         let generation = self.control.generation();
@@ -311,28 +333,27 @@ impl Attached {
         }
         let response = state.session.poll_stream(self.stream, now);
         let steps = state.session.steps();
+        let moved_on = std::mem::replace(&mut state.steps, steps) != steps;
+        let next = response.map_or_else(
+            || Next::Wait {
+                until: state.session.poll_timeout(self.stream).map(|timeout| self.node.begun + timeout),
+                awaits_answer: state.session.awaits_answer(self.stream),
+            },
+            Next::Send,
+        );
         drop(state);
-        if response.is_some() {
+        if matches!(next, Next::Send(_)) {
             self.control.nodes.moved(&self.node);
         }
-        self.node.steps.send_if_modified(|seen| std::mem::replace(seen, steps) != steps);
-        response
+        if moved_on {
+            self.node.looks.send_replace(());
+        }
+        next
     }
 
-    /// Whether a response is unanswered on the stream.
-    pub(crate) fn is_outstanding(&self) -> bool {
-        self.node.state.lock().session.awaits_answer(self.stream)
-    }
-
-    /// Changes when the node's streams have to look again.
-    pub(crate) fn steps(&self) -> watch::Receiver<u64> {
-        self.node.steps.subscribe()
-    }
-
-    /// When to poll again although nothing was heard.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        let timeout = self.node.state.lock().session.poll_timeout(self.stream)?;
-        Some(self.node.begun + timeout)
+    /// Changes when the stream has to look again.
+    pub(crate) fn looks(&self) -> watch::Receiver<()> {
+        self.node.looks.subscribe()
     }
 
     /// Hands a request to the session.

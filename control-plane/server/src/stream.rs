@@ -6,11 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use culvert_api::envoy::config::core::v3::Node;
 use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
-use culvert_runtime::drain::{Blocker, Watch};
+use culvert_runtime::drain::{Blocker, Draining, Watch};
 use culvert_xds::{Heard, RequestError, Response, Session, StreamId, StreamKind};
 use futures_util::Stream;
 use hyper::body::Body;
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 
@@ -18,7 +19,7 @@ use crate::access::StreamPlace;
 use crate::control::Control;
 use crate::identity::Peer;
 use crate::messages::Requests;
-use crate::nodes::{Attached, Nodes};
+use crate::nodes::{Attached, Next, Nodes};
 
 /// How long a stream may take to say who it is.
 const FIRST_REQUEST: Duration = Duration::from_secs(60);
@@ -70,19 +71,17 @@ pub(crate) fn responses<R: Request, B: RequestBody>(
     })?;
     control.metrics.streams_opened.add();
     control.metrics.streams_active.add();
-    let generations = control.generations();
     let driver = Driver {
         _blocker: drain.block(),
         _place: place,
         turn: Turn::Awaited,
         control,
-        drain,
+        draining: drain.draining(),
         peer,
         kind,
         requests,
-        generations,
         attached: None,
-        steps: None,
+        looks: None,
     };
     Ok(futures_util::stream::unfold(Some(driver), |driver| async move {
         let mut driver = driver?;
@@ -108,15 +107,15 @@ enum Turn {
 
 struct Driver<R, B> {
     control: Arc<Control>,
-    drain: Watch,
+    /// One for the stream's life: to wait for it once more costs no lock.
+    draining: Draining,
     peer: Peer,
     kind: StreamKind,
     requests: Requests<R, B>,
-    generations: watch::Receiver<u64>,
     /// From the first request on.
     attached: Option<Attached>,
-    /// Of the node: what is served to it moved on.
-    steps: Option<watch::Receiver<u64>>,
+    /// Of the node: there may be something new to send.
+    looks: Option<watch::Receiver<()>>,
     turn: Turn,
     _blocker: Blocker,
     _place: Option<StreamPlace>,
@@ -138,16 +137,21 @@ impl<R: Request, B: RequestBody> Driver<R, B> {
                 tracing::warn!(peer = &*self.peer.address, "discovery stream refused: {}", status.message());
                 return Some(Err(status));
             }
-            if let Some(response) = self.attached.as_ref().and_then(Attached::poll) {
-                self.control.metrics.responses.add();
-                self.control.metrics.response_bytes.add_many(response.encoded_len());
-                return Some(Ok(response));
-            }
-            if self.attached.as_ref().is_some_and(|attached| !attached.is_outstanding()) {
-                // Nothing that it could answer.
-                self.end_turn();
-            }
-            match self.event().await {
+            let until = match self.attached.as_ref().map(Attached::next) {
+                Some(Next::Send(response)) => {
+                    self.control.metrics.responses.add();
+                    self.control.metrics.response_bytes.add_many(response.encoded_len());
+                    return Some(Ok(response));
+                }
+                Some(Next::Wait { until, awaits_answer }) => {
+                    if !awaits_answer {
+                        self.end_turn();
+                    }
+                    until
+                }
+                None => None,
+            };
+            match self.event(until).await {
                 Event::Request(Ok(Some(request))) => {
                     if let Err(status) = self.hear(&request) {
                         self.control.metrics.streams_refused.add();
@@ -182,7 +186,7 @@ impl<R: Request, B: RequestBody> Driver<R, B> {
         let turn = tokio::time::timeout(wait, Arc::clone(&self.control.first_pushes).acquire_owned());
         let permit = tokio::select! {
             biased;
-            _ = self.drain.draining() => return Ok(()),
+            () = &mut self.draining => return Ok(()),
             permit = turn => permit.map_err(|_| come_back(wait))?,
         };
         let (over, ended) = oneshot::channel::<()>();
@@ -201,33 +205,31 @@ impl<R: Request, B: RequestBody> Driver<R, B> {
         }
     }
 
-    async fn event(&mut self) -> Event<R> {
+    async fn event(&mut self, until: Option<Instant>) -> Event<R> {
         let late = async {
             if self.attached.is_some() {
                 std::future::pending::<()>().await;
             }
             tokio::time::sleep(FIRST_REQUEST).await;
         };
-        let deadline = self.attached.as_ref().and_then(Attached::deadline);
-        let step = async {
-            match &mut self.steps {
-                Some(steps) => drop(steps.changed().await),
+        let look = async {
+            match &mut self.looks {
+                Some(looks) => drop(looks.changed().await),
                 None => std::future::pending().await,
             }
         };
         let due = async {
-            match deadline {
-                Some(deadline) => tokio::time::sleep_until(deadline).await,
+            match until {
+                Some(until) => tokio::time::sleep_until(until).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             // A drain ends a stream however busy it is; requests before changes, so that an ACK makes room for them.
             biased;
-            _ = self.drain.draining() => Event::Drain,
+            () = &mut self.draining => Event::Drain,
             request = self.requests.next() => Event::Request(request),
-            changed = self.generations.changed() => if changed.is_ok() { Event::Look } else { Event::Drain },
-            () = step => Event::Look,
+            () = look => Event::Look,
             () = due => Event::Look,
             () = late => Event::Late,
         }
@@ -243,7 +245,7 @@ impl<R: Request, B: RequestBody> Driver<R, B> {
                 tracing::info!(node = identity.id, peer = &*self.peer.address, "a discovery stream begins");
                 let attached = Nodes::attach(&self.control, certificate, identity, &self.peer.address, &self.kind)
                     .map_err(|refused| Status::resource_exhausted(refused.to_string()))?;
-                self.steps = Some(attached.steps());
+                self.looks = Some(attached.looks());
                 self.attached.insert(attached)
             }
         };
