@@ -221,14 +221,14 @@ async fn keys_and_tokens_are_rotated_under_load_and_no_request_fails() -> Result
     let (jwks, token) = (folder.path().join("jwks.json"), folder.path().join("token"));
     let keys = |keys: &[&Signer]| json!({"keys": keys.iter().map(|key| key.jwk()).collect::<Vec<_>>()}).to_string();
     put(&jwks, &keys(&[&first]))?;
-    // A token that lives for 5 s: it is renewed while it is in use.
-    put(&token, &first.token("edge-1", 5)?)?;
     let policies = format!(
         "policies: [{{name: who, jwt_providers: [{{name: idp, issuer: \"https://issuer\", clock_skew: 0s, local_jwks: {{filename: \"{}\"}}}}], rules: [{{principals: [{{jwt: {{provider: idp, subject: \"edge-*\"}}}}], clusters: [edge]}}]}}]",
         jwks.display()
     );
     let cloud = cloud(folder.path(), &policies, false).await?;
     let fields = format!("credential: {{policy: idp, credential: {{filename: \"{}\"}}}}", token.display());
+    // A token that is renewed while it is in use; it lives for the start of an agent on a busy machine.
+    put(&token, &first.token("edge-1", 10)?)?;
     let edge = edge(&cloud, folder.path(), None, backend.address, &fields).await?;
     let seen = joined(&cloud, 1).await?;
     ensure!(seen[0]["identity"] == "jwt:idp/edge-1" && seen[0]["host_name"] == "edge-1", "saw {seen:#?}");
