@@ -41,8 +41,8 @@ pub struct Listener {
     pub buffer_limit: u32,
     pub access_log: Vec<Arc<AccessLog>>,
     pub tcp_backlog: u32,
-    /// Connections that a worker accepts before whatever else it has to do has a turn; at least 1, the default. (Envoy's
-    /// default: all that wait.)
+    /// Connections that a worker accepts before whatever else it has to do has a turn; at least 1. Default 4. (Envoy's: all
+    /// that wait.)
     pub accepts_per_event: u32,
     /// Open at once; no field of a `Listener` sets it.
     pub max_connections: Option<u64>,

@@ -403,8 +403,9 @@ const HTTP_INSPECTOR: &str = "envoy.extensions.filters.listener.http_inspector.v
 /// Envoy's defaults.
 const LISTENER_FILTERS_TIMEOUT: Duration = Duration::from_secs(15);
 const BUFFER_LIMIT: u32 = 1024 * 1024;
-/// Envoy's is all that wait, and its documentation recommends this one: a storm of new connections delays nobody who is served.
-const ACCEPTS_PER_EVENT: u32 = 1;
+/// Few, so that a storm of new connections delays nobody who is served; and not one, so that a worker with thousands of busy
+/// connections goes on taking new ones. (Envoy's is all that wait, and its documentation recommends fewer.)
+const ACCEPTS_PER_EVENT: u32 = 4;
 /// Linux's net.core.somaxconn.
 const TCP_BACKLOG: u32 = 4096;
 /// Envoy has none; a handshake that takes longer is not going to end.
