@@ -152,7 +152,7 @@ async fn swaps_of_cluster_and_routes_under_load_fail_nothing_at_an_envoy_that_po
     let site = Site::lay_out()?;
     let (ads, admin) = ("{ads: {}, resource_api_version: V3}", site.address(Port::ControlAdmin).port());
     let source = "{api_config_source: {api_type: REST, transport_api_version: V3, cluster_names: [control], \
-        refresh_delay: 0.2s}, resource_api_version: V3}";
+        refresh_delay: 0.2s, request_timeout: 3s}, resource_api_version: V3}";
     let bootstrap = std::fs::read_to_string(site.folder().join("envoy.yaml"))?;
     let (head, rest) = bootstrap.split_once("  ads_config:").context("no ads_config")?;
     let (_, rest) = rest.split_once("first_message_only: true\n").context("no end of ads_config")?;
@@ -162,7 +162,7 @@ async fn swaps_of_cluster_and_routes_under_load_fail_nothing_at_an_envoy_that_po
     std::fs::write(site.folder().join("envoy.yaml"), format!("{head}{rest}"))?;
     site.edit("envoy/gateway.yaml", |text| text.replace(ads, source))?;
     let _backends = (site.start_backend(1).await?, site.start_backend(2).await?);
-    let mut control = site.start_control_with(&["--rest-refresh", "1"])?;
+    let mut control = site.start_control_with(&["--rest-refresh", "2"])?;
     site.ready(&mut control, Port::ControlAdmin).await?;
     let envoy = start_envoy(&site, &envoy)?;
     let outcome = swaps_with(&site, 2, |resources| resources.replace(ads, source)).await;

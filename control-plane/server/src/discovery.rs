@@ -156,7 +156,7 @@ impl Call {
         let caller = caller(request.extensions());
         let requests = Requests::<R, _>::new(request.into_body());
         let responses =
-            caller.and_then(|(peer, ending)| stream::responses(Arc::clone(control), ending, peer, kind, requests));
+            caller.and_then(|(peer, ending)| stream::responses(Arc::clone(control), &ending, peer, kind, requests));
         match responses {
             Ok(responses) => {
                 let mut response = http::Response::new(Body::new(Responses::new(responses)));

@@ -12,7 +12,7 @@ use culvert_xds::{
     Version,
 };
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::control::Control;
@@ -62,8 +62,6 @@ struct Sessions {
 pub(crate) struct NodeSession {
     key: NodeKey,
     state: Mutex<State>,
-    /// Told when every stream of the node has to look again: there is another generation, or what is served moved on.
-    looks: watch::Sender<()>,
     /// What the session's clock counts from.
     begun: Instant,
     begun_at: SystemTime,
@@ -82,6 +80,8 @@ struct State {
     /// Of the latest stream.
     peer: Arc<str>,
     idle_since: Option<Instant>,
+    /// To tell each stream that there may be something new for it.
+    looks: Vec<Arc<Notify>>,
 }
 
 /// What is known of a node, for people.
@@ -137,6 +137,7 @@ pub(crate) struct Attached {
     control: Arc<Control>,
     node: Arc<NodeSession>,
     stream: StreamId,
+    look: Arc<Notify>,
 }
 
 /// What a stream is to do.
@@ -155,7 +156,7 @@ impl Nodes {
     /// Has every stream look what there is for it.
     pub(crate) fn look_again(&self) {
         for node in self.sessions.lock().by_key.values().flatten() {
-            node.looks.send_replace(());
+            node.state.lock().looks.iter().for_each(|look| look.notify_one());
         }
     }
 
@@ -200,7 +201,9 @@ impl Nodes {
             same.push(Arc::clone(&node));
             node
         });
-        Ok(Attached { control: Arc::clone(control), node, stream })
+        let look = Arc::new(Notify::new());
+        node.state.lock().looks.push(Arc::clone(&look));
+        Ok(Attached { control: Arc::clone(control), node, stream, look })
     }
 
     /// Every node, in order of id.
@@ -264,11 +267,11 @@ impl NodeSession {
         log_conflicts(&key, &placement.conflicts);
         let conflicts = placement.conflicts.clone();
         let steps = session.steps();
-        let state = State { session, generation, conflicts, steps, peer: Arc::clone(peer), idle_since: None };
+        let (peer, looks) = (Arc::clone(peer), Vec::new());
+        let state = State { session, generation, conflicts, steps, peer, idle_since: None, looks };
         Self {
             key,
             state: Mutex::new(state),
-            looks: watch::Sender::new(()),
             begun: Instant::now(),
             begun_at: SystemTime::now(),
             moved: AtomicU64::new(0),
@@ -333,7 +336,11 @@ impl Attached {
         }
         let response = state.session.poll_stream(self.stream, now);
         let steps = state.session.steps();
-        let moved_on = std::mem::replace(&mut state.steps, steps) != steps;
+        if std::mem::replace(&mut state.steps, steps) != steps {
+            // What is served moved on without a new generation.
+            let others = state.looks.iter().filter(|look| !Arc::ptr_eq(look, &self.look));
+            others.for_each(|look| look.notify_one());
+        }
         let next = response.map_or_else(
             || Next::Wait {
                 until: state.session.poll_timeout(self.stream).map(|timeout| self.node.begun + timeout),
@@ -345,15 +352,12 @@ impl Attached {
         if matches!(next, Next::Send(_)) {
             self.control.nodes.moved(&self.node);
         }
-        if moved_on {
-            self.node.looks.send_replace(());
-        }
         next
     }
 
-    /// Changes when the stream has to look again.
-    pub(crate) fn looks(&self) -> watch::Receiver<()> {
-        self.node.looks.subscribe()
+    /// Returns when there may be something new for the stream: another generation, or what is served moved on.
+    pub(crate) async fn look(&self) {
+        self.look.notified().await;
     }
 
     /// Hands a request to the session.
@@ -374,6 +378,7 @@ impl Drop for Attached {
     fn drop(&mut self) {
         let mut state = self.node.state.lock();
         state.session.on_close(self.stream);
+        state.looks.retain(|look| !Arc::ptr_eq(look, &self.look));
         if state.session.is_idle() {
             state.idle_since = Some(Instant::now());
         }

@@ -10,7 +10,7 @@ use culvert_runtime::drain::{Blocker, Draining, Watch};
 use culvert_xds::{Heard, RequestError, Response, Session, StreamId, StreamKind};
 use futures_util::Stream;
 use hyper::body::Body;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
@@ -60,11 +60,11 @@ impl<B: Body<Data = Bytes, Error: std::fmt::Display> + Send + Unpin + 'static> R
 /// built**.
 pub(crate) fn responses<R: Request, B: RequestBody>(
     control: Arc<Control>,
-    drain: Watch,
+    drain: &Watch,
     peer: Peer,
     kind: StreamKind,
     requests: Requests<R, B>,
-) -> Result<impl Stream<Item = Result<Response, Status>> + Send + 'static, Status> {
+) -> Result<impl Stream<Item = Result<Response, Status>> + Send + use<R, B>, Status> {
     let place = control.access.begin_stream(&peer).inspect_err(|status| {
         control.metrics.streams_refused.add();
         tracing::warn!(peer = &*peer.address, "discovery stream refused: {}", status.message());
@@ -81,7 +81,6 @@ pub(crate) fn responses<R: Request, B: RequestBody>(
         kind,
         requests,
         attached: None,
-        looks: None,
     };
     Ok(futures_util::stream::unfold(Some(driver), |driver| async move {
         let mut driver = driver?;
@@ -114,8 +113,6 @@ struct Driver<R, B> {
     requests: Requests<R, B>,
     /// From the first request on.
     attached: Option<Attached>,
-    /// Of the node: there may be something new to send.
-    looks: Option<watch::Receiver<()>>,
     turn: Turn,
     _blocker: Blocker,
     _place: Option<StreamPlace>,
@@ -213,8 +210,8 @@ impl<R: Request, B: RequestBody> Driver<R, B> {
             tokio::time::sleep(FIRST_REQUEST).await;
         };
         let look = async {
-            match &mut self.looks {
-                Some(looks) => drop(looks.changed().await),
+            match &self.attached {
+                Some(attached) => attached.look().await,
                 None => std::future::pending().await,
             }
         };
@@ -245,7 +242,6 @@ impl<R: Request, B: RequestBody> Driver<R, B> {
                 tracing::info!(node = identity.id, peer = &*self.peer.address, "a discovery stream begins");
                 let attached = Nodes::attach(&self.control, certificate, identity, &self.peer.address, &self.kind)
                     .map_err(|refused| Status::resource_exhausted(refused.to_string()))?;
-                self.looks = Some(attached.looks());
                 self.attached.insert(attached)
             }
         };

@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 use prost::Message;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_stream::wrappers::ReceiverStream;
@@ -54,7 +54,7 @@ impl Server {
         let peer = Peer::new(([127, 0, 0, 1], 1).into(), None);
         let kind = StreamKind { variant: Variant::Sotw, type_url: None };
         let body = Requests::<DiscoveryRequest, _>::new(StreamBody::new(ReceiverStream::new(body)));
-        let responses = responses(Arc::clone(&self.control), self.drain.clone(), peer, kind, body).unwrap();
+        let responses = responses(Arc::clone(&self.control), &self.drain, peer, kind, body).unwrap();
         let node = Node { requests, responses: Box::pin(responses) };
         let identity = culvert_api::envoy::config::core::v3::Node { id: id.to_owned(), ..Default::default() };
         node.send(&DiscoveryRequest { node: Some(identity), type_url: CLUSTER.to_owned(), ..Default::default() });
