@@ -159,8 +159,9 @@ async fn drain_of_a_servers_listeners_fails_no_request_of_any_cluster() -> Resul
         load.finish(100).await?;
     }
     let after = stays.stat("cluster.shared.upstream_rq_total").await?;
-    ensure!(after >= before + 50, "all are the other server's by now: it had {before} requests, and then {after}");
-    for ended in [front, edge, stays] {
+    // Less what was in flight already.
+    ensure!(after >= before + 40, "all are the other server's by now: it had {before} requests, and then {after}");
+    for ended in [front, edge, drains, stays] {
         ended.stop().await?;
     }
     Ok(())

@@ -34,7 +34,7 @@ pub(crate) struct Control {
     /// Nodes that get a change before all others.
     canary_limit: usize,
     canary_selector: Option<Selector>,
-    /// Counts what was put in force; streams look again when it changes.
+    /// Counts what was put in force. Only [`Self::begin`] changes it, which has every discovery stream look again.
     generation: watch::Sender<u64>,
     latest: Mutex<Arc<Latest>>,
     /// What was in force, the present last.

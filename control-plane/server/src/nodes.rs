@@ -155,7 +155,8 @@ pub(crate) enum Next {
 impl Nodes {
     /// Has every stream look what there is for it.
     pub(crate) fn look_again(&self) {
-        for node in self.sessions.lock().by_key.values().flatten() {
+        // Not under the lock, which those who come need: each state may be busy with what its node is served.
+        for node in self.unsorted() {
             node.state.lock().looks.iter().for_each(|look| look.notify_one());
         }
     }
@@ -213,9 +214,13 @@ impl Nodes {
 
     /// The session of every node, in order of id.
     pub(crate) fn all(&self) -> Vec<Arc<NodeSession>> {
-        let mut all: Vec<Arc<NodeSession>> = self.sessions.lock().by_key.values().flatten().cloned().collect();
+        let mut all = self.unsorted();
         all.sort_by(|a, b| a.key.cmp(&b.key));
         all
+    }
+
+    fn unsorted(&self) -> Vec<Arc<NodeSession>> {
+        self.sessions.lock().by_key.values().flatten().cloned().collect()
     }
 
     /// Changes when any node may have moved.

@@ -26,7 +26,8 @@ pub(crate) struct Text {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Whether what is at `path` is a part of the directory's content: a .yaml, .yml or .json file, or a directory of them.
+/// Whether what is at `path` is a part of the directory's content: a .yaml, .yml or .json file, or a directory of them. (Of the path only
+/// the last part counts: what is in a hidden directory is to be asked about from there.)
 #[must_use]
 pub fn is_content(path: &Path) -> bool {
     !is_hidden(path) && (Syntax::of(path).is_some() || path.is_dir())

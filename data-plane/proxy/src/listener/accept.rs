@@ -46,7 +46,8 @@ pub async fn serve_listener(
     let local = Some(socket.local_addr()?).filter(|local| !local.ip().is_unspecified());
     let listener = worker.listener(&slot);
     let mut draining = slot.watch.draining();
-    let mut at_once = 0;
+    // Connections accepted since everything else had a turn.
+    let mut since_turn = 0;
     loop {
         // Without a permit nothing is accepted: what waits is the kernel's to hold, and other workers' to take.
         let accepted = tokio::select! {
@@ -57,10 +58,10 @@ pub async fn serve_listener(
         match accepted {
             Ok((stream, remote, permit)) => {
                 listener.spawn(stream, (remote, local), permit);
-                at_once += 1;
+                since_turn += 1;
                 // However many come at once, what is served already has its turns in between.
-                if at_once >= slot.accepts_per_event() {
-                    at_once = 0;
+                if since_turn >= slot.accepts_per_event() {
+                    since_turn = 0;
                     tokio::task::yield_now().await;
                 }
             }
