@@ -23,6 +23,17 @@ pub fn size(variable: &str, default: usize) -> Result<usize> {
     Ok(size)
 }
 
+/// Whether work took no longer than its goal, which is one for a build with optimization (`CULVERT_OPTIMIZED`) on a machine
+/// that has nothing else to do. It is printed; four times as much is a failure, which neighbours alone do not make.
+pub fn goal(what: &str, took: Duration, goal: Duration) -> Result {
+    if std::env::var_os("CULVERT_OPTIMIZED").is_none() {
+        return Ok(());
+    }
+    eprintln!("{what}: {took:?}, goal {goal:?}: {}", if took <= goal { "held" } else { "missed" });
+    ensure!(took <= 4 * goal, "{what}: the goal is {goal:?}, expected four times that at most, saw {took:?}");
+    Ok(())
+}
+
 /// An agent of ours that has joined; `success` was read.
 pub async fn join(server: SocketAddr, name: &str) -> Result<TcpStream> {
     let mut socket = TcpStream::connect(server).await?;

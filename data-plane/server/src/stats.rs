@@ -67,18 +67,15 @@ impl Looked {
         let filesystem = |name, value| Sample::counter(ScopePath::process("filesystem"), name, value);
         samples.push(filesystem("write_completed", self.logs.written()));
         samples.push(filesystem("write_failed", self.logs.dropped()));
-        for cluster in self.process.clusters.snapshot() {
-            if let Some(slot) = self.process.clusters.lookup(&cluster.name) {
-                let stat_name = slot.config().map_or(cluster.name, |config| Arc::clone(&config.cluster.stat_name));
-                let path = ScopePath::cluster(stat_name);
-                slot.gauges(&mut |name, value| samples.push(Sample::gauge(path.clone(), name.to_owned(), value)));
-                // Whoever receives assignments counts them.
-                let by_eds =
-                    slot.config().is_some_and(|config| matches!(config.cluster.discovery, Discovery::Eds { .. }));
-                let updates = slot.updates().read().into_iter();
-                let updates = updates.filter(|(name, _)| !by_eds || *name == "membership_change");
-                samples.extend(updates.map(|(name, value)| Sample::counter(path.clone(), name, value)));
-            }
+        for slot in self.process.clusters.slots() {
+            let Some(config) = slot.config() else { continue };
+            let path = ScopePath::cluster(Arc::clone(&config.cluster.stat_name));
+            slot.gauges(&mut |name, value| samples.push(Sample::gauge(path.clone(), name.to_owned(), value)));
+            // Whoever receives assignments counts them.
+            let by_eds = matches!(config.cluster.discovery, Discovery::Eds { .. });
+            let updates = slot.updates().read().into_iter();
+            let updates = updates.filter(|(name, _)| !by_eds || *name == "membership_change");
+            samples.extend(updates.map(|(name, value)| Sample::counter(path.clone(), name, value)));
         }
     }
 
@@ -112,9 +109,9 @@ impl Looked {
         samples.extend([
             gauge("listener_manager", "total_listeners_active", active),
             gauge("listener_manager", "total_listeners_warming", warming),
-            gauge("cluster_manager", "active_clusters", self.process.clusters.snapshot().len()),
+            gauge("cluster_manager", "active_clusters", self.process.clusters.slots().len()),
             gauge("cluster_manager", "warming_clusters", self.overview.warming_clusters.lock().len()),
-            gauge("tunnel_server", "connections", self.overview.tunnels.status().len()),
+            gauge("tunnel_server", "connections", self.overview.tunnels.count()),
             gauge("tunnel_agent", "agents", self.overview.agents.lock().len()),
         ]);
         let (fetched, failed) = self.overview.remote_keys.counts();

@@ -118,6 +118,12 @@ impl Tunnels {
         &self.reverse
     }
 
+    /// How many connections are registered.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.inner.lock().live.len()
+    }
+
     /// Every registered connection, oldest first.
     #[must_use]
     pub fn status(&self) -> Vec<TunnelStatus> {
