@@ -145,7 +145,7 @@ async fn six_swaps_of_cluster_and_routes_under_load_fail_nothing_on_streams_per_
     swaps_on_streams_of_their_own("GRPC").await
 }
 
-/// Envoy that polls, on the admin address: it answers nothing, so that each step of a change takes its time.
+/// Envoy that polls, on the admin address: its polls say what it has accepted, and each step of a change takes its time.
 #[tokio::test]
 async fn swaps_of_cluster_and_routes_under_load_fail_nothing_at_an_envoy_that_polls() -> Result {
     let Some(envoy) = Peer::Envoy.find()? else { return Ok(()) };

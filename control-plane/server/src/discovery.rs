@@ -7,6 +7,7 @@ use std::time::Duration;
 use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest, DiscoveryResponse};
 use culvert_api::type_url;
 use culvert_runtime::drain::Watch;
+use culvert_xds::server::Poll;
 use culvert_xds::{NodeIdentity, Session, SessionConfig, Snapshot, StreamId, StreamKind, Variant};
 use http::header;
 use hyper::body::Incoming;
@@ -18,6 +19,8 @@ use tonic_prost::ProstCodec;
 use crate::control::Control;
 use crate::identity::Peer;
 use crate::messages::{MAX_REQUEST, Requests, Responses};
+use crate::nodes::NodeKey;
+use crate::polling::subscription;
 use crate::stream;
 
 /// A discovery service.
@@ -201,8 +204,13 @@ pub(crate) fn polled(
     request: DiscoveryRequest,
 ) -> Result<DiscoveryResponse, Status> {
     let identity = peer.identify(control, request.node.clone())?;
-    let snapshot = control.polling.serve(control, peer.certificate.clone(), &identity, (type_url, &request));
-    first_response(control, identity, snapshot, type_url, request)
+    let key = NodeKey { certificate: peer.certificate.clone(), id: identity.id.clone() };
+    let snapshot = control.polling.serve(control, &key, &identity, (type_url, &request));
+    let subscription = subscription(type_url, &request.resource_names);
+    let (had, refuses) = (request.version_info.clone(), request.error_detail.is_some());
+    let response = first_response(control, identity, snapshot, type_url, request)?;
+    control.polling.answered(&key, Poll { subscription, had: &had, refuses, given: &response.version_info });
+    Ok(response)
 }
 
 fn first_response(

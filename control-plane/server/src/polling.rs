@@ -1,12 +1,13 @@
 //! The nodes that poll, and how far each of them is on its way to what is in force.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use culvert_api::envoy::service::discovery::v3::DiscoveryRequest;
 use culvert_api::google::rpc;
-use culvert_xds::server::{Polled, Progress, TypeStatus};
+use culvert_xds::server::{Poll, Polled, Progress, TypeStatus};
 use culvert_xds::{NodeIdentity, Session, SessionConfig, Snapshot, StreamId, StreamKind, Variant};
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -67,17 +68,16 @@ impl PollingNodes {
     pub(crate) fn serve(
         &self,
         control: &Control,
-        certificate: Option<Arc<str>>,
+        key: &NodeKey,
         identity: &NodeIdentity,
         (of, request): (&'static str, &DiscoveryRequest),
     ) -> Arc<Snapshot> {
         let now = Instant::now();
-        let key = NodeKey { certificate, id: identity.id.clone() };
         let mut nodes = self.nodes.lock();
         nodes.sweep(now);
         let generation = control.generation();
         // Who comes back as somebody else (other cluster, other metadata) is somebody else.
-        if let Some(node) = nodes.by_key.get_mut(&key).filter(|node| node.identity == *identity) {
+        if let Some(node) = nodes.by_key.get_mut(key).filter(|node| node.identity == *identity) {
             let target = Arc::clone(&control.place(identity, node.polled.target()).snapshot);
             (node.last, node.generation) = (now, generation);
             node.note(of, request, now - self.begun);
@@ -88,9 +88,16 @@ impl PollingNodes {
             let (polled, identity) = (Polled::new(Arc::clone(&target)), identity.clone());
             let mut node = Polling { identity, polled, last: now, generation, asked: BTreeMap::new() };
             node.note(of, request, now - self.begun);
-            nodes.by_key.insert(key, node);
+            nodes.by_key.insert(key.clone(), node);
         }
         target
+    }
+
+    /// The node has its answer.
+    pub(crate) fn answered(&self, key: &NodeKey, poll: Poll<'_>) {
+        if let Some(node) = self.nodes.lock().by_key.get_mut(key) {
+            node.polled.answered(poll, self.begun.elapsed());
+        }
     }
 
     /// Every node that polls, in order of id.
@@ -131,6 +138,15 @@ impl PollingNodes {
         all.sort_by(|a, b| a.key.cmp(&b.key));
         all
     }
+}
+
+/// A client polls for each set of names by itself.
+pub(crate) fn subscription(of: &'static str, names: &[String]) -> u64 {
+    let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+    names.sort_unstable();
+    let mut hasher = DefaultHasher::new();
+    (of, names).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// What a node's requests say that it holds of what it would be served now: what a stream with these requests and answers would.

@@ -16,7 +16,7 @@ mod subscription;
 mod tests;
 
 pub use node::{NodeIdentity, NodeRefused};
-pub use polled::Polled;
+pub use polled::{Poll, Polled};
 pub use request::RequestError;
 pub use response::{Pieces, Response};
 pub use session::{Occupied, Session, SessionConfig};

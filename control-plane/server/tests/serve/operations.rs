@@ -1,5 +1,7 @@
 //! What operators do: poll, look at a change on its way, go back.
 
+use std::time::{Duration, Instant};
+
 use culvert_api::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use culvert_api::envoy::service::route::v3::virtual_host_discovery_service_client::VirtualHostDiscoveryServiceClient;
 use culvert_api::google::rpc::Status as Refusal;
@@ -81,6 +83,48 @@ async fn who_polls_for_other_names_is_answered_and_what_it_did_not_ask_for_chang
     folder.write("a.yaml", &assignment("a", 2));
     daemon.eventually("/config", |text| text.contains("\"generation\": 3")).await;
     assert_eq!(poll(&["a"], &version).await.0, 200, "what it asked for has changed");
+    daemon.terminate().await;
+}
+
+#[tokio::test]
+async fn who_polls_gets_routes_when_it_has_accepted_the_clusters_that_they_lead_to() {
+    let route = |cluster: &str| {
+        format!(
+            "{{\"@type\": type.googleapis.com/envoy.config.route.v3.RouteConfiguration, name: r, virtual_hosts: [
+              {{name: v, domains: ['*'], routes: [{{match: {{prefix: /}}, route: {{cluster: {cluster}}}}}]}}]}}\n"
+        )
+    };
+    let files = |cluster_name: &str| cluster(cluster_name, 1) + "---\n" + &route(cluster_name);
+    let folder = Folder::new(&[("a.yaml", &files("a"))]);
+    let daemon = Daemon::start(&folder, &["--rest-refresh", "1"]).await;
+    // The version of the answer, or the one that the client has already.
+    let poll = async |what: &str, version: &str| {
+        let names: &[&str] = if what == "routes" { &["r"] } else { &[] };
+        let request = json!({ "node": { "id": "n" }, "resource_names": names, "version_info": version });
+        let (status, body) = daemon.post(&format!("/v3/discovery:{what}"), "", &request.to_string()).await;
+        if status == 304 { version.to_owned() } else { parse(&body)["version_info"].as_str().unwrap().to_owned() }
+    };
+    let (clusters, routes) = (poll("clusters", "").await, poll("routes", "").await);
+    folder.write("a.yaml", &files("b"));
+    daemon.eventually("/config", |text| text.contains("\"generation\": 2")).await;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        assert_ne!(poll("clusters", &clusters).await, clusters, "what is new comes at once");
+        assert_eq!(poll("routes", &routes).await, routes, "it has not accepted where they would lead");
+    }
+    let (mut has, mut seen) = ([clusters, routes], Vec::new());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while seen.len() < 3 {
+        for (of, what) in ["clusters", "routes"].into_iter().enumerate() {
+            let version = poll(what, &has[of]).await;
+            if version != has[of] {
+                seen.push(what);
+                has[of] = version;
+            }
+        }
+        assert!(Instant::now() < deadline, "expected a change of routes between two of clusters, saw {seen:?}");
+    }
+    assert_eq!(seen, ["clusters", "routes", "clusters"], "what the routes led to goes last");
     daemon.terminate().await;
 }
 
