@@ -1,12 +1,13 @@
 //! What operators do: poll, look at a change on its way, go back.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use culvert_api::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use culvert_api::envoy::service::route::v3::virtual_host_discovery_service_client::VirtualHostDiscoveryServiceClient;
 use culvert_api::google::rpc::Status as Refusal;
 use culvert_api::type_url::CLUSTER;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::harness::{Daemon, Folder, Stream, asks, cluster, cluster_names, node, seconds};
 
@@ -67,6 +68,7 @@ async fn who_polls_for_other_names_is_answered_and_what_it_did_not_ask_for_chang
     let daemon = Daemon::start(&folder, &[]).await;
     let poll = async |names: &[&str], version: &str| {
         let request = json!({ "node": { "id": "n" }, "resource_names": names, "version_info": version });
+        tokio::time::sleep(Duration::from_millis(50)).await;
         let (status, body) = daemon.post("/v3/discovery:endpoints", "", &request.to_string()).await;
         let answer = if status == 200 { parse(&body) } else { Value::Null };
         let seen = answer["resources"].as_array().map(Vec::len);
@@ -101,6 +103,7 @@ async fn who_polls_gets_routes_when_it_has_accepted_the_clusters_that_they_lead_
     let poll = async |what: &str, version: &str| {
         let names: &[&str] = if what == "routes" { &["r"] } else { &[] };
         let request = json!({ "node": { "id": "n" }, "resource_names": names, "version_info": version });
+        tokio::time::sleep(Duration::from_millis(50)).await;
         let (status, body) = daemon.post(&format!("/v3/discovery:{what}"), "", &request.to_string()).await;
         if status == 304 { version.to_owned() } else { parse(&body)["version_info"].as_str().unwrap().to_owned() }
     };
