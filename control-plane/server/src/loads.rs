@@ -51,6 +51,19 @@ pub(crate) struct ClusterLoad {
     pub(crate) last_report: Option<SystemTime>,
 }
 
+impl ClusterLoad {
+    fn without_endpoints(&self) -> Self {
+        Self {
+            requests: self.requests,
+            dropped: self.dropped,
+            dropped_by_category: self.dropped_by_category.clone(),
+            localities: self.localities.clone(),
+            endpoints: BTreeMap::new(),
+            last_report: self.last_report,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Place {
     pub(crate) region: String,
@@ -88,9 +101,15 @@ impl Loads {
         Reporter { loads: self.clone(), in_progress: Mutex::default() }
     }
 
-    /// Every cluster, in order of name.
-    pub(crate) fn clusters(&self) -> Vec<(Key, ClusterLoad)> {
-        self.0.totals.lock().iter().map(|(key, load)| (key.clone(), load.clone())).collect()
+    /// The clusters that are wanted, in order of name.
+    pub(crate) fn clusters(&self, wanted: impl Fn(&Key) -> bool) -> Vec<(Key, ClusterLoad)> {
+        let totals = self.0.totals.lock();
+        totals.iter().filter(|(key, _)| wanted(key)).map(|(key, load)| (key.clone(), load.clone())).collect()
+    }
+
+    /// Every cluster, in order of name; endpoints, of which there may be very many, are left out.
+    pub(crate) fn without_endpoints(&self) -> Vec<(Key, ClusterLoad)> {
+        self.0.totals.lock().iter().map(|(key, load)| (key.clone(), load.without_endpoints())).collect()
     }
 
     /// Streams of reports that are open.
@@ -105,7 +124,7 @@ impl Loads {
 
     /// In Prometheus' text format.
     pub(crate) fn prometheus(&self, text: &mut String) {
-        let clusters = self.clusters();
+        let clusters = self.without_endpoints();
         let name = "culvert_control_load_requests_total";
         // Writing to a string does not fail.
         let _ = writeln!(text, "# HELP {name} Requests that nodes reported, by cluster.\n# TYPE {name} counter");
@@ -271,10 +290,10 @@ mod tests {
         first.report(&[stats("a", 5, 3)]);
         first.report(&[stats("a", 5, 1)]);
         second.report(&[stats("a", 1, 7)]);
-        let (_, load) = loads.clusters().remove(0);
+        let (_, load) = loads.clusters(|_| true).remove(0);
         assert_eq!((load.requests.successes, load.requests.in_progress), (11, 8));
         drop(second);
-        let (_, load) = loads.clusters().remove(0);
+        let (_, load) = loads.clusters(|_| true).remove(0);
         assert_eq!((load.requests.successes, load.requests.in_progress, loads.reporters()), (11, 1, 1));
     }
 
@@ -286,7 +305,7 @@ mod tests {
         let many: Vec<_> = (0..MAX_CLUSTERS + 10).map(|index| stats(&format!("c{index}"), 1, 0)).collect();
         reporter.report(&many);
         reporter.report(&[stats(&"x".repeat(MAX_NAME + 1), 1, 0)]);
-        let clusters = loads.clusters();
+        let clusters = loads.clusters(|_| true);
         assert_eq!((clusters.len(), clusters[0].1.requests.successes, loads.dropped()), (MAX_CLUSTERS, u64::MAX, 12));
     }
 

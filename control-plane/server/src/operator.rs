@@ -189,18 +189,16 @@ impl ControlService for Operator {
     async fn get_load(&self, request: Request<api::GetLoadRequest>) -> Result<Response<api::GetLoadResponse>, Status> {
         self.admit(&request)?;
         let wanted = request.into_inner().clusters;
-        let clusters = self.control.loads.clusters().into_iter();
-        let clusters =
-            clusters.filter(|(key, _)| wanted.is_empty() || wanted.contains(&key.cluster)).map(|mut cluster| {
-                if wanted.is_empty() {
-                    // Of all clusters they would be more than a client takes in one message.
-                    cluster.1.endpoints.clear();
-                }
-                cluster
-            });
+        let loads = &self.control.loads;
+        let clusters = if wanted.is_empty() {
+            // Endpoints of all clusters would be more than a client takes in one message.
+            loads.without_endpoints()
+        } else {
+            loads.clusters(|key| wanted.contains(&key.cluster))
+        };
         Ok(Response::new(api::GetLoadResponse {
-            clusters: clusters.map(view::load).collect(),
-            nodes: view::count(self.control.loads.reporters()),
+            clusters: clusters.into_iter().map(view::load).collect(),
+            nodes: view::count(loads.reporters()),
         }))
     }
 }
