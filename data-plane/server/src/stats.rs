@@ -111,7 +111,7 @@ impl Looked {
             gauge("listener_manager", "total_listeners_warming", warming),
             gauge("cluster_manager", "active_clusters", self.process.clusters.slots().len()),
             gauge("cluster_manager", "warming_clusters", self.overview.warming_clusters.lock().len()),
-            gauge("tunnel_server", "connections", self.overview.tunnels.count()),
+            gauge("tunnel_server", "connections", self.overview.tunnels.live()),
             gauge("tunnel_agent", "agents", self.overview.agents.lock().len()),
         ]);
         let (fetched, failed) = self.overview.remote_keys.counts();

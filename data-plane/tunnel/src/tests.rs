@@ -391,7 +391,7 @@ async fn a_thousand_tunnels_come_and_go() {
     let server = Server::start(loopback(), None).await;
     let edge = Edge::start(agent(server.address, 1000), AgentInputs::default()).await;
     eventually("a thousand tunnels", || server.cluster.answered.load(Ordering::Relaxed) == 1000).await;
-    assert_eq!(server.tunnels.count(), 1000);
+    assert_eq!(server.tunnels.live(), 1000);
     edge.stop().await;
     eventually("the server has let go", || server.count(ServerMetric::Active) == 0).await;
     assert_eq!(server.count(ServerMetric::GracefulClose), 1000, "told in frames that fit the server's limit");

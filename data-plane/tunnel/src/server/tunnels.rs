@@ -118,20 +118,18 @@ impl Tunnels {
         &self.reverse
     }
 
-    /// How many connections are registered.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.inner.lock().live.len()
-    }
-
-    /// Every registered connection, oldest first.
+    /// Every registered connection, oldest first; one that comes or goes meanwhile is among them or not.
     #[must_use]
     pub fn status(&self) -> Vec<TunnelStatus> {
         let now = Instant::now();
-        let mut all: Vec<(Instant, TunnelStatus)> = {
+        let ids: Vec<ConnectionId> = self.inner.lock().live.keys().copied().collect();
+        let mut all: Vec<(Instant, TunnelStatus)> = Vec::with_capacity(ids.len());
+        // Agents that come wait for the lock; what is said of thousands takes long.
+        for ids in ids.chunks(SHOWN_AT_ONCE) {
             let inner = self.inner.lock();
-            inner.live.iter().map(|(id, live)| (live.since, live.status(*id, now))).collect()
-        };
+            let live = ids.iter().filter_map(|id| Some((id, inner.live.get(id)?)));
+            all.extend(live.map(|(id, live)| (live.since, live.status(*id, now))));
+        }
         all.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| a.1.id.cmp(&b.1.id)));
         all.into_iter().map(|(_, status)| status).collect()
     }
@@ -307,3 +305,5 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 const MAX_ASIDES: usize = 2;
 /// A graceful close sets none: the agent ends what takes too long. (Far, and no overflow of the clock.)
 const NO_DEADLINE: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Connections of which the status is taken without letting others at the lock.
+const SHOWN_AT_ONCE: usize = 128;

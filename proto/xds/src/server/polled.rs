@@ -128,7 +128,7 @@ impl Polled {
 /// For a poll that is late, in steps.
 const PATIENCE: u32 = 3;
 /// That are remembered of a client; what others accept is not waited for.
-const MAX_SUBSCRIPTIONS: usize = 4096;
+const MAX_SUBSCRIPTIONS: usize = 1024;
 
 #[cfg(test)]
 mod tests {
