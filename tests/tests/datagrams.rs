@@ -43,11 +43,13 @@ async fn hundred(cloud: &Gateway) -> Result {
                 let datagram = format!("client {number} round {round}").repeat(1 + (number as usize) % 50);
                 asker.ask_again(datagram.as_bytes()).await.with_context(|| format!("client {number}"))?;
             }
-            Ok::<_, anyhow::Error>(())
+            Ok::<_, anyhow::Error>(asker)
         });
     }
+    // They stay until all have asked: one that came later could have the port, and with it the session, of one that went.
+    let mut askers = Vec::new();
     while let Some(asked) = in_time("all are answered", asking.join_next()).await? {
-        asked??;
+        askers.push(asked??);
     }
     Ok(())
 }
@@ -153,9 +155,12 @@ async fn clusters_that_share_agents_carry_datagrams_and_pick_an_agent_by_name() 
     let sent = async |edge: &Gateway| edge.stat("cluster.host.udp.sess_tx_datagrams").await;
     for (name, picked, other) in [("one", &first, &second), ("two", &second, &first)] {
         let (before, idle) = (sent(picked).await?, sent(other).await?);
+        // See [`hundred`].
+        let mut askers = Vec::new();
         for number in 0..10 {
             let asker = Asker::new(cloud.listener(name)?).await?;
             asker.ask_again(b"hello").await.with_context(|| format!("{name}, client {number}"))?;
+            askers.push(asker);
         }
         let (after, still) = (sent(picked).await?, sent(other).await?);
         ensure!(after >= before + 10, "{name}: expected ten datagrams at its agent, saw {}", after - before);
