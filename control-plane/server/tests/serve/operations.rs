@@ -68,7 +68,6 @@ async fn who_polls_for_other_names_is_answered_and_what_it_did_not_ask_for_chang
     let daemon = Daemon::start(&folder, &[]).await;
     let poll = async |names: &[&str], version: &str| {
         let request = json!({ "node": { "id": "n" }, "resource_names": names, "version_info": version });
-        tokio::time::sleep(Duration::from_millis(50)).await;
         let (status, body) = daemon.post("/v3/discovery:endpoints", "", &request.to_string()).await;
         let answer = if status == 200 { parse(&body) } else { Value::Null };
         let seen = answer["resources"].as_array().map(Vec::len);
