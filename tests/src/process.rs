@@ -65,7 +65,7 @@ impl Daemon {
         self.child.id().with_context(|| format!("{} has ended already", self.name))
     }
 
-    /// The most memory that it ever had resident, in KiB.
+    /// The most memory that it ever had resident, in KiB. The kernel counts by processor: it may say a little less the next time.
     pub fn peak(&self) -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id()?))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;

@@ -109,7 +109,7 @@ async fn loads(hosts: usize, each: usize) -> Result<Duration> {
     })
     .await
     .with_context(|| plane.proxy_log())?;
-    let (took, grown) = (began.elapsed(), (plane.peak()? - before) >> 10);
+    let (took, grown) = (began.elapsed(), plane.peak()?.saturating_sub(before) >> 10);
     let spent = plane.usage()?.cpu - spent;
     eprintln!(
         "{hosts} x {each} routes, {megabytes} MB: in force after {took:?} and {spent:?} of CPU, {grown} MiB more at the most"
