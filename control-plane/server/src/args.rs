@@ -33,7 +33,7 @@ pub struct Args {
     pub rest_address_path: Option<PathBuf>,
 
     /// Seconds of the longest `refresh_delay` of clients that poll: a change of clusters and of what leads to them reaches those
-    /// in steps of twice as long. 0: at once.
+    /// in steps of at least twice as long. 0: at once.
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(..=3600))]
     pub rest_refresh: u64,
 
