@@ -305,7 +305,7 @@ fn of_type(status: &TypeStatus, begun: SystemTime) -> Value {
         "acked": status.acked,
         "nacked": status.nacked,
         "outstanding": status.outstanding,
-        "accepted_version": status.accepted_version,
+        "accepted_version": status.accepted_version.map(|version| version.to_string()),
         "error": status.error.as_deref(),
         "resources": resources.collect::<Vec<_>>(),
     })

@@ -14,6 +14,7 @@ use futures_util::Stream;
 use http::HeaderMap;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame};
+use pin_project_lite::pin_project;
 use prost::Message;
 use tonic::Status;
 
@@ -50,14 +51,21 @@ where
     /// What came is no request, or a larger one than is taken, or the stream broke.
     pub(crate) async fn next(&mut self) -> Result<Option<R>, Status> {
         loop {
-            if let Some(message) = self.take()? {
+            if let Some(message) = take(&mut self.read)? {
+                if self.read.is_empty() {
+                    self.read = BytesMut::new();
+                }
                 return decode(message).map(Some);
             }
             match self.body.frame().await {
                 // The rest are trailers, which say nothing.
                 Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        self.read.extend_from_slice(&data);
+                    let Ok(mut data) = frame.into_data() else { continue };
+                    // Mostly a frame is a message, which is read where it lies.
+                    let message = if self.read.is_empty() { take(&mut data)? } else { None };
+                    self.read.extend_from_slice(&data);
+                    if let Some(message) = message {
+                        return decode(message).map(Some);
                     }
                 }
                 Some(Err(error)) => return Err(Status::cancelled(error.to_string())),
@@ -66,29 +74,25 @@ where
             }
         }
     }
+}
 
-    /// A whole message, if there is one.
-    fn take(&mut self) -> Result<Option<Bytes>, Status> {
-        let Some(prefix) = self.read.first_chunk::<PREFIX>() else { return Ok(None) };
-        let [flag, length @ ..] = *prefix;
-        if flag != 0 {
-            return Err(Status::internal(format!("a request with the flag {flag}: compression is not offered here")));
-        }
-        let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-        if length > MAX_REQUEST {
-            let reason = format!("a request of {length} bytes; at most {MAX_REQUEST} are taken");
-            return Err(Status::out_of_range(reason));
-        }
-        if self.read.len() < PREFIX + length {
-            return Ok(None);
-        }
-        self.read.advance(PREFIX);
-        let message = self.read.split_to(length).freeze();
-        if self.read.is_empty() {
-            self.read = BytesMut::new();
-        }
-        Ok(Some(message))
+/// A whole message, if there is one.
+fn take(read: &mut (impl Buf + AsRef<[u8]>)) -> Result<Option<Bytes>, Status> {
+    let Some(prefix) = read.as_ref().first_chunk::<PREFIX>() else { return Ok(None) };
+    let [flag, length @ ..] = *prefix;
+    if flag != 0 {
+        return Err(Status::internal(format!("a request with the flag {flag}: compression is not offered here")));
     }
+    let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+    if length > MAX_REQUEST {
+        let reason = format!("a request of {length} bytes; at most {MAX_REQUEST} are taken");
+        return Err(Status::out_of_range(reason));
+    }
+    if read.remaining() < PREFIX + length {
+        return Ok(None);
+    }
+    read.advance(PREFIX);
+    Ok(Some(read.copy_to_bytes(length)))
 }
 
 fn decode<R: Message + Default>(message: Bytes) -> Result<R, Status> {
@@ -116,19 +120,22 @@ fn has_more_fields_than(limit: usize, mut message: &[u8]) -> bool {
     false
 }
 
-/// The responses of a stream as the body of its HTTP response: pieces of each, one by one as the transport takes them, then
-/// the status as trailers.
-pub(crate) struct Responses<S> {
-    /// Asked for the next response when the one before has left.
-    responses: Option<Pin<Box<S>>>,
-    pieces: Option<Pieces>,
-    /// How many pieces were taken, of all responses.
-    taken: u64,
+pin_project! {
+    /// The responses of a stream as the body of its HTTP response: pieces of each, one by one as the transport takes them,
+    /// then the status as trailers.
+    pub(crate) struct Responses<S> {
+        // Asked for the next response when the one before has left.
+        #[pin]
+        responses: Option<S>,
+        pieces: Option<Pieces>,
+        // How many pieces were taken, of all responses.
+        taken: u64,
+    }
 }
 
 impl<S> Responses<S> {
     pub(crate) fn new(responses: S) -> Self {
-        Self { responses: Some(Box::pin(responses)), pieces: None, taken: 0 }
+        Self { responses: Some(responses), pieces: None, taken: 0 }
     }
 }
 
@@ -136,20 +143,21 @@ impl<S: Stream<Item = Result<Response, Status>>> Body for Responses<S> {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let mut this = self.project();
         loop {
-            if let Some(piece) = self.pieces.as_mut().and_then(Iterator::next) {
-                self.taken += 1;
-                slow::note(Some(self.taken));
+            if let Some(piece) = this.pieces.as_mut().and_then(Iterator::next) {
+                *this.taken += 1;
+                slow::note(Some(*this.taken));
                 return Poll::Ready(Some(Ok(Frame::data(piece))));
             }
-            self.pieces = None;
+            *this.pieces = None;
             slow::note(None);
-            let Some(responses) = self.responses.as_mut() else { return Poll::Ready(None) };
-            let status = match ready!(responses.as_mut().poll_next(cx)) {
+            let Some(responses) = this.responses.as_mut().as_pin_mut() else { return Poll::Ready(None) };
+            let status = match ready!(responses.poll_next(cx)) {
                 Some(Ok(response)) => match prefix(&response) {
                     Ok(prefix) => {
-                        self.pieces = Some(response.into_pieces(&prefix));
+                        *this.pieces = Some(response.into_pieces(&prefix));
                         continue;
                     }
                     Err(status) => status,
@@ -157,7 +165,7 @@ impl<S: Stream<Item = Result<Response, Status>>> Body for Responses<S> {
                 Some(Err(status)) => status,
                 None => Status::ok(""),
             };
-            self.responses = None;
+            this.responses.set(None);
             return Poll::Ready(Some(Ok(Frame::trailers(trailers(&status)))));
         }
     }
@@ -266,7 +274,7 @@ mod tests {
             let mut seen = Vec::new();
             for _ in 0..2 {
                 let responses = futures_util::stream::iter([Ok(response(variant))]);
-                let mut body = Responses::new(responses);
+                let mut body = std::pin::pin!(Responses::new(responses));
                 let (mut length, mut pieces) = (0, BTreeMap::new());
                 while let Some(frame) = body.frame().await {
                     let Ok(piece) = frame.unwrap().into_data() else { break };
@@ -287,7 +295,7 @@ mod tests {
     async fn the_status_of_a_stream_is_its_trailers() {
         for (last, code) in [(None, "0"), (Some(Status::permission_denied("no")), "7")] {
             let responses = futures_util::stream::iter(last.map(Err::<Response, _>));
-            let mut body = Responses::new(responses);
+            let mut body = std::pin::pin!(Responses::new(responses));
             let frame = body.frame().await.expect("trailers").unwrap();
             assert_eq!(frame.into_trailers().expect("trailers")["grpc-status"], code);
             assert!(body.frame().await.is_none(), "nothing after the trailers");

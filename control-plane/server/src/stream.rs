@@ -71,7 +71,8 @@ pub(crate) fn responses<R: Request, B: RequestBody>(
     })?;
     control.metrics.streams_opened.add();
     control.metrics.streams_active.add();
-    let driver = Driver {
+    // In one piece of memory for as long as the stream lives: it is handed on with every response.
+    let driver = Box::new(Driver {
         _blocker: drain.block(),
         _place: place,
         turn: Turn::Awaited,
@@ -81,7 +82,7 @@ pub(crate) fn responses<R: Request, B: RequestBody>(
         kind,
         requests,
         attached: None,
-    };
+    });
     Ok(futures_util::stream::unfold(Some(driver), |driver| async move {
         let mut driver = driver?;
         match driver.next().await {

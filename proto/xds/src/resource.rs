@@ -65,7 +65,22 @@ impl Version {
 
     /// Reads what [`fmt::Display`] writes; [`Version::FOREIGN`] for anything else.
     pub(crate) fn parse(text: &str) -> Self {
-        if text.len() == 16 { u64::from_str_radix(text, 16).map_or(Self::FOREIGN, Self) } else { Self::FOREIGN }
+        if text.len() == Self::TEXT_LEN {
+            u64::from_str_radix(text, 16).map_or(Self::FOREIGN, Self)
+        } else {
+            Self::FOREIGN
+        }
+    }
+
+    /// How long every version's text is.
+    pub(crate) const TEXT_LEN: usize = 16;
+
+    /// What [`fmt::Display`] writes.
+    pub(crate) fn text(self) -> [u8; Self::TEXT_LEN] {
+        std::array::from_fn(|at| {
+            let digit = (self.0 >> (4 * (Self::TEXT_LEN - 1 - at))) & 0xf;
+            b"0123456789abcdef".get(digit as usize).copied().unwrap_or_default()
+        })
     }
 
     fn never_zero(hash: u64) -> Self {
@@ -310,8 +325,10 @@ mod tests {
 
     #[test]
     fn a_version_is_read_back_and_anything_else_is_foreign() {
-        let version = Version::of(b"content");
-        assert_eq!(Version::parse(&version.to_string()), version);
+        for version in [Version::of(b"content"), Version(1), Version(0xfeed << 48), Version(u64::MAX)] {
+            assert_eq!(version.text(), version.to_string().as_bytes(), "{version}");
+            assert_eq!(Version::parse(&version.to_string()), version);
+        }
         for text in ["", "1", "v1", "zzzzzzzzzzzzzzzz", "00000000000000000"] {
             assert_eq!(Version::parse(text), Version::FOREIGN, "{text:?}");
         }

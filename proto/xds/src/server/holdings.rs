@@ -111,20 +111,28 @@ impl<V: Remembered> Holdings<V> {
             None if news * 2 < set.len() => return,
             None => None,
         };
-        let names: BTreeSet<&Name> = match changed {
-            Some(changed) => changed.iter().chain(self.differences.keys()).collect(),
-            None => set.resources().map(|resource| resource.name()).chain(self.iter().map(|(name, _)| name)).collect(),
-        };
-        let difference = |name: &Name| {
+        let differs =
+            |name: &Name, own: Option<&V>| own.map(V::version) != set.get_listed(name).map(|listed| listed.version());
+        let entry = |name: &Name| {
             let own = self.get(name);
-            let alike = own.map(V::version) == set.get_listed(name).map(|listed| listed.version());
-            (!alike).then(|| (Arc::clone(name), own.cloned()))
+            differs(name, own).then(|| (Arc::clone(name), own.cloned()))
         };
-        let differences: BTreeMap<_, _> = names.into_iter().filter_map(difference).collect();
-        if differences.len() * 2 > set.len() {
-            self.retain(|_, _| true);
+        if let Some(changed) = changed {
+            let told_by_base = changed.iter().filter(|name| !self.differences.contains_key(*name));
+            let new: Vec<_> = told_by_base.filter_map(entry).collect();
+            self.differences.retain(|name, own| differs(name, own.as_ref()));
+            self.differences.extend(new);
         } else {
-            *self = Self { base: Some(Arc::clone(set)), differences };
+            let own = self.iter().map(|(name, _)| name);
+            let names: BTreeSet<&Name> = set.resources().map(|resource| resource.name()).chain(own).collect();
+            self.differences = names.into_iter().filter_map(entry).collect();
+        }
+        self.base = Some(Arc::clone(set));
+        if self.differences.len() * 2 > set.len() {
+            self.retain(|_, _| true);
+        } else if self.differences.is_empty() {
+            // An empty map may hold memory.
+            self.differences = BTreeMap::new();
         }
     }
 

@@ -29,7 +29,7 @@ pub(crate) struct Memory {
     /// What was released since the node should have what it should have now: one more try is enough.
     released: BTreeMap<Name, Released>,
     /// `version_info` of the response accepted last.
-    pub(crate) accepted_version: Option<String>,
+    pub(crate) accepted_version: Option<Version>,
 }
 
 /// A content that the node does not want to see again.

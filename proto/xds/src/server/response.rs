@@ -2,6 +2,7 @@
 
 mod pieces;
 
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::BufMut;
@@ -12,7 +13,7 @@ use culvert_api::{Any, type_url};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
-use crate::resource::{Resource, TypeUrl, field_len, put_field};
+use crate::resource::{Resource, TypeUrl, Version, field_len, put_field};
 use crate::snapshot::TypeSet;
 use crate::{Name, Variant};
 
@@ -23,14 +24,31 @@ pub use pieces::Pieces;
 pub struct Response {
     pub(crate) variant: Variant,
     pub(crate) type_url: TypeUrl,
-    pub(crate) version: String,
-    pub(crate) nonce: String,
+    pub(crate) version: Version,
+    pub(crate) nonce: Nonce,
     pub(crate) control_plane: Arc<str>,
     pub(crate) body: Body,
     /// Why names that were asked for have no resource.
     pub(crate) errors: Vec<(Name, Absent)>,
     /// The node takes TTLs: in state of the world a resource that has one is wrapped with it.
     pub(crate) with_ttl: bool,
+}
+
+/// Which response of its stream it is, counted from 1; 0 stands for none. The node's answer repeats its text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Nonce(pub(crate) u64);
+
+impl Nonce {
+    /// Whether a node's answer says this one.
+    pub(crate) fn is(self, text: &str) -> bool {
+        itoa::Buffer::new().format(self.0) == text
+    }
+}
+
+impl fmt::Display for Nonce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 /// Why there is no resource of a name.
@@ -80,14 +98,14 @@ impl Response {
 
     /// `version_info`, `system_version_info`.
     #[must_use]
-    pub fn version_info(&self) -> &str {
-        &self.version
+    pub fn version_info(&self) -> Version {
+        self.version
     }
 
     /// Unique on the stream.
     #[must_use]
-    pub fn nonce(&self) -> &str {
-        &self.nonce
+    pub fn nonce(&self) -> Nonce {
+        self.nonce
     }
 
     /// The resources carried, without removals.
@@ -144,8 +162,8 @@ impl Response {
     #[must_use]
     pub fn to_sotw(&self) -> discovery::DiscoveryResponse {
         discovery::DiscoveryResponse {
-            version_info: self.version.clone(),
-            nonce: self.nonce.clone(),
+            version_info: self.version.to_string(),
+            nonce: self.nonce.to_string(),
             type_url: self.type_url.to_string(),
             resources: self.resources().into_iter().map(|resource| self.any(resource)).collect(),
             resource_errors: self.resource_errors(),
@@ -164,8 +182,8 @@ impl Response {
             Body::Whole(_) | Body::Sotw(_) => {}
         }
         discovery::DeltaDiscoveryResponse {
-            system_version_info: self.version.clone(),
-            nonce: self.nonce.clone(),
+            system_version_info: self.version.to_string(),
+            nonce: self.nonce.to_string(),
             type_url: self.type_url.to_string(),
             resources,
             removed_resources: self.removed().iter().map(ToString::to_string).collect(),
@@ -206,12 +224,6 @@ impl Response {
         ControlPlane { identifier: self.control_plane.to_string() }
     }
 
-    /// Everything but resources and removals: fields of strings and messages, by number.
-    fn head(&self) -> [(u32, &[u8]); 3] {
-        // Alike in both variants.
-        [(1, self.version.as_bytes()), (4, self.type_url.as_bytes()), (5, self.nonce.as_bytes())]
-    }
-
     /// The numbers of `control_plane` and `resource_errors`.
     fn tags(&self) -> (u32, u32) {
         match self.variant {
@@ -222,17 +234,20 @@ impl Response {
 
     fn head_len(&self) -> usize {
         let (control_plane, errors) = self.tags();
-        let fields: usize = self.head().iter().map(|(tag, value)| field_len(*tag, value.len())).sum();
+        let nonce = itoa::Buffer::new().format(self.nonce.0).len();
+        let fields = field_len(1, Version::TEXT_LEN) + field_len(4, self.type_url.len()) + field_len(5, nonce);
         let sender = field_len(control_plane, field_len(1, self.control_plane.len()));
         let errors = self.resource_errors().into_iter().map(|error| field_len(errors, error.encoded_len()));
         fields + sender + errors.sum::<usize>()
     }
 
+    /// Everything but resources and removals.
     fn put_head(&self, buf: &mut impl BufMut) {
         let (control_plane, errors) = self.tags();
-        for (tag, value) in self.head() {
-            put_field(buf, tag, value);
-        }
+        // Alike in both variants.
+        put_field(buf, 1, &self.version.text());
+        put_field(buf, 4, self.type_url.as_bytes());
+        put_field(buf, 5, itoa::Buffer::new().format(self.nonce.0).as_bytes());
         encode_key(control_plane, WireType::LengthDelimited, buf);
         encode_varint(field_len(1, self.control_plane.len()) as u64, buf);
         put_field(buf, 1, self.control_plane.as_bytes());

@@ -11,6 +11,7 @@ use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Discover
 use culvert_api::type_url;
 
 use super::memory::Memory;
+use super::response::Nonce;
 use super::staging::{Limits, Progress, Staging};
 use super::status::{self, TypeStatus};
 use super::subscription::{RequestSettings, Subscription};
@@ -252,7 +253,7 @@ impl Session {
             let set = self.staging.served().of_type(&subscription.type_url).unwrap_or(&self.nothing);
             let nonce = || {
                 *responses += 1;
-                responses.to_string()
+                Nonce(*responses)
             };
             subscription.memory.now = self.now;
             subscription.next(set, nonce, &self.config.control_plane)

@@ -53,7 +53,7 @@ pub struct TypeStatus {
     /// A response is on its way or being looked at.
     pub outstanding: bool,
     /// `version_info` of the response that was accepted last.
-    pub accepted_version: Option<String>,
+    pub accepted_version: Option<Version>,
     /// What the node said at its latest refusal, until it accepts a response.
     pub error: Option<Arc<str>>,
     pub resources: Vec<ResourceStatus>,
@@ -87,7 +87,7 @@ pub(crate) fn of_subscription(subscription: &Subscription, set: &TypeSet) -> Typ
         acked: subscription.counts.acked,
         nacked: subscription.counts.nacked,
         outstanding: subscription.outstanding.is_some(),
-        accepted_version: subscription.memory.accepted_version.clone(),
+        accepted_version: subscription.memory.accepted_version,
         error: subscription.error.clone(),
         resources,
     }
@@ -111,7 +111,7 @@ pub(crate) fn of_parked(type_url: &TypeUrl, set: &TypeSet, memory: Option<&Memor
         acked: 0,
         nacked: 0,
         outstanding: false,
-        accepted_version: memory.and_then(|memory| memory.accepted_version.clone()),
+        accepted_version: memory.and_then(|memory| memory.accepted_version),
         error: None,
         resources: resources.collect(),
     }

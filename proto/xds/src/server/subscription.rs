@@ -13,7 +13,7 @@ use culvert_api::type_url;
 use super::holdings::Holdings;
 use super::interest::{Interest, InterestChange, check_count};
 use super::memory::{Item, Memory, blamed, mentioned};
-use super::response::Absent;
+use super::response::{Absent, Nonce};
 use super::{Heard, RequestError};
 use crate::resource::{Resource, TypeUrl, Version};
 use crate::snapshot::TypeSet;
@@ -46,8 +46,8 @@ pub(crate) struct Subscription {
     /// A response is owed even if it is empty.
     owed: bool,
     pub(crate) outstanding: Option<Outstanding>,
-    /// Nonce of the latest response; empty before the first one.
-    nonce: String,
+    /// Of the latest response.
+    nonce: Nonce,
     /// The node came with a state that we cannot know: what it refuses is not left out of a full state.
     holds_unknown: bool,
     started: bool,
@@ -57,8 +57,8 @@ pub(crate) struct Subscription {
 
 #[derive(Debug)]
 pub(crate) struct Outstanding {
-    nonce: String,
-    version: String,
+    nonce: Nonce,
+    version: Version,
     pub(crate) at: Duration,
     /// What differs from what the node had accepted, sorted by name.
     pub(crate) items: Vec<Item>,
@@ -88,7 +88,7 @@ impl Subscription {
             beat_at: None,
             owed: false,
             outstanding: None,
-            nonce: String::new(),
+            nonce: Nonce::default(),
             holds_unknown: false,
             started: false,
             counts: Counts::default(),
@@ -187,7 +187,7 @@ impl Subscription {
         let first = !self.started;
         // xDS: a request that does not carry the nonce of the latest response crossed it on the wire; the client
         // answers that response too, with its full list.
-        if !self.nonce.is_empty() && request.response_nonce != self.nonce {
+        if self.nonce != Nonce::default() && !self.nonce.is(&request.response_nonce) {
             tracing::trace!(type_url = %self.type_url, "request with a stale nonce ignored");
             return Ok(Heard::Stale);
         }
@@ -237,13 +237,13 @@ impl Subscription {
         if version.is_empty() {
             // It starts from nothing, maybe as another build: what it refused before deserves another look.
             self.memory.forget_refusals();
-        } else if self.interest.is_pure_wildcard() && version == set.version().to_string() {
+        } else if self.interest.is_pure_wildcard() && Version::parse(version) == set.version() {
             self.sent = Holdings::all_of(set);
             self.memory.accept_all(set);
-            self.memory.accepted_version = Some(version.to_owned());
+            self.memory.accepted_version = Some(set.version());
             self.seen = Some(Arc::clone(set));
             return true;
-        } else if self.memory.accepted_version.as_deref() != Some(version) {
+        } else if self.memory.accepted_version != Some(Version::parse(version)) {
             self.holds_unknown = true;
             self.memory.accepted_version = None;
             self.memory.confirm(|_, _| false);
@@ -321,7 +321,7 @@ impl Subscription {
 
     /// Takes the answer to the outstanding response, if the request is one.
     fn answer(&mut self, nonce: &str, error: Option<&rpc::Status>, settings: RequestSettings) -> Heard {
-        let Some(outstanding) = self.outstanding.take_if(|outstanding| outstanding.nonce == nonce) else {
+        let Some(outstanding) = self.outstanding.take_if(|outstanding| outstanding.nonce.is(nonce)) else {
             if error.is_some() {
                 tracing::debug!(type_url = %self.type_url, nonce, "refusal of a response that is not outstanding");
             }

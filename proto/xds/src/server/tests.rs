@@ -86,7 +86,7 @@ impl Peer {
         let mut seen = vec![type_url::short_name(response.type_url()).to_owned()];
         seen.extend(response.resources().iter().map(|resource| show(resource)));
         seen.extend(response.removed().iter().map(|name| format!("-{name}")));
-        Some((seen.join(" "), response.nonce().to_owned()))
+        Some((seen.join(" "), response.nonce().to_string()))
     }
 
     #[track_caller]

@@ -107,7 +107,7 @@ impl Iterator for Pieces {
             return self.next();
         }
         if !self.copied.is_empty() {
-            return Some(self.copied.split().freeze());
+            return Some(std::mem::take(&mut self.copied).freeze());
         }
         match &mut self.shared {
             Some(shared) if shared.len() > Self::LARGEST => Some(shared.split_to(Self::LARGEST)),

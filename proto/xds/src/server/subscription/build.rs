@@ -6,7 +6,7 @@ use std::sync::Arc;
 use culvert_api::type_url;
 
 use super::super::memory::Item;
-use super::super::response::{Absent, Body, Response};
+use super::super::response::{Absent, Body, Nonce, Response};
 use super::{Outstanding, Subscription};
 use crate::resource::{Resource, Version};
 use crate::snapshot::TypeSet;
@@ -17,7 +17,7 @@ impl Subscription {
     pub(crate) fn next(
         &mut self,
         set: &Arc<TypeSet>,
-        nonce: impl FnOnce() -> String,
+        nonce: impl FnOnce() -> Nonce,
         control_plane: &Arc<str>,
     ) -> Option<Response> {
         if !self.started {
@@ -48,16 +48,14 @@ impl Subscription {
         self.set_beat(set, beats);
         self.owed = false;
         self.counts.sent += 1;
-        let version = version.to_string();
         self.nonce = nonce();
         self.memory.on_sent(&items);
-        self.outstanding =
-            Some(Outstanding { nonce: self.nonce.clone(), version: version.clone(), at: self.memory.now, items });
+        self.outstanding = Some(Outstanding { nonce: self.nonce, version, at: self.memory.now, items });
         Some(Response {
             variant: self.variant,
             type_url: Arc::clone(&self.type_url),
             version,
-            nonce: self.nonce.clone(),
+            nonce: self.nonce,
             control_plane: Arc::clone(control_plane),
             body,
             errors,

@@ -29,7 +29,7 @@ fn names(peer: &mut Peer) -> Option<(Vec<String>, String)> {
     let response = peer.session.poll_stream(peer.stream, Duration::ZERO)?;
     let names = response.resources().into_iter().map(|resource| resource.name().to_string());
     let removed = response.removed().iter().map(|name| format!("-{name}"));
-    Some((names.chain(removed).collect(), response.nonce().to_owned()))
+    Some((names.chain(removed).collect(), response.nonce().to_string()))
 }
 
 #[track_caller]
@@ -140,7 +140,7 @@ fn a_resource_is_found_by_its_aliases_and_says_them() {
         .collect();
     let expected = [("r/host", "r/a r/b".to_owned(), true), ("r/c", "r/c".to_owned(), false)];
     assert_eq!(seen, expected, "once for both of its names; what does not exist has no body");
-    peer.delta_answer(VIRTUAL_HOST, response.nonce(), None);
+    peer.delta_answer(VIRTUAL_HOST, &response.nonce().to_string(), None);
     peer.expect_silence();
     assert!(peer.status(VIRTUAL_HOST).contains("r/a=Synced"), "{}", peer.status(VIRTUAL_HOST));
 
@@ -278,7 +278,7 @@ fn in_state_of_the_world_a_ttl_is_sent_to_who_takes_it_and_never_to_an_envoy_tha
                 assert_eq!((inner.name.as_str(), inner.ttl.map(|ttl| ttl.seconds)), ("brief", Some(30)), "{case}");
                 assert!(inner.resource.is_some(), "{case}: gRPC's clients refuse one without a body");
             }
-            nonce = response.nonce().to_owned();
+            nonce = response.nonce().to_string();
             session.on_request(StreamId(0), &sotw(type_url, &["brief", "lasting"], "", &nonce)).unwrap();
         }
         assert!(!nonce.is_empty());
@@ -293,7 +293,7 @@ fn who_had_one_name_and_comes_back_for_everything_is_sent_everything() {
         let mut peer = Peer::new(Variant::Sotw, routes());
         peer.sotw(RDS, first, "", "");
         let response = peer.session.poll_stream(peer.stream, Duration::ZERO).expect("what was asked for");
-        let (version, nonce) = (response.version_info().to_owned(), response.nonce().to_owned());
+        let (version, nonce) = (response.version_info().to_string(), response.nonce().to_string());
         peer.sotw(RDS, first, &version, &nonce);
         peer.reconnect(Variant::Sotw);
         peer.sotw(RDS, &["*"], &version, "");

@@ -46,7 +46,7 @@ fn with(referring: &[Arc<Resource>], of: &str, hosts: &[&str]) -> Snapshot {
 fn sent(peer: &mut Peer) -> Option<(String, Vec<String>, String)> {
     let response = peer.session.poll_stream(peer.stream, Duration::ZERO)?;
     let names = response.resources().into_iter().map(|resource| resource.name().to_string()).collect();
-    Some((type_url::short_name(response.type_url()).to_owned(), names, response.nonce().to_owned()))
+    Some((type_url::short_name(response.type_url()).to_owned(), names, response.nonce().to_string()))
 }
 
 #[test]

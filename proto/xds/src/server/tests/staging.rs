@@ -40,7 +40,7 @@ impl Peer {
         seen.extend(response.resources().iter().map(|resource| show(resource)));
         seen.extend(response.removed().iter().map(|name| format!("-{name}")));
         assert_eq!(seen.join(" "), expected);
-        response.nonce().to_owned()
+        response.nonce().to_string()
     }
 
     #[track_caller]

@@ -80,9 +80,15 @@ fn types_have_nonces_and_subscriptions_of_their_own() {
     let (_, listeners) = session.poll_response(Duration::ZERO).unwrap();
     assert_ne!(clusters.nonce(), listeners.nonce(), "a nonce is unique on its stream");
     // An answer with the nonce of another type answers nothing.
-    assert_eq!(session.on_request(StreamId(1), &sotw(CLUSTER, &[], "", listeners.nonce())), Ok(Heard::Stale));
+    assert_eq!(
+        session.on_request(StreamId(1), &sotw(CLUSTER, &[], "", &listeners.nonce().to_string())),
+        Ok(Heard::Stale)
+    );
     assert!(session.is_outstanding(CLUSTER));
-    assert_eq!(session.on_request(StreamId(1), &sotw(CLUSTER, &[], "", clusters.nonce())), Ok(Heard::Ack));
+    for text in [format!("0{}", clusters.nonce()), format!("+{}", clusters.nonce()), "x".to_owned()] {
+        assert_eq!(session.on_request(StreamId(1), &sotw(CLUSTER, &[], "", &text)), Ok(Heard::Stale), "{text}");
+    }
+    assert_eq!(session.on_request(StreamId(1), &sotw(CLUSTER, &[], "", &clusters.nonce().to_string())), Ok(Heard::Ack));
     assert!(!session.is_outstanding(CLUSTER) && session.is_outstanding(LISTENER));
 }
 
