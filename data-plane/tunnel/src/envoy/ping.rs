@@ -14,9 +14,18 @@ pub const RPING: &[u8] = b"RPING";
 /// How often an idle tunnel is asked, and how long it may be silent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pings {
+    /// The longest time between two.
     pub interval: Duration,
-    /// Intervals without an answer after which the tunnel is dead.
+    /// Intervals without a word of the agent after which the tunnel is dead.
     pub threshold: u32,
+}
+
+impl Pings {
+    /// When a tunnel is dead of which nothing was `heard` since, and which was `asked` then. However small the threshold, a ping
+    /// has one interval to be answered.
+    fn deadline(&self, heard: Instant, asked: Instant) -> Instant {
+        (heard + self.interval * self.threshold).max(asked + self.interval)
+    }
 }
 
 /// What befalls an idle tunnel.
@@ -44,7 +53,7 @@ pub enum IdleError {
     Unexpected,
     #[error("the peer floods it with pings")]
     Flood,
-    #[error("no ping for {0:?}, after they had come regularly")]
+    #[error("no ping for {0:?}")]
     Missed(Duration),
     #[error(transparent)]
     Io(#[from] std::io::Error),
@@ -81,6 +90,8 @@ pub async fn idle(
     let (mut is_wanted, mut unanswered, mut missed) = (false, 0_u32, 0_u32);
     let mut buffer = BytesMut::new();
     let mut next = Instant::now() + jittered(pings.interval);
+    // When it was heard last, and asked first since then.
+    let (mut heard, mut asked) = (Instant::now(), Instant::now());
     loop {
         if is_wanted && unanswered == 0 && buffer.is_empty() {
             return Ok(());
@@ -98,24 +109,26 @@ pub async fn idle(
                     let poisoned = buffer.starts_with(b"HTTP/1.");
                     return Err(if poisoned { IdleError::Poisoned } else { IdleError::Unexpected });
                 }
-                unanswered -= answered;
                 if answered > 0 {
+                    // What is still to come was asked lately.
+                    (heard, asked) = (Instant::now(), Instant::now());
+                    (unanswered, missed) = (unanswered - answered, 0);
                     told(Ping::Answered);
                 }
-                missed = if answered > 0 { 0 } else { missed };
+            }
+            () = sleep_until(pings.deadline(heard, asked)), if unanswered > 0 => {
+                told(Ping::Silent(unanswered));
+                return Err(IdleError::Silent(unanswered));
             }
             () = sleep_until(next) => {
                 if unanswered > 0 {
                     missed += 1;
-                    if missed >= pings.threshold {
-                        told(Ping::Silent(missed));
-                        return Err(IdleError::Silent(missed));
-                    }
                     told(Ping::Missed(missed));
                 }
                 // Once the tunnel is wanted, nothing may be asked that would be answered later.
                 if !is_wanted {
                     write(io, RPING, pings.interval).await?;
+                    asked = if unanswered == 0 { Instant::now() } else { asked };
                     unanswered += 1;
                     told(Ping::Sent);
                 }
@@ -130,7 +143,7 @@ pub async fn idle(
 ///
 /// # Errors
 /// The tunnel is dead. Once pings have come regularly, three of their intervals without one (at least [`LEAST_SILENCE`])
-/// tell that the server is gone.
+/// tell that the server is gone; until then nobody knows how often this one pings.
 pub async fn echo(io: &mut Io, first: Bytes) -> Result<Bytes, IdleError> {
     let mut buffer = BytesMut::from(&*first);
     let mut rhythm = Rhythm::default();
@@ -146,14 +159,9 @@ pub async fn echo(io: &mut Io, first: Bytes) -> Result<Bytes, IdleError> {
             write(io, &RPING.repeat(count), ECHO_TIMEOUT).await?;
         }
         buffer.reserve(READ);
-        let read = match rhythm.patience() {
-            None => io.read_buf(&mut buffer).await?,
-            Some(patience) => match timeout(patience, io.read_buf(&mut buffer)).await {
-                Ok(read) => read?,
-                Err(_) => return Err(IdleError::Missed(patience)),
-            },
-        };
-        if read == 0 {
+        let patience = rhythm.patience();
+        let read = timeout(patience, io.read_buf(&mut buffer)).await.map_err(|_| IdleError::Missed(patience))?;
+        if read? == 0 {
             return Err(IdleError::Closed);
         }
     }
@@ -183,8 +191,8 @@ impl Rhythm {
         if count > MAX_PINGS { Err(IdleError::Flood) } else { Ok(()) }
     }
 
-    fn patience(&self) -> Option<Duration> {
-        self.longest.map(|longest| (longest * 3).max(LEAST_SILENCE))
+    fn patience(&self) -> Duration {
+        self.longest.map_or(FIRST_SILENCE, |longest| (longest * 3).max(LEAST_SILENCE))
     }
 }
 
@@ -197,13 +205,15 @@ async fn write(io: &mut Io, bytes: &[u8], limit: Duration) -> Result<(), IdleErr
     written.await.map_err(|_| IdleError::Silent(1))?.map_err(IdleError::Io)
 }
 
-/// Up to a fifth more, so that tunnels that came together do not ping together.
+/// Up to a fifth less, so that tunnels that came together do not ping together.
 fn jittered(interval: Duration) -> Duration {
-    interval.mul_f64(1.0 + fastrand::f64() / 5.0)
+    interval.mul_f64(1.0 - fastrand::f64() / 5.0)
 }
 
 /// Less silence than this tells an agent nothing.
 pub const LEAST_SILENCE: Duration = Duration::from_secs(5);
+/// Three times the longest interval that an Envoy can be given.
+const FIRST_SILENCE: Duration = Duration::from_secs(900);
 /// Bytes that are asked for at once.
 const READ: usize = 1024;
 const ECHO_TIMEOUT: Duration = Duration::from_secs(5);
