@@ -80,50 +80,76 @@ async fn tunnels(cloud: &Gateway) -> Result<Vec<(String, String, String, u64)>> 
 #[tokio::test]
 async fn another_configuration_of_the_agent_fails_no_request() -> Result {
     let backend = Backend::start("behind").await?;
-    let cloud = cloud(NOBODY_WAITS, 1).await?;
-    let list = servers(&[(cloud.listener("tunnel")?, "HEALTHY")]);
+    // Each has a load of its own: no other server stands in for one whose tunnel is gone before the next one is there.
+    let clouds = [cloud(NOBODY_WAITS, 1).await?, cloud(NOBODY_WAITS, 1).await?];
+    let list = servers(&[(clouds[0].listener("tunnel")?, "HEALTHY"), (clouds[1].listener("tunnel")?, "HEALTHY")]);
     let mut plane = edge(&agent(json!({})), &list, &backend).await?;
     let is = |seen: &[(String, String, String, u64)], name: &str, protocol: &str, weight: u64, count: usize| {
         seen.len() == count
             && seen.iter().all(|(_, n, p, w)| n == name && (p == protocol || protocol == "any") && *w == weight)
     };
-    eventually("the agent has joined", async || {
-        let seen = tunnels(&cloud).await?;
-        ensure!(is(&seen, "proxy", "http2", 10, 1), "saw {seen:?}");
-        Ok(())
-    })
-    .await
-    .with_context(|| plane.proxy_log())?;
-    let load = Load::new(cloud.listener("in")?, "/delay/5").start();
-    load.more(50).await?;
-    let mut before = tunnels(&cloud).await?;
+    let mut loads = Vec::new();
+    let mut before = Vec::new();
+    for cloud in &clouds {
+        let seen = eventually("the agent has joined", async || {
+            let seen = tunnels(cloud).await?;
+            ensure!(is(&seen, "proxy", "http2", 10, 1), "saw {seen:?}");
+            Ok(seen)
+        });
+        before.push(seen.await.with_context(|| plane.proxy_log())?);
+        loads.push(Load::new(cloud.listener("in")?, "/delay/5").start());
+    }
+    // Where nobody listens: nothing takes the place of the tunnels that stand.
+    let nowhere = json!([{ "address": "127.0.0.1:1" }]);
     // Fields, and what stands then: name, protocol, weight, connections, and whether these are others.
     let steps = [
         (json!({ "connection_num": 3 }), ("proxy", "any", 10, 3), true),
         (json!({ "connection_num": 3, "host_name": "renamed" }), ("renamed", "any", 10, 3), true),
         (json!({ "connection_num": 3, "host_name": "renamed", "weight": 20 }), ("renamed", "any", 20, 3), false),
+        (json!({ "connection_num": 3, "host_name": "lost", "servers": nowhere }), ("renamed", "any", 20, 3), false),
+        (json!({ "connection_num": 2, "host_name": "lost", "servers": nowhere }), ("renamed", "any", 20, 3), false),
         (json!({ "protocol": "HTTP1", "connection_num": 4 }), ("proxy", "http1", 10, 4), true),
         (json!({ "protocol": "HTTP2", "connection_num": 2 }), ("proxy", "http2", 10, 2), true),
         (json!({ "ping_interval": "1s", "max_connection_age": "3600s" }), ("proxy", "http2", 10, 1), true),
     ];
     for (fields, (name, protocol, weight, count), anew) in steps {
         plane.put("agent.json", &[agent(fields.clone())])?;
-        let now = eventually("the tunnels are those of the new configuration", async || {
-            let seen = tunnels(&cloud).await?;
-            ensure!(is(&seen, name, protocol, weight, count), "{fields}: saw {seen:?}");
-            let kept = seen.iter().filter(|(id, ..)| before.iter().any(|(known, ..)| known == id)).count();
-            ensure!(kept == if anew { 0 } else { count }, "{fields}: saw {seen:?} after {before:?}");
-            Ok(seen)
-        })
-        .await
-        .with_context(|| plane.proxy_log())?;
-        before = now;
-        load.more(50).await.with_context(|| fields.to_string())?;
+        if fields["host_name"] == "lost" {
+            let shown = || plane.page("/tunnels");
+            eventually("the agent of the new configuration dials in vain", async || {
+                let agents = shown().await?;
+                let peers = &agents["agents"][0]["peers"];
+                ensure!(peers[0]["address"] == "127.0.0.1:1" && peers[1].is_null(), "saw {agents:#}");
+                Ok(())
+            })
+            .await?;
+        }
+        for (cloud, before) in clouds.iter().zip(&mut before) {
+            let now = eventually("the tunnels are those of the new configuration", async || {
+                let seen = tunnels(cloud).await?;
+                ensure!(is(&seen, name, protocol, weight, count), "{fields}: saw {seen:?}");
+                let kept = seen.iter().filter(|(id, ..)| before.iter().any(|(known, ..)| known == id)).count();
+                ensure!(kept == if anew { 0 } else { count }, "{fields}: saw {seen:?} after {before:?}");
+                Ok(seen)
+            });
+            *before = now.await.with_context(|| plane.proxy_log())?;
+        }
+        for load in &loads {
+            load.more(50).await.with_context(|| format!("{fields}\n{}", plane.proxy_log()))?;
+        }
     }
-    finish(load, &backend).await?;
+    let mut answered = 0;
+    for load in loads {
+        answered += load.finish(100).await?.ok();
+    }
+    let served = backend.requests();
+    ensure!(served == answered, "expected each of {answered} requests to be served once, the backend saw {served}");
     ensure!(plane.stat("tunnel_agent.agent.lost").await? == 0, "a tunnel was lost:\n{}", plane.proxy_log());
     plane.stop_proxy().await?;
-    cloud.stop().await
+    for cloud in clouds {
+        cloud.stop().await?;
+    }
+    Ok(())
 }
 
 /// In front of all clouds: one without a tunnel says 503 at once, and the next one is asked.

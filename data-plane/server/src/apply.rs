@@ -9,6 +9,7 @@ mod agents;
 mod applier;
 mod clusters;
 mod extensions;
+mod hand_over;
 mod listeners;
 mod policies;
 mod rehearse;

@@ -3,7 +3,6 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use culvert_model::Name;
 use culvert_model::agent::{ServerSource, TunnelAgent};
@@ -13,10 +12,10 @@ use culvert_runtime::telemetry::ScopePath;
 use culvert_runtime::workers::Workers;
 use culvert_tunnel::agent::{Agent, AgentInputs, Resolver, Worker};
 use culvert_tunnel::metrics::AgentMetric;
-use culvert_tunnel::status::ConnectionState;
 use tokio::sync::watch;
 
 use super::applier::{Applier, OnWorker};
+use super::hand_over::hand_over;
 use super::{Applied, ApplyError};
 use crate::overview::CertificateView;
 use crate::stats::ManagerMetric;
@@ -34,6 +33,8 @@ type TlsSender = watch::Sender<Option<Arc<rustls::ClientConfig>>>;
 struct Running {
     config: Arc<TunnelAgent>,
     agent: Arc<Agent>,
+    /// The same, for those of its name that are still to be closed.
+    latest: watch::Sender<Arc<Agent>>,
     tls: Option<TlsSender>,
     digest: Option<u128>,
 }
@@ -76,10 +77,15 @@ impl Applier {
         let agent = Agent::new(Arc::clone(&config), inputs);
         run_agent(&self.process, &self.workers, &name, &agent).await;
         self.overview.agents.lock().insert(Arc::clone(&name), Arc::clone(&agent));
-        let running = Running { config, agent: Arc::clone(&agent), tls, digest };
-        if let Some(before) = self.agents.running.insert(name, running) {
-            tokio::spawn(hand_over(before.agent, agent));
-        }
+        let latest = match self.agents.running.remove(&name) {
+            Some(before) => {
+                before.latest.send_replace(Arc::clone(&agent));
+                tokio::spawn(hand_over(before.agent, before.latest.subscribe()));
+                before.latest
+            }
+            None => watch::Sender::new(Arc::clone(&agent)),
+        };
+        self.agents.running.insert(name, Running { config, agent, latest, tls, digest });
         if awaited.is_empty() { Ok(Applied::Active) } else { Ok(Applied::Warming(awaited)) }
     }
 
@@ -181,25 +187,3 @@ fn eds_names(config: &TunnelAgent) -> impl Iterator<Item = Name> {
         ServerSource::Address { .. } => None,
     })
 }
-
-/// Closes the agent before gracefully once its successor has a connection, or has had time enough for one.
-async fn hand_over(before: Arc<Agent>, successor: Arc<Agent>) {
-    let established = async {
-        let mut look = tokio::time::interval(HAND_OVER_LOOK);
-        loop {
-            look.tick().await;
-            let status = successor.status();
-            let mut connections = status.peers.iter().flat_map(|peer| &peer.connections);
-            if status.stopping || connections.any(|connection| connection.state == ConnectionState::Established) {
-                return;
-            }
-        }
-    };
-    if tokio::time::timeout(HAND_OVER_TIME, established).await.is_err() {
-        tracing::info!(agent = %before.status().name, "the changed agent has no connection yet; the old ones close");
-    }
-    before.stop();
-}
-
-const HAND_OVER_LOOK: Duration = Duration::from_millis(50);
-const HAND_OVER_TIME: Duration = Duration::from_secs(30);
