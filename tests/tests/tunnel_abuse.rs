@@ -164,6 +164,38 @@ async fn a_server_that_breaks_http2_is_dialled_again() -> Result {
     edge.stop().await
 }
 
+/// Connections that begin a handshake of TLS and do not go on with it take the places of one source, and no more; with them a
+/// listener does no signature for who has no place.
+#[tokio::test]
+async fn stalled_tls_handshakes_take_the_places_of_their_source_alone() -> Result {
+    const PLACES: u64 = 4;
+    let (tls, backend) = (tls("cloud", "edge-1")?, Backend::start("behind").await?);
+    let server = format!("max_pending_handshakes_per_source: {PLACES}");
+    let listeners = http_listener("in", TO_EDGE, "", "") + &tunnel_listener("tunnel", &server) + &tls.chain;
+    let folder = TempDir::with_prefix("culvert-")?;
+    let cloud = Gateway::start_in(folder, &listeners, &cluster("edge", &[], ""), "", 2).await?;
+    let address = cloud.listener("tunnel")?;
+    let mut stalled = Vec::new();
+    for _ in 0..PLACES {
+        stalled.push(TcpStream::connect(address).await?);
+    }
+    cloud.stat_reaches("tunnel_server.t.pending", PLACES).await?;
+    for _ in 0..3 {
+        closes(TcpStream::connect(address).await?, b"").await?;
+    }
+    let refused = cloud.stat("tunnel_server.t.source_overflow").await?;
+    ensure!(refused == 3, "expected the three behind them to be closed, {refused} were");
+    let edge = tunnel::edge(&[address], backend.address, &tls.cluster).await?;
+    edge.stat_reaches("tunnel_agent.agent.dial_failures", 1).await?;
+    ensure!(cloud.stat("tunnel_server.t.accepted").await? == 0, "one more than there are places was let in");
+    drop(stalled);
+    joined(&cloud, 1).await.with_context(|| cloud.daemon.output())?;
+    let pending = cloud.stat("tunnel_server.t.pending").await?;
+    ensure!(pending == 0, "expected no handshake to be under way behind the agent's, {pending} are");
+    edge.stop().await?;
+    cloud.stop().await
+}
+
 /// The two do not meet: an agent without TLS at a listener with it, and the other way round. Both ends say so.
 #[tokio::test]
 async fn tls_and_plaintext_do_not_meet() -> Result {

@@ -1,5 +1,6 @@
 //! Where tunnels meet listeners and clusters: the tunnel network filter, and hosting for agents.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,12 +12,12 @@ use culvert_runtime::telemetry::{Scope, ScopePath};
 use culvert_tunnel::agent::{Hosted, Hosting};
 use culvert_tunnel::metrics::ServerMetric;
 use culvert_tunnel::server::{
-    Acceptor, Arrival, Claim, CloseReason, Ended, HostLease, HostRegistry, Peer, PeerNames, Refusal,
+    Acceptor, Arrival, Claim, CloseReason, Ended, HostLease, HostRegistry, Peer, PeerNames, Place, Refusal,
 };
 use culvert_upstream::{Clusters, RegisterError, ReverseNames, TunnelClaim, TunnelEnd, TunnelLease};
 use tokio::time::Instant;
 
-use crate::listener::{Downstream, OfTunnel, Requests, serve_hosted};
+use crate::listener::{Active, Downstream, OfTunnel, Requests, serve_hosted};
 use crate::worker::{Counters, Process, Worker};
 
 /// The tunnel network filter of one chain.
@@ -46,11 +47,21 @@ impl WorkerTunnel {
     }
 }
 
+/// The place of a connection whose TLS comes before its handshake as a tunnel; counted as that already.
+pub(crate) type Admission = Box<(Place, Active<ServerMetric>)>;
+
+/// Before TLS; `None`: the connection is to be closed.
+pub(crate) fn admit(tunnel: &WorkerTunnel, address: SocketAddr) -> Option<Admission> {
+    let place = tunnel.filter.acceptor.admit(address, &tunnel.counters)?;
+    Some(Box::new((place, Active::new(&tunnel.counters, ServerMetric::Pending, None))))
+}
+
 /// Runs an accepted connection as a tunnel, from its handshake to its end.
 pub(crate) fn serve<'a>(
     tunnel: &'a WorkerTunnel,
     hosts: &'a ClusterHosts<'a>,
     io: Io,
+    admission: Option<Admission>,
     downstream: &'a Downstream,
     watch: &'a Watch,
 ) -> impl Future<Output = Ended> {
@@ -69,7 +80,8 @@ pub(crate) fn serve<'a>(
         names: names.map(Arc::new),
         arrival: Some(Arrival { at: downstream.start, tls: agreed }),
     };
-    tunnel.filter.acceptor.serve(io, peer, hosts, &tunnel.counters, watch)
+    let place = admission.map(|admission| admission.0);
+    tunnel.filter.acceptor.serve(io, peer, place, hosts, &tunnel.counters, watch)
 }
 
 /// Admitted agents become hosts of clusters.

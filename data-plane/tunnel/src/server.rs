@@ -45,6 +45,7 @@ mod tunnels;
 
 pub use acceptor::{Acceptor, Ended};
 pub use identity::{Grant, Identity, Policy, PolicyMaterial};
+pub use pending::Place;
 pub use policy::Tokens;
 pub use reverse_limits::ReverseLimits;
 pub use standing::Policies;

@@ -195,7 +195,7 @@ impl Listening {
                 Io::tls_server(stream)
             }
         };
-        self.acceptor.serve(io, peer, &self.cluster, &self.scope.block(), &self.watch).await;
+        self.acceptor.serve(io, peer, None, &self.cluster, &self.scope.block(), &self.watch).await;
     }
 }
 

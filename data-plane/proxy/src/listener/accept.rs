@@ -291,10 +291,10 @@ impl WorkerListener {
                 Err(arrived) => Box::pin(self.choose(&worker, &generation, *arrived)).await,
             }
         };
-        let Ready { io, downstream, chain, _held } = chosen?;
+        let Ready { io, downstream, chain, _held, admission } = chosen?;
         if let WorkerFilter::Tunnel(filter) = &chain.filter {
             let (filter, listener) = (Rc::clone(filter), Rc::clone(self));
-            let ready = Ready { io, downstream, chain, _held };
+            let ready = Ready { io, downstream, chain, _held, admission };
             return Some(Box::new(Tunnelled { filter, listener, worker, generation, ready, _active: active }));
         }
         let watch = chain.chain.watch.clone();
@@ -335,13 +335,20 @@ impl Tunnelled {
     /// To its end.
     async fn run(self: Box<Self>) {
         // Moved out as a whole, so that the box is gone for the tunnel's life.
-        let Self { filter, listener, worker, generation, ready: Ready { io, downstream, chain, _held }, _active } = {
+        let Self {
+            filter,
+            listener,
+            worker,
+            generation,
+            ready: Ready { io, downstream, chain, _held, admission },
+            _active,
+        } = {
             let this = self;
             *this
         };
         let watch = &chain.chain.watch;
         let hosts = ClusterHosts(&worker.process.clusters);
-        let tunnel = pin!(tunnel::serve(&filter, &hosts, io, &downstream, watch));
+        let tunnel = pin!(tunnel::serve(&filter, &hosts, io, admission, &downstream, watch));
         if let Some(ended) = until_cut_off(tunnel, watch, &downstream).await {
             tracing::debug!(connection = downstream.id, ?ended, "a tunnel connection has ended");
         }

@@ -11,10 +11,11 @@ use tokio::time::timeout;
 
 use super::Chain;
 use super::accept::{Arrived, Downstream, WorkerListener};
-use super::generation::{Generation, WorkerChain};
+use super::generation::{Generation, WorkerChain, WorkerFilter};
 use super::inspect::{self, Hello, Inspected, Inspection, TlsDetails};
 use super::matching::Arrival;
 use crate::stats::ListenerMetric;
+use crate::tunnel::{self, Admission};
 use crate::worker::Worker;
 
 /// A connection with its chain.
@@ -24,6 +25,8 @@ pub(super) struct Ready {
     pub(super) chain: Rc<WorkerChain>,
     /// Holds the chain's drain back.
     pub(super) _held: Blocker,
+    /// Of a chain that makes tunnels of connections within TLS.
+    pub(super) admission: Option<Admission>,
 }
 
 impl WorkerListener {
@@ -53,7 +56,7 @@ impl WorkerListener {
             chain: Arc::clone(&chain.chain.config.name),
             hosted: arrived.hosted,
         });
-        Ok(Some(Ready { io: arrived.io, downstream, chain, _held: held }))
+        Ok(Some(Ready { io: arrived.io, downstream, chain, _held: held, admission: None }))
     }
 
     /// Inspects the connection, chooses its chain and terminates TLS.
@@ -62,6 +65,10 @@ impl WorkerListener {
         let (inspected, hello) = self.inspect(generation, arrived.io).await?;
         let chain = self.chain(worker, generation, ends, &hello)?;
         let held = chain.chain.watch.block();
+        let admission = match &chain.filter {
+            WorkerFilter::Tunnel(tunnel) if chain.chain.tls.is_some() => Some(tunnel::admit(tunnel, arrived.remote)?),
+            _ => None,
+        };
         let (io, tls, server_name) = self.terminate(&chain.chain, inspected, hello.server_name).await?;
         let tls = tls.map(Box::new);
         let downstream = Rc::new(Downstream {
@@ -74,7 +81,7 @@ impl WorkerListener {
             chain: Arc::clone(&chain.chain.config.name),
             hosted: arrived.hosted,
         });
-        Some(Ready { io, downstream, chain, _held: held })
+        Some(Ready { io, downstream, chain, _held: held, admission })
     }
 
     /// The chain that fits; `None` is counted.

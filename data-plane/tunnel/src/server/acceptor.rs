@@ -1,5 +1,6 @@
 //! Takes connections of one tunnel listener from their first byte to their end.
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,7 +21,7 @@ use super::gauge::Gauge;
 use super::handshake::{Accepting, Claimed, Opening, OpeningError};
 use super::identity::{Denial, Policy, Proof, Wish};
 use super::joined::Joined;
-use super::pending::{Excess, Handshakes, Pending};
+use super::pending::{Excess, Handshakes, Pending, Place};
 use super::policy::Tokens;
 use super::standing::Standing;
 use super::tunnels::{AsidePlace, Tunnels};
@@ -41,7 +42,7 @@ pub struct Acceptor {
     /// Of the listener's identity policy, if it has one.
     pub(super) identities: Option<watch::Receiver<Option<Arc<Policy>>>>,
     pub(super) tunnels: Arc<Tunnels>,
-    handshakes: Handshakes,
+    handshakes: Arc<Handshakes>,
     /// Log lines that anybody can cause.
     pub(super) refusals: LogLimit,
 }
@@ -61,7 +62,7 @@ impl Acceptor {
     /// `tokens`: what the policies' data sources held; see [`Self::replace_tokens`].
     #[must_use]
     pub fn new(config: Arc<TunnelServer>, tokens: Tokens, tunnels: Arc<Tunnels>) -> Arc<Self> {
-        let (tokens, handshakes) = (ArcSwap::from_pointee(tokens), Handshakes::new(&config));
+        let (tokens, handshakes) = (ArcSwap::from_pointee(tokens), Arc::new(Handshakes::new(&config)));
         let keys = ArcSwapOption::empty();
         let identities = config.policy.as_ref().map(|name| tunnels.policies().follow(name));
         Arc::new(Self {
@@ -99,7 +100,20 @@ impl Acceptor {
         &self.config
     }
 
-    /// Runs one accepted connection (after TLS) to its end; what goes wrong is counted and logged here.
+    /// A place for a connection that has TLS before it: **who floods the listener is turned away before it costs a
+    /// signature**. `None`: it is to be closed, which is counted and logged here.
+    pub fn admit(&self, address: SocketAddr, metrics: &Block<ServerMetric>) -> Option<Place> {
+        let entered = self.handshakes.enter(Some(address.ip()));
+        entered.inspect_err(|excess| self.refuse(&Failure::Excess(*excess), Some(address), metrics)).ok()
+    }
+
+    fn refuse(&self, failure: &Failure, peer: Option<SocketAddr>, metrics: &Block<ServerMetric>) {
+        metrics.inc(failure.metric());
+        tracing::debug!(listener = %self.config.stat_prefix, ?peer, reason = %failure, "no tunnel");
+    }
+
+    /// Runs one accepted connection (after TLS) to its end; what goes wrong is counted and logged here. `place`: of
+    /// [`Self::admit`], if it was asked.
     ///
     /// When `drain` starts, handshakes are refused and a registered connection is drained: it ends once nothing is
     /// in flight on it, or with the drain's deadline.
@@ -107,6 +121,7 @@ impl Acceptor {
         &'a self,
         io: Io,
         peer: Peer,
+        place: Option<Place>,
         registry: &'a R,
         metrics: &'a Block<ServerMetric>,
         drain: &'a Watch,
@@ -116,15 +131,10 @@ impl Acceptor {
         // Each phase is boxed by itself: what a handshake needs is given back before the tunnel's life begins, and what is
         // moved into a phase has no place in the task around it.
         let opening = Box::pin(async move {
-            match accepted.run(io, peer).await {
-                Ok(came) => came,
-                Err(failure) => {
-                    metrics.inc(failure.metric());
-                    let listener = &self.config.stat_prefix;
-                    tracing::debug!(%listener, peer = ?address, reason = %failure, "no tunnel");
-                    Came::Ended(Ended::Refused)
-                }
-            }
+            accepted.run(io, peer, place).await.unwrap_or_else(|failure| {
+                self.refuse(&failure, address, metrics);
+                Came::Ended(Ended::Refused)
+            })
         });
         async move {
             match opening.await {
@@ -160,9 +170,9 @@ impl<R> Copy for Accepted<'_, R> {}
 
 impl<R: HostRegistry> Accepted<'_, R> {
     /// From the first byte to a tunnel, or to the end of what is none.
-    async fn run(&self, io: Io, peer: Peer) -> Result<Came<R::Lease>, Failure> {
+    async fn run(&self, io: Io, peer: Peer, place: Option<Place>) -> Result<Came<R::Lease>, Failure> {
         keepalive::enable(&io, self.acceptor.config.ping_interval);
-        let pending = self.begin(&peer)?;
+        let pending = self.begin(&peer, place)?;
         self.metrics.inc(ServerMetric::Handshakes);
         let config = &self.acceptor.config;
         let deadline = Instant::now() + config.handshake_timeout;
@@ -190,8 +200,9 @@ impl<R: HostRegistry> Accepted<'_, R> {
         }
     }
 
-    fn begin(&self, peer: &Peer) -> Result<Pending<'_>, Excess> {
-        self.acceptor.handshakes.enter(peer.address.map(|address| address.ip()), self.metrics)
+    fn begin(&self, peer: &Peer, place: Option<Place>) -> Result<Pending<'_>, Excess> {
+        let enter = || self.acceptor.handshakes.enter(peer.address.map(|address| address.ip()));
+        Ok(Pending::new(place.map_or_else(enter, Ok)?, self.metrics))
     }
 
     /// To the init frame, or until the connection shows itself as an aside one: **a connection from an agent that has
@@ -237,7 +248,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
                 Ok(Opening::Http(..)) => return Err(OpeningError::UnknownDialect.into()),
                 Ok(Opening::Claimed(claimed)) => {
                     drop((place, counted));
-                    let pending = self.begin(&claimed.peer)?;
+                    let pending = self.begin(&claimed.peer, None)?;
                     let deadline = Instant::now() + self.acceptor.config.handshake_timeout;
                     return self.join(claimed, deadline, pending).await;
                 }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -50,13 +51,26 @@ pub(super) enum Excess {
     Rate,
 }
 
-/// A handshake under way; dropping it gives its place up.
+/// The place of a handshake among those under way, from TLS on where that comes first; dropping it gives it up.
+#[derive(Debug)]
+#[must_use = "the handshake counts as long as this value"]
+pub struct Place {
+    handshakes: Arc<Handshakes>,
+    neighbourhood: Option<IpAddr>,
+}
+
+/// A handshake of the tunnel's own protocol under way.
 #[derive(Debug)]
 #[must_use = "the handshake counts as long as this value"]
 pub(super) struct Pending<'a> {
-    handshakes: &'a Handshakes,
-    neighbourhood: Option<IpAddr>,
+    _place: Place,
     _counted: Gauge<'a>,
+}
+
+impl<'a> Pending<'a> {
+    pub(super) fn new(place: Place, metrics: &'a Block<ServerMetric>) -> Self {
+        Self { _place: place, _counted: Gauge::enter(metrics, ServerMetric::Pending) }
+    }
 }
 
 impl Handshakes {
@@ -71,15 +85,10 @@ impl Handshakes {
     }
 
     /// A place for a handshake from `address` (`None`: memory, which is no source).
-    pub(super) fn enter<'a>(
-        &'a self,
-        address: Option<IpAddr>,
-        metrics: &'a Block<ServerMetric>,
-    ) -> Result<Pending<'a>, Excess> {
+    pub(super) fn enter(self: &Arc<Self>, address: Option<IpAddr>) -> Result<Place, Excess> {
         let add = |pending: usize| (pending < self.limit).then(|| pending + 1);
         self.pending.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).map_err(|_| Excess::Listener)?;
-        let mut entered =
-            Pending { handshakes: self, neighbourhood: None, _counted: Gauge::enter(metrics, ServerMetric::Pending) };
+        let mut entered = Place { handshakes: Arc::clone(self), neighbourhood: None };
         if let Some(address) = address {
             self.begin(address, Instant::now())?;
             entered.neighbourhood = Some(neighbourhood(address));
@@ -127,7 +136,7 @@ impl Sources {
     }
 }
 
-impl Drop for Pending<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
         self.handshakes.pending.fetch_sub(1, Ordering::Relaxed);
         if let Some(neighbourhood) = self.neighbourhood {
@@ -165,14 +174,14 @@ mod tests {
 
     use super::*;
 
-    fn handshakes(limit: usize, per_neighbourhood: usize, rate: u32) -> Handshakes {
-        Handshakes {
+    fn handshakes(limit: usize, per_neighbourhood: usize, rate: u32) -> Arc<Handshakes> {
+        Arc::new(Handshakes {
             limit,
             limit_per_neighbourhood: per_neighbourhood,
             interval: NonZeroU32::new(rate).map(interval),
             pending: AtomicUsize::new(0),
             sources: Mutex::default(),
-        }
+        })
     }
 
     fn ip(text: &str) -> Option<IpAddr> {
@@ -183,7 +192,7 @@ mod tests {
     async fn one_source_leaves_room_for_others() {
         let (handshakes, scope) = (handshakes(5, 3, 0), Scope::default());
         let metrics = scope.block();
-        let enter = |address| handshakes.enter(address, &metrics);
+        let enter = |address| handshakes.enter(address).map(|place| Pending::new(place, &metrics));
         let mut held: Vec<_> = (0..3).map(|_| enter(ip("192.0.2.1")).unwrap()).collect();
         assert_eq!(enter(ip("::ffff:192.0.2.1")).unwrap_err(), Excess::Source, "the same address, mapped");
         assert_eq!(enter(ip("192.0.2.254")).unwrap_err(), Excess::Source, "of the same /24");
@@ -204,9 +213,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_source_has_so_many_a_second() {
-        let (handshakes, scope) = (handshakes(10_000, 10_000, 100), Scope::default());
-        let metrics = scope.block();
-        let served = |address: &str| (0..1000).filter(|_| handshakes.enter(ip(address), &metrics).is_ok()).count();
+        let handshakes = handshakes(10_000, 10_000, 100);
+        let served = |address: &str| (0..1000).filter(|_| handshakes.enter(ip(address)).is_ok()).count();
         assert_eq!(served("2001:db8::1"), 100, "at once");
         assert_eq!(served("2001:db8::ffff:1"), 0, "the same network");
         assert_eq!(served("2001:db8:0:1::1"), 100, "another network");
@@ -219,17 +227,16 @@ mod tests {
     /// With what a listener allows by default: a flood of ten thousand connections in a second, each of which says nothing.
     #[tokio::test(start_paused = true)]
     async fn a_flood_from_one_source_takes_64_places_and_others_join() {
-        let (handshakes, scope) = (handshakes(1024, 64, 500), Scope::default());
-        let metrics = scope.block();
+        let handshakes = handshakes(1024, 64, 500);
         let (mut held, mut excess) = (Vec::new(), [0_u32; 3]);
         let mut others = 0;
         for n in 0..10_000_u32 {
-            match handshakes.enter(ip(&format!("192.0.2.{}", n % 4)), &metrics) {
+            match handshakes.enter(ip(&format!("192.0.2.{}", n % 4))) {
                 Ok(pending) => held.push(pending),
                 Err(excess_of) => excess[excess_of as usize] += 1,
             }
             if n.is_multiple_of(100) {
-                others += u32::from(handshakes.enter(ip(&format!("198.51.100.{}", n / 100)), &metrics).is_ok());
+                others += u32::from(handshakes.enter(ip(&format!("198.51.100.{}", n / 100))).is_ok());
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
@@ -238,20 +245,19 @@ mod tests {
         assert_eq!(others, 100, "others that join meanwhile");
         drop(held);
         // And one that finishes each handshake at once, which takes no places: its rate counts.
-        let began = handshakes.enter(ip("203.0.113.1"), &metrics).is_ok();
-        let let_in = (1..10_000).filter(|_| handshakes.enter(ip("203.0.113.1"), &metrics).is_ok()).count();
+        let began = handshakes.enter(ip("203.0.113.1")).is_ok();
+        let let_in = (1..10_000).filter(|_| handshakes.enter(ip("203.0.113.1")).is_ok()).count();
         assert!(began && let_in == 499, "expected a second's allowance of 500, saw {let_in} more");
-        assert!(handshakes.enter(ip("203.0.113.2"), &metrics).is_ok(), "its neighbour has an allowance of its own");
+        assert!(handshakes.enter(ip("203.0.113.2")).is_ok(), "its neighbour has an allowance of its own");
     }
 
     #[tokio::test(start_paused = true)]
     async fn sources_are_forgotten() {
-        let (handshakes, scope) = (handshakes(10, 10, 100), Scope::default());
-        let metrics = scope.block();
+        let handshakes = handshakes(10, 10, 100);
         for second in 0..10 {
             for host in 0..1000_u32 {
                 let address = IpAddr::from((second * 1000 + host).to_be_bytes());
-                drop(handshakes.enter(Some(address), &metrics).unwrap());
+                drop(handshakes.enter(Some(address)).unwrap());
             }
             let known = {
                 let sources = handshakes.sources.lock();

@@ -212,7 +212,7 @@ impl Fixture {
     fn serve(&self, io: Io, peer: Peer) -> JoinHandle<Ended> {
         let (acceptor, registry) = (Arc::clone(&self.acceptor), self.registry.clone());
         let (metrics, watch) = (self.scope.block(), self.watch.clone());
-        tokio::task::spawn_local(async move { acceptor.serve(io, peer, &registry, &metrics, &watch).await })
+        tokio::task::spawn_local(async move { acceptor.serve(io, peer, None, &registry, &metrics, &watch).await })
     }
 
     /// An agent that has been accepted.

@@ -97,7 +97,7 @@ impl Cloud {
                     let block = counted.block();
                     tokio::task::spawn_local(async move {
                         let peer = Peer { address: Some(address), ..Peer::default() };
-                        acceptor.serve(Io::tcp(stream), peer, &registry, &block, &watch).await;
+                        acceptor.serve(Io::tcp(stream), peer, None, &registry, &block, &watch).await;
                     });
                 }
             }));
