@@ -9,7 +9,7 @@ use culvert_tests::peer::Peer;
 use culvert_tests::plane::{Plane, Way, envoy, listener};
 use culvert_tests::process::{Daemon, run};
 use culvert_tests::site::{Port, Running, Site};
-use culvert_tests::wait::eventually;
+use culvert_tests::wait::{PATIENCE, eventually};
 use serde_json::json;
 
 struct Bench {
@@ -138,7 +138,7 @@ async fn an_operator_asks_for_contents_pushes_and_the_past() -> Result {
 #[tokio::test]
 async fn the_inventory_tells_where_every_agent_is() -> Result {
     let Some(grpcurl) = Peer::Grpcurl.find()? else { return Ok(()) };
-    let running = Running::start().await?;
+    let mut running = Running::start().await?;
     let address = running.site.address(Port::Control).to_string();
     let ask = async |request: &str, method: &str| {
         let method = format!("culvert.tunnel.v1.TunnelInventory/{method}");
@@ -167,7 +167,15 @@ async fn the_inventory_tells_where_every_agent_is() -> Result {
         &text,
         &["\"clusterName\"", "\"hostname\": \"edge-1\"", "\"healthStatus\": \"HEALTHY\"", "culvert.tunnel"],
     )?;
-    running.stop().await
+    running.edge.terminate(PATIENCE).await?;
+    eventually("its end is told with the reason", async || {
+        let text = ask("{\"agent\": \"edge-1\"}", "ListEndedTunnels").await?;
+        contains(&text, &["\"server\": \"cloud-1\"", "\"endedAt\"", "\"endReason\"", "\"kind\": \"ended\""])
+    })
+    .await
+    .with_context(|| running.logs())?;
+    running.cloud.terminate(PATIENCE).await?;
+    running.control.terminate(PATIENCE).await
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ mod shown;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -16,6 +16,7 @@ use culvert_api::envoy::extensions::reverse_tunnel_reporters::v3alpha::clients::
     ReverseTunnel, StreamReverseTunnelsRequest,
 };
 use parking_lot::Mutex;
+use prost_types::Timestamp;
 
 pub(crate) use self::service::{LISTING, REPORTING, Service};
 pub(crate) use self::shown::json;
@@ -38,6 +39,8 @@ struct Inner {
     tunnels: BTreeMap<Key, Entry>,
     streams: BTreeMap<u64, Reporter>,
     next: u64,
+    /// The latest [`MAX_ENDED`], with who had them.
+    ended: VecDeque<(Key, Entry, Server)>,
 }
 
 /// One tunnel's place: what lists are sorted by.
@@ -55,6 +58,14 @@ struct Entry {
     /// The stream that reported it last.
     stream: u64,
     at: SystemTime,
+    ended: Option<End>,
+}
+
+/// A tunnel's end.
+#[derive(Debug, Clone)]
+struct End {
+    at: Timestamp,
+    reason: Arc<str>,
 }
 
 impl Entry {
@@ -108,11 +119,11 @@ struct Page {
 /// Why a report is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 enum Refused {
-    #[error("added_tunnels[{0}].name: missing, or longer than {MAX_TEXT} bytes")]
+    #[error("tunnels[{0}].name: missing, or longer than {MAX_TEXT} bytes")]
     Name(usize),
-    #[error("added_tunnels[{0}].identity: missing, or one of its ids is empty or longer than {MAX_TEXT} bytes")]
+    #[error("tunnels[{0}].identity: missing, or one of its ids is empty or longer than {MAX_TEXT} bytes")]
     Identity(usize),
-    #[error("added_tunnels[{index}]: {size} bytes, {MAX_ENTRY} are the most")]
+    #[error("tunnels[{index}]: {size} bytes, {MAX_ENTRY} are the most")]
     TooLarge { index: usize, size: usize },
     #[error("one server may report {0} tunnels at most")]
     TooManyOfStream(usize),
@@ -154,12 +165,10 @@ impl Inventory {
     /// What is asked for, of servers for which `visible` holds.
     fn find(&self, query: &Query, visible: impl Fn(&Server) -> bool) -> Page {
         let inner = self.inner.lock();
-        let asked = |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|wanted| *wanted == *found);
         let matching = inner
             .tunnels
             .iter()
-            .filter(|(key, entry)| query.cluster.as_deref().is_none_or(|wanted| entry.serves(key, wanted)))
-            .filter(|(key, _)| asked(&query.agent, &key.agent) && asked(&query.server, &key.server))
+            .filter(|(key, entry)| query.asks_for(key, entry))
             .filter_map(|(key, entry)| Some((key, entry, &inner.streams.get(&entry.stream)?.server)))
             .filter(|(.., server)| visible(server));
         let (mut tunnels, mut more, mut total) = (Vec::new(), false, 0);
@@ -177,6 +186,16 @@ impl Inventory {
         Page { tunnels, more, total }
     }
 
+    /// The same of those that ended, latest first.
+    fn find_ended(&self, query: &Query, visible: impl Fn(&Server) -> bool) -> Page {
+        let inner = self.inner.lock();
+        let ended = inner.ended.iter().rev();
+        let matching = ended.filter(|(key, entry, server)| query.asks_for(key, entry) && visible(server));
+        let tunnels: Vec<_> = matching.cloned().collect();
+        let total = tunnels.len();
+        Page { tunnels: tunnels.into_iter().take(query.page_size).collect(), more: false, total }
+    }
+
     /// Who reports, since when, when last, and how many tunnels.
     fn servers(&self) -> Vec<(Server, SystemTime, SystemTime, usize)> {
         let inner = self.inner.lock();
@@ -191,12 +210,18 @@ impl Lease {
         let mut checked = Vec::with_capacity(request.added_tunnels.len());
         let limits = self.inventory.limits;
         let mut inner = self.inventory.inner.lock();
-        let Some(server) = inner.streams.get(&self.stream).map(|reporter| Arc::clone(&reporter.server.id)) else {
+        let Some(server) = inner.streams.get(&self.stream).map(|reporter| reporter.server.clone()) else {
             debug_assert!(false, "the stream is there as long as its lease");
             return Ok(());
         };
         for (index, tunnel) in request.added_tunnels.into_iter().enumerate() {
-            checked.push((key_of(index, &tunnel, &server)?, tunnel));
+            checked.push((key_of(index, &tunnel, &server.id)?, tunnel));
+        }
+        let mut ended = Vec::with_capacity(request.ended_tunnels.len());
+        for (index, one) in request.ended_tunnels.into_iter().enumerate() {
+            let tunnel = one.tunnel.unwrap_or_default();
+            let end = End { at: one.ended_at.unwrap_or_default(), reason: one.reason.into() };
+            ended.push((key_of(index, &tunnel, &server.id)?, tunnel, end));
         }
         if request.full_push {
             inner.forget(self.stream);
@@ -206,7 +231,12 @@ impl Lease {
         }
         let now = SystemTime::now();
         for (key, tunnel) in checked {
-            inner.add(self.stream, key, Entry { tunnel: Arc::new(tunnel), stream: self.stream, at: now }, limits)?;
+            let entry = Entry { tunnel: Arc::new(tunnel), stream: self.stream, at: now, ended: None };
+            inner.add(self.stream, key, entry, limits)?;
+        }
+        for (key, tunnel, end) in ended {
+            let entry = Entry { tunnel: Arc::new(tunnel), stream: self.stream, at: now, ended: Some(end) };
+            inner.remember((key, entry, server.clone()));
         }
         if let Some(reporter) = inner.streams.get_mut(&self.stream) {
             reporter.reported = now;
@@ -240,6 +270,17 @@ impl Inner {
         }
         self.tunnels.insert(key, entry);
         Ok(())
+    }
+
+    /// Once, also if a server says it again on a later stream.
+    fn remember(&mut self, ended: (Key, Entry, Server)) {
+        if self.ended.iter().any(|(key, ..)| *key == ended.0) {
+            return;
+        }
+        if self.ended.len() >= MAX_ENDED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(ended);
     }
 
     fn remove(&mut self, stream: u64, name: &str) {
@@ -289,6 +330,8 @@ fn key_of(index: usize, tunnel: &ReverseTunnel, server: &Arc<str>) -> Result<Key
 /// Of all servers, and of one. A tunnel takes 500 bytes to 1 KB.
 const MAX_TUNNELS: usize = 1_000_000;
 const MAX_OF_A_STREAM: usize = 250_000;
+/// That ended, of all servers.
+const MAX_ENDED: usize = 4096;
 /// Of a name or an id. (Envoy's API says 128; its reporters do not look.)
 const MAX_TEXT: usize = 1024;
 /// Of one tunnel with all that is said of it.

@@ -11,7 +11,7 @@ use culvert_runtime::tls::CertificateDetails;
 use culvert_tunnel::agent::Agent;
 use culvert_tunnel::lifecycle::Journal;
 use culvert_tunnel::server::{ReverseLimits, Tunnels};
-use culvert_tunnel::status::TunnelStatus;
+use culvert_tunnel::status::{EndedTunnel, TunnelStatus};
 use culvert_upstream::TunnelSnapshot;
 use parking_lot::Mutex;
 
@@ -49,6 +49,11 @@ impl TunnelView {
     /// See [`Tunnels::version`].
     pub(crate) fn version(&self) -> u64 {
         self.tunnels.version()
+    }
+
+    /// Latest first.
+    pub(crate) fn ended(&self) -> Vec<EndedTunnel> {
+        self.tunnels.ended()
     }
 
     /// Oldest first.

@@ -102,7 +102,10 @@ pub struct ConnectionStatus {
     pub protocol: Option<&'static str>,
     /// As in [`TunnelStatus`].
     pub round_trip_us: Option<u64>,
+    /// Of the attempts since the last tunnel, if none stands.
     pub last_error: Option<String>,
+    /// Why the tunnel before ended.
+    pub last_end: Option<String>,
     /// Attempts after the first.
     pub reconnects: u64,
     /// Of the tunnel that stands; zero without one.

@@ -40,12 +40,16 @@ impl Service {
             .add_service(TunnelInventoryServer::new(self.clone()).max_decoding_message_size(MAX_QUERY))
     }
 
-    fn page(&self, request: &Request<ListTunnelsRequest>) -> Result<Page, Status> {
+    /// What a request asks for, and which servers who makes it may see: whoever may be some nodes only sees those.
+    fn query(&self, request: &Request<ListTunnelsRequest>) -> Result<(Query, impl Fn(&Server) -> bool), Status> {
         let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
-        let query = Query::from_request(request.get_ref())?;
-        // Whoever may be some nodes only sees those.
         let identities = &self.control.identities;
-        let visible = |server: &Server| identities.allow(&peer.names, &server.id, &server.cluster);
+        let visible = move |server: &Server| identities.allow(&peer.names, &server.id, &server.cluster);
+        Ok((Query::from_request(request.get_ref())?, visible))
+    }
+
+    fn page(&self, request: &Request<ListTunnelsRequest>) -> Result<Page, Status> {
+        let (query, visible) = self.query(request)?;
         Ok(self.control.inventory.find(&query, visible))
     }
 }
@@ -118,6 +122,14 @@ impl TunnelInventory for Service {
         request: Request<ListTunnelsRequest>,
     ) -> Result<Response<ListTunnelsResponse>, Status> {
         self.page(&request).map(|page| Response::new(shown::tunnels(&page)))
+    }
+
+    async fn list_ended_tunnels(
+        &self,
+        request: Request<ListTunnelsRequest>,
+    ) -> Result<Response<ListTunnelsResponse>, Status> {
+        let (query, visible) = self.query(&request)?;
+        Ok(Response::new(shown::tunnels(&self.control.inventory.find_ended(&query, visible))))
     }
 
     async fn list_endpoints(

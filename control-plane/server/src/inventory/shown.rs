@@ -34,6 +34,12 @@ impl Query {
         let (cluster, agent, server) = (given(&request.cluster), given(&request.agent), given(&request.server));
         Ok(Self { cluster, agent, server, after, page_size })
     }
+
+    pub(super) fn asks_for(&self, key: &Key, entry: &Entry) -> bool {
+        let asked = |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|wanted| *wanted == *found);
+        let cluster = self.cluster.as_deref().is_none_or(|wanted| entry.serves(key, wanted));
+        cluster && asked(&self.agent, &key.agent) && asked(&self.server, &key.server)
+    }
 }
 
 impl Key {
@@ -69,6 +75,8 @@ fn tunnel((key, entry, server): &(Key, Entry, Server)) -> Tunnel {
         created_at: entry.tunnel.created_at,
         reported_at: Some(timestamp(entry.at)),
         details: entry.tunnel.details.clone(),
+        ended_at: entry.ended.as_ref().map(|end| end.at),
+        end_reason: entry.ended.as_ref().map(|end| end.reason.to_string()).unwrap_or_default(),
     }
 }
 
@@ -144,7 +152,8 @@ fn metadata(tunnel: &Tunnel, details: &TunnelDetails) -> Metadata {
 /// # Errors
 /// What is wrong with the query.
 pub(crate) fn json(inventory: &Inventory, request: &ListTunnelsRequest) -> Result<serde_json::Value, Status> {
-    let page = inventory.find(&Query::from_request(request)?, |_| true);
+    let query = Query::from_request(request)?;
+    let (page, ended) = (inventory.find(&query, |_| true), inventory.find_ended(&query, |_| true));
     let servers = inventory.servers().into_iter().map(|(server, since, reported, tunnels)| {
         json!({
             "server": *server.id,
@@ -155,44 +164,51 @@ pub(crate) fn json(inventory: &Inventory, request: &ListTunnelsRequest) -> Resul
             "tunnels": tunnels,
         })
     });
-    let tunnels = page.tunnels.iter().map(|shown| {
-        let one = tunnel(shown);
-        let details = one.details.unwrap_or_default();
-        let events = details.events.iter().map(|event| {
-            let at = event.at.unwrap_or_default();
-            json!({ "at": at.seconds, "kind": event.kind, "detail": event.detail })
-        });
-        json!({
-            "cluster": one.cluster,
-            "further_clusters": details.further_clusters,
-            "agent": one.agent,
-            "server": one.server,
-            "name": one.name,
-            "tenant": one.tenant,
-            "created_at": one.created_at.map(|at| at.seconds),
-            "reported_at": one.reported_at.map(|at| at.seconds),
-            "peer": details.peer,
-            "dialect": details.dialect,
-            "protocol": details.protocol,
-            "identity": details.identity,
-            "policy": details.policy,
-            "listener": details.listener,
-            "weight": details.weight,
-            "draining": details.draining,
-            "round_trip_us": details.round_trip.map(|time| time.seconds * 1_000_000 + i64::from(time.nanos) / 1000),
-            "streams": details.streams,
-            "active_streams": details.active_streams,
-            "received_bytes": details.received_bytes,
-            "sent_bytes": details.sent_bytes,
-            "events": events.collect::<Vec<_>>(),
-        })
-    });
+    let all = |page: &Page| page.tunnels.iter().map(|shown| tunnel_json(tunnel(shown))).collect::<Vec<_>>();
     Ok(json!({
         "servers": servers.collect::<Vec<_>>(),
         "total": page.total,
         "next_page_token": page.next(),
-        "tunnels": tunnels.collect::<Vec<_>>(),
+        "tunnels": all(&page),
+        "ended": all(&ended),
     }))
+}
+
+fn tunnel_json(one: Tunnel) -> serde_json::Value {
+    let details = one.details.unwrap_or_default();
+    let events = details.events.iter().map(|event| {
+        let at = event.at.unwrap_or_default();
+        json!({ "at": at.seconds, "kind": event.kind, "detail": event.detail })
+    });
+    let mut shown = json!({
+        "cluster": one.cluster,
+        "further_clusters": details.further_clusters,
+        "agent": one.agent,
+        "server": one.server,
+        "name": one.name,
+        "tenant": one.tenant,
+        "created_at": one.created_at.map(|at| at.seconds),
+        "reported_at": one.reported_at.map(|at| at.seconds),
+        "peer": details.peer,
+        "dialect": details.dialect,
+        "protocol": details.protocol,
+        "identity": details.identity,
+        "policy": details.policy,
+        "listener": details.listener,
+        "weight": details.weight,
+        "draining": details.draining,
+        "round_trip_us": details.round_trip.map(|time| time.seconds * 1_000_000 + i64::from(time.nanos) / 1000),
+        "streams": details.streams,
+        "active_streams": details.active_streams,
+        "received_bytes": details.received_bytes,
+        "sent_bytes": details.sent_bytes,
+        "events": events.collect::<Vec<_>>(),
+    });
+    if let (Some(ended), Some(shown)) = (one.ended_at, shown.as_object_mut()) {
+        shown.insert("ended_at".to_owned(), json!(ended.seconds));
+        shown.insert("reason".to_owned(), json!(one.end_reason));
+    }
+    shown
 }
 
 fn timestamp(time: SystemTime) -> Timestamp {

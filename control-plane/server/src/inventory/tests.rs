@@ -1,5 +1,7 @@
 use super::*;
-use culvert_api::envoy::extensions::reverse_tunnel_reporters::v3alpha::clients::grpc_client::TunnelInitiatorIdentity;
+use culvert_api::envoy::extensions::reverse_tunnel_reporters::v3alpha::clients::grpc_client::{
+    EndedTunnel, TunnelInitiatorIdentity,
+};
 
 fn server(id: &str) -> Server {
     Server { id: id.into(), cluster: "cloud".into(), peer: "192.0.2.1:1".into() }
@@ -51,6 +53,50 @@ fn what_a_stream_reported_goes_with_it() {
     assert_eq!(all(&inventory), ["a@s2/t1"], "the first server's stream ended");
     drop(two);
     assert_eq!(inventory.count(), (0, 0), "nothing is left");
+}
+
+/// What ended is told with why, outlives its server's stream, and takes no more room than is meant for it.
+#[test]
+fn what_ended_is_remembered_with_its_reason() {
+    let inventory = limited(100, 100);
+    let ended = |names: &[String]| StreamReverseTunnelsRequest {
+        ended_tunnels: names
+            .iter()
+            .map(|name| EndedTunnel {
+                tunnel: Some(tunnel(name, "a")),
+                ended_at: Some(Timestamp { seconds: 7, nanos: 0 }),
+                reason: format!("reason of {name}"),
+            })
+            .collect(),
+        ..StreamReverseTunnelsRequest::default()
+    };
+    let shown = |query: &Query| {
+        let answer = shown::tunnels(&inventory.find_ended(query, |server| *server.id != *"hidden"));
+        let all = answer.tunnels.iter().map(|one| format!("{} {}: {}", one.server, one.name, one.end_reason));
+        (all.collect::<Vec<_>>(), answer.total)
+    };
+    let everything = Query { page_size: 2, ..Query::default() };
+    let one = inventory.begin(server("s1"));
+    one.report(report(true, &[("t1", "a")], &[])).unwrap();
+    let names: Vec<String> = (1..=3).map(|number| format!("t{number}")).collect();
+    one.report(StreamReverseTunnelsRequest { removed_tunnel_names: vec!["t1".into()], ..ended(&names) }).unwrap();
+    drop(one);
+    assert!(all(&inventory).is_empty(), "none is there any more");
+    let latest = (vec!["s1 t3: reason of t3".to_owned(), "s1 t2: reason of t2".to_owned()], 3);
+    assert_eq!(shown(&everything), latest, "latest first, after the stream's end");
+    let again = inventory.begin(server("s1"));
+    again.report(ended(&names)).unwrap();
+    assert_eq!(shown(&everything), latest, "said again on another stream");
+    let other = Query { server: Some("s2".into()), ..everything.clone() };
+    assert_eq!(shown(&other).1, 0, "of another server");
+    inventory.begin(server("hidden")).report(ended(&names)).unwrap();
+    assert_eq!(shown(&everything), latest, "what may not be seen");
+    assert_eq!(again.report(ended(&[String::new()])).unwrap_err(), Refused::Name(0));
+    for thousand in 0..5 {
+        let names: Vec<String> = (0..1000).map(|number| format!("n{thousand}-{number}")).collect();
+        again.report(ended(&names)).unwrap();
+    }
+    assert_eq!(inventory.inner.lock().ended.len(), MAX_ENDED, "the latest");
 }
 
 #[test]

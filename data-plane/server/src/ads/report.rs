@@ -12,11 +12,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use culvert_api::culvert::tunnel::v1::{TunnelDetails, TunnelEvent};
 use culvert_api::envoy::config::core::v3::Node;
 use culvert_api::envoy::extensions::reverse_tunnel_reporters::v3alpha::clients::grpc_client::reverse_tunnel_reporting_service_client::ReverseTunnelReportingServiceClient;
+use culvert_api::envoy::extensions::reverse_tunnel_reporters::v3alpha::clients::grpc_client as proto;
 use culvert_api::envoy::extensions::reverse_tunnel_reporters::v3alpha::clients::grpc_client::{
     ReverseTunnel, StreamReverseTunnelsRequest, StreamReverseTunnelsResponse, TunnelInitiatorIdentity,
 };
 use culvert_runtime::backoff::Backoff;
-use culvert_tunnel::status::TunnelStatus;
+use culvert_tunnel::status::{EndedTunnel, TunnelStatus};
 use prost::Message;
 use prost_types::Timestamp;
 use tokio::sync::{mpsc, watch};
@@ -78,10 +79,10 @@ async fn report(sources: &Sources, channel: Channel, backoff: &mut Backoff) -> E
         sleep(INTERVAL).await;
     }
     let (requests, sending) = mpsc::channel(1);
-    let mut reports = Reports { node: node_of(sources), nonce: 0, known: HashMap::new(), hashes: RandomState::new() };
+    let mut reports = Reports::new(node_of(sources));
     let mut client = ReverseTunnelReportingServiceClient::new(channel);
     // Before the stream is open: some servers say nothing, not even headers, until they were asked.
-    let mut waiting = reports.changes(&sources.tunnels.status());
+    let mut waiting = reports.changes(&sources.tunnels.status(), &sources.tunnels.ended());
     let mut version = None;
     if requests.try_send(reports.next(&mut waiting)).is_err() {
         return Ended::Closed;
@@ -104,7 +105,7 @@ async fn report(sources: &Sources, channel: Channel, backoff: &mut Backoff) -> E
             // What changes all the time (round trips, counts) is told now and then.
             let due = refreshed.elapsed() >= REFRESH;
             if version != Some(now) || due {
-                waiting = reports.changes(&sources.tunnels.status());
+                waiting = reports.changes(&sources.tunnels.status(), &sources.tunnels.ended());
                 version = Some(now);
             }
             if due {
@@ -135,6 +136,8 @@ struct Reports {
     /// What was said of each tunnel, as a hash.
     known: HashMap<String, u64>,
     hashes: RandomState,
+    /// Those of the latest that ended of which that was said.
+    told: HashSet<String>,
 }
 
 /// What is still to be said.
@@ -142,16 +145,21 @@ struct Reports {
 struct Changes {
     added: Vec<ReverseTunnel>,
     removed: Vec<String>,
+    ended: Vec<proto::EndedTunnel>,
 }
 
 impl Changes {
     fn is_empty(&self) -> bool {
-        self.added.is_empty() && self.removed.is_empty()
+        self.added.is_empty() && self.removed.is_empty() && self.ended.is_empty()
     }
 }
 
 impl Reports {
-    fn changes(&mut self, tunnels: &[TunnelStatus]) -> Changes {
+    fn new(node: Node) -> Self {
+        Self { node, nonce: 0, known: HashMap::new(), hashes: RandomState::new(), told: HashSet::new() }
+    }
+
+    fn changes(&mut self, tunnels: &[TunnelStatus], ended: &[EndedTunnel]) -> Changes {
         let live: HashSet<&str> = tunnels.iter().map(|tunnel| tunnel.id.as_str()).collect();
         let removed: Vec<String> = self.known.keys().filter(|name| !live.contains(name.as_str())).cloned().collect();
         for name in &removed {
@@ -165,7 +173,11 @@ impl Reports {
                 added.push(message);
             }
         }
-        Changes { added, removed }
+        let before = std::mem::take(&mut self.told);
+        self.told = ended.iter().map(|one| one.tunnel.id.clone()).collect();
+        let new = ended.iter().filter(|one| !before.contains(&one.tunnel.id));
+        // Latest first.
+        Changes { added, removed, ended: new.rev().map(end).collect() }
     }
 
     /// The next report: of a full push all that fits, the rest follows as additions.
@@ -179,7 +191,16 @@ impl Reports {
             removed_tunnel_names: waiting.removed.drain(..removed).collect(),
             full_push: self.nonce == 1,
             nonce: self.nonce,
+            ended_tunnels: std::mem::take(&mut waiting.ended),
         }
+    }
+}
+
+fn end(ended: &EndedTunnel) -> proto::EndedTunnel {
+    proto::EndedTunnel {
+        tunnel: Some(message(&ended.tunnel)),
+        ended_at: Some(timestamp(SystemTime::now() - Duration::from_secs(ended.ended_seconds_ago))),
+        reason: ended.reason.clone().unwrap_or_default(),
     }
 }
 

@@ -13,15 +13,16 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 /// Closes an agent gracefully once a later one of its name has taken its place, or there is none any more. `latest` is the one
 /// that is in force, which may itself be replaced before it has a tunnel.
 pub(super) async fn hand_over(before: Arc<Agent>, mut latest: watch::Receiver<Arc<Agent>>) {
-    let serves = before.established() > 0;
-    while serves {
-        let successor = Arc::clone(&latest.borrow_and_update());
-        tokio::select! {
-            biased;
-            changed = latest.changed() => if changed.is_err() {
-                break;
-            },
-            () = taken_over(&before, &successor) => break,
+    if before.established() > 0 {
+        loop {
+            let successor = Arc::clone(&latest.borrow_and_update());
+            tokio::select! {
+                biased;
+                changed = latest.changed() => if changed.is_err() {
+                    break;
+                },
+                () = taken_over(&before, &successor) => break,
+            }
         }
     }
     before.stop();
@@ -118,6 +119,7 @@ mod tests {
                 protocol: None,
                 round_trip_us: None,
                 last_error: None,
+                last_end: None,
                 reconnects: 0,
                 received_bytes: 0,
                 sent_bytes: 0,

@@ -76,6 +76,7 @@ struct Slot {
     /// Of a tunnel that carries HTTP/2.
     http2: Option<RoundTrip>,
     last_error: Option<String>,
+    last_end: Option<String>,
     attempts: u64,
     /// Of the tunnel that stands.
     meter: Option<Arc<Meter>>,
@@ -252,6 +253,7 @@ impl Peer {
             id: None,
             http2: None,
             last_error: None,
+            last_end: None,
             attempts: 0,
             meter: None,
             pinged: false,
@@ -287,6 +289,9 @@ impl Peer {
     pub(super) fn note_error(&self, index: u32, kind: EventKind, error: String) {
         if let Some(slot) = self.slots.lock().get_mut(&index) {
             slot.history.note(Instant::now(), kind, Some(error.clone()));
+            if kind == EventKind::Ended {
+                slot.last_end = Some(error.clone());
+            }
             slot.last_error = Some(error);
         }
     }
@@ -355,6 +360,7 @@ impl Slot {
                 .and_then(RoundTrip::last)
                 .and_then(|time| u64::try_from(time.as_micros()).ok()),
             last_error: self.last_error.clone(),
+            last_end: self.last_end.clone(),
             received_bytes: self.meter.as_ref().map_or(0, |meter| meter.read()),
             sent_bytes: self.meter.as_ref().map_or(0, |meter| meter.written()),
             events: self.history.events(),

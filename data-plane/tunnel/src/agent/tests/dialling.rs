@@ -122,6 +122,11 @@ async fn a_server_that_accepts_and_closes_is_not_stormed() {
             let attempts = fixture.count(AgentMetric::Dials);
             assert!((2..=20).contains(&attempts), "{attempts} attempts in 3 s");
             assert!(fixture.count(AgentMetric::Lost) >= attempts - 1, "each was established and lost");
+            let (_stream, _) = server.accept().await;
+            eventually("a tunnel stands", || fixture.agent.established() == 1).await;
+            let connection = fixture.agent.status().peers[0].connections[0].clone();
+            assert_eq!(connection.last_error, None, "the last attempt went well");
+            assert!(connection.last_end.is_some(), "why the tunnel before ended: {connection:?}");
         })
         .await;
 }
