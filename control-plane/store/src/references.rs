@@ -21,7 +21,7 @@ pub(crate) struct Reference {
 
 const REGISTRATION: &str = "culvert.tunnel.v1.TunnelSource.registered_as";
 
-/// Fields that hold the name of a resource. A third entry is the field beside it that says where the resource comes from:
+/// Fields that hold the name of a resource, or a list of such names. A third entry is the field beside it that says where the resource comes from:
 /// only what comes from us (ADS, or gRPC) can be missing here.
 const FIELDS: &[(&str, &str, Option<&str>)] = &[
     ("envoy.config.route.v3.RouteAction.cluster", type_url::CLUSTER, None),
@@ -40,6 +40,12 @@ const FIELDS: &[(&str, &str, Option<&str>)] = &[
         type_url::ROUTE_CONFIGURATION,
         Some("config_source"),
     ),
+    (
+        "envoy.config.route.v3.ScopedRouteConfiguration.route_configuration_name",
+        type_url::ROUTE_CONFIGURATION,
+        None,
+    ),
+    ("envoy.extensions.clusters.aggregate.v3.ClusterConfig.clusters", type_url::CLUSTER, None),
     ("envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig.name", type_url::SECRET, Some("sds_config")),
     ("culvert.tunnel.v1.EdsServers.service_name", type_url::CLUSTER_LOAD_ASSIGNMENT, Some("eds_config")),
     ("culvert.tunnel.v1.TunnelAgent.hosting_listener", type_url::LISTENER, None),
@@ -85,14 +91,9 @@ impl Walk {
             _ => {}
         }
         for (field, value) in message.fields() {
-            let known = FIELDS.iter().find(|(name, ..)| *name == field.full_name());
-            if let (Some((_, target, source)), Value::String(name)) = (known, value) {
-                let ours = source.is_none_or(|source| comes_from_us(message, source));
-                if ours && !name.is_empty() {
-                    self.at(field.name(), |walk| walk.reference(target, name));
-                    if let Some(found) = self.found.last_mut() {
-                        found.is_registration = field.full_name() == REGISTRATION;
-                    }
+            if let Some((full_name, target, source)) = FIELDS.iter().find(|(name, ..)| *name == field.full_name()) {
+                if source.is_none_or(|source| comes_from_us(message, source)) {
+                    self.at(field.name(), |walk| walk.references(full_name, target, value));
                 }
                 continue;
             }
@@ -142,6 +143,28 @@ impl Walk {
         let service = text(config, "service_name");
         let name = if service.is_empty() { text(cluster, "name") } else { service };
         self.at("eds_cluster_config", |walk| walk.reference(type_url::CLUSTER_LOAD_ASSIGNMENT, &name));
+    }
+
+    /// The names that a known field holds.
+    fn references(&mut self, field: &str, target: &'static str, value: &Value) {
+        match value {
+            Value::String(name) if !name.is_empty() => {
+                self.reference(target, name);
+                if let Some(found) = self.found.last_mut() {
+                    found.is_registration = field == REGISTRATION;
+                }
+            }
+            Value::List(names) => {
+                for (index, name) in names.iter().enumerate() {
+                    // A list of names has no lists in it.
+                    let length = self.path.len();
+                    self.path.push_str(&format!("[{index}]"));
+                    self.references(field, target, name);
+                    self.path.truncate(length);
+                }
+            }
+            _ => {}
+        }
     }
 
     fn reference(&mut self, target: &'static str, name: &str) {

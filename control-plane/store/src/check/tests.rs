@@ -243,6 +243,31 @@ fn secrets_need_a_selector_and_a_channel() {
 }
 
 #[test]
+fn scopes_refer_to_routes_and_aggregates_to_clusters() {
+    let scope = "{\"@type\": type.googleapis.com/envoy.config.route.v3.ScopedRouteConfiguration, name: NAME,
+  key: {fragments: [{string_key: NAME}]}, route_configuration_name: NAME}\n";
+    let routes = "{\"@type\": type.googleapis.com/envoy.config.route.v3.RouteConfiguration, name: there}\n";
+    let aggregate = "{\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: all, lb_policy: CLUSTER_PROVIDED,
+  cluster_type: {name: envoy.clusters.aggregate, typed_config: {
+    \"@type\": type.googleapis.com/envoy.extensions.clusters.aggregate.v3.ClusterConfig, clusters: [a, b, c]}}}\n";
+    let folder = Folder::new(&[
+        ("a.yaml", &cluster("a", "")),
+        ("c.yaml", &cluster("c", "")),
+        ("g.yaml", aggregate),
+        ("r.yaml", routes),
+        ("s.yaml", &scope.replace("NAME", "there")),
+        ("t.yaml", &scope.replace("NAME", "gone")),
+    ]);
+    let load = folder.load(Options { strict: true, ..Options::default() });
+    let found: Vec<String> = folder.shown(&load.errors).into_iter().filter(|one| one.contains("there is no")).collect();
+    let expected = [
+        "cluster_type.typed_config.clusters[1]: there is no Cluster \"b\" for all nodes",
+        "route_configuration_name: there is no RouteConfiguration \"gone\" for all nodes",
+    ];
+    check(&found, &expected);
+}
+
+#[test]
 fn references_to_nothing_are_warnings_or_errors() {
     let routes = "{\"@type\": type.googleapis.com/envoy.config.route.v3.RouteConfiguration, name: r, virtual_hosts: [
   {name: v, domains: ['*'], routes: [{match: {prefix: /}, route: {cluster: gone}}, {match: {prefix: /}, route: {cluster: c}}]}]}";
