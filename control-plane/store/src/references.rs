@@ -40,11 +40,7 @@ const FIELDS: &[(&str, &str, Option<&str>)] = &[
         type_url::ROUTE_CONFIGURATION,
         Some("config_source"),
     ),
-    (
-        "envoy.config.route.v3.ScopedRouteConfiguration.route_configuration_name",
-        type_url::ROUTE_CONFIGURATION,
-        None,
-    ),
+    ("envoy.config.route.v3.ScopedRouteConfiguration.route_configuration_name", type_url::ROUTE_CONFIGURATION, None),
     ("envoy.extensions.clusters.aggregate.v3.ClusterConfig.clusters", type_url::CLUSTER, None),
     ("envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig.name", type_url::SECRET, Some("sds_config")),
     ("culvert.tunnel.v1.EdsServers.service_name", type_url::CLUSTER_LOAD_ASSIGNMENT, Some("eds_config")),

@@ -247,7 +247,8 @@ fn scopes_refer_to_routes_and_aggregates_to_clusters() {
     let scope = "{\"@type\": type.googleapis.com/envoy.config.route.v3.ScopedRouteConfiguration, name: NAME,
   key: {fragments: [{string_key: NAME}]}, route_configuration_name: NAME}\n";
     let routes = "{\"@type\": type.googleapis.com/envoy.config.route.v3.RouteConfiguration, name: there}\n";
-    let aggregate = "{\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: all, lb_policy: CLUSTER_PROVIDED,
+    let aggregate =
+        "{\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: all, lb_policy: CLUSTER_PROVIDED,
   cluster_type: {name: envoy.clusters.aggregate, typed_config: {
     \"@type\": type.googleapis.com/envoy.extensions.clusters.aggregate.v3.ClusterConfig, clusters: [a, b, c]}}}\n";
     let folder = Folder::new(&[
