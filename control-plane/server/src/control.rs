@@ -12,11 +12,12 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::access::Access;
 use crate::args::Args;
+use crate::canary;
 use crate::identity::Identities;
 use crate::inventory::Inventory;
 use crate::loads::Loads;
 use crate::metrics::Metrics;
-use crate::nodes::{NodeStatus, Nodes, Standing};
+use crate::nodes::{NodeStatus, Nodes};
 use crate::polling::PollingNodes;
 
 /// Former contents that are remembered.
@@ -175,7 +176,6 @@ impl Control {
 
     fn put_in_force(&self, directory: Arc<Directory>, again: Option<u64>, reason: Option<String>) {
         let generation = self.generation() + 1;
-        *self.canary.lock() = None;
         self.remember(Past {
             generation,
             at: SystemTime::now(),
@@ -210,12 +210,7 @@ impl Control {
         }
         let mut nodes = self.canary_nodes();
         if nodes.is_empty() {
-            let settled = self.nodes.status().into_iter();
-            let settled = settled.filter(|node| node.connected && node.standing(now) == Standing::Settled);
-            let selected = settled
-                .filter(|node| self.canary_selector.as_ref().is_none_or(|selector| selector.matches(&node.identity)));
-            let limit = if self.canary_limit == 0 { usize::MAX } else { self.canary_limit };
-            nodes = selected.map(|node| node.key.id).take(limit).collect();
+            nodes = self.choose(now);
         }
         if nodes.is_empty() {
             tracing::warn!("no connected node has all of what is in force: the change goes to all at once");
@@ -223,9 +218,40 @@ impl Control {
         }
         let generation = now + 1;
         tracing::info!(generation, ?nodes, "a change goes to some nodes first");
-        *self.canary.lock() = Some(Canary { catalog: Catalog::new(Arc::clone(directory)), generation, nodes });
+        let canary = Canary { catalog: Catalog::new(Arc::clone(directory)), generation, nodes };
+        let before = self.canary.lock().replace(canary);
+        if let Some(before) = before {
+            self.remember_canary(&before, format!("superseded by generation {generation}"));
+        }
         self.begin(generation);
         true
+    }
+
+    /// The nodes that get a change first: of those that have all of what is in force, over streams or by polling.
+    fn choose(&self, now: u64) -> BTreeSet<String> {
+        let known = self.node_status();
+        let connected = || known.iter().filter(|node| node.connected);
+        let behind: BTreeSet<&str> =
+            connected().filter(|node| !canary::has_all(node, now)).map(|node| node.key.id.as_str()).collect();
+        let selected = connected()
+            .filter(|node| self.canary_selector.as_ref().is_none_or(|selector| selector.matches(&node.identity)))
+            .filter(|node| !behind.contains(node.key.id.as_str()));
+        let ids: BTreeSet<String> = selected.map(|node| node.key.id.clone()).collect();
+        let limit = if self.canary_limit == 0 { usize::MAX } else { self.canary_limit };
+        ids.into_iter().take(limit).collect()
+    }
+
+    /// Remembers what became of something that only some nodes had.
+    fn remember_canary(&self, canary: &Canary, taken_back: String) {
+        tracing::error!(generation = canary.generation, reason = taken_back, "a change does not go to all nodes");
+        self.remember(Past {
+            generation: canary.generation,
+            at: SystemTime::now(),
+            directory: Arc::clone(canary.catalog.directory()),
+            again: None,
+            taken_back: Some(taken_back),
+            reason: None,
+        });
     }
 
     /// The number of what some nodes have before all others, and which nodes.
@@ -238,21 +264,19 @@ impl Control {
         self.canary.lock().as_ref().map(|canary| canary.nodes.clone()).unwrap_or_default()
     }
 
-    /// Gives what some nodes have to all; or, with a reason, takes it back from them. False: there is no such thing.
-    pub(crate) fn end_canary(&self, taken_back: Option<&str>) -> bool {
+    /// Gives what some nodes have, if it is that generation or none is named, to all; or, with a reason, takes it back from them.
+    /// False: there is no such thing.
+    pub(crate) fn end_canary(&self, of: Option<u64>, taken_back: Option<&str>) -> bool {
         let _one_at_a_time = self.changing.lock();
-        let Some(canary) = self.canary.lock().take() else { return false };
-        let directory = Arc::clone(canary.catalog.directory());
+        let canary = self.canary.lock().take_if(|canary| of.is_none_or(|of| of == canary.generation));
+        let Some(canary) = canary else { return false };
         let Some(reason) = taken_back else {
             tracing::info!(generation = canary.generation, "some nodes accepted the change: it goes to all");
-            self.put_in_force(directory, None, None);
+            self.put_in_force(Arc::clone(canary.catalog.directory()), None, None);
             return true;
         };
-        tracing::error!(generation = canary.generation, reason, "the change is taken back");
         self.metrics.canaries_taken_back.add();
-        let Canary { generation, .. } = canary;
-        let taken_back = Some(reason.to_owned());
-        self.remember(Past { generation, at: SystemTime::now(), directory, again: None, taken_back, reason: None });
+        self.remember_canary(&canary, reason.to_owned());
         self.begin(self.generation() + 1);
         true
     }
@@ -274,6 +298,12 @@ impl Control {
             warnings: before.warnings.clone(),
             ..*before
         });
+        let canary = self.canary.lock().take();
+        if let Some(canary) = canary {
+            self.metrics.canaries_taken_back.add();
+            let by = reason.as_deref().unwrap_or("an operator");
+            self.remember_canary(&canary, format!("{by} went back to generation {to}"));
+        }
         self.put_in_force(past.directory, Some(to), reason);
         tracing::warn!(generation = to, "rolled back, until the directory changes");
         Some(self.generation())
@@ -297,6 +327,13 @@ impl Control {
         let mut all = self.nodes.status();
         all.extend(self.polling.status());
         all
+    }
+
+    /// The same of the nodes with these ids alone.
+    pub(crate) fn status_of(&self, ids: &BTreeSet<String>) -> Vec<NodeStatus> {
+        let sessions = self.nodes.all().into_iter().filter(|session| ids.contains(session.id()));
+        let streams = sessions.map(|session| session.status());
+        streams.chain(self.polling.status_of(|id| ids.contains(id))).collect()
     }
 
     pub(crate) fn latest(&self) -> Arc<Latest> {

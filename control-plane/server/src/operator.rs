@@ -132,7 +132,7 @@ impl ControlService for Operator {
         let api::RollBackRequest { to, reason } = request.into_inner();
         let reason = said(&who, &reason)?;
         if to == 0 {
-            if !self.control.end_canary(Some(&format!("{reason} took it back"))) {
+            if !self.control.end_canary(None, Some(&format!("{reason} took it back"))) {
                 return Err(no_canary());
             }
         } else if self.control.roll_back(to, Some(reason)).is_none() {
@@ -143,7 +143,7 @@ impl ControlService for Operator {
 
     async fn promote(&self, request: Request<api::PromoteRequest>) -> Result<Response<api::PromoteResponse>, Status> {
         let who = self.admit(&request)?;
-        if !self.control.end_canary(None) {
+        if !self.control.end_canary(None, None) {
             return Err(no_canary());
         }
         tracing::info!(operator = &*who, "an operator gave the change to all");

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use culvert_api::envoy::service::discovery::v3::DiscoveryRequest;
 use culvert_api::google::rpc;
-use culvert_xds::server::{Poll, Polled, Progress, TypeStatus};
+use culvert_xds::server::{Poll, Polled, Progress, ResourceState, TypeStatus};
 use culvert_xds::{NodeIdentity, Session, SessionConfig, Snapshot, StreamId, StreamKind, Variant};
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -100,16 +100,28 @@ impl PollingNodes {
         }
     }
 
+    /// Nodes that poll on and have not accepted within a step what it gave them.
+    pub(crate) fn held(&self) -> usize {
+        let now = self.begun.elapsed();
+        self.nodes.lock().by_key.values().filter(|node| node.polled.is_held(self.step, now)).count()
+    }
+
     /// Every node that polls, in order of id.
     pub(crate) fn status(&self) -> Vec<NodeStatus> {
+        self.status_of(|_| true)
+    }
+
+    /// Of the nodes with such ids.
+    pub(crate) fn status_of(&self, wanted: impl Fn(&str) -> bool) -> Vec<NodeStatus> {
         let now = Instant::now();
         let mut nodes = self.nodes.lock();
-        let all = nodes.by_key.iter_mut().map(|(key, node)| {
+        let all = nodes.by_key.iter_mut().filter(|(key, _)| wanted(&key.id)).map(|(key, node)| {
             let present = node.polled.serve(&Arc::clone(node.polled.target()), self.step, now - self.begun);
+            let is_held = node.polled.is_held(self.step, now - self.begun);
             let target = Arc::clone(node.polled.target());
             let progress = if Arc::ptr_eq(&present, &target) { Progress::Settled } else { Progress::Switching };
             let identity = Arc::new(node.identity.clone());
-            let replayed = (node.asked.clone(), Arc::clone(&identity), present);
+            let replayed = (node.asked.clone(), Arc::clone(&identity), present, is_held);
             let status = NodeStatus {
                 key: key.clone(),
                 identity,
@@ -130,14 +142,27 @@ impl PollingNodes {
         drop(nodes);
         let mut all: Vec<_> = all
             .into_iter()
-            .map(|(status, (asked, identity, present))| NodeStatus {
-                types: replay(asked, identity, present),
-                ..status
+            .map(|(status, (asked, identity, present, is_held))| {
+                let types = replay(asked, identity, present);
+                let halted = if is_held { halted(&types) } else { None };
+                NodeStatus { progress: halted.unwrap_or(status.progress), types, ..status }
             })
             .collect();
         all.sort_by(|a, b| a.key.cmp(&b.key));
         all
     }
+}
+
+/// What holds up a node that polls on without taking what it was given: what it refused, or at least does not take.
+fn halted(types: &[TypeStatus]) -> Option<Progress> {
+    let lacking = |state: ResourceState| {
+        let all = types.iter().flat_map(|of_type| of_type.resources.iter().map(move |one| (of_type, one)));
+        all.into_iter().find(|(_, one)| one.state == state)
+    };
+    let (of_type, one) = lacking(ResourceState::Error).or_else(|| lacking(ResourceState::Stale))?;
+    let silent = || format!("it polls on and does not take {:?}", one.name).into();
+    let reason = one.error.clone().unwrap_or_else(silent);
+    Some(Progress::Halted { type_url: Arc::clone(&of_type.type_url), reason })
 }
 
 /// A client polls for each set of names by itself.

@@ -18,15 +18,22 @@ use crate::nodes::{NodeStatus, Standing};
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(300);
 /// How often it is looked whether the nodes have answered.
 const LOOK: Duration = Duration::from_millis(100);
+/// The same of those that poll, which takes more and changes seldom.
+const LOOK_AT_POLLS: Duration = Duration::from_secs(1);
 
 /// Where every connected node is on the way to what is in force. `wait=SECONDS`: once each has it, or refused it.
 pub(super) async fn settled(control: &Control, query: Option<&str>) -> Value {
     let wait = parameter(query, "wait").and_then(|text| text.parse().ok()).map_or(Duration::ZERO, Duration::from_secs);
     let until = Instant::now() + wait.min(MAX_WAIT);
+    let (mut polling, mut looked) = (control.polling.status(), Instant::now());
     loop {
-        let nodes: Vec<NodeStatus> = control.nodes.status().into_iter().filter(|node| node.connected).collect();
-        let open = nodes.iter().filter(|node| standing(control, node) == "pending").count();
         let now = Instant::now();
+        if now - looked >= LOOK_AT_POLLS {
+            (polling, looked) = (control.polling.status(), now);
+        }
+        let streams = control.nodes.status();
+        let nodes: Vec<&NodeStatus> = streams.iter().chain(&polling).filter(|node| node.connected).collect();
+        let open = nodes.iter().filter(|node| standing(control, node) == "pending").count();
         if open == 0 || now >= until {
             let nodes: Vec<Value> = nodes.iter().map(|node| of_node(control, node)).collect();
             return json!({ "generation": control.generation(), "pending": open, "nodes": nodes });
@@ -106,7 +113,7 @@ pub(super) fn history(control: &Control) -> Value {
 
 /// Puts in force what was generation `to`, until the directory changes; without `to` takes back what only some nodes have yet.
 pub(super) fn rollback(control: &Control, query: Option<&str>) -> http::Response<Full<Bytes>> {
-    if parameter(query, "to").is_none() && control.end_canary(Some("an operator took it back")) {
+    if parameter(query, "to").is_none() && control.end_canary(None, Some("an operator took it back")) {
         return page(&json!({ "generation": control.generation() }));
     }
     let Some(to) = parameter(query, "to").and_then(|text| text.parse().ok()) else {

@@ -80,6 +80,14 @@ impl Polled {
         self.present()
     }
 
+    /// Whether the stage lasts longer than its `step` for a client that polls on and does not say that it took what it was given.
+    #[must_use]
+    pub fn is_held(&self, step: Duration, now: Duration) -> bool {
+        let Some(way) = &self.way else { return false };
+        let is_over = now.saturating_sub(way.since) >= step;
+        is_over && self.subscriptions.values().any(|one| one.behind && one.last >= way.since)
+    }
+
     /// The client was answered what [`Polled::serve`] gave at `now`.
     pub fn answered(&mut self, poll: Poll<'_>, now: Duration) {
         let known = self.subscriptions.contains_key(&poll.subscription);
@@ -232,10 +240,15 @@ mod tests {
         let mut client = Client { polled, target: &old, has: Default::default() };
         client.polls(0..=3, false);
         client.target = &new;
-        assert_eq!(client.polls(10..=1000, true), "a b/r", "routes do not move to what was refused");
+        client.polls(10..=11, true);
+        let is_held = |client: &Client<'_>, seconds| client.polled.is_held(STEP, Duration::from_secs(seconds));
+        assert!(!is_held(&client, 11), "it may still accept it within the step");
+        assert_eq!(client.polls(12..=1000, true), "a b/r", "routes do not move to what was refused");
+        assert!(is_held(&client, 1000), "it polls on without what it was given");
         client.target = &next;
         assert_eq!(client.polls(1001..=1001, true), "a b c/r", "what it may have stays beside what comes");
         assert_eq!(client.polls(1002..=1006, false), "c/t");
+        assert!(!is_held(&client, 1007), "it took all of it");
     }
 
     #[test]
