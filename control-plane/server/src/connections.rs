@@ -27,6 +27,7 @@ use tower::ServiceExt;
 use crate::control::Control;
 use crate::discovery::Call;
 use crate::identity::Peer;
+use crate::messages::Unfinished;
 use crate::rest;
 use crate::revoked::UntilRevoked;
 use crate::slow::Streams;
@@ -151,7 +152,9 @@ impl Shared {
                 let address = Arc::clone(&peer.address);
                 let (routes, control) = (routes.clone(), Arc::clone(&self.control));
                 let streams = Streams { control: Arc::clone(&self.control), peer: Arc::clone(&peer.address) };
-                let service = service_fn(move |request| {
+                let unfinished = Unfinished::default();
+                let service = service_fn(move |mut request: Request<Incoming>| {
+                    request.extensions_mut().insert(unfinished.clone());
                     let admitted = admitted(&control, &peer, &ending, request);
                     answer(Arc::clone(&control), routes.clone(), Arc::clone(&peer.address), admitted)
                 });
@@ -306,15 +309,20 @@ mod tests {
         (answered, began.elapsed())
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn who_answers_no_ping_is_gone_and_who_pings_is_answered() {
+    /// Serves connections that live so long.
+    fn shared(max_age: Option<Duration>) -> Arc<Shared> {
         let folder = tempfile::tempdir().unwrap();
         let args = Args::parse_from(["culvert-control".as_ref(), "--config".as_ref(), folder.path().as_os_str()]);
         let first = load(folder.path(), args.options(), &Directory::default());
         let control = Arc::new(Control::new(&args, Access::new(&args, None), first));
-        let settings = Settings { tls: None, max_age: None, what: What::Grpc(Routes::default()) };
+        let settings = Settings { tls: None, max_age, what: What::Grpc(Routes::default()) };
         let handshakes = Semaphore::new(MAX_HANDSHAKES);
-        let shared = Arc::new(Shared { settings, control, handshakes, refusals: LogLimit::new("refused connections") });
+        Arc::new(Shared { settings, control, handshakes, refusals: LogLimit::new("refused connections") })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_answers_no_ping_is_gone_and_who_pings_is_answered() {
+        let shared = shared(None);
         let (_trigger, drain) = drain::channel();
         for answers in [false, true] {
             let (ours, theirs) = tokio::io::duplex(1 << 16);
@@ -326,5 +334,26 @@ mod tests {
             assert_eq!(lived.as_secs(), expected.as_secs(), "it answers pings: {answers}");
             served.abort();
         }
+    }
+
+    /// Clients that came together come back one by one.
+    #[tokio::test(start_paused = true)]
+    async fn connections_end_at_their_age_more_or_less_a_tenth_and_not_together() {
+        let age = Duration::from_secs(100);
+        let shared = shared(Some(age));
+        let (_trigger, drain) = drain::channel();
+        let mut running = JoinSet::new();
+        for _ in 0..50 {
+            let (ours, theirs) = tokio::io::duplex(1 << 16);
+            let (shared, drain) = (Arc::clone(&shared), drain.clone());
+            tokio::spawn(async move { shared.serve(ours, Peer::default(), drain).await });
+            running.spawn(async move { client(theirs, true).await.1 });
+        }
+        let ages = running.join_all().await;
+        let (least, most) = (*ages.iter().min().unwrap(), *ages.iter().max().unwrap());
+        let (earliest, latest) = (age.mul_f64(0.9), age.mul_f64(1.1) + Duration::from_secs(1));
+        assert!(earliest <= least && most <= latest, "expected {earliest:?} to {latest:?}, saw {least:?} to {most:?}");
+        // Of 50, all in one half of the range: once in 10^14 runs.
+        assert!(most - least > age.mul_f64(0.1), "all end within {:?}", most - least);
     }
 }

@@ -18,7 +18,7 @@ use tonic_prost::ProstCodec;
 
 use crate::control::Control;
 use crate::identity::Peer;
-use crate::messages::{MAX_REQUEST, Requests, Responses};
+use crate::messages::{MAX_REQUEST, Requests, Responses, Unfinished};
 use crate::nodes::NodeKey;
 use crate::polling::subscription;
 use crate::stream;
@@ -157,7 +157,8 @@ impl Call {
     ) -> http::Response<Body> {
         let kind = StreamKind { variant, type_url: self.service.only.map(|(_, type_url)| type_url.into()) };
         let caller = caller(request.extensions());
-        let requests = Requests::<R, _>::new(request.into_body());
+        let unfinished = request.extensions().get::<Unfinished>().cloned().unwrap_or_default();
+        let requests = Requests::<R, _>::new(request.into_body()).within(unfinished);
         let responses =
             caller.and_then(|(peer, ending)| stream::responses(Arc::clone(control), &ending, peer, kind, requests));
         match responses {

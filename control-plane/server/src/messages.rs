@@ -5,6 +5,8 @@
 use std::convert::Infallible;
 use std::marker::PhantomData;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -22,10 +24,47 @@ use crate::slow;
 
 /// Largest request: 60,000 names are 5 MB.
 pub(crate) const MAX_REQUEST: usize = 64 << 20;
+/// What the requests of one connection that are not whole yet may take together.
+const MAX_UNFINISHED: usize = 2 * MAX_REQUEST;
 /// Most names and versions in one request.
 const MAX_FIELDS: usize = 300_000;
 /// A flag and a length.
 const PREFIX: usize = 5;
+
+/// What the unfinished requests of a connection take, in bytes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Unfinished(Arc<AtomicUsize>);
+
+/// What one stream takes of it, until this is dropped.
+#[derive(Debug, Default)]
+struct Share {
+    of: Unfinished,
+    bytes: usize,
+}
+
+impl Share {
+    /// The stream holds so many bytes from now on.
+    fn set(&mut self, bytes: usize) -> Result<(), Status> {
+        let before = std::mem::replace(&mut self.bytes, bytes);
+        if bytes <= before {
+            self.of.0.fetch_sub(before - bytes, Ordering::Relaxed);
+            return Ok(());
+        }
+        let all = self.of.0.fetch_add(bytes - before, Ordering::Relaxed) + (bytes - before);
+        if all > MAX_UNFINISHED {
+            let reason =
+                format!("unfinished requests of one connection take {all} bytes; at most {MAX_UNFINISHED} may");
+            return Err(Status::resource_exhausted(reason));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.of.0.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
 
 /// The requests of a stream.
 #[derive(Debug)]
@@ -33,6 +72,7 @@ pub(crate) struct Requests<R, B> {
     body: B,
     /// What was read of a request that is not whole yet.
     read: BytesMut,
+    share: Share,
     message: PhantomData<fn() -> R>,
 }
 
@@ -42,19 +82,26 @@ where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
 {
     pub(crate) fn new(body: B) -> Self {
-        Self { body, read: BytesMut::new(), message: PhantomData }
+        Self { body, read: BytesMut::new(), share: Share::default(), message: PhantomData }
+    }
+
+    /// What is not whole counts with that of the connection's other streams.
+    pub(crate) fn within(self, of: Unfinished) -> Self {
+        Self { share: Share { of, bytes: 0 }, ..self }
     }
 
     /// The next request; `None`: the client has ended the stream. May be dropped and called again.
     ///
     /// # Errors
-    /// What came is no request, or a larger one than is taken, or the stream broke.
+    /// What came is no request, or a larger one than is taken, or the connection has too much of such; or the stream broke
+    /// (CANCELLED).
     pub(crate) async fn next(&mut self) -> Result<Option<R>, Status> {
         loop {
             if let Some(message) = take(&mut self.read)? {
                 if self.read.is_empty() {
                     self.read = BytesMut::new();
                 }
+                self.share.set(self.read.len())?;
                 return decode(message).map(Some);
             }
             match self.body.frame().await {
@@ -63,6 +110,7 @@ where
                     let Ok(mut data) = frame.into_data() else { continue };
                     // Mostly a frame is a message, which is read where it lies.
                     let message = if self.read.is_empty() { take(&mut data)? } else { None };
+                    self.share.set(self.read.len() + data.len())?;
                     self.read.extend_from_slice(&data);
                     if let Some(message) = message {
                         return decode(message).map(Some);
@@ -190,11 +238,12 @@ pub(crate) fn trailers(status: &Status) -> HeaderMap {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::sync::{Arc, LazyLock};
+    use std::sync::LazyLock;
 
     use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
     use culvert_api::type_url;
     use culvert_xds::{Resource, Session, SessionConfig, Snapshot, StreamId, StreamKind, Variant};
+    use futures_util::StreamExt;
     use http_body_util::StreamBody;
     use tonic::Code;
 
@@ -238,6 +287,52 @@ mod tests {
                 assert_eq!(read(&bytes, cut).await, expected, "{what}, cut into pieces of {cut}");
             }
         }
+    }
+
+    /// A stream that has sent so much of a request of 64 MiB, in pieces of 1 MiB, and goes on when it is told to.
+    fn slow(
+        mebibytes: usize,
+        of: Unfinished,
+    ) -> Requests<DiscoveryRequest, impl Body<Data = Bytes, Error = Infallible> + Unpin> {
+        let length = u32::try_from(MAX_REQUEST).unwrap().to_be_bytes();
+        let prefix = Bytes::from([&[0][..], &length].concat());
+        // The same bytes, over and over: what they take is what is made of them.
+        let piece = Bytes::from(vec![0; 1 << 20]);
+        let pieces = std::iter::once(prefix).chain(std::iter::repeat_n(piece, mebibytes));
+        let frames = futures_util::stream::iter(pieces.map(|piece| Ok(Frame::data(piece))));
+        Requests::new(StreamBody::new(frames.chain(futures_util::stream::pending()))).within(of)
+    }
+
+    #[tokio::test]
+    async fn unfinished_requests_of_a_connection_have_a_bound_together() {
+        let of = Unfinished::default();
+        let (mut first, mut second, mut third) = (slow(63, of.clone()), slow(63, of.clone()), slow(63, of.clone()));
+        for waiting in [&mut first, &mut second] {
+            assert!(futures_util::poll!(std::pin::pin!(waiting.next())).is_pending(), "it is waited for the rest");
+        }
+        let refused = third.next().await.map_err(|status| status.code());
+        assert_eq!(refused, Err(Code::ResourceExhausted));
+        drop((second, third));
+        assert_eq!(of.0.load(Ordering::Relaxed), (63 << 20) + PREFIX, "who is gone takes nothing");
+        let mut fourth = slow(63, of.clone());
+        assert!(futures_util::poll!(std::pin::pin!(fourth.next())).is_pending(), "there is room again");
+        let mut alone = slow(63, Unfinished::default());
+        assert!(futures_util::poll!(std::pin::pin!(alone.next())).is_pending(), "another connection has its own");
+    }
+
+    #[tokio::test]
+    async fn what_was_read_is_not_counted_any_more() {
+        let of = Unfinished::default();
+        let bytes = [framed(0, "one"), framed(0, "two")].concat();
+        let frames = bytes.chunks(3).map(|chunk| Ok::<_, Infallible>(Frame::data(Bytes::copy_from_slice(chunk))));
+        let frames: Vec<_> = frames.collect();
+        let mut requests = Requests::<DiscoveryRequest, _>::new(StreamBody::new(futures_util::stream::iter(frames)));
+        requests = requests.within(of.clone());
+        for _ in 0..2 {
+            requests.next().await.unwrap().expect("a request");
+            assert_eq!(of.0.load(Ordering::Relaxed), requests.read.len(), "what is held is counted, and nothing else");
+        }
+        assert_eq!(of.0.load(Ordering::Relaxed), 0);
     }
 
     /// The response of a node that asks for all of 200 resources of 1 MB.

@@ -158,7 +158,7 @@ impl<R: Request, B: RequestBody> Driver<R, B> {
                     }
                 }
                 Event::Request(Ok(None)) => return None,
-                Event::Request(Err(status)) if status.code() == Code::InvalidArgument => {
+                Event::Request(Err(status)) if status.code() != Code::Cancelled => {
                     self.control.metrics.streams_refused.add();
                     tracing::warn!(peer = &*self.peer.address, "discovery stream refused: {}", status.message());
                     return Some(Err(status));
