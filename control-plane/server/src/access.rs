@@ -19,7 +19,7 @@ pub(crate) struct Access {
     tokens: Option<Arc<Tokens>>,
     /// Whose certificate or token makes an operator; `None`: nobody's.
     operators: Option<Identities>,
-    /// Discovery streams of each identity.
+    /// Streams of each identity.
     streams: Arc<Mutex<HashMap<Arc<str>, usize>>>,
     max_streams: usize,
 }

@@ -167,6 +167,11 @@ fn metrics(control: &Control) -> String {
         ("tunnel_servers", "Tunnel servers that report.", reporting as u64),
         ("tunnels", "Tunnels that they have reported.", tunnels as u64),
         ("nodes_connected", "Nodes with at least one stream.", connected as u64),
+        (
+            "nodes_polling_held",
+            "Nodes that poll on and do not take what a step gave them.",
+            control.polling.held() as u64,
+        ),
         ("nodes_known", "Nodes that are connected or remembered.", known as u64),
         ("snapshots", "Sets of resources that differ, of the nodes placed.", control.snapshots() as u64),
         ("config_generation", "Times that a directory was put in force.", control.generation()),

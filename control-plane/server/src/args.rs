@@ -95,7 +95,7 @@ pub struct Args {
     #[arg(long)]
     pub allow_plaintext: bool,
 
-    /// Discovery and load streams that one certificate or token may have open.
+    /// Streams that one certificate or token may have open: of discovery, of reports, and those that tell how nodes are.
     #[arg(long, value_name = "NUMBER", default_value_t = 1000)]
     pub max_streams_per_identity: usize,
 

@@ -42,10 +42,15 @@ impl ClientStatusDiscoveryService for Csds {
         let control = Arc::clone(&self.control);
         let drain = self.drain.clone();
         let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
+        let place = control.access.begin_stream(&peer)?;
         let requests = request.into_inner().take_until(async move {
             drain.draining().await;
         });
-        let answers = requests.map(move |request| answer(&control, &peer, &request?));
+        let answers = requests.map(move |request| {
+            // For as long as the stream lives.
+            let _held = &place;
+            answer(&control, &peer, &request?)
+        });
         Ok(Response::new(Box::pin(answers)))
     }
 

@@ -155,7 +155,10 @@ impl ControlService for Operator {
         request: Request<api::WatchPushRequest>,
     ) -> Result<Response<Self::WatchPushStream>, Status> {
         self.admit(&request)?;
-        let watcher = watch::Watcher::new(Arc::clone(&self.control), self.drain.clone(), request.into_inner())?;
+        let place =
+            request.extensions().get::<Peer>().map(|peer| self.control.access.begin_stream(peer)).transpose()?;
+        let drain = self.drain.clone();
+        let watcher = watch::Watcher::new(Arc::clone(&self.control), drain, place.flatten(), request.into_inner())?;
         Ok(Response::new(Box::pin(watch::statuses(watcher))))
     }
 

@@ -19,6 +19,7 @@ use tonic::service::Routes;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{Lease, Page, Query, Server, shown};
+use crate::access::StreamPlace;
 use crate::control::Control;
 use crate::identity::Peer;
 
@@ -58,6 +59,7 @@ impl Service {
 struct Reports {
     service: Service,
     peer: Peer,
+    _place: Option<StreamPlace>,
     /// From its first request on.
     lease: Option<(Lease, String)>,
 }
@@ -103,7 +105,8 @@ impl ReverseTunnelReportingService for Service {
         let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
         let drain = self.drain.clone();
         let requests = request.into_inner().take_until(async move { drain.draining().await });
-        let reports = Reports { service: self.clone(), peer, lease: None };
+        let place = self.control.access.begin_stream(&peer)?;
+        let reports = Reports { service: self.clone(), peer, _place: place, lease: None };
         let answers = futures_util::stream::unfold(Some((Box::pin(requests), reports)), |open| async {
             let (mut requests, mut reports) = open?;
             let answer = requests.next().await?.and_then(|request| reports.answer(request));

@@ -13,12 +13,15 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tonic::Status;
 
+use crate::access::StreamPlace;
 use crate::control::Control;
-use crate::nodes::{NodeSession, NodeStatus, Standing};
+use crate::nodes::{NodeKey, NodeSession, NodeStatus, Standing};
 
 const MAX_WAIT: Duration = Duration::from_secs(3600);
 /// Changes within this time are told together.
 const GATHER: Duration = Duration::from_millis(20);
+/// How often it is looked at the nodes that poll: they are told of a change when they ask.
+const POLLS: Duration = Duration::from_secs(1);
 /// Resources that are listed of one node.
 const MAX_RESOURCES: usize = 100;
 /// Nodes that one request may name.
@@ -27,6 +30,7 @@ const MAX_NODES: usize = 10_000;
 pub(super) struct Watcher {
     control: Arc<Control>,
     drain: Watch,
+    _place: Option<StreamPlace>,
     /// Empty: all.
     ids: BTreeSet<String>,
     follow: bool,
@@ -37,6 +41,9 @@ pub(super) struct Watcher {
     generations: watch::Receiver<u64>,
     /// By the address of its session, which this holds.
     known: HashMap<usize, Known>,
+    polling: HashMap<NodeKey, api::NodePush>,
+    /// The generation of `polling`, and when it is to be looked at again.
+    polled: Option<(u64, Instant)>,
     told: bool,
 }
 
@@ -49,7 +56,12 @@ struct Known {
 }
 
 impl Watcher {
-    pub(super) fn new(control: Arc<Control>, drain: Watch, request: api::WatchPushRequest) -> Result<Self, Status> {
+    pub(super) fn new(
+        control: Arc<Control>,
+        drain: Watch,
+        place: Option<StreamPlace>,
+        request: api::WatchPushRequest,
+    ) -> Result<Self, Status> {
         let api::WatchPushRequest { node_ids, follow, timeout, generation } = request;
         if node_ids.len() > MAX_NODES {
             return Err(Status::invalid_argument(format!("{} nodes; at most {MAX_NODES}", node_ids.len())));
@@ -64,9 +76,12 @@ impl Watcher {
             moves: control.nodes.moves(),
             generations: control.generations(),
             known: HashMap::new(),
+            polling: HashMap::new(),
+            polled: None,
             told: false,
             control,
             drain,
+            _place: place,
         })
     }
 
@@ -89,6 +104,7 @@ impl Watcher {
                 () = sleep_until(self.until) => {
                     return Err(Status::deadline_exceeded("some nodes have not answered"));
                 }
+                () = sleep(POLLS) => {}
                 _ = self.moves.changed() => {}
                 _ = self.generations.changed() => {}
             }
@@ -114,19 +130,47 @@ impl Watcher {
                 Some(old) if is_as_it_was(old) => old.push.clone(),
                 _ => of_node(&session.status(), generation),
             };
-            match push.state() {
-                State::Settled => status.settled += 1,
-                State::Refused => status.refused += 1,
-                State::Pending | State::Unspecified => status.pending += 1,
-            }
+            count(&mut status, &push);
             if old.is_none_or(|old| old.push != push) {
                 status.nodes.push(push.clone());
             }
             self.known.insert(place, Known { session, moves, generation, push });
         }
-        let gone: BTreeSet<String> = before.into_values().map(|known| known.session.id().to_owned()).collect();
-        status.gone = gone.into_iter().filter(|id| self.known.values().all(|known| known.session.id() != id)).collect();
+        let mut gone: BTreeSet<String> = before.into_values().map(|known| known.session.id().to_owned()).collect();
+        gone.extend(self.look_at_polling(&mut status, generation));
+        let there: BTreeSet<&str> = self.known.values().map(|known| known.session.id()).collect();
+        gone.retain(|id| !there.contains(id.as_str()) && self.polling.keys().all(|key| key.id != *id));
+        status.gone = gone.into_iter().collect();
         status
+    }
+
+    /// The same of those that poll; the ids of those that do so no more.
+    fn look_at_polling(&mut self, status: &mut api::PushStatus, generation: u64) -> Vec<String> {
+        let now = Instant::now();
+        if self.polled.is_some_and(|(of, until)| of == generation && now < until) {
+            self.polling.values().for_each(|push| count(status, push));
+            return Vec::new();
+        }
+        self.polled = Some((generation, now + POLLS));
+        let mut before = std::mem::take(&mut self.polling);
+        let nodes = self.control.polling.status_of(|id| self.ids.is_empty() || self.ids.contains(id));
+        for node in nodes.into_iter().filter(|node| node.connected) {
+            let push = of_node(&node, generation);
+            count(status, &push);
+            if before.remove(&node.key).is_none_or(|old| old != push) {
+                status.nodes.push(push.clone());
+            }
+            self.polling.insert(node.key, push);
+        }
+        before.into_keys().map(|key| key.id).collect()
+    }
+}
+
+fn count(status: &mut api::PushStatus, push: &api::NodePush) {
+    match push.state() {
+        State::Settled => status.settled += 1,
+        State::Refused => status.refused += 1,
+        State::Pending | State::Unspecified => status.pending += 1,
     }
 }
 
