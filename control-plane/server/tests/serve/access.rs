@@ -1,11 +1,17 @@
 //! Tokens, identities, limits, plaintext; discovery by polling on a socket of its own.
 
+use std::any::Any;
+
 use culvert_api::culvert::control::v1 as api;
 use culvert_api::culvert::control::v1::control_service_client::ControlServiceClient;
+use culvert_api::envoy::extensions::reverse_tunnel_reporters::v3alpha::clients::grpc_client::reverse_tunnel_reporting_service_client::ReverseTunnelReportingServiceClient;
 use culvert_api::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use culvert_api::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
+use culvert_api::envoy::extensions::reverse_tunnel_reporters::v3alpha::clients::grpc_client::StreamReverseTunnelsResponse;
+use culvert_api::envoy::service::load_stats::v3::LoadStatsResponse;
+use culvert_api::envoy::service::load_stats::v3::load_reporting_service_client::LoadReportingServiceClient;
 use culvert_api::envoy::service::status::v3::client_status_discovery_service_client::ClientStatusDiscoveryServiceClient;
 use culvert_api::envoy::service::status::v3::{ClientStatusRequest, ClientStatusResponse};
 use culvert_api::type_url::{CLUSTER, SECRET};
@@ -19,7 +25,7 @@ use tonic_health::pb::health_client::HealthClient;
 use crate::harness::{Daemon, Folder, Stream, asks, cluster, cluster_names, node};
 
 #[derive(Clone)]
-struct Bearer(Option<&'static str>);
+pub(crate) struct Bearer(Option<&'static str>);
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -30,12 +36,12 @@ impl Interceptor for Bearer {
     }
 }
 
-async fn with(daemon: &Daemon, token: Option<&'static str>) -> InterceptedService<Channel, Bearer> {
+pub(crate) async fn with(daemon: &Daemon, token: Option<&'static str>) -> InterceptedService<Channel, Bearer> {
     InterceptedService::new(daemon.channel().await, Bearer(token))
 }
 
 /// Opens a stream as a node and asks for clusters.
-async fn open(
+pub(crate) async fn open(
     daemon: &Daemon,
     token: Option<&'static str>,
     id: &str,
@@ -48,7 +54,7 @@ async fn open(
     Ok(stream)
 }
 
-fn tokens(folder: &Folder) -> String {
+pub(crate) fn tokens(folder: &Folder) -> String {
     let line = |name: &str, token: &str| format!("spiffe://culvert.test/{name} {}\n", sha256(token));
     let text = line("node/n", "secret-n") + &line("node/m", "secret-m") + &line("operator/o", "secret-o");
     folder.beside("tokens", &text)
@@ -140,6 +146,59 @@ async fn streams_of_one_identity_are_limited() {
     while open(&daemon, Some("secret-n"), "n3").await.is_err() {
         assert!(tokio::time::Instant::now() < deadline, "the place of an ended stream is not free");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    daemon.terminate().await;
+}
+
+/// Whether a stream of discovery has no place beside another one of the same identity.
+async fn has_no_place(daemon: &Daemon) -> bool {
+    open(daemon, Some("secret-n"), "n").await.is_err_and(|status| status.code() == Code::ResourceExhausted)
+}
+
+#[tokio::test]
+async fn streams_of_every_kind_count() {
+    let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
+    let file = tokens(&folder);
+    let operators = ["--operator-identity", "spiffe://culvert.test/node/n"];
+    let args = [&["--tokens", file.as_str(), "--max-streams-per-identity", "1"][..], &operators].concat();
+    let daemon = Daemon::start(&folder, &args).await;
+    for kind in ["client status", "a push", "tunnel reports", "load reports"] {
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+        let channel = with(&daemon, Some("secret-n")).await;
+        let (opened, kept): (Box<dyn Any>, Box<dyn Any>) = loop {
+            let channel = channel.clone();
+            let (opened, kept): (Result<Box<dyn Any>, Status>, Box<dyn Any>) = match kind {
+                "client status" => {
+                    let (requests, queue) = Stream::<ClientStatusRequest, ClientStatusResponse>::queue();
+                    let mut client = ClientStatusDiscoveryServiceClient::new(channel);
+                    (client.stream_client_status(queue).await.map(|open| Box::new(open) as _), Box::new(requests))
+                }
+                "a push" => {
+                    let request = api::WatchPushRequest { follow: true, ..Default::default() };
+                    let mut client = ControlServiceClient::new(channel);
+                    (client.watch_push(request).await.map(|open| Box::new(open) as _), Box::new(()))
+                }
+                "tunnel reports" => {
+                    let (requests, queue) = Stream::<_, StreamReverseTunnelsResponse>::queue();
+                    let mut client = ReverseTunnelReportingServiceClient::new(channel);
+                    (client.stream_reverse_tunnels(queue).await.map(|open| Box::new(open) as _), Box::new(requests))
+                }
+                _ => {
+                    let (requests, queue) = Stream::<_, LoadStatsResponse>::queue();
+                    let mut client = LoadReportingServiceClient::new(channel);
+                    (client.stream_load_stats(queue).await.map(|open| Box::new(open) as _), Box::new(requests))
+                }
+            };
+            match opened {
+                Ok(opened) => break (opened, kept),
+                // The place of the one before is free soon.
+                Err(status) => assert_eq!(status.code(), Code::ResourceExhausted, "{kind}: {status:?}"),
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{kind}: the place of the stream before is not free");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        };
+        assert!(has_no_place(&daemon).await, "{kind} does not count");
+        drop((opened, kept));
     }
     daemon.terminate().await;
 }

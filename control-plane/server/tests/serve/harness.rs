@@ -134,8 +134,8 @@ pub(crate) struct Certificates {
     pub(crate) authority: String,
     pub(crate) cert: String,
     pub(crate) key: String,
-    client_cert: String,
-    client_key: String,
+    pub(crate) client_cert: String,
+    pub(crate) client_key: String,
 }
 
 pub(crate) struct Daemon {

@@ -20,6 +20,10 @@ mod operations;
 mod operator;
 #[cfg(test)]
 mod replicas;
+#[cfg(test)]
+mod services;
+#[cfg(test)]
+mod status;
 
 use std::time::Duration;
 
