@@ -177,6 +177,54 @@ async fn a_push_is_watched_until_each_node_has_answered() {
     daemon.terminate().await;
 }
 
+/// A node that polls is where its latest requests say; a refusal holds up its step, and a metric counts such nodes.
+#[tokio::test]
+async fn a_push_is_watched_until_those_that_poll_have_it_too() {
+    let listener = |name: &str| {
+        format!(
+            "{{\"@type\": type.googleapis.com/envoy.config.listener.v3.Listener, name: {name},
+              address: {{socket_address: {{address: 127.0.0.1, port_value: 1}}}}}}\n"
+        )
+    };
+    let folder = Folder::new(&[("a.yaml", &(cluster("a", 1) + "---\n" + &listener("a")))]);
+    let daemon = Daemon::start(&folder, &["--rest-refresh", "1"]).await;
+    let poll = async |what: &str, version: &str, refusal: Option<&str>| {
+        let error = refusal.map(|message| json!({ "code": 13, "message": message }));
+        let mut request = json!({ "node": { "id": "p" }, "version_info": version });
+        error.into_iter().for_each(|error| request["error_detail"] = error);
+        let (status, body) = daemon.post(&format!("/v3/discovery:{what}"), "", &request.to_string()).await;
+        if status == 304 { version.to_owned() } else { parse(&body)["version_info"].as_str().unwrap().to_owned() }
+    };
+    let of_p = |text: &str| {
+        let push = parse(text);
+        assert_eq!(push["nodes"][0]["id"], "p", "{push}");
+        (push["pending"].as_u64().unwrap(), push["nodes"][0]["state"].as_str().unwrap().to_owned())
+    };
+    let (clusters, listeners) = (poll("clusters", "", None).await, poll("listeners", "", None).await);
+    assert_eq!(of_p(&daemon.get("/push").await), (1, "pending".to_owned()), "it has not said that it took it");
+    poll("clusters", &clusters, None).await;
+    poll("listeners", &listeners, None).await;
+    assert_eq!(of_p(&daemon.get("/push?wait=20").await), (0, "settled".to_owned()));
+    let held = "culvert_control_nodes_polling_held";
+    assert!(daemon.get("/metrics").await.contains(&format!("{held} 0\n")));
+
+    folder.write("a.yaml", &(cluster("b", 1) + "---\n" + &listener("b")));
+    daemon.eventually("/config", |text| text.contains("\"generation\": 2")).await;
+    assert_eq!(of_p(&daemon.get("/push").await), (1, "pending".to_owned()), "it has not asked since");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !daemon.get("/metrics").await.contains(&format!("{held} 1\n")) {
+        poll("clusters", &clusters, Some("no such thing")).await;
+        poll("listeners", &listeners, None).await;
+        assert!(Instant::now() < deadline, "a step that is held is not counted");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let refused = daemon.get("/push?wait=20").await;
+    assert_eq!(of_p(&refused), (0, "refused".to_owned()), "{refused}");
+    let node = &parse(&refused)["nodes"][0];
+    assert_eq!((&node["progress"]["step"], &node["progress"]["reason"]), (&json!("halted"), &json!("no such thing")));
+    daemon.terminate().await;
+}
+
 #[tokio::test]
 async fn what_was_in_force_comes_back_until_the_directory_changes() {
     let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);

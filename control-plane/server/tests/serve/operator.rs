@@ -158,6 +158,38 @@ async fn a_push_is_told_until_every_node_has_answered() {
 }
 
 #[tokio::test]
+async fn a_push_is_told_of_those_that_poll() {
+    let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
+    let daemon = Daemon::start(&folder, &[]).await;
+    let poll = async |version: &str| {
+        let request = format!("{{\"node\": {{\"id\": \"p\"}}, \"version_info\": \"{version}\"}}");
+        let (_, body) = daemon.post("/v3/discovery:clusters", "", &request).await;
+        let answer = serde_json::from_str::<serde_json::Value>(&body).unwrap_or_default();
+        answer["version_info"].as_str().unwrap_or(version).to_owned()
+    };
+    let first = poll("").await;
+    poll(&first).await;
+    let mut client = ControlServiceClient::new(daemon.channel().await);
+    let over = all(client.watch_push(api::WatchPushRequest::default()).await).await;
+    assert_eq!((over.len(), over[0].settled, over[0].nodes[0].node_id.as_str()), (1, 1, "p"), "{over:?}");
+
+    let wanted = api::WatchPushRequest { generation: 2, ..Default::default() };
+    let mut watched = client.watch_push(wanted).await.unwrap().into_inner();
+    folder.write("a.yaml", &cluster("a", 2));
+    let status = watched.message().await.unwrap().unwrap();
+    assert_eq!((status.generation, status.pending, status.nodes[0].state()), (2, 1, State::Pending), "{status:?}");
+    let second = poll(&first).await;
+    assert_ne!(second, first, "it is given the change");
+    poll(&second).await;
+    let mut last = status;
+    while let Some(status) = watched.message().await.unwrap() {
+        last = status;
+    }
+    assert_eq!((last.pending, last.settled, last.nodes[0].state()), (0, 1, State::Settled), "{last:?}");
+    daemon.terminate().await;
+}
+
+#[tokio::test]
 async fn an_operator_looks_back_and_goes_back() {
     let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
     let (daemon, mut client, mut stream) = settled(&folder, &[]).await;
