@@ -2,7 +2,8 @@
 //!
 //! The loop waits for whichever comes first: room to send, a response, a change of what is wanted, a timer. A response is
 //! rehearsed before it is answered, so that what could not be applied is refused; **the loop never waits for a response to
-//! be applied**, and what it has to send is bounded by the number of types.
+//! be applied**. Who does not take what we have to say is not read further: what waits to be sent is a few requests of each
+//! type.
 
 mod open;
 mod preferred;
@@ -191,7 +192,7 @@ impl<'s> Driver<'s> {
                         permit.send(request);
                     }
                 }
-                received = stream.message() => match received {
+                received = stream.message(), if outbox.len() <= KINDS.len() => match received {
                     Ok(Some(response)) => {
                         *answered = true;
                         match take(&mut self.client, response) {

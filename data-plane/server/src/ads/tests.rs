@@ -3,6 +3,7 @@
 mod files;
 mod life;
 mod servers;
+mod talker;
 
 use std::fmt::Write as _;
 use std::pin::Pin;
