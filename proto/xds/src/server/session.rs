@@ -64,7 +64,7 @@ pub struct Session {
     nothing: Arc<TypeSet>,
 }
 
-/// A type whose stream ended.
+/// A type whose stream ended, or of which a node has something that came from another server.
 #[derive(Debug)]
 struct Parked {
     memory: Memory,
@@ -190,10 +190,19 @@ impl Session {
     ) -> Result<Heard, RequestError> {
         self.check_node(request.node.as_ref())?;
         let settings = self.settings();
+        let is_stranger = !request.initial_resource_versions.is_empty() && self.held().next().is_none();
         let (subscription, set) = self.subscription(stream, Variant::Delta, &request.type_url)?;
+        let withheld = subscription.withholds_any();
         let heard = subscription.on_delta_request(request, &set, settings)?;
         let refused = subscription.refused();
-        self.retry |= subscription.refuses_nothing() && self.halted_by(&refused.0);
+        let (holds_back, refuses_nothing) = (!withheld && subscription.withholds_any(), subscription.refuses_nothing());
+        self.retry |= refuses_nothing && self.halted_by(&refused.0);
+        if is_stranger {
+            self.await_what_refers();
+        }
+        if holds_back {
+            self.hold_back();
+        }
         self.after(heard, refused);
         Ok(heard)
     }
@@ -321,7 +330,8 @@ impl Session {
 
     fn settings(&self) -> RequestSettings {
         let legacy_wildcard = self.config.legacy_wildcard && !self.node.is_grpc();
-        RequestSettings { legacy_wildcard, partial_ack: self.node.acknowledges_in_part() }
+        let staged = self.config.staging.is_some();
+        RequestSettings { legacy_wildcard, partial_ack: self.node.acknowledges_in_part(), staged }
     }
 
     /// xDS: only the first message of a stream must carry the node; a later one may not be another's.

@@ -127,6 +127,21 @@ impl Staging {
         self.carried.retain(|name| has_assignment(served, name));
     }
 
+    /// The node came with something that is gone since, of which this session knew nothing: that is taken away as in any
+    /// change, after what refers to it was answered. Waits no longer than any other step, also if that step's time ran out
+    /// while the node was away.
+    pub(crate) fn hold_back(&mut self, limits: &Limits, now: Duration) {
+        let late = self.is_late(limits, now);
+        match &mut self.stage {
+            Stage::Settled => {
+                let bridge = Arc::new(Bridge::over(&self.target));
+                self.stage = Stage::Switching(Step { bridge, since: now, quiet_since: None });
+            }
+            Stage::Adding(step) | Stage::Switching(step) if late => step.since = now,
+            Stage::Adding(_) | Stage::Switching(_) | Stage::Halted { .. } => {}
+        }
+    }
+
     /// Assignments that a node that takes all clusters has to ask for before what leads there is switched.
     pub(crate) fn new_assignments(&self) -> impl Iterator<Item = &Name> {
         let carried = self.carried.iter().filter(|name| has_assignment(&self.target, name));

@@ -16,7 +16,7 @@ use super::memory::{Item, Memory, blamed, mentioned};
 use super::response::{Absent, Nonce};
 use super::{Heard, RequestError};
 use crate::resource::{Resource, TypeUrl, Version};
-use crate::snapshot::TypeSet;
+use crate::snapshot::{TypeSet, is_removed_last};
 use crate::{Name, Variant, xdstp};
 
 /// **Invariants:** at most one response is unanswered; what the node holds (`memory`) moves only when it answers; a
@@ -35,6 +35,8 @@ pub(crate) struct Subscription {
     due: BTreeSet<Name>,
     /// Those of `due` that are answered whatever was sent before.
     forced: BTreeSet<Name>,
+    /// What the node came with and is gone: not removed before the change that it missed is over.
+    withheld: BTreeSet<Name>,
     /// Names that the node was told to have no resource, and why.
     absent: BTreeMap<Name, Absent>,
     /// In state of the world the node is told what does not exist.
@@ -82,6 +84,7 @@ impl Subscription {
             seen: None,
             due: BTreeSet::new(),
             forced: BTreeSet::new(),
+            withheld: BTreeSet::new(),
             absent: BTreeMap::new(),
             tells_absence: false,
             takes_ttl: false,
@@ -146,6 +149,16 @@ impl Subscription {
                 self.due.insert(name);
             }
         }
+    }
+
+    /// Whether removals wait for what refers to them.
+    pub(crate) fn withholds_any(&self) -> bool {
+        !self.withheld.is_empty()
+    }
+
+    /// Nothing refers any more to what was withheld.
+    pub(crate) fn remove_withheld(&mut self) {
+        self.due.append(&mut self.withheld);
     }
 
     /// What the resources of the unanswered response refer to.
@@ -218,6 +231,9 @@ impl Subscription {
         self.started = true;
         if first {
             self.start_delta(request, set, &mut change);
+            if settings.staged && is_removed_last(&self.type_url) {
+                self.withhold(set);
+            }
             self.apply(change, set);
             // Members of a collection that the node holds are looked at, and no more.
             for held in request.initial_resource_versions.keys() {
@@ -273,6 +289,12 @@ impl Subscription {
         }
         self.sent.rebase(set, held.len());
         self.memory.rebase(set, held.len());
+    }
+
+    /// Of what the node came with keeps back what is gone. What `set` only retains is another change's to remove.
+    fn withhold(&mut self, set: &TypeSet) {
+        let gone = self.sent.iter().filter(|(name, _)| self.lookup(set, name).is_none());
+        self.withheld = gone.map(|(name, _)| Arc::clone(name)).collect();
     }
 
     /// Puts a changed subscription into what is due.
@@ -411,6 +433,8 @@ pub(crate) enum Held {
 pub(crate) struct RequestSettings {
     pub(crate) legacy_wildcard: bool,
     pub(crate) partial_ack: bool,
+    /// Changes go in steps.
+    pub(crate) staged: bool,
 }
 
 fn may_be_applied_in_part(type_url: &str) -> bool {

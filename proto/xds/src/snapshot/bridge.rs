@@ -17,6 +17,11 @@ pub(crate) fn is_referred_to(type_url: &str) -> bool {
     )
 }
 
+/// What a change takes away only in its last step.
+pub(crate) fn is_removed_last(type_url: &str) -> bool {
+    is_referred_to(type_url) || type_url == type_url::ROUTE_CONFIGURATION
+}
+
 /// Three snapshots, one after the other: everything new that is referred to beside what was there; what refers to it;
 /// and without what nothing refers to any more. **The last has the content of the snapshot that it leads to.**
 #[derive(Debug)]
@@ -74,6 +79,18 @@ impl Bridge {
             switched: snapshot(switched),
             reached: snapshot(reached),
             staged,
+            unmarked: OnceLock::new(),
+        }
+    }
+
+    /// A way that leads nowhere: all is there but the removals.
+    pub(crate) fn over(target: &Arc<Snapshot>) -> Self {
+        Self {
+            added: Arc::clone(target),
+            switched: Arc::clone(target),
+            reached: Arc::clone(target),
+            new_assignments: BTreeSet::new(),
+            staged: true,
             unmarked: OnceLock::new(),
         }
     }

@@ -1,6 +1,7 @@
 //! Clusters and routes that change together, again and again, to a node that answers when it likes, refuses some and
 //! loses its connections: at no time does a route that it has lead to a cluster, or a cluster to an assignment, that it
-//! does not have.
+//! does not have. A server that forgets everything and serves something else takes nothing from a node (of delta) that its
+//! routes lead to; what is new comes as the node asks for it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use culvert_api::type_url::{CLUSTER, CLUSTER_LOAD_ASSIGNMENT, ROUTE_CONFIGURATIO
 use culvert_xds::server::{Progress, StagingLimits};
 use culvert_xds::{
     Client, ClientConfig, Interest, Name, NodeIdentity, PARTIAL_ACK, Rejection, Request, Resource, Session,
-    SessionConfig, Snapshot, StreamId, StreamKind, Variant,
+    SessionConfig, Snapshot, SnapshotBuilder, StreamId, StreamKind, Variant,
 };
 use prost::Message;
 
@@ -25,6 +26,13 @@ const SWAPPED: [&str; 3] = [CLUSTER, CLUSTER_LOAD_ASSIGNMENT, ROUTE_CONFIGURATIO
 const CLUSTERS: usize = 6;
 const ROUTES: [&str; 3] = ["r0", "r1", "r2"];
 const STEPS: usize = 600;
+/// From a restart of the server on, until everything is to be in order again.
+const RECOVERY: usize = 300;
+/// So many steps after one stream of a type its next may come, then.
+const ONE_BY_ONE: usize = 80;
+
+/// Contents by type and name.
+type Contents = BTreeMap<(&'static str, Name), Bytes>;
 
 struct Swaps {
     choices: Choices,
@@ -35,9 +43,11 @@ struct Swaps {
     streams: u64,
     /// One client for all types, or one for each.
     peers: Vec<(Client, Option<&'static str>, Option<Connection>)>,
-    held: BTreeMap<(&'static str, Name), Bytes>,
+    held: Contents,
     /// Everything was there once: from then on it must stay so.
     complete: bool,
+    /// For so many steps more the node may have routes to what has not come yet: it came to a server that does not know it.
+    recovering: usize,
     messages: u64,
     refused: u64,
 }
@@ -51,9 +61,12 @@ pub(crate) fn run(seed: u64, verbose: bool) -> (u64, u64) {
         swaps.step();
         swaps.check();
     }
+    swaps.complete = false;
     // In the end a change that is refused by nobody arrives as a whole.
     swaps.publish(0);
     swaps.settle();
+    swaps.complete = true;
+    swaps.check();
     assert_eq!(swaps.session.progress(), Progress::Settled, "the last change is over");
     for of in SWAPPED {
         let set = swaps.session.snapshot().of_type(of).expect("published");
@@ -64,6 +77,22 @@ pub(crate) fn run(seed: u64, verbose: bool) -> (u64, u64) {
         assert_eq!(held, published, "{of}: what is held is not what was published last");
     }
     (swaps.messages, swaps.refused)
+}
+
+/// The routes that there are, and the clusters that they lead to.
+fn ways(contents: &Contents) -> impl Iterator<Item = (&Name, Name)> {
+    let routes = contents.iter().filter(|((of, _), _)| *of == ROUTE_CONFIGURATION);
+    routes.map(|((_, name), body)| {
+        let routes = RouteConfiguration::decode(body.clone()).expect("routes");
+        (name, Name::from(routes.internal_only_headers[0].as_str()))
+    })
+}
+
+fn session(node: Arc<NodeIdentity>, snapshot: Arc<Snapshot>) -> Session {
+    // Only answers move a change on here.
+    let limits = StagingLimits { answer: Duration::from_secs(1_000_000), ..StagingLimits::default() };
+    let config = SessionConfig { staging: Some(limits), ..SessionConfig::default() };
+    Session::new(config, node, snapshot)
 }
 
 impl Swaps {
@@ -84,19 +113,17 @@ impl Swaps {
         };
         let client_features = if choices.percent(50) { vec![PARTIAL_ACK.to_owned()] } else { Vec::new() };
         let node = Arc::new(NodeIdentity { id: "n".into(), client_features, ..NodeIdentity::default() });
-        // Only answers move a change on here.
-        let limits = StagingLimits { answer: Duration::from_secs(1_000_000), ..StagingLimits::default() };
-        let settings = SessionConfig { staging: Some(limits), ..SessionConfig::default() };
         let mut swaps = Self {
             choices,
             verbose,
             variant,
             now: Duration::ZERO,
-            session: Session::new(settings, node, Arc::default()),
+            session: session(node, Arc::default()),
             streams: 0,
             peers,
             held: BTreeMap::new(),
             complete: false,
+            recovering: 0,
             messages: 0,
             refused: 0,
         };
@@ -115,13 +142,20 @@ impl Swaps {
         self.now += Duration::from_millis(10);
         let peer = self.choices.below(self.peers.len());
         match self.choices.below(100) {
-            0..6 => self.publish(15),
+            // What it refuses now it may lack for long: its routes did not wait for it.
+            0..6 => self.publish(if self.recovering > 0 { 0 } else { 15 }),
             6..8 => self.disconnect(peer),
-            8..16 => self.connect(peer),
+            8 if self.choices.percent(25) => self.restart_server(),
+            8..16 if self.recovering <= RECOVERY - peer * ONE_BY_ONE => self.connect(peer),
             16..36 => self.send_requests(peer),
             36..56 => self.send_responses(peer),
             56..78 => self.deliver_request(peer),
             _ => self.deliver_response(peer),
+        }
+        self.recovering = self.recovering.saturating_sub(1);
+        if self.recovering == 0 && !self.complete {
+            self.settle();
+            self.complete = true;
         }
     }
 
@@ -142,9 +176,28 @@ impl Swaps {
         }
     }
 
-    /// Every route leads to a cluster; there are no other clusters. Of 100 new contents so many are refused.
     fn publish(&mut self, bad: usize) {
-        let mut builder = self.session.snapshot().successor();
+        let snapshot = self.fill(self.session.snapshot().successor(), bad);
+        self.session.on_snapshot(Arc::new(snapshot), self.now);
+    }
+
+    /// The node loses its streams, and comes to a server that does not know it and serves something else. (In the state of the
+    /// world nothing says what a node holds: there it is not kept.)
+    fn restart_server(&mut self) {
+        if self.variant == Variant::Sotw {
+            return;
+        }
+        for peer in 0..self.peers.len() {
+            self.disconnect(peer);
+        }
+        let snapshot = self.fill(Snapshot::builder(), 0);
+        self.session = session(Arc::clone(self.session.node()), Arc::new(snapshot));
+        self.complete = false;
+        self.recovering = RECOVERY;
+    }
+
+    /// Every route leads to a cluster; there are no other clusters. Of 100 new contents so many are refused.
+    fn fill(&mut self, mut builder: SnapshotBuilder, bad: usize) -> Snapshot {
         let mut insert = |of: &str, name: &str, body: &[u8]| {
             builder.insert(Arc::new(Resource::new(&of.into(), name, body)));
         };
@@ -165,7 +218,7 @@ impl Swaps {
         }
         let snapshot: Snapshot = builder.build();
         self.trace(|| format!("publish {snapshot:?}"));
-        self.session.on_snapshot(Arc::new(snapshot), self.now);
+        snapshot
     }
 
     /// What the node has is in order.
@@ -173,9 +226,7 @@ impl Swaps {
         if !self.complete {
             return;
         }
-        for ((_, name), body) in self.held.iter().filter(|((of, _), _)| *of == ROUTE_CONFIGURATION) {
-            let routes = RouteConfiguration::decode(body.clone()).expect("routes");
-            let cluster = Name::from(routes.internal_only_headers[0].as_str());
+        for (name, cluster) in ways(&self.held) {
             for of in [CLUSTER, CLUSTER_LOAD_ASSIGNMENT] {
                 let held = self.held.contains_key(&(of, Name::clone(&cluster)));
                 assert!(held, "routes {name} lead to {cluster}, of which the node has no {of}");
@@ -267,7 +318,10 @@ impl Swaps {
             }
         }
         for name in update.removed() {
-            self.held.remove(&(of, Name::clone(name)));
+            if self.held.remove(&(of, Name::clone(name))).is_some() && of != ROUTE_CONFIGURATION {
+                let led = ways(&self.held).find(|(_, cluster)| cluster == name);
+                assert!(led.is_none(), "{of} {name} was taken away, and {led:?} lead there");
+            }
         }
         self.refused += rejections.len() as u64;
         let answer = if rejections.is_empty() { update.ack() } else { update.nack(rejections) };

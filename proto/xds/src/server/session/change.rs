@@ -6,6 +6,7 @@ use std::time::Duration;
 use culvert_api::type_url;
 
 use super::super::Heard;
+use super::super::memory::Memory;
 use super::super::staging::{Answers, Progress};
 use super::super::subscription::{Held, Subscription};
 use super::{Parked, Session};
@@ -26,10 +27,40 @@ impl Session {
         }
         let advanced = self.staging.advance(&answers, &limits, now);
         self.steps += u64::from(advanced);
+        if advanced && self.progress() == Progress::Settled {
+            let all = self.streams.values_mut().flat_map(|stream| &mut stream.subscriptions);
+            all.for_each(Subscription::remove_withheld);
+        }
         if let Progress::Halted { type_url, reason } = self.staging.progress() {
             self.log_halt(&type_url, &reason);
         }
         advanced
+    }
+
+    /// A node came with what is gone: removals wait from now on.
+    pub(super) fn hold_back(&mut self) {
+        if let Some(limits) = self.config.staging {
+            self.staging.hold_back(&limits, self.now);
+            // Each stream may be the one that ends the wait.
+            self.steps += 1;
+        }
+    }
+
+    /// A node comes of which nothing is known but that it holds something. Nobody knows what it will ask for: whatever refers
+    /// to something else and is served is waited for, as of a node that was here before.
+    pub(super) fn await_what_refers(&mut self) {
+        const REFERRING: [&str; 4] = [
+            type_url::CLUSTER,
+            type_url::LISTENER,
+            type_url::SCOPED_ROUTE_CONFIGURATION,
+            type_url::ROUTE_CONFIGURATION,
+        ];
+        for of in REFERRING {
+            let is_served = self.staging.target().of_type(of).is_some_and(|set| !set.is_empty());
+            if is_served && !self.subscriptions().any(|one| &*one.type_url == of) {
+                self.parked.entry(of.into()).or_insert(Parked { memory: Memory::default(), awaited: true });
+            }
+        }
     }
 
     /// Whether the node answered all that the present step of a change sent it.

@@ -126,6 +126,9 @@ impl Subscription {
             return errors;
         }
         for name in due.iter().filter(|name| self.interest.names.contains(*name)) {
+            if self.withholds(name) {
+                continue;
+            }
             // What is frozen is not what the node will have.
             let absent = match set.get(name) {
                 Some(_) => None,
@@ -160,6 +163,11 @@ impl Subscription {
             self.due.extend(self.sent.iter().map(|(name, _)| Arc::clone(name)));
         }
         self.seen = Some(Arc::clone(set));
+    }
+
+    /// Whether the node has this still, and its removal waits.
+    fn withholds(&self, name: &Name) -> bool {
+        self.withheld.contains(name) && self.sent.get(name).is_some()
     }
 
     /// Whether this content is news to the stream and not known to be refused.
@@ -200,6 +208,8 @@ impl Subscription {
                     items.push((name, Some(Arc::clone(resource))));
                 }
                 Some(_) => {}
+                // Its turn comes once nothing refers to it.
+                None if self.withholds(&name) => {}
                 None => {
                     let known = self.sent.remove(&name);
                     if !self.interest.covers(&name) || !(known || forced) {

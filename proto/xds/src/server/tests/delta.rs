@@ -1,7 +1,9 @@
 //! Delta.
 
 use culvert_api::envoy::service::discovery::v3::DeltaDiscoveryResponse;
-use culvert_api::type_url::{CLUSTER, CLUSTER_LOAD_ASSIGNMENT as EDS, ROUTE_CONFIGURATION as RDS, VIRTUAL_HOST};
+use culvert_api::type_url::{
+    CLUSTER, CLUSTER_LOAD_ASSIGNMENT as EDS, LISTENER, ROUTE_CONFIGURATION as RDS, VIRTUAL_HOST,
+};
 
 use super::*;
 
@@ -118,12 +120,14 @@ fn a_name_subscribed_to_again_is_sent_again() {
 #[test]
 fn initial_versions_leave_out_what_is_held_send_what_changed_and_remove_what_vanished() {
     for subscribe in [&["*"][..], &["same", "changed", "gone", "foreign"]] {
-        let mut peer = peer(clusters(&["same=1", "changed=2", "foreign=1"]));
-        let same = version_of(CLUSTER, "same=1");
-        let changed = version_of(CLUSTER, "changed=1");
+        // What others refer to is removed later: see `staging`.
+        let mut peer = peer(snapshot(&[(LISTENER, "same=1"), (LISTENER, "changed=2"), (LISTENER, "foreign=1")]));
+        let same = version_of(LISTENER, "same=1");
+        let changed = version_of(LISTENER, "changed=1");
         let held = [("same", same.as_str()), ("changed", &changed), ("gone", &changed), ("foreign", "v1")];
-        peer.delta_with(CLUSTER, subscribe, &held);
-        peer.expect("Cluster changed=2 foreign=1 -gone");
+        peer.delta_with(LISTENER, subscribe, &held);
+        peer.expect("Listener changed=2 foreign=1 -gone");
+        assert_eq!(peer.session.progress(), Progress::Settled, "nothing is waited for");
     }
 }
 

@@ -228,6 +228,93 @@ fn listeners_are_swapped_in_one_response_and_routes_are_kept_meanwhile() {
     peer.expect_at(REMOVAL, "RouteConfiguration -r");
 }
 
+/// A node that this session has never seen, and that comes with what was served before: `old`, and routes that lead there.
+fn stranger() -> Peer {
+    let mut peer =
+        Peer::new(Variant::Delta, snapshot(&[(CLUSTER, "new=1"), (LISTENER, "l=1"), (ROUTE_CONFIGURATION, "r=new")]));
+    peer.delta_with(CLUSTER, &["*"], &[("old", &version_of(CLUSTER, "old=1"))]);
+    let nonce = peer.expect("Cluster new=1");
+    peer.delta_answer(CLUSTER, &nonce, None);
+    peer.expect_silence();
+    assert_eq!(peer.session.progress(), Progress::Switching);
+    peer
+}
+
+impl Peer {
+    /// The stranger asks for its listener, which is as it was, and for its routes, which lead elsewhere now.
+    fn ask_for_what_refers(&mut self, now: Duration) -> String {
+        self.delta_with(LISTENER, &["*"], &[("l", &version_of(LISTENER, "l=1"))]);
+        let listeners = self.expect_at(now, "Listener");
+        self.delta_answer(LISTENER, &listeners, None);
+        self.expect_silence_at(now + 2 * REMOVAL);
+        self.delta_with(ROUTE_CONFIGURATION, &["r"], &[("r", &version_of(ROUTE_CONFIGURATION, "r=old"))]);
+        self.expect_at(now + 2 * REMOVAL, "RouteConfiguration r=new")
+    }
+}
+
+#[test]
+fn what_a_stranger_holds_is_removed_after_its_routes_lead_elsewhere() {
+    let mut peer = stranger();
+    let second = Duration::from_secs(1);
+    // Its other subscriptions come when they come.
+    peer.expect_silence_at(second);
+    let routes = peer.ask_for_what_refers(second);
+    peer.expect_silence_at(2 * second);
+    peer.delta_answer(ROUTE_CONFIGURATION, &routes, None);
+    peer.expect_silence_at(2 * second);
+    assert_eq!(peer.session.poll_timeout(peer.stream), Some(2 * second + REMOVAL), "the removal has its delay");
+    let nonce = peer.expect_at(2 * second + REMOVAL, "Cluster -old");
+    assert_eq!(peer.session.progress(), Progress::Settled);
+    peer.delta_answer(CLUSTER, &nonce, None);
+    peer.expect_silence_at(3 * second);
+    assert_eq!(peer.session.poll_timeout(peer.stream), None);
+}
+
+#[test]
+fn what_a_stranger_holds_is_removed_at_last_though_it_asks_for_nothing_else() {
+    let mut peer = stranger();
+    assert_eq!(peer.session.poll_timeout(peer.stream), Some(LATE));
+    peer.expect_silence_at(LATE - REMOVAL);
+    peer.expect_at(LATE, "Cluster -old");
+}
+
+#[test]
+fn a_stranger_that_refuses_its_new_routes_keeps_what_the_old_ones_lead_to() {
+    let mut peer = stranger();
+    let nonce = peer.ask_for_what_refers(Duration::ZERO);
+    peer.delta_answer(ROUTE_CONFIGURATION, &nonce, Some("no"));
+    peer.expect_silence_at(10 * LATE);
+    assert!(matches!(peer.session.progress(), Progress::Halted { .. }), "{:?}", peer.session.progress());
+    peer.publish_next(&[(CLUSTER, "new=1"), (LISTENER, "l=1"), (ROUTE_CONFIGURATION, "r=newer")]);
+    let nonce = peer.expect_at(10 * LATE, "RouteConfiguration r=newer");
+    peer.delta_answer(ROUTE_CONFIGURATION, &nonce, None);
+    peer.expect_silence_at(10 * LATE);
+    peer.expect_at(10 * LATE + REMOVAL, "Cluster -old");
+}
+
+#[test]
+fn a_change_while_a_stranger_is_waited_for_goes_through_and_takes_the_old_with_it() {
+    let mut peer = stranger();
+    let nonce = peer.ask_for_what_refers(Duration::ZERO);
+    peer.publish_next(&[(CLUSTER, "newest=1"), (LISTENER, "l=1"), (ROUTE_CONFIGURATION, "r=newest")]);
+    peer.delta_answer(ROUTE_CONFIGURATION, &nonce, None);
+    let nonce = peer.expect("Cluster newest=1");
+    peer.delta_answer(CLUSTER, &nonce, None);
+    let nonce = peer.expect("RouteConfiguration r=newest");
+    peer.delta_answer(ROUTE_CONFIGURATION, &nonce, None);
+    peer.expect_silence();
+    peer.expect_at(REMOVAL, "Cluster -new -old");
+}
+
+#[test]
+fn a_stranger_that_holds_nothing_that_is_gone_is_not_waited_for() {
+    let mut peer = Peer::new(Variant::Delta, snapshot(&[(CLUSTER, "a=2"), (CLUSTER, "b=1"), (LISTENER, "l=1")]));
+    peer.delta_with(CLUSTER, &["*"], &[("a", &version_of(CLUSTER, "a=1"))]);
+    peer.expect("Cluster a=2 b=1");
+    assert_eq!(peer.session.progress(), Progress::Settled);
+    assert_eq!(peer.session.poll_timeout(peer.stream), None);
+}
+
 #[test]
 fn nodes_on_the_same_way_share_its_snapshots() {
     let start = Arc::new(snapshot(&[(CLUSTER, "old=1"), (ROUTE_CONFIGURATION, "r=old")]));
