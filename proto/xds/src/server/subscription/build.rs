@@ -10,7 +10,7 @@ use super::super::response::{Absent, Body, Nonce, Response};
 use super::{Outstanding, Subscription};
 use crate::resource::{Resource, Version};
 use crate::snapshot::TypeSet;
-use crate::{Name, Variant};
+use crate::{Name, Variant, xdstp};
 
 impl Subscription {
     /// The next response, if one may be sent and there is something to say.
@@ -132,6 +132,8 @@ impl Subscription {
             // What is frozen is not what the node will have.
             let absent = match set.get(name) {
                 Some(_) => None,
+                // A collection that has members is there.
+                None if xdstp::is_glob(name) && set.members(name).next().is_some() => None,
                 None if set.is_denied(name) => Some(Absent::Denied),
                 None => (self.variant == Variant::Sotw && !set.frozen).then_some(Absent::NotFound),
             };

@@ -113,6 +113,20 @@ fn a_glob_in_state_of_the_world_is_the_state_of_its_collection() {
     }
 }
 
+#[test]
+fn a_grpc_client_is_told_that_a_collection_does_not_exist_only_if_that_is_empty() {
+    for (members, told) in [(&[A, B][..], vec![]), (&[], vec![GLOB])] {
+        let node = NodeIdentity { user_agent: "gRPC C-core linux".into(), ..NodeIdentity::default() };
+        let mut session = Session::new(SessionConfig::default(), Arc::new(node), Arc::new(of(RDS, members)));
+        session.open(StreamId(1), StreamKind { variant: Variant::Sotw, type_url: None }).unwrap();
+        session.on_request(StreamId(1), &sotw(RDS, &[GLOB], "", "")).unwrap();
+        let response = session.poll_stream(StreamId(1), Duration::ZERO).expect("an answer").to_sotw();
+        assert_eq!(response.resources.len(), members.len());
+        let names = response.resource_errors.into_iter().map(|error| error.resource_name.unwrap().name);
+        assert_eq!(names.collect::<Vec<_>>(), told, "of a collection of {members:?}");
+    }
+}
+
 fn host(aliases: &[&str], mark: &str) -> Arc<Resource> {
     let extras = Extras { aliases: aliases.iter().map(|alias| Name::from(*alias)).collect(), ttl: None };
     Arc::new(Resource::with(&VIRTUAL_HOST.into(), "r/host", mark.as_bytes(), extras))
