@@ -122,7 +122,7 @@ impl Control {
             generation: watch::Sender::new(0),
             latest: Mutex::new(Arc::new(none)),
             history: Mutex::default(),
-            nodes: Nodes::default(),
+            nodes: Nodes::new(SystemTime::now()),
             polling: PollingNodes::new(Duration::from_secs(args.rest_refresh)),
             metrics: Metrics::default(),
             inventory: Arc::default(),

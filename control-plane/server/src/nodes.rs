@@ -42,10 +42,11 @@ pub(crate) struct NodeKey {
     pub(crate) id: String,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Nodes {
     /// A second stream of the same types gets a session of its own.
     sessions: Mutex<Sessions>,
+    /// The number of the next stream.
     streams: AtomicU64,
     /// Changes when any node moved, if anybody looks.
     moves: watch::Sender<u64>,
@@ -153,6 +154,16 @@ pub(crate) enum Next {
 }
 
 impl Nodes {
+    /// Streams that a process may be sent in a second, on average, before its numbers meet those of the process after it.
+    const STREAMS_PER_SECOND: u64 = 256;
+
+    /// Streams, and with them nonces, are numbered from the present time on: those of an earlier process are others.
+    pub(crate) fn new(now: SystemTime) -> Self {
+        let seconds = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let streams = AtomicU64::new(seconds.wrapping_mul(Self::STREAMS_PER_SECOND));
+        Self { sessions: Mutex::default(), streams, moves: watch::Sender::default() }
+    }
+
     /// Has every stream look what there is for it.
     pub(crate) fn look_again(&self) {
         // Not under the lock, which those who come need: each state may be busy with what its node is served.

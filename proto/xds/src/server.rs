@@ -26,7 +26,8 @@ pub use status::{ResourceState, ResourceStatus, TypeStatus};
 use crate::Variant;
 use crate::resource::TypeUrl;
 
-/// A stream of one node, as its driver counts them.
+/// A stream of one node, as its driver counts them. Nonces are made of it (of its lower 40 bits): what was said on a stream of
+/// another number is never taken for an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(pub u64);
 

@@ -13,6 +13,7 @@ use culvert_api::{Any, type_url};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
+use super::StreamId;
 use crate::resource::{Resource, TypeUrl, Version, field_len, put_field};
 use crate::snapshot::TypeSet;
 use crate::{Name, Variant};
@@ -34,11 +35,26 @@ pub struct Response {
     pub(crate) with_ttl: bool,
 }
 
-/// Which response of its stream it is, counted from 1; 0 stands for none. The node's answer repeats its text.
+/// Which response of which stream it is; 0 stands for none. The node's answer repeats its text. Of no other stream that the
+/// caller numbers otherwise: there are clients (MOSN) that repeat a nonce of an earlier stream as if it were of this one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Nonce(pub(crate) u64);
 
 impl Nonce {
+    /// Responses that a stream may have before its nonces are those of the stream with the next number: 16 million.
+    const BITS: u32 = 24;
+
+    /// The one before the first of a stream.
+    pub(crate) fn before(stream: StreamId) -> Self {
+        Self(stream.0 << Self::BITS)
+    }
+
+    /// Goes on to the next one, and returns that.
+    pub(crate) fn advance(&mut self) -> Self {
+        self.0 = self.0.wrapping_add(1);
+        *self
+    }
+
     /// Whether a node's answer says this one.
     pub(crate) fn is(self, text: &str) -> bool {
         itoa::Buffer::new().format(self.0) == text

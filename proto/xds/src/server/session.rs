@@ -77,7 +77,8 @@ struct Stream {
     kind: StreamKind,
     /// In push order.
     subscriptions: Vec<Subscription>,
-    responses: u64,
+    /// Of its latest response.
+    nonce: Nonce,
 }
 
 impl Session {
@@ -134,7 +135,7 @@ impl Session {
         if taken {
             return Err(Occupied);
         }
-        self.streams.insert(stream, Stream { kind, subscriptions: Vec::new(), responses: 0 });
+        self.streams.insert(stream, Stream { kind, subscriptions: Vec::new(), nonce: Nonce::before(stream) });
         Ok(())
     }
 
@@ -257,15 +258,11 @@ impl Session {
     }
 
     fn next(&mut self, stream: StreamId) -> Option<Response> {
-        let Stream { subscriptions, responses, .. } = self.streams.get_mut(&stream)?;
+        let Stream { subscriptions, nonce, .. } = self.streams.get_mut(&stream)?;
         let response = subscriptions.iter_mut().find_map(|subscription| {
             let set = self.staging.served().of_type(&subscription.type_url).unwrap_or(&self.nothing);
-            let nonce = || {
-                *responses += 1;
-                Nonce(*responses)
-            };
             subscription.memory.now = self.now;
-            subscription.next(set, nonce, &self.config.control_plane)
+            subscription.next(set, || nonce.advance(), &self.config.control_plane)
         })?;
         Self::repeat_what_is_referred_to(subscriptions, response.type_url());
         Some(response)

@@ -279,14 +279,12 @@ impl World {
         self.known.iter().filter(|(content, _)| is_bad(content)).map(|(_, (_, version))| version.clone()).collect()
     }
 
-    /// The nonces of a new stream may be those of an old one.
     fn reconnect(&mut self) {
         self.session.on_close(self.stream);
         self.stream = StreamId(self.stream.0 + 1);
         let kind = StreamKind { variant: self.variant, type_url: None };
         self.session.open(self.stream, kind).expect("one stream at a time");
         self.inbox.clear();
-        self.nonces.clear();
         self.types.values_mut().for_each(Told::disconnect);
     }
 

@@ -226,6 +226,19 @@ fn a_request_with_a_stale_or_empty_nonce_is_ignored_once_a_response_is_out() {
 }
 
 #[test]
+fn a_nonce_of_an_earlier_stream_answers_nothing_though_as_many_responses_came() {
+    let mut peer = peer(clusters(&["a=1"]));
+    peer.sotw(CLUSTER, &["a"], "", "");
+    let old = peer.expect("Cluster a=1");
+    peer.reconnect(Variant::Sotw);
+    // MOSN goes on with the nonce that it saw last, on its first request and after.
+    assert_eq!(peer.sotw(CLUSTER, &["a"], "1", &old), Heard::Subscription);
+    let nonce = peer.expect("Cluster a=1");
+    assert_eq!(peer.sotw(CLUSTER, &["a"], "1", &old), Heard::Stale);
+    assert_eq!(peer.sotw(CLUSTER, &["a"], "1", &nonce), Heard::Ack);
+}
+
+#[test]
 fn the_first_request_on_a_stream_is_new_whatever_its_nonce() {
     let mut peer = peer(clusters(&["a=1"]));
     peer.sotw(CLUSTER, &["a"], "old", "nonce of another stream");
