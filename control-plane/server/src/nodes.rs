@@ -150,6 +150,8 @@ pub(crate) enum Next {
         until: Option<Instant>,
         /// A response is unanswered.
         awaits_answer: bool,
+        /// The node is in the middle of a change.
+        awaits_change: bool,
     },
 }
 
@@ -361,6 +363,7 @@ impl Attached {
             || Next::Wait {
                 until: state.session.poll_timeout(self.stream).map(|timeout| self.node.begun + timeout),
                 awaits_answer: state.session.awaits_answer(self.stream),
+                awaits_change: matches!(state.session.progress(), Progress::Adding | Progress::Switching),
             },
             Next::Send,
         );

@@ -24,6 +24,10 @@ use crate::nodes::{Attached, Next, Nodes};
 /// How long a stream may take to say who it is.
 const FIRST_REQUEST: Duration = Duration::from_secs(60);
 
+/// How long a drain may be held back by a change that is on its way to the node: for one step that is not answered, and for
+/// the answer to the next. Less than the process and an old connection have.
+const LAST_STEPS: Duration = Duration::from_secs(8);
+
 /// A request of either variant.
 pub(crate) trait Request: prost::Message + Default + 'static {
     /// Only the first message of a stream must carry it.
@@ -78,6 +82,7 @@ pub(crate) fn responses<R: Request, B: RequestBody>(
         turn: Turn::Awaited,
         control,
         draining: drain.draining(),
+        ends_by: None,
         peer,
         kind,
         requests,
@@ -109,6 +114,8 @@ struct Driver<R, B> {
     control: Arc<Control>,
     /// One for the stream's life: to wait for it once more costs no lock.
     draining: Draining,
+    /// The drain has begun, and the stream ends when the present change is over, or then.
+    ends_by: Option<Instant>,
     peer: Peer,
     kind: StreamKind,
     requests: Requests<R, B>,
@@ -141,7 +148,8 @@ impl<R: Request, B: RequestBody> Driver<R, B> {
                     self.control.metrics.response_bytes.add_many(response.encoded_len());
                     return Some(Ok(response));
                 }
-                Some(Next::Wait { until, awaits_answer }) => {
+                Some(Next::Wait { awaits_change: false, .. }) | None if self.ends_by.is_some() => return None,
+                Some(Next::Wait { until, awaits_answer, .. }) => {
                     if !awaits_answer {
                         self.end_turn();
                     }
@@ -169,7 +177,8 @@ impl<R: Request, B: RequestBody> Driver<R, B> {
                 }
                 Event::Look => {}
                 Event::Late => return Some(Err(Status::deadline_exceeded("no request came on this stream"))),
-                // The client comes back to whoever serves then.
+                // The client comes back to whoever serves then, and who does not know it: not in the middle of a change.
+                Event::Drain if self.ends_by.is_none() => self.ends_by = Some(Instant::now() + LAST_STEPS),
                 Event::Drain => return None,
             }
         }
@@ -222,10 +231,17 @@ impl<R: Request, B: RequestBody> Driver<R, B> {
                 None => std::future::pending().await,
             }
         };
+        let (draining, ends_by) = (&mut self.draining, self.ends_by);
+        let drain = async {
+            match ends_by {
+                Some(by) => tokio::time::sleep_until(by).await,
+                None => draining.await,
+            }
+        };
         tokio::select! {
             // A drain ends a stream however busy it is; requests before changes, so that an ACK makes room for them.
             biased;
-            () = &mut self.draining => Event::Drain,
+            () = drain => Event::Drain,
             request = self.requests.next() => Event::Request(request),
             () = look => Event::Look,
             () = due => Event::Look,

@@ -1,11 +1,12 @@
-//! Ten thousand nodes that come at once: no sockets, and a clock that goes on only when nobody has anything to do.
+//! Ten thousand nodes that come at once, and drains: no sockets, and a clock that goes on only when nobody has anything to
+//! do.
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::Parser;
-use culvert_api::type_url::CLUSTER;
+use culvert_api::type_url::{CLUSTER, ROUTE_CONFIGURATION};
 use culvert_store::{Directory, load};
 use culvert_xds::Variant;
 use futures_util::StreamExt;
@@ -30,7 +31,7 @@ struct Server {
     control: Arc<Control>,
     drain: Watch,
     folder: tempfile::TempDir,
-    _trigger: culvert_runtime::drain::Trigger,
+    trigger: culvert_runtime::drain::Trigger,
 }
 
 impl Server {
@@ -41,12 +42,42 @@ impl Server {
         let first = load(&args.config, args.options(), &Directory::default());
         let control = Arc::new(Control::new(&args, Access::new(&args, None), first));
         let (trigger, drain) = culvert_runtime::drain::channel();
-        Self { control, drain, folder, _trigger: trigger }
+        Self { control, drain, folder, trigger }
     }
 
     fn publish(&self, timeout: u32) {
         write(&self.folder, timeout);
         self.control.reload();
+    }
+
+    /// One cluster, and routes that lead there.
+    fn swap_to(&self, cluster: &str) {
+        let text = format!(
+            "\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster\nname: {cluster}\ntype: STATIC\n---\n\
+             \"@type\": type.googleapis.com/envoy.config.route.v3.RouteConfiguration\nname: r\nvirtual_hosts:\n\
+             - {{name: v, domains: ['*'], routes: [{{match: {{prefix: /}}, route: {{cluster: {cluster}}}}}]}}\n"
+        );
+        std::fs::write(self.folder.path().join("a.yaml"), text).unwrap();
+        self.control.reload();
+    }
+
+    /// A node that is sent a second cluster before the routes that lead there.
+    async fn node_in_mid_swap(&self) -> Node {
+        self.swap_to("one");
+        let mut node = self.node("n");
+        let clusters = node.next().await.unwrap();
+        node.accept(&clusters);
+        let names = vec!["r".to_owned()];
+        node.send(&DiscoveryRequest {
+            type_url: ROUTE_CONFIGURATION.to_owned(),
+            resource_names: names,
+            ..Default::default()
+        });
+        let routes = node.next().await.unwrap();
+        node.accept(&routes);
+        node.is_quiet().await;
+        self.swap_to("two");
+        node
     }
 
     fn node(&self, id: &str) -> Node {
@@ -85,7 +116,9 @@ impl Node {
 
     fn accept(&self, response: &Response) {
         let response = response.to_sotw();
+        let names = (response.type_url == ROUTE_CONFIGURATION).then(|| "r".to_owned());
         self.send(&DiscoveryRequest {
+            resource_names: names.into_iter().collect(),
             type_url: response.type_url,
             version_info: response.version_info,
             response_nonce: response.nonce,
@@ -95,6 +128,20 @@ impl Node {
 
     async fn next(&mut self) -> Result<Response, Status> {
         self.responses.next().await.expect("the stream has ended")
+    }
+
+    /// The type of the next response, and the names in it. Empty: the stream has ended.
+    async fn seen(&mut self) -> (String, Option<Response>) {
+        let Some(response) = self.responses.next().await else { return (String::new(), None) };
+        let response = response.unwrap();
+        let names: Vec<String> = response.resources().iter().map(|resource| resource.name().to_string()).collect();
+        (format!("{} {}", culvert_api::type_url::short_name(response.type_url()), names.join(" ")), Some(response))
+    }
+
+    /// What was said is heard, and nothing comes of it.
+    async fn is_quiet(&mut self) {
+        let quiet = tokio::time::timeout(Duration::from_millis(1), self.responses.next()).await;
+        assert!(quiet.is_err(), "expected nothing, saw {quiet:?}");
     }
 
     /// Accepts all that comes, and says so.
@@ -192,4 +239,55 @@ async fn ten_thousand_nodes_at_once_are_served_so_many_at_a_time_and_delay_nobod
     let settled = settled.iter().filter(|node| node.standing(latest) == crate::nodes::Standing::Settled).count();
     assert_eq!(settled, STORM + SERVED, "everybody has what was published last");
     running.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_in_the_middle_of_a_change_ends_the_stream_when_that_is_over() {
+    let server = Server::start();
+    let mut node = server.node_in_mid_swap().await;
+    let (added, clusters) = node.seen().await;
+    assert_eq!(added, "Cluster one two");
+    let began = Instant::now();
+    server.trigger.start(Duration::from_secs(10));
+    node.is_quiet().await;
+    let mut answer = clusters;
+    let mut seen = Vec::new();
+    while let Some(response) = answer {
+        node.accept(&response);
+        let (next, response) = node.seen().await;
+        seen.push(next);
+        answer = response;
+    }
+    assert_eq!(seen, ["RouteConfiguration r", "Cluster two", ""], "the change goes through, and the stream ends");
+    assert!(began.elapsed() < Duration::from_secs(1), "the stream ended after {:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_does_not_answer_holds_a_drain_back_for_so_long() {
+    let server = Server::start();
+    let mut node = server.node_in_mid_swap().await;
+    assert_eq!(node.seen().await.0, "Cluster one two");
+    let began = Instant::now();
+    server.trigger.start(Duration::from_secs(10));
+    assert_eq!(node.seen().await.0, "RouteConfiguration r", "as without a drain, after 5 s");
+    assert_eq!(node.seen().await.0, "", "the stream ends");
+    let took = began.elapsed();
+    assert!((LAST_STEPS..LAST_STEPS + Duration::from_millis(10)).contains(&took), "it took {took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_a_stream_at_once_that_is_in_no_change() {
+    let server = Server::start();
+    let mut node = server.node("n");
+    let first = node.next().await.unwrap();
+    let mut silent = server.node("silent");
+    silent.next().await.unwrap();
+    node.accept(&first);
+    node.is_quiet().await;
+    let began = Instant::now();
+    server.trigger.start(Duration::from_secs(10));
+    for (node, what) in [(&mut node, "answered"), (&mut silent, "did not answer")] {
+        assert_eq!(node.seen().await.0, "", "the stream of who {what} ends");
+    }
+    assert_eq!(began.elapsed(), Duration::ZERO);
 }
