@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::AsyncWriteExt;
@@ -31,6 +31,9 @@ use crate::wait::in_time;
 /// | `/gather/N` | once N requests have been under way at one moment |
 /// | `/whole` | `NAME`, once the request has ended |
 /// | `/bytes/N` | N bytes |
+/// | `/pattern/N` | the N bytes of [`pattern`] |
+/// | `/stream/N` | the same, of a length that is not said before |
+/// | `/digest` | [`digest`] of the request's body, once it is whole |
 /// | `/echo` | the request's body, streamed |
 /// | `/headers` | the request's headers, a line each |
 /// | anything else | `NAME` and a line end |
@@ -137,6 +140,26 @@ fn full(text: impl Into<Bytes>) -> Body {
     Full::new(text.into()).map_err(|never| match never {}).boxed()
 }
 
+fn streamed(bytes: &[u8]) -> Body {
+    let frames: Vec<_> = bytes.chunks(16 << 10).map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece)))).collect();
+    StreamBody::new(futures_util::stream::iter(frames)).boxed()
+}
+
+/// So many bytes of no order, always the same.
+#[must_use]
+pub fn pattern(count: u64) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(count).unwrap_or(0)];
+    fastrand::Rng::with_seed(count).fill(&mut bytes);
+    bytes
+}
+
+/// SHA-256, in hex digits.
+#[must_use]
+pub fn digest(bytes: &[u8]) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 async fn answer(
     name: Arc<str>,
     mut peak: watch::Receiver<u64>,
@@ -171,6 +194,15 @@ async fn answer(
             full(format!("{name}\n"))
         }
         ("bytes", Some(count)) => full(vec![b'x'; usize::try_from(count).unwrap_or(0)]),
+        ("pattern", Some(count)) => full(pattern(count)),
+        ("stream", Some(count)) => streamed(&pattern(count)),
+        ("digest", _) => match request.into_body().collect().await {
+            Ok(body) => full(digest(&body.to_bytes())),
+            Err(_) => {
+                status = StatusCode::BAD_REQUEST;
+                full("")
+            }
+        },
         ("echo", _) => request.into_body().boxed(),
         ("headers", _) => {
             let mut lines = format!("{} {}\n", request.method(), request.uri());

@@ -6,6 +6,7 @@
 
 pub mod backend;
 pub mod ca;
+pub mod checked;
 pub mod client;
 pub mod datagrams;
 pub mod envoy;
