@@ -11,7 +11,7 @@ use culvert_tests::load::Load;
 use culvert_tests::namespace::{self, Cable};
 use culvert_tests::pair::{cloud, edge, joined};
 use culvert_tests::relay::Relay;
-use culvert_tests::tunnel::{connections, tunnel_listener};
+use culvert_tests::tunnel::{self, connections, tunnel_listener};
 use culvert_tests::wait::{eventually, within};
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -25,6 +25,8 @@ const SOON: &str = ", reconnect_base_interval: 0.05s, reconnect_max_interval: 0.
 const AT_ONCE: Duration = Duration::from_millis(100);
 /// How soon both ends know that the other one is silently gone.
 const NOTICED: Duration = Duration::from_secs(6);
+/// What a busy machine may add to what a clock counts.
+const SLACK: Duration = Duration::from_secs(10);
 
 /// Waits until one end has no tunnel; how long it took.
 async fn noticed(gateway: &Gateway, stat: &str, since: Instant) -> Result<Duration> {
@@ -135,6 +137,79 @@ async fn a_stopped_process_is_noticed_by_the_other_end_over_http2() -> Result {
     }
     site.stop().await?;
     cloud.stop().await
+}
+
+/// A plain tunnel has no pings, and TCP answers for a process that is stopped: the request that meets it waits for its timeout,
+/// and takes the tunnel with it. Whoever asks next is served by another agent.
+#[tokio::test]
+async fn a_stopped_process_costs_one_request_timeout_over_a_plain_tunnel() -> Result {
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    let backend = Backend::start("behind").await?;
+    let routes = TO_EDGE.replace("cluster: edge", &format!("cluster: edge, timeout: {}s", TIMEOUT.as_secs()));
+    let cloud = cloud(&routes, "", "protocol: HTTP1", "", 2).await?;
+    let clusters = cluster("a", &[backend.address], "");
+    let stopped = edge(cloud.listener("tunnel")?, "stopped", (TO_A, ""), &clusters, SOON).await?;
+    let other = edge(cloud.listener("tunnel")?, "other", (TO_A, ""), &clusters, SOON).await?;
+    joined(&cloud, 2).await?;
+    let address = cloud.listener("in")?;
+    stopped.daemon.signal(Signal::STOP)?;
+    let began = Instant::now();
+    let mut late = Vec::new();
+    for turn in 0..40 {
+        let asked = Instant::now();
+        let answer = get(address, "/").await?;
+        if answer.status != 200 {
+            ensure!(answer.status == 504, "request {turn}: saw {} {}", answer.status, answer.text());
+            late.push(asked.elapsed());
+        }
+    }
+    let took = began.elapsed();
+    stopped.daemon.signal(Signal::CONT)?;
+    eprintln!("40 requests took {took:?}, of it {late:?} in vain");
+    ensure!(late.len() == 1, "expected one request to have met the stopped agent, saw {late:?}");
+    ensure!(late[0] >= TIMEOUT && took < 2 * TIMEOUT + SLACK, "expected one timeout, it took {took:?}: {late:?}");
+    // It finds its tunnel closed, and dials anew.
+    joined(&cloud, 2).await?;
+    for gateway in [stopped, other, cloud] {
+        gateway.stop().await?;
+    }
+    Ok(())
+}
+
+/// In front of both a load balancer asks the other server where one resets; the agent has a tunnel at each.
+#[tokio::test]
+async fn a_server_that_is_killed_beside_another_one_costs_no_idempotent_request() -> Result {
+    let backend = Backend::start("behind").await?;
+    let mut killed = cloud(TO_EDGE, "", "", "", 2).await?;
+    let stays = cloud(TO_EDGE, "", "", "", 2).await?;
+    let servers = [killed.listener("tunnel")?, stays.listener("tunnel")?];
+    let site = tunnel::edge(&servers, backend.address, "").await?;
+    tunnel::joined(&killed, 1).await?;
+    let before = tunnel::joined(&stays, 1).await?;
+    let addresses = [killed.listener("in")?, stays.listener("in")?];
+    let routes = "[{match: {prefix: /}, route: {cluster: clouds, retry_policy: {retry_on: \"reset,connect-failure\", num_retries: 3, retry_host_predicate: [{name: envoy.retry_host_predicates.previous_hosts, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}], host_selection_retry_max_attempts: 20}}}]";
+    let breakers = "circuit_breakers: {thresholds: [{max_retries: 1000}]}";
+    let front = Gateway::start(&http_listener("in", routes, "", ""), &cluster("clouds", &addresses, breakers)).await?;
+    let load = Load::new(front.listener("in")?, "/delay/5").start();
+    // And some that ask the server that stays, whatever becomes of the other one.
+    let beside = Load::new(stays.listener("in")?, "/delay/5").start();
+    load.more(100).await?;
+    for cloud in [&killed, &stays] {
+        let served = cloud.stat("cluster.edge.upstream_rq_200").await?;
+        ensure!(served > 10, "expected both servers to be in use, one has answered {served}");
+    }
+    killed.daemon.kill().await?;
+    load.more(200).await?;
+    beside.more(200).await?;
+    load.finish(300).await.context("in front of both")?;
+    beside.finish(200).await.context("at the server that stays")?;
+    let after = tunnel::joined(&stays, 1).await?;
+    ensure!(before[0]["id"] == after[0]["id"], "expected the other tunnel to stand, saw {before:#?}, then {after:#?}");
+    let lost = site.stat("tunnel_agent.agent.lost").await?;
+    ensure!(lost == 1, "expected one tunnel to be lost, saw {lost}");
+    site.stop().await?;
+    front.stop().await?;
+    stays.stop().await
 }
 
 #[test]
