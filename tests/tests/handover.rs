@@ -10,11 +10,14 @@ use culvert_tests::Result;
 use culvert_tests::backend::Backend;
 use culvert_tests::client::{get, post};
 use culvert_tests::gateway::{Gateway, cluster, http_listener};
-use culvert_tests::load::Load;
+use culvert_tests::load::{Load, Running};
 use culvert_tests::tunnel::{agent, cloud, connections, edge, front, hosting, joined, tunnel_listener};
 use culvert_tests::wait::eventually;
 use tempfile::TempDir;
 use tokio::time::Instant;
+
+/// Fields of a server: a request that finds no tunnel fails at once.
+const NOBODY_WAITS: &str = "reconnect_window: 0s";
 
 /// Ids of the connections that have joined.
 async fn ids(cloud: &Gateway) -> Result<Vec<String>> {
@@ -155,19 +158,39 @@ async fn sigterm_of_an_agent_fails_no_request_once_its_successor_has_joined() ->
     Ok(())
 }
 
+/// One tunnel at each of two servers, of which none has requests wait for it: one that fails, or is sent twice, met a moment
+/// without a tunnel.
 #[tokio::test]
 async fn connections_of_a_certain_age_are_replaced_and_no_request_fails() -> Result {
     let backend = Backend::start("behind").await?;
-    let cloud = cloud("", 1).await?;
-    let servers = [cloud.listener("tunnel")?];
-    let edge = edge(&servers, backend.address, "connection_num: 2, max_connection_age: 1s").await?;
-    let first = joined(&cloud, 2).await?;
-    let load = Load::new(cloud.listener("in")?, "/delay/5").start();
-    edge.stat_reaches("tunnel_agent.agent.replaced", 6).await?;
-    load.finish(200).await?;
-    ensure!(edge.stat("tunnel_agent.agent.lost").await? == 0, "none of {first:?} was lost, all were replaced");
+    let clouds = [cloud(NOBODY_WAITS, 1).await?, cloud(NOBODY_WAITS, 1).await?];
+    let servers = [clouds[0].listener("tunnel")?, clouds[1].listener("tunnel")?];
+    let edge = edge(&servers, backend.address, "connection_num: 1, max_connection_age: 1s").await?;
+    let mut loads = Vec::new();
+    for cloud in &clouds {
+        joined(cloud, 1).await?;
+        loads.push(Load::new(cloud.listener("in")?, "/delay/5").start());
+    }
+    edge.stat_reaches("tunnel_agent.agent.replaced", 8).await?;
+    served_once(loads, 100, &[&backend], 0).await?;
+    ensure!(edge.stat("tunnel_agent.agent.lost").await? == 0, "none was lost, all were replaced");
     edge.stop().await?;
-    cloud.stop().await
+    for cloud in clouds {
+        cloud.stop().await?;
+    }
+    Ok(())
+}
+
+/// Ends the loads: of each at least so many requests were answered, none failed, and each was served once, by backends that had
+/// served some before.
+async fn served_once(loads: Vec<Running>, least: u64, backends: &[&Backend], before: u64) -> Result {
+    let mut answered = 0;
+    for load in loads {
+        answered += load.finish(least).await?.ok();
+    }
+    let served = backends.iter().map(|backend| backend.requests()).sum::<u64>() - before;
+    ensure!(served == answered, "expected each of {answered} requests to be served once, the backends saw {served}");
+    Ok(())
 }
 
 /// Listeners in a file that the proxy watches; written in one step.
@@ -194,41 +217,46 @@ async fn a_change_of_the_hosting_listener_fails_no_request() -> Result {
             .replace("stat_prefix: hosted", &format!("stat_prefix: {prefix}"))
     };
     for (connection_num, plain) in [(1, 0), (3, 2)] {
-        let cloud = cloud("", 1).await?;
+        let clouds = [cloud(NOBODY_WAITS, 1).await?, cloud(NOBODY_WAITS, 1).await?];
         let folder = TempDir::with_prefix("culvert-")?;
         publish(folder.path(), &hosted("old", "first"), 1)?;
         let clusters = cluster("old", &[old.address], "") + &cluster("new", &[new.address], "");
-        let bootstrap =
-            FROM_FILE.to_owned() + &agent(&[cloud.listener("tunnel")?], &format!("connection_num: {connection_num}"));
+        let servers = [clouds[0].listener("tunnel")?, clouds[1].listener("tunnel")?];
+        let bootstrap = FROM_FILE.to_owned() + &agent(&servers, &format!("connection_num: {connection_num}"));
         let edge = Gateway::start_in(folder, "    []", &clusters, &bootstrap, 1).await?;
-        let before: Vec<_> = joined(&cloud, connection_num).await?;
-        let load = Load::new(cloud.listener("in")?, "/delay/5").start();
-        load.more(50).await?;
+        let (mut loads, before) = (Vec::new(), old.requests() + new.requests());
+        for cloud in &clouds {
+            joined(cloud, connection_num).await?;
+            loads.push(Load::new(cloud.listener("in")?, "/delay/5").start());
+        }
         for (version, name) in [(2, "new"), (3, "old"), (4, "new")] {
             publish(edge.folder(), &hosted(name, &format!("v{version}")), version)?;
-            let before = load.by(name);
+            let before: Vec<_> = loads.iter().map(|load| load.by(name)).collect();
             eventually(&format!("{name} answers"), async || {
-                ensure!(load.by(name) > before + 20, "saw {:?}", load.counts());
+                let answers = loads.iter().zip(&before).all(|(load, before)| load.by(name) > before + 20);
+                ensure!(answers, "saw {:?}", loads.iter().map(Running::counts).collect::<Vec<_>>());
                 Ok(())
             })
             .await?;
         }
-        load.finish(100).await.with_context(|| format!("{connection_num} connections"))?;
-        edge.stat_reaches("tunnel_agent.agent.replaced", plain).await?;
-        ensure!(edge.stat("tunnel_agent.agent.lost").await? == 0, "a tunnel was lost, of {before:#?}");
+        served_once(loads, 50, &[&old, &new], before).await.with_context(|| format!("{connection_num} connections"))?;
+        edge.stat_reaches("tunnel_agent.agent.replaced", 2 * plain).await?;
+        ensure!(edge.stat("tunnel_agent.agent.lost").await? == 0, "a tunnel was lost: {}", edge.daemon.output());
         edge.stop().await?;
-        cloud.stop().await?;
+        for cloud in clouds {
+            cloud.stop().await?;
+        }
     }
     Ok(())
 }
 
-/// The agents are asked for other connections, and close the old ones when they have them.
+/// The agents are asked for another connection, and close the old one when they have it.
 #[tokio::test]
 async fn a_change_of_the_tunnel_listener_fails_no_request() -> Result {
     let backend = Backend::start("behind").await?;
     let folder = TempDir::with_prefix("culvert-")?;
     let tunnels = |prefix: &str, port: u16| {
-        tunnel_listener("tunnel", "")
+        tunnel_listener("tunnel", NOBODY_WAITS)
             .replace("stat_prefix: t,", &format!("stat_prefix: {prefix},"))
             .replace("port_value: 0", &format!("port_value: {port}"))
     };
@@ -236,18 +264,24 @@ async fn a_change_of_the_tunnel_listener_fails_no_request() -> Result {
     publish(folder.path(), &tunnels("v1", port), 1)?;
     let gateway = http_listener("in", "[{match: {prefix: /}, route: {cluster: edge}}]", "", "");
     let cloud = Gateway::start_in(folder, &gateway, &cluster("edge", &[], ""), FROM_FILE, 1).await?;
-    let server = SocketAddr::from(([127, 0, 0, 1], port));
-    let edge = edge(&[server], backend.address, "connection_num: 2").await?;
-    joined(&cloud, 2).await?;
+    // Whose tunnel is nobody's concern here.
+    let beside = culvert_tests::tunnel::cloud(NOBODY_WAITS, 1).await?;
+    let servers = [SocketAddr::from(([127, 0, 0, 1], port)), beside.listener("tunnel")?];
+    let edge = edge(&servers, backend.address, "connection_num: 1").await?;
+    let kept = joined(&beside, 1).await?;
+    joined(&cloud, 1).await?;
     let load = Load::new(cloud.listener("in")?, "/delay/5").start();
     for version in 2..5 {
         let before = ids(&cloud).await?;
         publish(cloud.folder(), &tunnels(&format!("v{version}"), port), version)?;
-        all_new(&cloud, &before, 2).await?;
+        all_new(&cloud, &before, 1).await?;
         load.more(50).await?;
     }
-    load.finish(150).await?;
+    served_once(vec![load], 150, &[&backend], 0).await?;
     ensure!(edge.stat("tunnel_agent.agent.lost").await? == 0, "a tunnel was lost");
+    let after = joined(&beside, 1).await?;
+    ensure!(after[0]["id"] == kept[0]["id"], "expected the other server's tunnel to stand, saw {after:#?}");
+    beside.stop().await?;
     edge.stop().await?;
     cloud.stop().await
 }

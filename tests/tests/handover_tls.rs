@@ -9,7 +9,7 @@ use culvert_tests::backend::Backend;
 use culvert_tests::ca::Authority;
 use culvert_tests::client::get;
 use culvert_tests::gateway::{Gateway, cluster, http_listener};
-use culvert_tests::load::Load;
+use culvert_tests::load::{Load, Running};
 use culvert_tests::tunnel::{connections, edge, joined, tunnel_listener};
 use culvert_tests::wait::eventually;
 use serde_json::{Value, json};
@@ -80,53 +80,78 @@ impl Material {
     }
 }
 
-fn ids(connections: &[Value]) -> Vec<&str> {
-    connections.iter().filter_map(|connection| connection["id"].as_str()).collect()
+/// Waits until each server has another tunnel, of the second identity.
+async fn replaced(clouds: &[Gateway], before: &[Vec<Value>]) -> Result<Vec<Vec<Value>>> {
+    let mut now = Vec::new();
+    for (cloud, before) in clouds.iter().zip(before) {
+        let seen = eventually("the tunnel is another one", async || {
+            let seen = connections(cloud).await?;
+            let other = seen.iter().all(|connection| connection["id"] != before[0]["id"]);
+            ensure!(seen.len() == 1 && other, "saw {seen:#?}");
+            ensure!(seen[0]["identity"] == "spiffe://culvert.test/second", "saw {seen:#?}");
+            Ok(seen)
+        })
+        .await?;
+        now.push(seen);
+    }
+    Ok(now)
 }
 
-/// Waits until two other tunnels serve, of that identity.
-async fn replaced(cloud: &Gateway, before: &[Value], identity: &str) -> Result<Vec<Value>> {
-    eventually("both tunnels are others", async || {
-        let seen = connections(cloud).await?;
-        let other = seen.iter().all(|connection| !ids(before).contains(&connection["id"].as_str().unwrap_or_default()));
-        ensure!(seen.len() == 2 && other, "saw {seen:#?}");
-        ensure!(seen.iter().all(|connection| connection["identity"] == identity), "{identity}: saw {seen:#?}");
-        Ok(seen)
-    })
-    .await
-}
-
+/// One tunnel at each of two servers, of which none has requests wait for it.
 async fn renewals(from: From) -> Result {
     let material = Material::new(from)?;
     let backend = Backend::start("behind").await?;
+    let clouds = [cloud(&material).await?, cloud(&material).await?];
+    let socket = material.socket("agent", "UpstreamTlsContext", "");
+    let fields = format!("connection_num: 1, transport_socket: {socket}");
+    let servers = [clouds[0].listener("tunnel")?, clouds[1].listener("tunnel")?];
+    let edge = edge(&servers, backend.address, &fields).await?;
+    let (mut first, mut loads) = (Vec::new(), Vec::new());
+    for cloud in &clouds {
+        first.push(joined(cloud, 1).await.with_context(|| edge.daemon.output())?);
+        loads.push(Load::new(cloud.listener("in")?, "/delay/5").start());
+    }
+    more(&loads).await?;
+    material.issue("agent", &["spiffe://culvert.test/second"])?;
+    let second = replaced(&clouds, &first).await.context("the agent's certificate")?;
+    more(&loads).await?;
+    material.issue("server", &["127.0.0.1", "second.culvert.test"])?;
+    for cloud in &clouds {
+        eventually("the server presents the renewed certificate", async || {
+            let text = get(cloud.admin, "/certs").await?.text();
+            ensure!(text.contains("second.culvert.test"), "saw {text}");
+            Ok(())
+        })
+        .await?;
+    }
+    replaced(&clouds, &second).await.context("the server's certificate")?;
+    more(&loads).await?;
+    let mut answered = 0;
+    for load in loads {
+        answered += load.finish(150).await?.ok();
+    }
+    ensure!(backend.requests() == answered, "{answered} requests, the backend saw {}", backend.requests());
+    ensure!(edge.stat("tunnel_agent.agent.lost").await? == 0, "a tunnel was lost:\n{}", edge.daemon.output());
+    edge.stop().await?;
+    for cloud in clouds {
+        cloud.stop().await?;
+    }
+    Ok(())
+}
+
+async fn cloud(material: &Material) -> Result<Gateway> {
     let tls = material.socket("server", "DownstreamTlsContext", "require_client_certificate: true,");
     let listeners = http_listener("in", "[{match: {prefix: /}, route: {cluster: edge}}]", "", "")
         + &tunnel_listener("tunnel", "reconnect_window: 0s")
         + &format!("      transport_socket: {tls}\n");
-    let cloud = Gateway::start(&listeners, &cluster("edge", &[], "")).await?;
-    let socket = material.socket("agent", "UpstreamTlsContext", "");
-    let fields = format!("connection_num: 2, transport_socket: {socket}");
-    let edge = edge(&[cloud.listener("tunnel")?], backend.address, &fields).await?;
-    let first = joined(&cloud, 2).await.with_context(|| edge.daemon.output())?;
-    let load = Load::new(cloud.listener("in")?, "/delay/5").start();
-    load.more(50).await?;
-    material.issue("agent", &["spiffe://culvert.test/second"])?;
-    let second = replaced(&cloud, &first, "spiffe://culvert.test/second").await.context("the agent's certificate")?;
-    load.more(50).await?;
-    material.issue("server", &["127.0.0.1", "second.culvert.test"])?;
-    eventually("the server presents the renewed certificate", async || {
-        let text = get(cloud.admin, "/certs").await?.text();
-        ensure!(text.contains("second.culvert.test"), "saw {text}");
-        Ok(())
-    })
-    .await?;
-    replaced(&cloud, &second, "spiffe://culvert.test/second").await.context("the server's certificate")?;
-    load.more(50).await?;
-    let counts = load.finish(150).await?;
-    ensure!(backend.requests() == counts.ok(), "{} requests, the backend saw {}", counts.ok(), backend.requests());
-    ensure!(edge.stat("tunnel_agent.agent.lost").await? == 0, "a tunnel was lost:\n{}", edge.daemon.output());
-    edge.stop().await?;
-    cloud.stop().await
+    Gateway::start(&listeners, &cluster("edge", &[], "")).await
+}
+
+async fn more(loads: &[Running]) -> Result {
+    for load in loads {
+        load.more(50).await?;
+    }
+    Ok(())
 }
 
 #[tokio::test]
