@@ -1,5 +1,6 @@
 //! Envoy's reverse tunnels between the real Envoy and us: its initiator at our server, our agent at its responder.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -13,6 +14,7 @@ use culvert_tests::client::{read_head, send};
 use culvert_tests::envoy::Envoy;
 use culvert_tests::gateway::{Gateway, cluster, hosted_agent, http_listener};
 use culvert_tests::peer::Peer;
+use culvert_tests::relay::{Relay, Shape, Way};
 use culvert_tests::reverse::{
     BY_NODE, agents, ask, initiator, initiator_extension, our_cloud, our_edge, real_cloud, real_edge, served, tls,
     tunnel_listener,
@@ -95,13 +97,35 @@ async fn our_agent_serves_through_a_real_responder_in_both_modes() -> Result {
 
 const BOUND: &str = "ping_interval: 1s, validation: {node_id_format: \"%DOWNSTREAM_PEER_DNS_SAN%\"}";
 
+/// In both modes: the handshake is answered with 200, or with 101.
+async fn in_both_modes(run: impl AsyncFn(bool) -> Result) -> Result {
+    for upgrade in [false, true] {
+        run(upgrade).await.with_context(|| format!("use_http_upgrade: {upgrade}"))?;
+    }
+    Ok(())
+}
+
+/// A responder's filter in that mode.
+fn filter(upgrade: bool, fields: &str) -> String {
+    format!("use_http_upgrade: {upgrade}, {fields}")
+}
+
+/// An initiator's handshake in that mode.
+fn handshake(upgrade: bool, fields: &str) -> String {
+    format!("http_handshake: {{use_http_upgrade: {upgrade}, {fields}}}")
+}
+
 /// The certificate is the node's; another node's request with it is refused.
 #[tokio::test]
 async fn a_real_initiator_with_a_certificate() -> Result {
+    in_both_modes(initiator_with_a_certificate).await
+}
+
+async fn initiator_with_a_certificate(upgrade: bool) -> Result {
     let Some(program) = Peer::Envoy.find()? else { return Ok(()) };
     let (tls, backend) = (tls("cloud", "edge-1")?, Backend::start("behind").await?);
     let gateway = http_listener("in", "[{match: {prefix: /}, route: {cluster: agents}}]", "", "");
-    let listeners = gateway + &tunnel_listener(BOUND, &tls.chain);
+    let listeners = gateway + &tunnel_listener(&filter(upgrade, BOUND), &tls.chain);
     let folder = TempDir::with_prefix("culvert-")?;
     let cloud = Gateway::start_in(folder, &listeners, &agents("agents", BY_NODE), "", 2).await?;
     let warned = cloud.daemon.output();
@@ -110,7 +134,7 @@ async fn a_real_initiator_with_a_certificate() -> Result {
         let clusters =
             cluster("cloud", &[cloud.listener("tunnel")?], &tls.cluster) + &cluster("backend", &[backend.address], "");
         let folder = TempDir::with_prefix("culvert-")?;
-        let extension = initiator_extension("");
+        let extension = initiator_extension(&handshake(upgrade, ""));
         let edge = Envoy::start_in(folder, &program, &initiator(node, 1), &clusters, &extension, 1).await?;
         let context = || format!("{node}\nours:\n{}\nenvoy:\n{}", cloud.daemon.output(), edge.daemon.output());
         if node == "edge-1" {
@@ -126,11 +150,15 @@ async fn a_real_initiator_with_a_certificate() -> Result {
 
 #[tokio::test]
 async fn our_agent_with_a_certificate_at_a_real_responder() -> Result {
+    in_both_modes(agent_with_a_certificate).await
+}
+
+async fn agent_with_a_certificate(upgrade: bool) -> Result {
     let (tls, backend) = (tls("cloud", "edge-1")?, Backend::start("behind").await?);
     let folder = TempDir::with_prefix("culvert-")?;
-    let Some(cloud) = real_cloud(folder, BOUND, &tls.chain).await? else { return Ok(()) };
+    let Some(cloud) = real_cloud(folder, &filter(upgrade, BOUND), &tls.chain).await? else { return Ok(()) };
     let (gateway, tunnel) = (cloud.listener("in")?, cloud.listener("tunnel")?);
-    let edge = our_edge("edge-1", tunnel, &tls.cluster, backend.address, "").await?;
+    let edge = our_edge("edge-1", tunnel, &tls.cluster, backend.address, &handshake(upgrade, "")).await?;
     let context = || format!("ours:\n{}\nenvoy:\n{}", edge.daemon.output(), cloud.daemon.output());
     edge.stat_reaches("tunnel_agent.edge.active", 1).await.with_context(context)?;
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -138,7 +166,8 @@ async fn our_agent_with_a_certificate_at_a_real_responder() -> Result {
     ensure!(edge.stat("tunnel_agent.edge.established").await? == 1, "redialled: {}", context());
     edge.stop().await?;
     // An agent of our own kind does not go on in plaintext unless it is told that it may.
-    let strict = hosted_agent(tunnel, backend.address, &format!("envoy: {{tenant_id: a}}, {}", tls.cluster)).await?;
+    let fields = format!("envoy: {{tenant_id: a, {}}}, {}", handshake(upgrade, ""), tls.cluster);
+    let strict = hosted_agent(tunnel, backend.address, &fields).await?;
     strict.stat_reaches("tunnel_agent.agent.handshake_failures", 1).await?;
     ensure!(strict.stat("tunnel_agent.agent.established").await? == 0, "{}", strict.daemon.output());
     strict.stop().await
@@ -192,16 +221,19 @@ fn with_jwt(jwks: &str) -> String {
 
 #[tokio::test]
 async fn a_real_initiator_with_a_token() -> Result {
+    in_both_modes(initiator_with_a_token).await
+}
+
+async fn initiator_with_a_token(upgrade: bool) -> Result {
     let ((token, jwks), backend) = (token()?, Backend::start("behind").await?);
-    let cloud = our_cloud(&with_jwt(&jwks), BY_NODE, "").await?;
+    let cloud = our_cloud(&filter(upgrade, &with_jwt(&jwks)), BY_NODE, "").await?;
     let header = |token: &str| {
-        format!(
-            "http_handshake: {{additional_headers: [{{header: {{key: authorization, value: \"Bearer {token}\"}}}}]}}"
-        )
+        let header = format!("additional_headers: [{{header: {{key: authorization, value: \"Bearer {token}\"}}}}]");
+        handshake(upgrade, &header)
     };
     // No token; a token for another node; the right one.
     for (node, fields, refused) in
-        [("edge-1", String::new(), 1), ("edge-2", header(&token), 2), ("edge-1", header(&token), 0)]
+        [("edge-1", handshake(upgrade, ""), 1), ("edge-2", header(&token), 2), ("edge-1", header(&token), 0)]
     {
         let edge = real_edge(node, cloud.listener("tunnel")?, backend.address, &fields).await?;
         let Some(edge) = edge else { return Ok(()) };
@@ -218,12 +250,17 @@ async fn a_real_initiator_with_a_token() -> Result {
 
 #[tokio::test]
 async fn our_agent_with_a_token_at_a_real_responder() -> Result {
+    in_both_modes(agent_with_a_token).await
+}
+
+async fn agent_with_a_token(upgrade: bool) -> Result {
     let ((token, jwks), backend) = (token()?, Backend::start("behind").await?);
     let folder = TempDir::with_prefix("culvert-")?;
-    let Some(cloud) = real_cloud(folder, &with_jwt(&jwks), "").await? else { return Ok(()) };
+    let Some(cloud) = real_cloud(folder, &filter(upgrade, &with_jwt(&jwks)), "").await? else { return Ok(()) };
     let (gateway, tunnel) = (cloud.listener("in")?, cloud.listener("tunnel")?);
     let credential = |token: &str| {
-        format!("envoy: {{tenant_id: a}}, credential: {{policy: jwt, credential: {{inline_string: \"{token}\"}}}}")
+        let envoy = format!("envoy: {{tenant_id: a, {}}}", handshake(upgrade, ""));
+        format!("{envoy}, credential: {{policy: jwt, credential: {{inline_string: \"{token}\"}}}}")
     };
     let wrong = hosted_agent(tunnel, backend.address, &credential("nonsense")).await?;
     wrong.stat_reaches("tunnel_agent.agent.refused", 1).await.with_context(|| wrong.daemon.output())?;
@@ -235,36 +272,23 @@ async fn our_agent_with_a_token_at_a_real_responder() -> Result {
     edge.stop().await
 }
 
-/// Requests that come in the moment when a real initiator joins: its parser must not get HTTP/2 beside the answer.
+/// Requests that come in the moment when a real initiator joins: its parser must not get HTTP/2 beside the answer, and so not
+/// within the time in which the path makes one segment of two.
 #[tokio::test]
 async fn requests_that_wait_for_a_real_initiator_do_not_hang() -> Result {
     let backend = Backend::start("behind").await?;
     let cloud = our_cloud("ping_interval: 0.3s", BY_NODE, "").await?;
     let gateway = cloud.listener("in")?;
-    for round in 0..3 {
-        let askers: Vec<_> = (0..8)
-            .map(|_| {
-                tokio::spawn(async move {
-                    let mut slowest = Duration::ZERO;
-                    for _ in 0..10_000 {
-                        let asked = tokio::time::Instant::now();
-                        let answer = ask(gateway, "edge-1").await?;
-                        slowest = slowest.max(asked.elapsed());
-                        if answer.status == 200 {
-                            return Ok::<_, anyhow::Error>(slowest);
-                        }
-                        tokio::time::sleep(Duration::from_millis(1)).await;
-                    }
-                    anyhow::bail!("never served")
-                })
-            })
-            .collect();
-        let edge = real_edge("edge-1", cloud.listener("tunnel")?, backend.address, "").await?;
+    let relay = Relay::start(cloud.listener("tunnel")?).await?;
+    relay.shape(Way::Down, Shape { merge: Duration::from_millis(8), ..Shape::default() });
+    let mut slowest = Vec::new();
+    for _ in 0..5 {
+        let askers: Vec<_> = (0..8).map(|_| tokio::spawn(until_served(gateway))).collect();
+        let edge = real_edge("edge-1", relay.address, backend.address, "").await?;
         let Some(edge) = edge else { return Ok(()) };
         for asker in askers {
-            let slowest = tokio::time::timeout(Duration::from_secs(60), asker).await.context("never served")???;
-            // One that hangs does so until the tunnel is lost; a busy machine is only slow.
-            ensure!(slowest < Duration::from_secs(10), "round {round}: a request took {slowest:?}");
+            let asked = tokio::time::timeout(Duration::from_secs(60), asker).await.context("never served")???;
+            slowest.push(asked);
         }
         drop(edge);
         eventually("the tunnel is gone", async || {
@@ -273,7 +297,32 @@ async fn requests_that_wait_for_a_real_initiator_do_not_hang() -> Result {
         })
         .await?;
     }
+    // One that hangs does so for 1 to 5 s, or until the tunnel is lost; a busy machine is slow now and then.
+    slowest.sort();
+    let count = slowest.len();
+    for (share, place, bound) in
+        [("half", count / 2, 500), ("nine of ten", count * 9 / 10, 1000), ("all", count - 1, 10_000)]
+    {
+        let (took, bound) = (slowest[place], Duration::from_millis(bound));
+        eprintln!("the slowest request of each who asked: {share} within {took:?}");
+        ensure!(took < bound, "expected {share} within {bound:?}, saw {slowest:?}");
+    }
     cloud.stop().await
+}
+
+/// Asks until the agent answers; how long the slowest request took.
+async fn until_served(gateway: SocketAddr) -> Result<Duration> {
+    let mut slowest = Duration::ZERO;
+    for _ in 0..10_000 {
+        let asked = tokio::time::Instant::now();
+        let answer = ask(gateway, "edge-1").await?;
+        slowest = slowest.max(asked.elapsed());
+        if answer.status == 200 {
+            return Ok(slowest);
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    anyhow::bail!("never served")
 }
 
 /// A scripted responder that does what trips a real initiator: everything in one segment.
