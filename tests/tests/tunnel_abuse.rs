@@ -14,14 +14,19 @@ use culvert_tests::namespace;
 use culvert_tests::pair::{self, joined};
 use culvert_tests::reverse::tls;
 use culvert_tests::tunnel::{self, tunnel_listener};
-use culvert_tests::wait::{PATIENCE, eventually, in_time};
+use culvert_tests::wait::{PATIENCE, eventually, in_time, within};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::Instant;
 
 const TO_EDGE: &str = "[{match: {prefix: /}, route: {cluster: edge}}]";
 const TO_A: &str = "[{match: {prefix: /}, route: {cluster: a}}]";
+/// Three ping intervals, and what a busy machine may add.
+const NOTICED: Duration = Duration::from_secs(6 + 10);
+/// One base of the back-off, and what a busy machine may add.
+const BACK: Duration = Duration::from_millis(500 + 10_000);
 
 /// An agent's first frame; `extra` is JSON.
 fn init(extra: &str) -> Vec<u8> {
@@ -352,15 +357,26 @@ async fn an_agent_that_was_suspended_is_back_within_one_back_off() -> Result {
     let site =
         pair::edge(cloud.listener("tunnel")?, "site", (TO_A, ""), &cluster("a", &[backend.address], ""), "").await?;
     joined(&cloud, 1).await?;
+    // It is a host before it is counted.
+    cloud.stat_reaches("tunnel_server.t.active", 1).await?;
+    let slept = Instant::now();
     site.daemon.signal(Signal::STOP)?;
-    let gone = eventually("the server has given it up", async || {
+    let gone = within(NOTICED, "the server has given it up", async || {
         let active = cloud.stat("tunnel_server.t.active").await?;
         ensure!(active == 0, "{active} are there");
         Ok(())
     })
     .await;
+    let (given_up, woke) = (slept.elapsed(), Instant::now());
     site.daemon.signal(Signal::CONT)?;
     gone?;
+    within(BACK, "it is back", async || {
+        let active = cloud.stat("tunnel_server.t.active").await?;
+        ensure!(active == 1, "{active} are there");
+        Ok(())
+    })
+    .await?;
+    eprintln!("given up after {given_up:?}, back {:?} after it woke", woke.elapsed());
     joined(&cloud, 1).await?;
     ensure!(get(cloud.listener("in")?, "/").await?.status == 200, "it serves again");
     let stat = async |name: &str| site.stat(&format!("tunnel_agent.agent.{name}")).await;
@@ -407,10 +423,10 @@ async fn swallowed() -> Result {
             "tc",
             &["qdisc", "add", "dev", "lo", "root", "tbf", "rate", "1gbit", "burst", "1400", "limit", "1000000"],
         )?;
-        let asked = tokio::spawn(async move { get(gateway, "/large").await });
+        let (asked, began) = (tokio::spawn(async move { get(gateway, "/large").await }), Instant::now());
         // Its log comes by a pipe: what is asked over the network would be swallowed too.
         // With a lost response goes what it acknowledged, so that either end may be the first to notice.
-        let seen = eventually("the tunnel is given up", async || {
+        let seen = within(NOTICED, "the tunnel is given up", async || {
             let (edge, cloud) = (site.daemon.output(), cloud.daemon.output());
             let noticed = [&edge, &cloud].iter().any(|output| output.contains("are not acknowledged"));
             ensure!(noticed, "not noticed: {edge}");
@@ -419,6 +435,7 @@ async fn swallowed() -> Result {
         })
         .await;
         system("tc", &["qdisc", "del", "dev", "lo", "root"])?;
+        eprintln!("{protocol}: given up after {:?}", began.elapsed());
         seen.with_context(|| format!("{protocol}\ncloud:\n{}", cloud.daemon.output()))?;
         asked.abort();
         let edge = site.stat("tunnel_agent.agent.stalled_writes").await?;

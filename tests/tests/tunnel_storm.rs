@@ -122,6 +122,7 @@ async fn agents_that_lose_their_server_are_back_and_healthy_traffic_flows_meanwh
     // Of the server that has the load, at the moment when its own storm is over.
     let (after, took) = (Usage::of(&pairs[0].stays)?, began.elapsed());
     let during = load.counts().ok() - answered;
+    let rate = during as f64 / took.as_secs_f64();
     eprintln!(
         "{} of {count} agents were back after {took:?}, server CPU {:?}; {during} requests were answered meanwhile, {calm} in the second before",
         count / 2,
@@ -133,8 +134,10 @@ async fn agents_that_lose_their_server_are_back_and_healthy_traffic_flows_meanwh
     ensure!(took < BACK, "expected all to be back within {BACK:?}, it took {took:?}");
     load.more(100).await?;
     let counts = load.finish(100).await?;
-    // The daemons, all agents, the load and its backend share this machine's cores, so no rate can be asked for. Traffic that
-    // was held up until the storm was over would have been answered once on each connection at most: what was in flight.
+    // The daemons, all agents, the load and its backend share this machine's cores, so a rate can be asked for that starving
+    // traffic does not have, and no more. Traffic that was held up until the storm was over would have been answered once on
+    // each connection at most: what was in flight.
+    ensure!(rate >= calm as f64 / 50.0, "expected a fiftieth of {calm} answers a second at least, saw {rate:.1}");
     let held_up = connections as u64;
     ensure!(during > held_up, "expected more than {held_up} answers in {took:?}, saw {during} of {}", counts.ok());
     agents.shutdown().await;
