@@ -13,8 +13,9 @@ use culvert_tests::Result;
 use culvert_tests::backend::Backend;
 use culvert_tests::ca::Authority;
 use culvert_tests::client::get;
-use culvert_tests::gateway::{Gateway, cluster, http_listener};
+use culvert_tests::gateway::{Gateway, HTTP2, cluster, http_listener};
 use culvert_tests::load::Load;
+use culvert_tests::plane::Plane;
 use culvert_tests::tunnel::{agent, connections, hosting, joined, tcp_listener, tunnel_listener};
 use culvert_tests::wait::{eventually, in_time};
 use serde_json::json;
@@ -52,6 +53,17 @@ fn common(folder: &Path, name: &str) -> String {
 /// A cloud whose tunnel listener is TLS and has the policy `who`, which comes from `policies` (the inside of
 /// `TunnelPolicies`, in flow style).
 async fn cloud(folder: &Path, policies: &str, client_certificate: bool) -> Result<Gateway> {
+    cloud_with(folder, policies, client_certificate, "", "").await
+}
+
+/// The same with further clusters and top-level YAML.
+async fn cloud_with(
+    folder: &Path,
+    policies: &str,
+    client_certificate: bool,
+    clusters: &str,
+    more: &str,
+) -> Result<Gateway> {
     let tls = format!(
         "      transport_socket: {{name: tls, typed_config: {{\"@type\": {TYPES}.DownstreamTlsContext, require_client_certificate: {client_certificate}, {}}}}}\n",
         common(folder, "server")
@@ -61,9 +73,10 @@ async fn cloud(folder: &Path, policies: &str, client_certificate: bool) -> Resul
         + &tunnel_listener("tunnel", "policy: who, reconnect_window: 0s")
         + &tls;
     let extension = format!(
-        "bootstrap_extensions:\n- name: culvert.tunnel_policies\n  typed_config: {{\"@type\": type.googleapis.com/culvert.tunnel.v1.TunnelPolicies, {policies}}}"
+        "bootstrap_extensions:\n- name: culvert.tunnel_policies\n  typed_config: {{\"@type\": type.googleapis.com/culvert.tunnel.v1.TunnelPolicies, {policies}}}\n{more}"
     );
-    Gateway::start_in(TempDir::with_prefix("culvert-")?, &listeners, &cluster("edge", &[], ""), &extension, 2).await
+    let clusters = cluster("edge", &[], "") + clusters;
+    Gateway::start_in(TempDir::with_prefix("culvert-")?, &listeners, &clusters, &extension, 2).await
 }
 
 /// An edge that shows the certificate of `site` (or only trusts the server's) and dials soon after it was refused.
@@ -107,14 +120,17 @@ fn put(path: &Path, text: &str) -> Result {
 
 /// A policy that lets these sites join `edge`, as a discovery response.
 fn response(version: u32, sites: &[&str]) -> String {
+    json!({"version_info": version.to_string(), "resources": [policy(sites)]}).to_string()
+}
+
+fn policy(sites: &[&str]) -> serde_json::Value {
     let principals: Vec<_> = sites.iter().map(|site| json!({"uri": format!("spiffe://test/site/{site}")})).collect();
     let rules = if sites.is_empty() {
         json!([])
     } else {
         json!([{"name": "sites", "principals": principals, "clusters": ["edge"]}])
     };
-    let policy = json!({"@type": "type.googleapis.com/culvert.tunnel.v1.TunnelPolicy", "name": "who", "rules": rules});
-    json!({"version_info": version.to_string(), "resources": [policy]}).to_string()
+    json!({"@type": "type.googleapis.com/culvert.tunnel.v1.TunnelPolicy", "name": "who", "rules": rules})
 }
 
 /// Waits until `edge` was refused so often since.
@@ -158,6 +174,43 @@ async fn a_policy_over_xds_lets_in_by_certificate_and_is_judged_again_on_live_tu
     joined(&cloud, 2).await?;
     a.stop().await?;
     b.stop().await?;
+    cloud.stop().await
+}
+
+/// The same from a control plane, over ADS: a change that allows a tunnel no more ends it, under load.
+#[tokio::test]
+async fn a_policy_over_ads_is_judged_again_on_live_tunnels_when_it_changes() -> Result {
+    let (folder, backend) = (certificates(&["a", "b"])?, Backend::start("behind").await?);
+    let plane = Plane::start(&[]).await?;
+    let publish = |sites: &[&str]| {
+        let file = json!({"selector": {"node_id": "test"}, "resources": [policy(sites)]});
+        put(&plane.path("control").join("policy.json"), &file.to_string())
+    };
+    publish(&["a", "b"])?;
+    let ads = "dynamic_resources: {ads_config: {api_type: DELTA_GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: xds}}]}}";
+    let by_ads = "policies_config: {ads: {}, resource_api_version: V3}";
+    let cloud = cloud_with(folder.path(), by_ads, true, &cluster("xds", &[plane.xds], HTTP2), ads).await?;
+    let mut edges = Vec::new();
+    for site in ["a", "b"] {
+        edges.push(edge(&cloud, folder.path(), Some(site), backend.address, "").await?);
+    }
+    let both = joined(&cloud, 2).await.with_context(|| plane.control_log())?;
+    let load = Load::new(cloud.listener("in")?, "/").start();
+    load.more(10).await?;
+    publish(&["b"])?;
+    let left = joined(&cloud, 1).await.with_context(|| format!("{both:#?}\n{}", plane.control_log()))?;
+    ensure!(left[0]["identity"] == "spiffe://test/site/b", "saw {left:#?}");
+    ensure!(both.iter().any(|tunnel| tunnel["id"] == left[0]["id"]), "expected the other one to stand: {left:#?}");
+    let withdrawn = cloud.stat("tunnel_server.t.withdrawn").await?;
+    ensure!(withdrawn == 1, "expected one tunnel to have been withdrawn, saw {withdrawn}");
+    refused(&cloud, 0).await?;
+    load.more(10).await?;
+    load.finish(20).await?;
+    publish(&["a", "b"])?;
+    joined(&cloud, 2).await?;
+    for edge in edges {
+        edge.stop().await?;
+    }
     cloud.stop().await
 }
 
