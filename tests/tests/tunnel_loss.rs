@@ -62,7 +62,8 @@ async fn a_reset_tunnel_is_back_at_the_first_dial_and_no_idempotent_request_fail
                 Ok(())
             })
             .await?;
-            get(address, "/").await?;
+            let before = get(address, "/").await?;
+            ensure!(before.status == 200, "before reset {turn}: {before:?}\n{}", site.daemon.output());
             let began = Instant::now();
             relay.reset();
             let answer = get(address, "/").await?;
@@ -89,7 +90,8 @@ async fn a_reset_tunnel_is_back_at_the_first_dial_and_no_idempotent_request_fail
         ensure!(delays.len() as u64 == lost, "expected a delay for each of {lost} lost tunnels, saw {delays:?}");
         ensure!(
             delays.iter().all(|delay| *delay <= AT_ONCE),
-            "expected no delay above {AT_ONCE:?} before the dial after a loss, saw {delays:?}"
+            "expected no delay above {AT_ONCE:?} before the dial after a loss, saw {delays:?}\n{}",
+            site.daemon.output()
         );
         site.stop().await?;
         cloud.stop().await?;
