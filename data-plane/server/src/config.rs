@@ -13,6 +13,7 @@ mod publisher;
 mod references;
 mod stage;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -131,6 +132,13 @@ pub(crate) async fn begin(settings: Settings) -> Configuration {
     Configuration { shared }
 }
 
+/// What a response says not to be there.
+struct Withdrawn {
+    removed: Vec<Name>,
+    /// Everything there is, where the response says so.
+    present: Option<BTreeSet<Name>>,
+}
+
 #[derive(Debug)]
 struct Shared {
     /// Held for moments, never across an await.
@@ -171,9 +179,33 @@ impl Configuration {
                 self.shared.inventory.refused(type_url, &judged.name, judged.given.clone(), reason);
             }
         }
-        self.shared.stage.lock().receive(batch, self.now());
+        let kind = batch.kind;
+        let withdrawn = {
+            let mut stage = self.shared.stage.lock();
+            let named = batch.resources.iter().map(|judged| &judged.name).chain(&batch.malformed);
+            let present: Option<BTreeSet<Name>> = stage.is_all(&batch).then(|| named.cloned().collect());
+            let removed = batch.removed.clone();
+            stage.receive(batch, self.now());
+            Withdrawn { removed, present }
+        };
+        self.forget(kind, &withdrawn);
         self.shared.changed();
         rejections
+    }
+
+    /// What was withdrawn without ever having been in force is not shown any more.
+    fn forget(&self, kind: Kind, Withdrawn { removed, present }: &Withdrawn) {
+        let stage = self.shared.stage.lock();
+        let inventory = &self.shared.inventory;
+        let type_url = type_url_of(kind);
+        for name in removed.iter().filter(|name| !stage.knows(&(kind, Name::clone(name)))) {
+            inventory.removed(type_url, name);
+        }
+        if let Some(present) = present {
+            inventory.retain(type_url, |name, entry| {
+                entry.is_failure() || present.contains(name) || stage.knows(&(kind, Arc::clone(name)))
+            });
+        }
     }
 
     /// Has everything that is new in a batch tried without effect, and notes what would fail.
@@ -324,7 +356,27 @@ impl Shared {
     /// Wakes who subscribes, if it may have to.
     fn tell_what_is_wanted(&self) {
         let referred = self.stage.lock().referred();
-        self.wanted.send_if_modified(|told| std::mem::replace(told, referred) != referred);
+        if self.wanted.send_if_modified(|told| std::mem::replace(told, referred) != referred) {
+            self.forget_the_unwanted();
+        }
+    }
+
+    /// What was refused, or could not be given, is of no interest to anybody once nobody asks for it.
+    fn forget_the_unwanted(&self) {
+        let interests = self.stage.lock().interests();
+        for type_url in self.inventory.type_urls() {
+            let of_type: Vec<&Interest> = interests
+                .iter()
+                .filter_map(|(kind, _, interest)| (type_url_of(*kind) == type_url).then_some(interest))
+                .collect();
+            self.inventory.retain(&type_url, |name, entry| {
+                let is_there = entry.active.is_some() || entry.warming.is_some();
+                // Of everything there is, what cannot be given is what somebody asked for by name.
+                let wanted =
+                    |interest: &&Interest| interest.names.contains(name) || (interest.wildcard && !entry.is_failure());
+                is_there || of_type.iter().any(wanted)
+            });
+        }
     }
 }
 

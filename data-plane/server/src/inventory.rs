@@ -29,6 +29,13 @@ pub(crate) struct Entry {
     pub failed: Option<(i32, String)>,
 }
 
+impl Entry {
+    /// Nothing is known but that the control plane cannot give it.
+    pub(crate) fn is_failure(&self) -> bool {
+        self.failed.is_some() && self.active.is_none() && self.warming.is_none() && self.refused.is_none()
+    }
+}
+
 /// A resource as it came.
 #[derive(Debug, Clone)]
 pub(crate) struct Given {
@@ -65,9 +72,15 @@ impl Inventory {
         self.change(type_url, name, |entry| entry.refused = Some(Box::new((given, reason))));
     }
 
-    /// The control plane cannot give the resource; what was in force stays.
+    /// The control plane cannot give the resource; what was in force stays. Of names of which nothing else is known only so
+    /// many are kept: clients may have chosen them.
     pub(crate) fn failed(&self, type_url: &str, name: &Name, code: i32, message: &str) {
-        self.change(type_url, name, |entry| entry.failed = Some((code, message.to_owned())));
+        let most = self.types.lock().get(type_url).is_some_and(|entries| {
+            !entries.contains_key(name) && entries.values().filter(|entry| entry.is_failure()).count() >= MOST_FAILURES
+        });
+        if !most {
+            self.change(type_url, name, |entry| entry.failed = Some((code, message.to_owned())));
+        }
     }
 
     /// The resource is gone.
@@ -75,6 +88,18 @@ impl Inventory {
         if let Some(entries) = self.types.lock().get_mut(type_url) {
             entries.remove(name);
         }
+    }
+
+    /// Forgets what of a type is not worth knowing any more.
+    pub(crate) fn retain(&self, type_url: &str, mut keep: impl FnMut(&Name, &Entry) -> bool) {
+        if let Some(entries) = self.types.lock().get_mut(type_url) {
+            entries.retain(|name, entry| keep(name, entry));
+        }
+    }
+
+    /// The types of which anything is known.
+    pub(crate) fn type_urls(&self) -> Vec<String> {
+        self.types.lock().keys().cloned().collect()
     }
 
     /// All resources of a type, by name.
@@ -106,3 +131,6 @@ impl Inventory {
         change(entries.entry(Arc::clone(name)).or_default());
     }
 }
+
+/// Names of one type that the control plane cannot give.
+const MOST_FAILURES: usize = 1000;

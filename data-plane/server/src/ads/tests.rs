@@ -4,6 +4,7 @@ mod files;
 mod life;
 mod servers;
 mod talker;
+mod withdrawn;
 
 use std::fmt::Write as _;
 use std::pin::Pin;
@@ -192,7 +193,7 @@ struct DataPlane {
     readiness: Readiness,
     registry: Registry,
     inventory: Inventory,
-    _configuration: Configuration,
+    configuration: Configuration,
 }
 
 impl DataPlane {
@@ -271,7 +272,7 @@ impl DataPlane {
             ready: readiness.block("dynamic configuration"),
         })
         .await;
-        Self { applied, readiness, registry, inventory, _configuration: configuration }
+        Self { applied, readiness, registry, inventory, configuration }
     }
 
     fn applied(&self) -> String {

@@ -76,6 +76,9 @@ impl Publisher {
     }
 
     fn announce(&self, publication: &Publication) {
+        for (kind, name) in &publication.swept {
+            self.shared.inventory.removed(type_url_of(*kind), name);
+        }
         for ((kind, name), given) in &publication.confirmed {
             self.shared.inventory.active(type_url_of(*kind), name, given.clone());
         }

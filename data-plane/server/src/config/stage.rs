@@ -262,6 +262,17 @@ impl Stage {
         })
     }
 
+    /// Whether anything is in force under a name, or was accepted.
+    pub(crate) fn knows(&self, key: &Key) -> bool {
+        self.slots.get(key).is_some_and(|slot| slot.wanted.is_some() || slot.active.is_some())
+    }
+
+    /// Whether what is not named in a batch is not there.
+    pub(crate) fn is_all(&self, batch: &Batch) -> bool {
+        let full_state = [Kind::Listener, Kind::Cluster, Kind::Scope].contains(&batch.kind);
+        batch.whole && full_state && self.is_whole(batch.kind)
+    }
+
     /// Resources in force that go with a batch: what it removes, what a live response does not have of what the cache had,
     /// and what is on its way out.
     pub(crate) fn leaving(&self, batch: &Batch) -> Vec<Name> {

@@ -25,6 +25,8 @@ pub(crate) struct Publication {
     pub(crate) confirmed: Vec<(Key, Given)>,
     /// Newly known to wait, and for what (`secret edge-cert`).
     pub(crate) waiting: Vec<(Key, Given, Vec<String>)>,
+    /// Given up before they came into force.
+    pub(crate) swept: Vec<Key>,
 }
 
 /// How a step went.
@@ -53,8 +55,7 @@ impl Stage {
     pub(crate) fn publish(&mut self, now: Duration) -> Publication {
         self.try_again(now);
         self.settle_leftovers(now);
-        self.sweep(now);
-        let mut publication = Publication::default();
+        let mut publication = Publication { swept: self.sweep(now), ..Publication::default() };
         let mut coming = BTreeSet::new();
         let missing: Vec<Key> = self.missing.iter().filter(|key| key.0 == Kind::Routes).cloned().collect();
         for key in missing {
@@ -271,8 +272,8 @@ impl Stage {
     }
 
     /// Removes what nobody refers to any more. Not at once: what is referred to again before the control plane was told
-    /// that it is no longer wanted would not be sent again.
-    fn sweep(&mut self, now: Duration) {
+    /// that it is no longer wanted would not be sent again. Returns what was never in force and is to be forgotten.
+    fn sweep(&mut self, now: Duration) -> Vec<Key> {
         let referred = self.take_referred();
         self.missing.retain(|key| referred.contains(key));
         let Self { slots, busy, .. } = self;
@@ -296,6 +297,7 @@ impl Stage {
             let named: BTreeSet<Name> = candidates.flat_map(|one| references::clusters(&one.resource)).collect();
             self.unannounced.retain(|name, _| named.contains(name));
         }
+        empty
     }
 
     /// What is referred to now. Whoever takes it puts it back.
