@@ -236,6 +236,38 @@ async fn scopes_are_dumped_with_their_versions_and_refusals() {
 }
 
 #[tokio::test]
+async fn what_the_control_plane_cannot_give_is_shown_with_its_words() {
+    const NOT_FOUND: i32 = 5;
+    const PERMISSION_DENIED: i32 = 7;
+    let admin = admin("{node: {id: a}}");
+    let type_url = culvert_api::type_url::CLUSTER;
+    let any = culvert_api::Any { type_url: type_url.to_owned(), value: vec![10, 1, b'x'].into() };
+    for name in ["denied", "held"] {
+        admin.inventory.failed(type_url, &name.into(), PERMISSION_DENIED, "not yours");
+    }
+    admin.inventory.active(type_url, &"held".into(), Given::now("v", any));
+    admin.inventory.failed(type_url, &"held".into(), PERMISSION_DENIED, "not yours");
+    admin.inventory.failed(type_url, &"gone".into(), NOT_FOUND, "no such thing");
+    let page = get(&admin, "/xds").await.1;
+    strictly("envoy.service.status.v3.ClientConfig", &page);
+    let xds: serde_json::Value = serde_json::from_str(&page).unwrap();
+    for (name, status, details, version) in [
+        ("gone", "DOES_NOT_EXIST", "the control plane says: no such thing (code 5)", None),
+        ("denied", "RECEIVED_ERROR", "the control plane says: not yours (code 7)", None),
+        ("held", "RECEIVED_ERROR", "the control plane says: not yours (code 7)", Some("v")),
+    ] {
+        let all = xds["generic_xds_configs"].as_array().unwrap();
+        let one = all.iter().find(|one| one["name"] == name).unwrap_or_else(|| panic!("no {name} in {xds}"));
+        let seen = (&one["client_status"], &one["error_state"]["details"], one["version_info"].as_str());
+        assert_eq!(seen, (&status.into(), &details.into(), version), "{name}");
+    }
+    let dump: serde_json::Value = serde_json::from_str(&get(&admin, "/config_dump").await.1).unwrap();
+    let held = &dump["configs"][1]["dynamic_active_clusters"];
+    let names: Vec<_> = held.as_array().unwrap().iter().map(|one| &one["version_info"]).collect();
+    assert_eq!(names, ["v"], "what was accepted stays, and nothing else is in force: {held}");
+}
+
+#[tokio::test]
 async fn a_client_that_says_nothing_or_reads_nothing_is_let_go() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let admin = admin("{node: {id: a}}");

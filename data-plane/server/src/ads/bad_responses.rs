@@ -8,7 +8,10 @@ use culvert_api::envoy::config::cluster::v3::Cluster;
 use culvert_api::envoy::config::core::v3::Node;
 use culvert_api::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use culvert_api::envoy::config::listener::v3::Listener;
-use culvert_api::envoy::config::route::v3::RouteConfiguration;
+use culvert_api::envoy::config::route::v3::retry_policy::RetryBackOff;
+use culvert_api::envoy::config::route::v3::{
+    RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route, route_action, route_match,
+};
 use culvert_api::envoy::extensions::transport_sockets::tls::v3::Secret;
 use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse, Resource};
 use culvert_api::{Any, type_url};
@@ -154,6 +157,42 @@ fn every_bad_resource_is_refused_by_name_beside_a_good_one() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(responses >= 100, "{responses} bad responses are few");
+}
+
+/// JSON has none of these; bytes do.
+#[test]
+fn endless_and_negative_durations_are_refused_wherever_they_stand() {
+    for seconds in [1_000_000_000_000_000_000, i64::MAX, i64::MIN, -1] {
+        let time = Some(prost_types::Duration { seconds, nanos: 0 });
+        let cluster = Cluster { name: "bad".to_owned(), connect_timeout: time, ..Cluster::default() };
+        let back_off = RetryBackOff { base_interval: time, ..RetryBackOff::default() };
+        let retries = RetryPolicy { retry_on: "5xx".to_owned(), retry_back_off: Some(back_off), ..Default::default() };
+        for (field, bad) in [
+            ("connect_timeout", Any::pack(&cluster)),
+            ("timeout", routes(RouteAction { timeout: time, ..RouteAction::default() })),
+            ("base_interval", routes(RouteAction { retry_policy: Some(retries.clone()), ..RouteAction::default() })),
+        ] {
+            for variant in [Variant::Sotw, Variant::Delta] {
+                let (held, words) = outcome(variant, &bad.type_url.clone(), "bad", bad.clone());
+                assert_eq!(held, ["bad@1", "good@2"], "{variant:?}: {field} of {seconds} s");
+                assert!(words.contains(&format!("{field}: ")), "{variant:?}: {field} of {seconds} s: {words}");
+            }
+        }
+    }
+}
+
+/// One route to the cluster `c`.
+fn routes(action: RouteAction) -> Any {
+    let cluster = Some(route_action::ClusterSpecifier::Cluster("c".to_owned()));
+    let path = Some(route_match::PathSpecifier::Prefix("/".to_owned()));
+    let route = Route {
+        r#match: Some(RouteMatch { path_specifier: path, ..RouteMatch::default() }),
+        action: Some(route::Action::Route(RouteAction { cluster_specifier: cluster, ..action })),
+        ..Route::default()
+    };
+    let (domains, routes) = (vec!["*".to_owned()], vec![route]);
+    let host = VirtualHost { name: "v".to_owned(), domains, routes, ..VirtualHost::default() };
+    Any::pack(&RouteConfiguration { name: "bad".to_owned(), virtual_hosts: vec![host], ..Default::default() })
 }
 
 #[test]

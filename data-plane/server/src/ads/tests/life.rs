@@ -96,7 +96,7 @@ async fn mute() -> u16 {
 }
 
 /// The clock jumps to the next timer whenever nobody runs, also while bytes are on their way: they take a hundredth of a second.
-fn in_small_steps() {
+pub(super) fn in_small_steps() {
     tokio::spawn(async {
         loop {
             sleep(Duration::from_millis(10)).await;
@@ -178,4 +178,31 @@ async fn without_a_word_said_otherwise_a_dead_control_plane_is_noticed_within_40
     relay.way.send_replace(Way::To(next.serve().await));
     connected(&data, true).await;
     assert_eq!(data.applied(), "+a", "what is in force stays, and nothing is applied again");
+}
+
+/// As Envoy is live once the control plane was given its time; who has something to serve does not wait for that.
+#[tokio::test(start_paused = true)]
+async fn without_a_control_plane_it_is_ready_when_it_has_a_listener_or_waited_for_15_s() {
+    const LISTENERS: &str = "\x20 listeners: [{name: l, address: {socket_address: {address: 127.0.0.1, port_value: 0}}, \
+        filter_chains: [{filters: [{name: t, typed_config: {'@type': \
+        type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: xds}}]}]}]\n";
+    in_small_steps();
+    for (listeners, expected) in [(LISTENERS, 0..=5), ("", 15..=16)] {
+        // Nobody listens on port 1.
+        let text = format!(
+            "node: {{id: n, cluster: c}}\n\
+             dynamic_resources:\n\
+             \x20 ads_config: {{api_type: GRPC, transport_api_version: V3, grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]}}\n\
+             \x20 cds_config: {{ads: {{}}, resource_api_version: V3}}\n\
+             static_resources:\n\
+             \x20 clusters: [{{name: xds, connect_timeout: 1s, type: STATIC, load_assignment: {{cluster_name: xds, endpoints: \
+             [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 1}}}}}}}}]}}]}}}}]\n\
+             {listeners}"
+        );
+        let since = Instant::now();
+        let data = DataPlane::booted(&text, None).await;
+        eventually(true, || data.readiness.is_ready()).await;
+        let after = since.elapsed();
+        assert!(expected.contains(&after.as_secs()), "expected {expected:?} s, saw {after:?} with {listeners:?}");
+    }
 }

@@ -1,6 +1,7 @@
 //! Stage, warm and publish on values: what comes into force, when, and in which order.
 
 mod deletions;
+mod expiry;
 mod extensions;
 mod floods;
 mod on_demand;
