@@ -19,14 +19,19 @@ const NONCE: usize = 60_000;
 const MOST: usize = 100;
 
 impl Talker {
-    async fn talk(self, mut requests: Streaming<DiscoveryRequest>, out: mpsc::Sender<Result<DiscoveryResponse, Status>>) {
+    async fn talk(
+        self,
+        mut requests: Streaming<DiscoveryRequest>,
+        out: mpsc::Sender<Result<DiscoveryResponse, Status>>,
+    ) {
         let first = requests.next().await.unwrap().unwrap();
         let this = self.clone();
         tokio::spawn(async move {
             for number in 0..RESPONSES {
                 let nonce = format!("{number:0NONCE$}");
                 let type_url = first.type_url.clone();
-                let response = DiscoveryResponse { nonce, type_url, version_info: "1".to_owned(), ..Default::default() };
+                let response =
+                    DiscoveryResponse { nonce, type_url, version_info: "1".to_owned(), ..Default::default() };
                 if out.send(Ok(response)).await.is_err() {
                     return;
                 }
