@@ -32,6 +32,8 @@ pub struct Plane {
 pub struct Way<'a> {
     /// State of the world instead of delta.
     pub sotw: bool,
+    /// Listeners and clusters on streams of their own, and not on the one of all types.
+    pub per_type: bool,
     /// `transport_socket` of the control plane's cluster, as JSON.
     pub tls: Option<&'a str>,
     /// Further flags of the proxy.
@@ -103,15 +105,22 @@ impl Plane {
     pub async fn start_proxy(&mut self, way: Way<'_>) -> Result {
         let api = if way.sotw { "GRPC" } else { "DELTA_GRPC" };
         let http2 = HTTP2.replace("http2_protocol_options: {}", &format!("http2_protocol_options: {{{}}}", way.http2));
-        let cds = if way.no_cds { "" } else { "\x20 cds_config: {ads: {}, resource_api_version: V3}\n" };
+        let all = format!(
+            "{{api_type: {api}, transport_api_version: V3, grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]}}"
+        );
+        let (ads, source) = match way.per_type {
+            true => (String::new(), format!("{{api_config_source: {all}, resource_api_version: V3}}")),
+            false => (format!("\x20 ads_config: {all}\n"), "{ads: {}, resource_api_version: V3}".to_owned()),
+        };
+        let cds = if way.no_cds { String::new() } else { format!("\x20 cds_config: {source}\n") };
         let tls = way.tls.map(|tls| format!(", transport_socket: {tls}")).unwrap_or_default();
         let bootstrap = format!(
             "node: {{id: proxy, cluster: test}}\n\
              admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}}\n\
              dynamic_resources:\n\
-             \x20 ads_config: {{api_type: {api}, transport_api_version: V3, grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]}}\n\
+             {ads}\
              {cds}\
-             \x20 lds_config: {{ads: {{}}, resource_api_version: V3}}\n\
+             \x20 lds_config: {source}\n\
              static_resources:\n\
              \x20 clusters:\n\
              \x20 - {{name: xds, type: STATIC, connect_timeout: 2s, {http2}, load_assignment: {{cluster_name: xds, endpoints: [{{lb_endpoints: [{{endpoint: {{address: \

@@ -9,6 +9,7 @@ mod shown;
 mod tests;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -119,16 +120,32 @@ struct Page {
 /// Why a report is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 enum Refused {
-    #[error("tunnels[{0}].name: missing, or longer than {MAX_TEXT} bytes")]
-    Name(usize),
-    #[error("tunnels[{0}].identity: missing, or one of its ids is empty or longer than {MAX_TEXT} bytes")]
-    Identity(usize),
-    #[error("tunnels[{index}]: {size} bytes, {MAX_ENTRY} are the most")]
-    TooLarge { index: usize, size: usize },
+    #[error("{0}.name: missing, or longer than {MAX_TEXT} bytes")]
+    Name(At),
+    #[error("{0}.identity: missing, or one of its ids is empty or longer than {MAX_TEXT} bytes")]
+    Identity(At),
+    #[error("{at}: {size} bytes, {MAX_ENTRY} are the most")]
+    TooLarge { at: At, size: usize },
     #[error("one server may report {0} tunnels at most")]
     TooManyOfStream(usize),
     #[error("all servers together may report {0} tunnels at most")]
     TooMany(usize),
+}
+
+/// Where in a report a tunnel stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    Added(usize),
+    Ended(usize),
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Added(index) => write!(f, "added_tunnels[{index}]"),
+            Self::Ended(index) => write!(f, "ended_tunnels[{index}].tunnel"),
+        }
+    }
 }
 
 /// A stream's hold on what it reported; dropping it forgets that.
@@ -215,13 +232,13 @@ impl Lease {
             return Ok(());
         };
         for (index, tunnel) in request.added_tunnels.into_iter().enumerate() {
-            checked.push((key_of(index, &tunnel, &server.id)?, tunnel));
+            checked.push((key_of(At::Added(index), &tunnel, &server.id)?, tunnel));
         }
         let mut ended = Vec::with_capacity(request.ended_tunnels.len());
         for (index, one) in request.ended_tunnels.into_iter().enumerate() {
             let tunnel = one.tunnel.unwrap_or_default();
             let end = End { at: one.ended_at.unwrap_or_default(), reason: one.reason.into() };
-            ended.push((key_of(index, &tunnel, &server.id)?, tunnel, end));
+            ended.push((key_of(At::Ended(index), &tunnel, &server.id)?, tunnel, end));
         }
         if request.full_push {
             inner.forget(self.stream);
@@ -306,18 +323,18 @@ impl Inner {
 }
 
 /// Where a reported tunnel stands.
-fn key_of(index: usize, tunnel: &ReverseTunnel, server: &Arc<str>) -> Result<Key, Refused> {
+fn key_of(at: At, tunnel: &ReverseTunnel, server: &Arc<str>) -> Result<Key, Refused> {
     let good = |text: &str| !text.is_empty() && text.len() <= MAX_TEXT;
     if !good(&tunnel.name) {
-        return Err(Refused::Name(index));
+        return Err(Refused::Name(at));
     }
-    let identity = tunnel.identity.as_ref().ok_or(Refused::Identity(index))?;
+    let identity = tunnel.identity.as_ref().ok_or(Refused::Identity(at))?;
     if ![&identity.tenant_id, &identity.cluster_id, &identity.node_id].into_iter().all(|text| good(text)) {
-        return Err(Refused::Identity(index));
+        return Err(Refused::Identity(at));
     }
     let size = prost::Message::encoded_len(tunnel);
     if size > MAX_ENTRY {
-        return Err(Refused::TooLarge { index, size });
+        return Err(Refused::TooLarge { at, size });
     }
     Ok(Key {
         cluster: identity.cluster_id.as_str().into(),

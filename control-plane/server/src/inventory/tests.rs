@@ -91,7 +91,7 @@ fn what_ended_is_remembered_with_its_reason() {
     assert_eq!(shown(&other).1, 0, "of another server");
     inventory.begin(server("hidden")).report(ended(&names)).unwrap();
     assert_eq!(shown(&everything), latest, "what may not be seen");
-    assert_eq!(again.report(ended(&[String::new()])).unwrap_err(), Refused::Name(0));
+    assert_eq!(again.report(ended(&[String::new()])).unwrap_err(), Refused::Name(At::Ended(0)));
     for thousand in 0..5 {
         let names: Vec<String> = (0..1000).map(|number| format!("n{thousand}-{number}")).collect();
         again.report(ended(&names)).unwrap();
@@ -120,10 +120,10 @@ fn a_report_that_breaks_a_rule_is_refused() {
     let lease = inventory.begin(server("s"));
     let long = "x".repeat(MAX_TEXT + 1);
     let cases = [
-        (report(false, &[("", "a")], &[]), Refused::Name(0)),
-        (report(false, &[("t", "a"), (&long, "a")], &[]), Refused::Name(1)),
-        (report(false, &[("t", "")], &[]), Refused::Identity(0)),
-        (report(false, &[("t", &long)], &[]), Refused::Identity(0)),
+        (report(false, &[("", "a")], &[]), Refused::Name(At::Added(0))),
+        (report(false, &[("t", "a"), (&long, "a")], &[]), Refused::Name(At::Added(1))),
+        (report(false, &[("t", "")], &[]), Refused::Identity(At::Added(0))),
+        (report(false, &[("t", &long)], &[]), Refused::Identity(At::Added(0))),
         (report(false, &[("t1", "a"), ("t2", "a"), ("t3", "a")], &[]), Refused::TooManyOfStream(2)),
     ];
     for (request, expected) in cases {
@@ -131,10 +131,13 @@ fn a_report_that_breaks_a_rule_is_refused() {
     }
     let mut nobody = report(false, &[("t", "a")], &[]);
     nobody.added_tunnels[0].identity = None;
-    assert_eq!(lease.report(nobody).unwrap_err(), Refused::Identity(0));
+    assert_eq!(lease.report(nobody).unwrap_err(), Refused::Identity(At::Added(0)));
     let mut large = report(false, &[("t", "a")], &[]);
     large.added_tunnels[0].details.get_or_insert_default().policy = "x".repeat(MAX_ENTRY);
-    assert!(matches!(lease.report(large).unwrap_err(), Refused::TooLarge { index: 0, .. }), "too large an entry");
+    assert!(
+        matches!(lease.report(large).unwrap_err(), Refused::TooLarge { at: At::Added(0), .. }),
+        "too large an entry"
+    );
     let other = inventory.begin(server("other"));
     other.report(report(true, &[("t1", "a")], &[])).unwrap();
     assert_eq!(other.report(report(false, &[("t2", "a")], &[])).unwrap_err(), Refused::TooMany(3), "in all");

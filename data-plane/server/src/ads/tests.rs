@@ -55,7 +55,9 @@ impl ControlPlane {
             client_features: vec![culvert_xds::PARTIAL_ACK.to_owned()],
             ..NodeIdentity::default()
         };
-        let session = Session::new(SessionConfig::default(), Arc::new(node), Arc::default());
+        // Without steps: it has no clock by which they would end.
+        let config = SessionConfig { staging: None, ..SessionConfig::default() };
+        let session = Session::new(config, Arc::new(node), Arc::default());
         Self {
             session: Arc::new(Mutex::new(session)),
             changed: Arc::default(),
