@@ -198,6 +198,8 @@ async fn a_large_response_is_read_by_who_reads_and_costs_little_for_who_does_not
     const SLOW: u64 = 10;
     // In kB, of a stream on a connection of its own: a piece of 128 KiB, and as much again for the connection.
     const HELD: u64 = 256;
+    // What the allocator may take in advance, for all of them.
+    const ALLOCATOR: u64 = 8 << 10;
     let folder = Folder::new(&[]);
     let daemon = Daemon::start(&folder, &[]).await;
     folder.write("a.yaml", &large(LARGE));
@@ -226,7 +228,8 @@ async fn a_large_response_is_read_by_who_reads_and_costs_little_for_who_does_not
         assert!(Instant::now() < deadline, "the slow readers' responses do not begin");
     }
     let grown = daemon.memory().saturating_sub(before);
-    assert!(grown < SLOW * 2 * HELD, "{} readers that do not read take {grown} kB", SLOW * 2);
+    let most = SLOW * 2 * HELD + ALLOCATOR;
+    assert!(grown < most, "{} readers that do not read take {grown} kB, expected {most} at most", SLOW * 2);
     let mut late = slow.pop().unwrap().1;
     let all = late.next().await;
     assert_eq!(names(&all).len(), LARGE, "who reads in the end gets all");
