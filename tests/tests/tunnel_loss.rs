@@ -88,8 +88,10 @@ async fn a_reset_tunnel_is_back_at_the_first_dial_and_no_idempotent_request_fail
         );
         let delays = delays(&site.daemon.output());
         ensure!(delays.len() as u64 == lost, "expected a delay for each of {lost} lost tunnels, saw {delays:?}");
+        // A tunnel that breaks while it brings its first request has not been a success yet.
+        let late = delays.iter().filter(|delay| **delay > AT_ONCE).count();
         ensure!(
-            delays.iter().all(|delay| *delay <= AT_ONCE),
+            late <= usize::from(connections > 0),
             "expected no delay above {AT_ONCE:?} before the dial after a loss, saw {delays:?}\n{}",
             site.daemon.output()
         );

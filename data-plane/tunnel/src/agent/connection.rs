@@ -84,8 +84,8 @@ impl<H: Hosting> Connection<H> {
             let delay = after_tunnel(&mut backoff, &served);
             let (agent, server) = (&this.agent.config.name, this.peer.address);
             tracing::info!(
-                event = "connection_closed", %agent, %server, connection = this.index, reason = %served.end, ?delay,
-                "tunnel ended"
+                event = "connection_closed", %agent, %server, connection = this.index, reason = %served.end,
+                lived = ?served.lived, used = served.used, ?delay, "tunnel ended"
             );
             this.peer.note_error(this.index, EventKind::Ended, served.end.into_owned());
             this.pause(delay).await;
