@@ -19,9 +19,16 @@ use super::applier::Applier;
 #[derive(Debug)]
 pub(crate) struct ReverseListeners {
     settings: ReverseTunnels,
-    addresses: BTreeMap<Name, Vec<ReverseAddress>>,
+    addresses: BTreeMap<Name, Vec<Named>>,
     /// Agents that were made of them.
     agents: BTreeSet<Name>,
+}
+
+/// An address and the name of its agent.
+#[derive(Debug)]
+struct Named {
+    agent: Name,
+    address: ReverseAddress,
 }
 
 impl ReverseListeners {
@@ -31,17 +38,15 @@ impl ReverseListeners {
 
     /// Takes the addresses of a listener in force; none: it has gone, or is an ordinary one.
     pub(super) fn set(&mut self, listener: &Name, addresses: &[ReverseAddress]) {
-        if addresses.is_empty() {
-            self.addresses.remove(listener);
-        } else {
-            self.addresses.insert(Arc::clone(listener), addresses.to_vec());
+        let before = self.addresses.remove(listener).unwrap_or_default();
+        if !addresses.is_empty() {
+            self.addresses.insert(Arc::clone(listener), name_agents(listener, addresses, before));
         }
     }
 
-    fn agent(&self, listener: &Name, place: usize, address: &ReverseAddress, cluster: &Cluster) -> TunnelAgent {
-        let name = if place == 0 { Arc::clone(listener) } else { format!("{listener}/{place}").into() };
+    fn agent(&self, listener: &Name, Named { agent, address }: &Named, cluster: &Cluster) -> TunnelAgent {
         TunnelAgent {
-            name,
+            name: Arc::clone(agent),
             cluster: Arc::clone(&address.cluster),
             hosting_listener: Arc::clone(listener),
             servers: servers(cluster),
@@ -80,29 +85,48 @@ impl Applier {
         }
         let mut wanted = Vec::new();
         for (listener, addresses) in &self.reverse.addresses {
-            for (place, address) in addresses.iter().enumerate() {
-                match self.cluster_in_force(&address.remote_cluster) {
-                    Some(cluster) => wanted.push(self.reverse.agent(listener, place, address, cluster)),
+            for named in addresses {
+                match self.cluster_in_force(&named.address.remote_cluster) {
+                    Some(cluster) => wanted.push(self.reverse.agent(listener, named, cluster)),
                     None => {
-                        let cluster = &address.remote_cluster;
+                        let cluster = &named.address.remote_cluster;
                         tracing::info!(%listener, %cluster, "nothing is dialled before its cluster is there");
                     }
                 }
             }
         }
         let names: BTreeSet<Name> = wanted.iter().map(|agent| Arc::clone(&agent.name)).collect();
-        let gone: Vec<Name> = self.reverse.agents.difference(&names).cloned().collect();
-        for name in gone {
-            self.remove_agent(&name);
-        }
-        self.reverse.agents = names;
         for agent in wanted {
             let name = Arc::clone(&agent.name);
             if let Err(error) = self.set_agent(Arc::new(agent)).await {
-                tracing::error!(listener = %name, %error, "its rc:// address cannot be dialled");
+                tracing::error!(agent = %name, %error, "its rc:// address cannot be dialled");
             }
         }
+        let before = std::mem::replace(&mut self.reverse.agents, names);
+        for name in before.iter().filter(|name| !self.reverse.agents.contains(*name)).collect::<Vec<_>>() {
+            self.remove_agent(name);
+        }
     }
+}
+
+/// **An address that stays keeps its agent**, wherever in the list it stands now. Another one has the first name that is free,
+/// so that it takes over from the one that it was written in place of.
+fn name_agents(listener: &Name, addresses: &[ReverseAddress], mut before: Vec<Named>) -> Vec<Named> {
+    let mut kept = |address: &ReverseAddress| {
+        let same = before
+            .iter()
+            .position(|named| ReverseAddress { count: address.count, ..named.address.clone() } == *address);
+        same.map(|place| before.swap_remove(place).agent)
+    };
+    let names: Vec<Option<Name>> = addresses.iter().map(&mut kept).collect();
+    let taken: BTreeSet<Name> = names.iter().flatten().cloned().collect();
+    let name = |place: usize| if place == 0 { Arc::clone(listener) } else { format!("{listener}/{place}").into() };
+    let mut free = (0..addresses.len()).map(name).filter(|name| !taken.contains(name));
+    let named = names
+        .into_iter()
+        .zip(addresses)
+        .filter_map(|(kept, address)| Some(Named { agent: kept.or_else(|| free.next())?, address: address.clone() }));
+    named.collect()
 }
 
 /// Where a cluster's endpoints are, as an agent follows them.
@@ -131,3 +155,36 @@ const RECONNECT_BASE: Duration = Duration::from_millis(500);
 const GRACEFUL_CLOSE: Duration = Duration::from_secs(15);
 /// Of addresses, which are not looked up.
 const NO_REFRESH: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(remote_cluster: &str, count: u32) -> ReverseAddress {
+        ReverseAddress {
+            node: "edge-7".into(),
+            cluster: "edge".into(),
+            tenant: "".into(),
+            remote_cluster: remote_cluster.into(),
+            count,
+        }
+    }
+
+    #[test]
+    fn an_address_that_stays_keeps_its_agent_and_a_new_one_takes_the_place_of_one_that_goes() {
+        let mut reverse = ReverseListeners::new(ReverseTunnels::default());
+        let listener = Name::from("in");
+        let mut agents = |addresses: &[(&str, u32)]| -> Vec<String> {
+            let addresses: Vec<_> = addresses.iter().map(|&(cluster, count)| address(cluster, count)).collect();
+            reverse.set(&listener, &addresses);
+            reverse.addresses.get(&listener).into_iter().flatten().map(|named| named.agent.to_string()).collect()
+        };
+        assert_eq!(agents(&[("a", 1)]), ["in"]);
+        assert_eq!(agents(&[("a", 1), ("b", 1), ("c", 1)]), ["in", "in/1", "in/2"]);
+        assert_eq!(agents(&[("c", 1), ("b", 1)]), ["in/2", "in/1"], "the first is dropped, and the others move");
+        assert_eq!(agents(&[("d", 1), ("c", 5), ("b", 1)]), ["in", "in/2", "in/1"], "a name is free; a count changes");
+        assert_eq!(agents(&[("d", 1), ("e", 5), ("b", 1)]), ["in", "in/2", "in/1"], "written in the place of another");
+        assert_eq!(agents(&[("d", 1), ("d", 1)]), ["in", "in/1"], "twice the same");
+        assert_eq!(agents(&[]), [""; 0]);
+    }
+}

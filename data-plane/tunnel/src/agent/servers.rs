@@ -30,11 +30,13 @@ pub(super) struct Place {
     pub(super) priority: u32,
     pub(super) region: Name,
     pub(super) zone: Name,
+    /// It wants its agents to go.
+    pub(super) drains: bool,
 }
 
 impl Default for Place {
     fn default() -> Self {
-        Self { weight: 1, priority: 0, region: "".into(), zone: "".into() }
+        Self { weight: 1, priority: 0, region: "".into(), zone: "".into(), drains: false }
     }
 }
 
@@ -52,11 +54,14 @@ pub(super) struct Merge {
 }
 
 impl Merge {
-    /// The merged list: one entry per address; of two the earlier source's counts.
+    /// The merged list: one entry per address; of two the earlier source's counts. Servers that drain are left out **as long as
+    /// there is one that does not**: where all of them drain there is nowhere to go, and what stands goes on.
     pub(super) fn take(&mut self, update: Update) -> BTreeMap<SocketAddr, Server> {
         self.lists.insert(update.source, update.servers);
+        let all = || self.lists.values().flatten();
+        let some_stay = all().any(|server| !server.place.drains);
         let mut merged = BTreeMap::new();
-        for server in self.lists.values().flatten() {
+        for server in all().filter(|server| !(some_stay && server.place.drains)) {
             if merged.len() >= MAX_SERVERS && !merged.contains_key(&server.address) {
                 tracing::warn!(limit = MAX_SERVERS, server = %server.address, "too many tunnel servers, left out");
                 continue;
@@ -185,12 +190,13 @@ impl Feed<'_> {
 /// name has had its answer, and where not one server was found, nothing of what was `sent` is left out.
 fn list(endpoints: &Endpoints, names: &Names, sent: &[Server]) -> Vec<Server> {
     let mut servers = Vec::new();
-    for (locality, endpoint) in staying(endpoints) {
+    for (locality, endpoint) in endpoints_of(endpoints) {
         let place = Place {
             weight: endpoint.weight,
             priority: locality.priority,
             region: Arc::clone(&locality.region),
             zone: Arc::clone(&locality.zone),
+            drains: endpoint.health == Health::Draining,
         };
         let hostname = (!endpoint.hostname.is_empty()).then(|| Arc::clone(&endpoint.hostname));
         match &endpoint.address {
@@ -215,14 +221,12 @@ fn list(endpoints: &Endpoints, names: &Names, sent: &[Server]) -> Vec<Server> {
     servers
 }
 
-/// Without those that drain: such a server wants its agents to go.
-fn staying(endpoints: &Endpoints) -> impl Iterator<Item = (&Locality, &Endpoint)> {
-    let all = endpoints.localities.iter().flat_map(|locality| locality.endpoints.iter().map(move |e| (locality, e)));
-    all.filter(|(_, endpoint)| endpoint.health != Health::Draining)
+fn endpoints_of(endpoints: &Endpoints) -> impl Iterator<Item = (&Locality, &Endpoint)> {
+    endpoints.localities.iter().flat_map(|locality| locality.endpoints.iter().map(move |endpoint| (locality, endpoint)))
 }
 
 fn names_in(endpoints: &Endpoints) -> BTreeSet<Named> {
-    let names = staying(endpoints).filter_map(|(_, endpoint)| match &endpoint.address {
+    let names = endpoints_of(endpoints).filter_map(|(_, endpoint)| match &endpoint.address {
         Address::Ip(_) | Address::Path(_) => None,
         Address::Name { host, port } => Some((Arc::clone(host), *port)),
     });

@@ -15,6 +15,10 @@ fn server(text: &str, name: &str) -> Server {
     Server { address: address(text), name: name.into(), place: Place::default() }
 }
 
+fn draining(text: &str, name: &str) -> Server {
+    Server { place: Place { drains: true, ..Place::default() }, ..server(text, name) }
+}
+
 fn endpoint(target: Address, hostname: &str, health: Health) -> Endpoint {
     Endpoint { address: target, hostname: hostname.into(), weight: 1, health, metadata: Arc::default() }
 }
@@ -50,6 +54,19 @@ fn lists_are_merged_and_an_address_counts_once() {
     let merged = merge.take(Update { source: 0, servers: Vec::new() });
     let left: Vec<String> = merged.keys().map(ToString::to_string).collect();
     assert_eq!(left, ["10.0.0.1:9", "10.0.0.2:9"], "each list replaces only its own");
+}
+
+#[test]
+fn draining_servers_are_left_unless_all_of_them_drain() {
+    let mut merge = Merge::default();
+    let mut take = |source, servers| -> Vec<String> {
+        merge.take(Update { source, servers }).keys().map(ToString::to_string).collect()
+    };
+    let (a, b) = ("10.0.0.1:9", "10.0.0.2:9");
+    assert_eq!(take(0, vec![draining(a, "a"), server(b, "b")]), [b]);
+    assert_eq!(take(0, vec![draining(a, "a"), draining(b, "b")]), [a, b], "there is nowhere to go");
+    assert_eq!(take(1, vec![server("10.0.0.3:9", "c")]), ["10.0.0.3:9"], "another source has one that stays");
+    assert_eq!(take(1, vec![server(a, "a")]), [a], "of two that name it one says that it stays");
 }
 
 #[test]
@@ -105,8 +122,12 @@ async fn an_assignment_is_followed() {
                 endpoint(ip("10.0.0.1:9"), "tunnel.example", Health::Unhealthy),
                 endpoint(ip("10.0.0.3:9"), "", Health::Draining),
             ])));
-            let expected = [server("10.0.0.1:9", "tunnel.example"), server("10.0.0.2:9", "10.0.0.2")];
-            assert_eq!(followed.next().await, expected, "sorted, without the draining one");
+            let expected = [
+                server("10.0.0.1:9", "tunnel.example"),
+                server("10.0.0.2:9", "10.0.0.2"),
+                draining("10.0.0.3:9", "10.0.0.3"),
+            ];
+            assert_eq!(followed.next().await, expected, "sorted, and the last one drains");
             assert_eq!(followed.states.waiting(), [""; 0]);
             sender.send_replace(Some(assignment(Vec::new())));
             assert_eq!(followed.next().await, [], "an empty assignment is an empty list");
