@@ -1,8 +1,12 @@
 //! A development CA: one root, and leaves for the two ends of a tunnel. For loopback only.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SanType, SerialNumber,
+};
 
 use crate::Result;
 
@@ -18,6 +22,7 @@ pub struct Authority {
 pub struct Leaf {
     pub certificate: PathBuf,
     pub key: PathBuf,
+    serial: u64,
 }
 
 impl Authority {
@@ -44,6 +49,8 @@ impl Authority {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name.push(DnType::CommonName, name);
+        let serial = NEXT_SERIAL.fetch_add(1, Ordering::Relaxed);
+        params.serial_number = Some(SerialNumber::from(serial));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         for name in names {
             params.subject_alt_names.push(match (name.contains("://"), name.parse()) {
@@ -52,13 +59,36 @@ impl Authority {
                 (false, Err(_)) => SanType::DnsName((*name).try_into()?),
             });
         }
-        let leaf =
-            Leaf { certificate: folder.join(format!("{name}.pem")), key: folder.join(format!("{name}-key.pem")) };
+        let (certificate, key_path) = (folder.join(format!("{name}.pem")), folder.join(format!("{name}-key.pem")));
+        let leaf = Leaf { certificate, key: key_path, serial };
         std::fs::write(&leaf.certificate, params.signed_by(&key, &self.issuer)?.pem())?;
         write_private(&leaf.key, &key.serialize_pem())?;
         Ok(leaf)
     }
+
+    /// A revocation list with these, in PEM.
+    pub fn revoke(&self, leaves: &[&Leaf]) -> Result<String> {
+        let day = |year| rcgen::date_time_ymd(year, 1, 1);
+        let revoked = leaves.iter().map(|leaf| RevokedCertParams {
+            serial_number: SerialNumber::from(leaf.serial),
+            revocation_time: day(2025),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: day(2025),
+            next_update: day(2090),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(list.signed_by(&self.issuer)?.pem()?)
+    }
 }
+
+/// Of all authorities of the process.
+static NEXT_SERIAL: AtomicU64 = AtomicU64::new(1);
 
 fn write_private(path: &Path, text: &str) -> Result {
     use std::io::Write;

@@ -67,10 +67,12 @@ pub(crate) fn serve<'a>(
 ) -> impl Future<Output = Ended> {
     let certificate = downstream.tls.as_ref().and_then(|tls| tls.peer.as_deref());
     let name = certificate.and_then(|peer| peer.uri_sans.first().or(peer.dns_sans.first()));
+    let chain = downstream.tls.as_ref().map(|tls| Arc::clone(&tls.chain)).unwrap_or_default();
     let names = certificate.map(|peer| PeerNames {
         uris: peer.uri_sans.clone(),
         dns: peer.dns_sans.clone(),
         expires: Some(peer.not_after),
+        chain,
     });
     let agreed =
         downstream.tls.as_ref().map(|tls| Box::new((Instant::now(), format!("{} {}", tls.version, tls.cipher))));

@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub use certificate::CertificateDetails;
 pub use client::{ClientTls, client_config};
 pub use identity::Identity;
-pub use server::{ServerTls, server_config};
+pub use server::{ClientTrust, ServerTls, server_config};
 pub use trust::{Roots, SanCheck, SanKind, Trust};
 
 use rustls::SupportedProtocolVersion;

@@ -36,6 +36,8 @@ pub enum EventKind {
     FirstPing,
     /// The agent has given itself another weight.
     Weight,
+    /// Its agent's certificate is trusted no more; why.
+    Distrusted,
     /// The agent has asked for its end.
     GracefulClose,
     /// It takes nothing new.
@@ -64,6 +66,7 @@ impl EventKind {
             Self::FirstByte => "first_byte",
             Self::FirstPing => "first_ping",
             Self::Weight => "weight",
+            Self::Distrusted => "distrusted",
             Self::GracefulClose => "graceful_close",
             Self::Draining => "draining",
             Self::Ended => "ended",

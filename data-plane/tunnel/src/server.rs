@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use culvert_http::{ClientExchange, Http2ClientOptions, Io};
 use culvert_model::tunnel::{NamePattern, TunnelProtocol};
+use rustls_pki_types::CertificateDer;
 use tokio::time::Instant;
 
 use crate::dialect::Dialect;
@@ -124,6 +125,8 @@ pub enum CloseReason {
     CutOff,
     #[error("its identity policy allows it no more")]
     Forbidden,
+    #[error("its agent's certificate is trusted no more")]
+    Distrusted,
     /// Envoy's dialect, before it was used.
     #[error("ended unused: {0}")]
     Idle(IdleError),
@@ -228,6 +231,8 @@ pub struct PeerNames {
     pub dns: Vec<String>,
     /// `None`: it says nothing.
     pub expires: Option<SystemTime>,
+    /// What was shown, the agent's own certificate first: it is judged again when trust changes.
+    pub chain: Arc<[CertificateDer<'static>]>,
 }
 
 impl Peer {

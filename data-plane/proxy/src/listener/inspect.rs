@@ -130,7 +130,7 @@ pub(crate) struct TlsDetails {
     /// Of the client's certificate, if it presented one. It was verified.
     pub(crate) peer: Option<Box<CertificateDetails>>,
     /// What the client presented, the leaf first.
-    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) chain: Arc<[CertificateDer<'static>]>,
     /// First URI name of our own certificate.
     pub(crate) local_uri: Option<Arc<str>>,
 }
@@ -157,7 +157,7 @@ impl TlsDetails {
             }),
             alpn: connection.alpn_protocol().map(<[u8]>::to_vec),
             peer,
-            chain: connection.peer_certificates().map(<[_]>::to_vec).unwrap_or_default(),
+            chain: connection.peer_certificates().map(Arc::from).unwrap_or_default(),
             local_uri: own.and_then(|own| own.uri_sans.first().map(|uri| Arc::from(uri.as_str()))),
         }
     }

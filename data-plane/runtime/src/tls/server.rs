@@ -27,6 +27,27 @@ pub struct ServerTls {
     pub max: Version,
 }
 
+/// Judges what clients have shown, as handshakes do with the same trust.
+#[derive(Debug, Clone)]
+pub struct ClientTrust(Arc<dyn ClientCertVerifier>);
+
+impl ClientTrust {
+    /// # Errors
+    /// As [`Trust::check`].
+    pub fn new(trust: &Trust) -> Result<Self, TlsError> {
+        client_verifier(trust, true).map(Self)
+    }
+
+    /// Whether a chain, the client's own certificate first, would be accepted now.
+    ///
+    /// # Errors
+    /// Why it would not: its authority is not trusted, it is revoked, it has expired, or it has not the names.
+    pub fn judge(&self, chain: &[CertificateDer<'_>]) -> Result<(), rustls::Error> {
+        let (own, intermediates) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        self.0.verify_client_cert(own, intermediates, UnixTime::now()).map(drop)
+    }
+}
+
 /// Builds a configuration.
 ///
 /// # Errors

@@ -2,7 +2,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
-use rustls_pki_types::ServerName;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -223,6 +224,11 @@ async fn a_client_is_judged_as_the_server_demands() {
         ("another one is revoked", demand(true, check(), Some(ca.revoke(Some(&revoked)))), Some(&edge), true),
     ];
     for (what, tls, shown, accepted) in cases {
+        if let (Some(leaf), Some(trust)) = (shown, &tls.trust) {
+            let chain: Vec<_> = CertificateDer::pem_slice_iter(leaf.chain.as_bytes()).map(Result::unwrap).collect();
+            let judged = ClientTrust::new(trust).unwrap().judge(&chain);
+            assert_eq!(judged.is_ok(), accepted, "{what}: judged again {judged:?}");
+        }
         let tls_client = ClientTls { identity: shown.map(Leaf::identity), ..client(Some(ca.trust())) };
         let met = meet(tls, tls_client, "gateway.test").await;
         assert_eq!(met.is_ok(), accepted, "{what}: got {met:?}");

@@ -7,7 +7,8 @@ use culvert_model::cluster::{AutoSni, Cluster, UpstreamProtocol};
 use culvert_model::matcher::StringMatcher;
 use culvert_model::tls::{CommonTls, DownstreamTls, SanKind, SanMatcher, TlsVersion, UpstreamTls};
 use culvert_runtime::tls::{
-    self as runtime, CertificateDetails, ClientTls, Identity, Roots, SanCheck, ServerTls, TlsError, Trust, Version,
+    self as runtime, CertificateDetails, ClientTls, ClientTrust, Identity, Roots, SanCheck, ServerTls, TlsError, Trust,
+    Version,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -72,6 +73,14 @@ impl Material {
             min,
             max,
         })
+    }
+
+    /// Whom the listener believes now; `None`: it asks nobody for a certificate.
+    ///
+    /// # Errors
+    /// As [`Self::server`].
+    pub(crate) fn client_trust(&self) -> Result<Option<ClientTrust>, TlsError> {
+        self.trust().as_ref().map(ClientTrust::new).transpose()
     }
 
     /// What an agent presents and believes.

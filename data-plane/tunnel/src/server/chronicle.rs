@@ -139,6 +139,7 @@ fn envoys(reason: &CloseReason) -> &'static str {
         | CloseReason::ProtocolFailure
         | CloseReason::TlsFailure
         | CloseReason::CutOff
-        | CloseReason::Forbidden => "local_close",
+        | CloseReason::Forbidden
+        | CloseReason::Distrusted => "local_close",
     }
 }

@@ -79,6 +79,12 @@ impl<R: HostRegistry> Accepted<'_, R> {
                 .await
             }
         };
+        let reason = if joined.place.is_distrusted() {
+            self.metrics.inc(ServerMetric::Withdrawn);
+            CloseReason::Distrusted
+        } else {
+            reason
+        };
         self.tell_end(&joined, &reason);
         Ended::Tunnel
     }

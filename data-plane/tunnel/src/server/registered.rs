@@ -56,7 +56,10 @@ impl<L: HostLease> Registered<'_, L> {
                 return CloseReason::Lost;
             }
             kind = self.last() => {
-                place.note(kind, None);
+                // Its history says why already.
+                if !place.is_distrusted() {
+                    place.note(kind, None);
+                }
                 self.lease.drain();
             }
             () = self.weighed(place) => {}

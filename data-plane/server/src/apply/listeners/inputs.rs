@@ -11,6 +11,7 @@ use culvert_model::tunnel::TunnelServer;
 use culvert_model::tunnel::jwks::RemoteJwks;
 use culvert_proxy::listener::CompileError;
 use culvert_proxy::{ChainInputs, FilterChains, ListenerSlot, Process, SourceError, TlsSlot, read_source};
+use culvert_runtime::tls::ClientTrust;
 use culvert_tunnel::envoy::jwt::KeySet;
 use culvert_tunnel::server::{Acceptor, Tokens, Tunnels};
 
@@ -43,7 +44,7 @@ impl TlsUse {
     }
 
     /// Builds the configuration anew if what it is built from differs. Handshakes from now on use it, and agents whose
-    /// tunnels stand on what was in force are asked for other ones.
+    /// tunnels stand on what was in force are asked for other ones. **Whom it trusts no more has to go.**
     pub(super) fn refresh(&mut self, secrets: &Secrets, overview: &Overview) -> Result<(), MaterialError> {
         let Some(slot) = self.slot.upgrade() else { return Ok(()) };
         let Gathered::Complete(material) = gather(&self.context.common, secrets)? else { return Ok(()) };
@@ -52,7 +53,12 @@ impl TlsUse {
         }
         slot.publish(Some(material.server(&self.context)?));
         let asked = match (self.digest, &self.tunnels) {
-            (Some(_), Some(stat_prefix)) => overview.tunnels.renewed(stat_prefix),
+            (Some(_), Some(stat_prefix)) => {
+                if let Some(trust) = material.client_trust()? {
+                    judge_again(&overview.tunnels, stat_prefix, trust);
+                }
+                overview.tunnels.renewed(stat_prefix)
+            }
             // There were no handshakes before.
             (None, _) | (_, None) => 0,
         };
@@ -61,6 +67,17 @@ impl TlsUse {
         tracing::info!(listener = %self.listener, tunnels_asked = asked, "TLS material is in force");
         Ok(())
     }
+}
+
+/// Beside everything else: a signature for each tunnel is a second for ten thousand of them.
+fn judge_again(tunnels: &Arc<Tunnels>, stat_prefix: &Name, trust: ClientTrust) {
+    let (tunnels, listener) = (Arc::clone(tunnels), Arc::clone(stat_prefix));
+    tokio::task::spawn_blocking(move || {
+        let distrusted = tunnels.judge_certificates(&listener, |chain| trust.judge(chain));
+        if distrusted > 0 {
+            tracing::warn!(%listener, distrusted, "tunnels whose certificates are trusted no more are closed");
+        }
+    });
 }
 
 fn show(overview: &Overview, listener: &Name, material: &Material, slot: &Arc<TlsSlot>) {

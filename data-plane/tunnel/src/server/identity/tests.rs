@@ -65,7 +65,7 @@ fn policy(issuer: &Issuer, change: impl FnOnce(&mut TunnelPolicy)) -> Policy {
 
 fn proof(uris: &[&str], dns: &[&str]) -> Proof {
     let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-    let names = PeerNames { uris: owned(uris), dns: owned(dns), expires: Some(at(1000)) };
+    let names = PeerNames { uris: owned(uris), dns: owned(dns), expires: Some(at(1000)), chain: Arc::default() };
     Proof { names: Some(Arc::new(names)), source: Some([10, 1, 2, 3].into()), tls: true, credential: None }
 }
 

@@ -1,5 +1,7 @@
 //! Listeners with an identity policy: who is let in as whom, and what becomes of tunnels that stand.
 
+use rustls_pki_types::CertificateDer;
+
 use culvert_model::tunnel::policy::{DuplicateAgents, Principal, StaticToken, TunnelPolicy, TunnelRule};
 
 use super::*;
@@ -264,6 +266,50 @@ async fn a_second_agent_with_the_identity_joins_replaces_or_is_refused() {
                 assert_eq!(fixture.count(ServerMetric::Superseded), if replaced { 2 } else { 0 }, "{duplicates:?}");
                 let refused = if duplicates == DuplicateAgents::Reject { 2 } else { u64::from(replaced) };
                 assert_eq!(fixture.count(ServerMetric::RefusedDuplicate), refused, "{duplicates:?}");
+            }
+        })
+        .await;
+}
+
+/// Trust changes under tunnels that stand: with an identity policy and without one, whoever is trusted no more gets nothing new,
+/// and what is in flight has its time.
+#[tokio::test(start_paused = true)]
+async fn tunnels_whose_certificate_is_trusted_no_more_have_five_seconds() {
+    LocalSet::new()
+        .run_until(async {
+            for fixture in [Fixture::with_policy(), Fixture::new(config(), Vec::new())] {
+                fixture.publish(sites(), &[]);
+                fixture.registry.0.busy.set(true);
+                let mut joined = Vec::new();
+                for name in ["site-1", "site-2"] {
+                    let chain = Arc::from(vec![CertificateDer::from(name.as_bytes().to_vec())]);
+                    let names = PeerNames { dns: vec![name.to_owned()], chain, ..PeerNames::default() };
+                    let (identity, names) = (Some(name.into()), Some(Arc::new(names)));
+                    let mut connected = fixture.connect_as(Peer { identity, names, ..Peer::default() });
+                    connected.send(Frame::Init(capable("edge"))).await;
+                    assert_eq!(connected.response().await.status, Status::Success);
+                    joined.push(connected);
+                }
+                // Without a certificate, where that will do.
+                let (_plain, _) = fixture.join("192.0.2.3:1", capable("edge")).await;
+                let judge = |chain: &[CertificateDer<'_>]| match &**chain.first().expect("an empty chain is judged") {
+                    b"site-1" => Err("revoked"),
+                    _ => Ok(()),
+                };
+                assert_eq!(fixture.tunnels.judge_certificates("others", judge), 0, "another listener's are not asked");
+                assert_eq!(fixture.tunnels.judge_certificates("tunnels", judge), 1);
+                let (distrusted, other) = (joined.remove(0), joined.remove(0));
+                let began = Instant::now();
+                assert_eq!(finished(distrusted.served).await, Ended::Tunnel);
+                assert_eq!(began.elapsed().as_secs(), 5, "what is in flight has its time, and no more");
+                assert_eq!(fixture.count(ServerMetric::Withdrawn), 1);
+                let ended = fixture.tunnels.ended();
+                let reasons: Vec<_> = ended.iter().map(|ended| ended.reason.as_deref()).collect();
+                assert_eq!(reasons, [Some("its agent's certificate is trusted no more")]);
+                let events = &ended[0].tunnel.events;
+                let why = events.iter().find(|event| event.kind == crate::history::EventKind::Distrusted);
+                assert_eq!(why.and_then(|event| event.detail.as_deref()), Some("revoked"), "saw {events:?}");
+                assert!(!other.served.is_finished(), "one that is trusted goes on");
             }
         })
         .await;

@@ -1,12 +1,18 @@
 //! Asks agents to dial anew, and not all of them in one moment.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_model::control::ServerNotice;
+use rustls_pki_types::CertificateDer;
+use tokio::time::Instant;
 
-use super::{AgentKey, Place, Tunnels};
-use crate::server::Claim;
+use super::{AgentKey, Live, Place, Tunnels};
+use crate::history::EventKind;
 use crate::server::control::Notices;
+use crate::server::registered::FORBIDDEN;
+use crate::server::{Claim, ConnectionId};
 
 impl Place {
     /// How the connection's agent is told something, if by this connection.
@@ -32,6 +38,36 @@ impl Tunnels {
         let told =
             inner.live.values().filter(|live| *live.listener == *listener).filter_map(|live| live.notices.as_ref());
         told.map(|notices| notices.send(ServerNotice::Reconnect { delay: delay(agents), target: None })).count()
+    }
+
+    /// Judges again the certificates by which agents opened their tunnels to the listeners with that `stat_prefix`. Who is
+    /// trusted no more gets nothing new, and what is in flight has its time. How many that are.
+    pub fn judge_certificates<E: fmt::Display>(
+        &self,
+        listener: &str,
+        judge: impl Fn(&[CertificateDer<'static>]) -> Result<(), E>,
+    ) -> usize {
+        let shown: Vec<(ConnectionId, Arc<[CertificateDer<'static>]>)> = {
+            let inner = self.inner.lock();
+            let of_listener = inner.live.iter().filter(|(_, live)| *live.listener == *listener);
+            let chain = |live: &Live| live.claim.peer.names.as_ref().map(|names| Arc::clone(&names.chain));
+            of_listener.filter_map(|(id, live)| Some((*id, chain(live).filter(|chain| !chain.is_empty())?))).collect()
+        };
+        // Signatures are verified with nobody waiting at the lock.
+        let judged = shown.into_iter().filter_map(|(id, chain)| Some((id, judge(&chain).err()?)));
+        judged.filter(|(id, error)| self.distrust(*id, error)).count()
+    }
+
+    fn distrust(&self, id: ConnectionId, error: &impl fmt::Display) -> bool {
+        let mut inner = self.inner.lock();
+        let Some(live) = inner.live.get_mut(&id) else { return false };
+        let identity = live.claim.peer.identity.as_deref();
+        tracing::info!(%id, identity, reason = %error, "a tunnel's certificate is trusted no more");
+        live.history.note(Instant::now(), EventKind::Distrusted, Some(error.to_string()));
+        live.drain.start(FORBIDDEN);
+        drop(inner);
+        self.changed();
+        true
     }
 
     /// Whether this connection may leave as the process ends, where its agent cannot be told: **one at a time, and `least`

@@ -55,6 +55,12 @@ impl Place {
         }
     }
 
+    /// Whether its agent's certificate is trusted no more.
+    pub(in crate::server) fn is_distrusted(&self) -> bool {
+        let inner = self.tunnels.inner.lock();
+        inner.live.get(&self.id).is_some_and(|live| live.history.has(EventKind::Distrusted))
+    }
+
     /// What counts the connection's bytes.
     pub(in crate::server) fn metered(&self, meter: Arc<Meter>) {
         if let Some(live) = self.tunnels.inner.lock().live.get_mut(&self.id) {
