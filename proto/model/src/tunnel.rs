@@ -48,6 +48,13 @@ pub struct TunnelServer {
     pub policy: Option<Name>,
 }
 
+impl TunnelServer {
+    /// Whether whoever reaches the listener may be any agent, unless TLS demands a certificate.
+    pub(crate) fn believes_everybody(&self) -> bool {
+        self.policy.is_none() && self.policies.is_empty() && self.reverse.jwt.is_none()
+    }
+}
+
 /// How often a tunnel's other end is asked whether it is there.
 pub(crate) fn ping_interval(report: &mut Report, value: Option<&prost_types::Duration>) -> Duration {
     let interval = scalar::positive(report, "ping_interval", value, PING_INTERVAL);

@@ -71,6 +71,10 @@ pub(crate) fn listener(report: &mut Report, message: &api::Listener) -> Option<L
         report.error_at("filter_chains", "is empty; a listener needs something that serves its connections");
     }
     distinct(report, &filter_chains);
+    let open = address.is_some_and(|address: SocketAddr| !address.ip().is_loopback()) && bind != Some(false);
+    if open && filter_chains.iter().chain(&default).any(|chain| lets_in_anybody(chain)) {
+        report.warn_at("filter_chains", LETS_IN_ANYBODY);
+    }
     let timeout = scalar::duration(report, "listener_filters_timeout", message.listener_filters_timeout.as_ref());
     let access_log = access_log::list(report, "access_log", &message.access_log);
     let drain = scalar::enumeration::<api::listener::DrainType>(report, "drain_type", message.drain_type)?;
@@ -212,6 +216,12 @@ fn chain(report: &mut Report, message: &api::FilterChain) -> Option<Arc<FilterCh
     }
     let name = message.name.as_str().into();
     Some(Arc::new(FilterChain { name, matches: matches?, tls, transport_timeout, filter: filter?, asked: None }))
+}
+
+/// Whether agents need nothing but to reach it.
+fn lets_in_anybody(chain: &FilterChain) -> bool {
+    let certified = chain.tls.as_ref().is_some_and(|tls| tls.require_client_certificate);
+    !certified && matches!(&chain.filter, NetworkFilter::Tunnel(server) if server.believes_everybody())
 }
 
 /// The terminal filter, before which none may stand: each decides who may connect, or where traffic goes.
@@ -398,6 +408,8 @@ fn distinct(report: &mut Report, chains: &[Arc<FilterChain>]) {
 
 const LEAVES_TLS: &str = "covers no more than the handshake of Envoy's tunnels, for an Envoy leaves TLS behind it; \
     requests to it pass in plaintext (to agents of Culvert they do not)";
+const LETS_IN_ANYBODY: &str = "let in whoever reaches the listener, as any agent that they say they are: give the TunnelServer a policy or \
+    credential_policies, or demand a certificate (require_client_certificate)";
 const PROXY_PROTOCOL: &str = "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol";
 const HTTP_INSPECTOR: &str = "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector";
 /// Envoy's defaults.

@@ -53,6 +53,42 @@ fn inside(field: &str) -> String {
     format!("filter_chains[0].filters[0].typed_config.{field}")
 }
 
+/// Only loopback is a door that convenience may leave open.
+#[test]
+fn tunnel_listeners_that_let_in_anybody_are_warned_about() {
+    let listener = |address: &str, fields: &str, chain: &str| {
+        let mut listener = base();
+        listener["address"]["socket_address"]["address"] = address.into();
+        let config = patched(&json!({"@type": TUNNEL}), fields);
+        listener["filter_chains"][0]["filters"][0] = json!({"name": "t", "typed_config": config});
+        listener["filter_chains"][0] = patched(&listener["filter_chains"][0], chain);
+        listener
+    };
+    let tls = |required: bool| {
+        json!({"transport_socket": {"name": "tls", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+            "require_client_certificate": required,
+            "common_tls_context": {
+                "tls_certificates": [{"certificate_chain": {"filename": "a"}, "private_key": {"filename": "b"}}],
+                "validation_context": {"trusted_ca": {"filename": "c"}}}}}})
+        .to_string()
+    };
+    let credential = r#"{"credential_policies": [{"name": "p", "tokens": [{"inline_string": "t"}]}]}"#;
+    for (address, fields, chain, open) in [
+        ("0.0.0.0", "{}", "{}".to_owned(), true),
+        ("10.1.2.3", "{}", tls(false), true),
+        ("127.0.0.1", "{}", "{}".to_owned(), false),
+        ("0.0.0.0", "{}", tls(true), false),
+        ("0.0.0.0", r#"{"policy": "who"}"#, "{}".to_owned(), false),
+        ("0.0.0.0", credential, "{}".to_owned(), false),
+    ] {
+        let parsed = parse(&message(&listener(address, fields, &chain)));
+        let warned = parsed.warnings.iter().any(|finding| finding.reason.starts_with("let in whoever reaches"));
+        assert_eq!(warned, open, "{address} {fields} {chain}: {:?} {:?}", parsed.warnings, parsed.value);
+        assert!(parsed.value.is_ok(), "{address} {fields} {chain}: {:?}", parsed.value);
+    }
+}
+
 #[test]
 fn listeners_that_cannot_be_used() {
     let address = |address: &str| format!(r#"{{"address": {address}}}"#);

@@ -1,6 +1,6 @@
 //! `culvert.tunnel.v1.TunnelDestinations`: where what comes through a tunnel may be sent.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::LazyLock;
 
 use culvert_api::culvert::tunnel::v1 as api;
@@ -21,12 +21,31 @@ impl Destinations {
     #[must_use]
     pub fn allow(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
+        let address = match embedded(address) {
+            Some(embedded) if is_dangerous(embedded) => embedded,
+            _ => address,
+        };
         let mut naming = self.allowed.iter().filter(|range| range.contains(address));
         match DANGEROUS.iter().find(|range| range.contains(address)) {
             Some(dangerous) => naming.any(|range| dangerous.covers(range)),
             None => self.allowed.is_empty() || naming.next().is_some(),
         }
     }
+}
+
+fn is_dangerous(address: IpAddr) -> bool {
+    DANGEROUS.iter().any(|range| range.contains(address))
+}
+
+/// The IPv4 address where a network may deliver what is sent to that IPv6 one: NAT64 (RFC 6052, 2.1), 6to4 (RFC 3056, 2) and the
+/// compatible addresses of RFC 4291, 2.5.5.1.
+fn embedded(address: IpAddr) -> Option<IpAddr> {
+    let IpAddr::V6(address) = address else { return None };
+    let (high, low) = match address.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0, 0, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => (high, low),
+        _ => return None,
+    };
+    Some(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)).into())
 }
 
 /// Parses the `TunnelDestinations` at hand.
@@ -43,6 +62,9 @@ static DANGEROUS: LazyLock<Vec<Cidr>> = LazyLock::new(|| {
         (IpAddr::from([168, 63, 129, 16]), 32),
         (IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, 0]), 10),
         (IpAddr::from([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254]), 128),
+        (IpAddr::from([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23]), 128),
+        (IpAddr::from([0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254]), 128),
+        (IpAddr::from([0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe]), 128),
     ]
     .map(|(address, length)| Cidr { address, length })
     .to_vec()
@@ -70,6 +92,16 @@ mod tests {
             (&[], "169.254.0.1", false),
             (&[], "fe80::1", false),
             (&[], "fd00:ec2::254", false),
+            (&[], "fd00:ec2::23", false),
+            (&[], "fd20:ce::254", false),
+            (&[], "fd00:c1::a9fe:a9fe", false),
+            (&[], "64:ff9b::a9fe:a9fe", false),
+            (&[], "2002:a9fe:a9fe::1", false),
+            (&[], "::a9fe:a9fe", false),
+            (&[], "64:ff9b::a01:203", true),
+            (&[("169.254.169.254", 32)], "64:ff9b::a9fe:a9fe", true),
+            (&[("::", 0)], "64:ff9b::a9fe:a9fe", false),
+            (&[("64:ff9b::", 96)], "64:ff9b::a01:203", true),
             (&[], "100.100.100.200", false),
             (&[], "168.63.129.16", false),
             (&[], "100.100.100.201", true),
