@@ -194,3 +194,37 @@ async fn events_tell_how_a_tunnel_came_to_stand_and_why_it_ended() -> Result {
     find(cloud.admin, "/ended/0/events", &["tls", "handshake", "established", "ended"]).await?;
     cloud.stop().await
 }
+
+/// What dashboards and alarms need: a series for each agent on the server, and for each server on the agent.
+#[tokio::test]
+async fn each_agent_and_each_server_has_its_series() -> Result {
+    let backend = Backend::start("behind").await?;
+    let cloud = tunnel::cloud("", 2).await?;
+    let server = cloud.listener("tunnel")?;
+    let edge = tunnel::edge(&[server], backend.address, "host_name: edge-7, connection_num: 2").await?;
+    tunnel::joined(&cloud, 2).await?;
+    let answer = get(cloud.listener("in")?, "/").await?;
+    ensure!(answer.status == 200, "saw {}", answer.status);
+    let labels = "{culvert_tunnel_cluster=\"edge\",culvert_tunnel_agent_name=\"edge-7\"}";
+    let server = server.to_string().replace(':', "_");
+    let dialled = format!("{{culvert_tunnel_agent=\"agent\",culvert_tunnel_server=\"{server}\"}}");
+    for (admin, wanted) in [
+        (cloud.admin, format!("envoy_tunnel_cluster_agent_connections{labels} 2")),
+        (cloud.admin, format!("envoy_tunnel_cluster_agent_requests{labels} ")),
+        (cloud.admin, "envoy_tunnel_server_agents{} 1".to_owned()),
+        (edge.admin, format!("envoy_tunnel_agent_server_connections{dialled} 2")),
+        (edge.admin, format!("envoy_tunnel_agent_server_connections_wanted{dialled} 2")),
+        (edge.admin, format!("envoy_tunnel_agent_server_reconnects{dialled} 0")),
+    ] {
+        let text = get(admin, "/stats/prometheus?filter=tunnel").await?.text();
+        ensure!(text.contains(&wanted), "expected {wanted}, saw\n{text}");
+    }
+    edge.stop().await?;
+    eventually("its series are gone", async || {
+        let text = get(cloud.admin, "/stats/prometheus?filter=tunnel").await?.text();
+        ensure!(!text.contains("edge-7") && text.contains("envoy_tunnel_server_agents{} 0"), "saw {text}");
+        Ok(())
+    })
+    .await?;
+    cloud.stop().await
+}

@@ -1,5 +1,7 @@
 //! What the process counts of itself, under Envoy's names, and what is looked up when somebody reads metrics.
 
+mod tunnels;
+
 use std::sync::Arc;
 
 use culvert_model::cluster::Discovery;
@@ -9,7 +11,7 @@ use culvert_runtime::log::LogControl;
 use culvert_runtime::telemetry::{Metric, Metrics, Sample, ScopePath, counter};
 use tokio::time::Instant;
 
-use crate::overview::Overview;
+use crate::overview::{Overview, TunnelView};
 
 /// What the applier counts. Its scope has no path of its own: the names are whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +66,7 @@ impl Looked {
     pub(crate) fn samples(&self, samples: &mut Vec<Sample>) {
         self.server(samples);
         self.managers(samples);
+        self.tunnels(samples);
         let filesystem = |name, value| Sample::counter(ScopePath::process("filesystem"), name, value);
         samples.push(filesystem("write_completed", self.logs.written()));
         samples.push(filesystem("write_failed", self.logs.dropped()));
@@ -77,6 +80,12 @@ impl Looked {
             let updates = updates.filter(|(name, _)| !by_eds || *name == "membership_change");
             samples.extend(updates.map(|(name, value)| Sample::counter(path.clone(), name, value)));
         }
+    }
+
+    fn tunnels(&self, samples: &mut Vec<Sample>) {
+        tunnels::of_agents(&TunnelView::new(&self.overview, &self.process).status(), samples);
+        let agents: Vec<_> = self.overview.agents.lock().values().cloned().collect();
+        agents.iter().for_each(|agent| tunnels::of_servers(&agent.status(), samples));
     }
 
     fn server(&self, samples: &mut Vec<Sample>) {
