@@ -24,6 +24,7 @@ use std::time::{Duration, SystemTime};
 use culvert_api::envoy::config::bootstrap::v3 as api;
 use culvert_model::Name;
 
+pub(crate) use guard::{Token, TokenError};
 pub(crate) use server::AdminSocket;
 
 use crate::apply::ApplyHandle;
@@ -39,6 +40,7 @@ pub(crate) struct Admin {
     /// All other clusters came over xDS.
     static_clusters: HashSet<Name>,
     options: Options,
+    token: Option<Token>,
     looked: Looked,
     inventory: Inventory,
     apply: ApplyHandle,
@@ -50,6 +52,7 @@ impl Admin {
     #[must_use]
     pub(crate) fn new(
         options: &Options,
+        token: Option<Token>,
         started: &Started,
         looked: Looked,
         inventory: Inventory,
@@ -61,6 +64,7 @@ impl Admin {
             bootstrap: Arc::clone(&started.message),
             static_clusters,
             options: options.clone(),
+            token,
             looked,
             inventory,
             apply,

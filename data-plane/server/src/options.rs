@@ -52,6 +52,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE")]
     pub admin_address_path: Option<PathBuf>,
 
+    /// File with the bearer token without which the admin interface answers nothing but /ready; read for each request
+    #[arg(long, value_name = "FILE")]
+    pub admin_token_file: Option<PathBuf>,
+
     /// Where accepted configuration is kept for the next cold start; without it a start needs the control plane
     #[arg(long, value_name = "DIR", env = "STATE_DIRECTORY")]
     pub state_dir: Option<PathBuf>,

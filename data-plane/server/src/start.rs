@@ -27,7 +27,7 @@ use culvert_upstream::{Clusters, Resolver, WorkerPools};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::admin::{Admin, AdminSocket};
+use crate::admin::{Admin, AdminSocket, Token, TokenError};
 use crate::apply::{Applier, ApplyHandle, OnWorker, Parts};
 use crate::bootstrap::Started;
 use crate::config;
@@ -49,6 +49,8 @@ pub(crate) enum StartError {
     Bind(Vec<String>),
     #[error("{what}: {source}")]
     System { what: &'static str, source: std::io::Error },
+    #[error(transparent)]
+    AdminToken(#[from] TokenError),
     #[error(transparent)]
     AccessLog(#[from] LogError),
     #[error(transparent)]
@@ -118,6 +120,7 @@ pub(crate) async fn validate(started: &Started) -> Result<(), StartError> {
 /// Nothing was started.
 pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -> Result<ExitCode, StartError> {
     validate(&started).await?;
+    let token = options.admin_token_file.as_deref().map(Token::new).transpose()?;
     let system = |what| move |source| StartError::System { what, source };
     let signals = Signals::new().map_err(system("cannot take signals over"))?;
     let state = Arc::new(State::default());
@@ -159,7 +162,7 @@ pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -
     let (queue, commands) = mpsc::channel(COMMANDS);
     let apply = ApplyHandle::new(queue);
     if let Some(socket) = admin_socket {
-        let admin = Admin::new(&options, &started, looked, inventory.clone(), apply.clone(), drain_time);
+        let admin = Admin::new(&options, token, &started, looked, inventory.clone(), apply.clone(), drain_time);
         let address = socket.serve(admin);
         tracing::info!(%address, "admin interface");
         if let Some(path) = &options.admin_address_path {

@@ -44,7 +44,8 @@ impl AdminSocket {
     pub(crate) fn serve(self, admin: Arc<Admin>) -> SocketAddr {
         let address = self.address;
         if !address.ip().is_loopback() {
-            tracing::warn!(%address, "the admin interface is not on loopback: whoever reaches it may stop this process");
+            let who = if admin.token.is_none() { "whoever reaches it" } else { "whoever overhears its token" };
+            tracing::warn!(%address, "the admin interface is not on loopback: {who} may stop this process");
         }
         tokio::spawn(async move {
             match TcpListener::from_std(self.listener) {
@@ -116,17 +117,21 @@ pub(super) async fn connection(stream: TcpStream, admin: Arc<Admin>, bounds: Bou
 }
 
 async fn answer(admin: &Arc<Admin>, request: Request<Incoming>) -> Response<Body> {
-    let page = match guard::check(&request) {
+    let page = match guard::check(&request, admin.token.as_ref()) {
         Ok(()) if is_grpc(&request) => return called(admin, request).await,
         Ok(()) => admin.page(request.method(), request.uri().path(), request.uri().query().unwrap_or("")).await,
-        Err(refusal) => Page::text(StatusCode::FORBIDDEN, refusal),
+        Err(refusal) => Page::text(refusal.status, refusal.text),
     };
+    let unauthorized = page.status == StatusCode::UNAUTHORIZED;
     let mut response = Response::new(Body::new(Full::new(Bytes::from(page.body))));
     *response.status_mut() = page.status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(page.content_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, max-age=0"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if unauthorized {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     response
 }
 

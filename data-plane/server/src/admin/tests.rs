@@ -30,7 +30,7 @@ fn admin(bootstrap: &str) -> Arc<Admin> {
         state: Arc::new(State::default()),
     };
     let (queue, _) = mpsc::channel(1);
-    Admin::new(&options, &started, looked, Inventory::default(), ApplyHandle::new(queue), Duration::from_secs(1))
+    Admin::new(&options, None, &started, looked, Inventory::default(), ApplyHandle::new(queue), Duration::from_secs(1))
 }
 
 async fn get(admin: &Admin, path: &str) -> (StatusCode, String) {
