@@ -175,8 +175,8 @@ impl ControlService for Operator {
         if !folder.starts_with('/') {
             return Err(Status::invalid_argument(format!("folder {folder:?} is no absolute path")));
         }
-        let identity = match diff::known(&self.control, &node) {
-            Some(known) => NodeIdentity::clone(&known.status().identity),
+        let identity = match diff::status(&self.control, &node) {
+            Some(known) => NodeIdentity::clone(&known.identity),
             None => identity(&node)?,
         };
         tracing::info!(operator = &*who, node = identity.id, with_secrets, "a node's content is exported");
@@ -217,8 +217,8 @@ impl Operator {
 
     /// What a node should have.
     fn wanted(&self, node: &api::NodeSelector) -> Result<Arc<Snapshot>, Status> {
-        if let Some(known) = diff::known(&self.control, node) {
-            return Ok(known.status().snapshot);
+        if let Some(known) = diff::status(&self.control, node) {
+            return Ok(known.snapshot);
         }
         let identity = identity(node)?;
         Ok(Arc::clone(&self.control.place(&identity, &Snapshot::default()).snapshot))

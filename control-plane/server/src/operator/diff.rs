@@ -25,9 +25,19 @@ pub(super) enum Compared {
     Described(api::NodeSelector),
 }
 
+fn is_by_id_alone(node: &api::NodeSelector) -> bool {
+    node.cluster.is_empty() && node.metadata.is_none() && node.identities.is_empty()
+}
+
+/// A node that is named by id alone, and has, or had lately, a stream, or polls.
+pub(super) fn status(control: &Control, node: &api::NodeSelector) -> Option<NodeStatus> {
+    let polls = || control.polling.status_of(|id| is_by_id_alone(node) && id == node.id).pop();
+    known(control, node).map(|session| session.status()).or_else(polls)
+}
+
 /// The session of a node that is named by id alone; of several the latest that is connected.
-pub(super) fn known(control: &Control, node: &api::NodeSelector) -> Option<Arc<NodeSession>> {
-    if !node.cluster.is_empty() || node.metadata.is_some() || !node.identities.is_empty() {
+fn known(control: &Control, node: &api::NodeSelector) -> Option<Arc<NodeSession>> {
+    if !is_by_id_alone(node) {
         return None;
     }
     let mut same: Vec<_> = control.nodes.all().into_iter().filter(|session| session.id() == node.id).collect();

@@ -74,6 +74,30 @@ async fn resources_are_shown_with_their_nodes_and_without_secrets() {
     daemon.terminate().await;
 }
 
+/// What it is by its own words decides what it should have, also of a node that has no stream.
+#[tokio::test]
+async fn a_node_that_polls_is_known_by_its_id_alone() {
+    let of_eu = format!("selector: {{cluster: eu}}\nresources: {}", cluster("of-eu", 1));
+    let folder = Folder::new(&[("a.yaml", &cluster("a", 1)), ("eu.yaml", &of_eu)]);
+    let daemon = Daemon::start(&folder, &[]).await;
+    let request = "{\"node\": {\"id\": \"p\", \"cluster\": \"eu\"}}";
+    let (status, body) = daemon.post("/v3/discovery:clusters", "", request).await;
+    assert_eq!(status, 200, "{body}");
+    let mut client = ControlServiceClient::new(daemon.channel().await);
+    for (id, expected) in [("p", vec!["a", "of-eu"]), ("stranger", vec!["a"])] {
+        let request = api::GetResourcesRequest { node: selected(id), without_contents: true, ..Default::default() };
+        let mut shown: Vec<_> =
+            all(client.get_resources(request).await).await.into_iter().map(|one| one.name).collect();
+        shown.sort();
+        assert_eq!(shown, expected, "of {id}");
+        let request = api::ExportSnapshotRequest { node: selected(id), folder: "/x".to_owned(), with_secrets: false };
+        let export = client.export_snapshot(request).await.unwrap().into_inner();
+        let exported = export.files.iter().any(|file| String::from_utf8_lossy(&file.content).contains("of-eu"));
+        assert_eq!(exported, expected.len() == 2, "of {id}: {:?}", export.files);
+    }
+    daemon.terminate().await;
+}
+
 #[tokio::test]
 async fn files_are_validated_and_compared_without_being_served() {
     let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
