@@ -163,12 +163,7 @@ pub(crate) async fn serve(options: Options, started: Started, log: LogControl) -
     let apply = ApplyHandle::new(queue);
     if let Some(socket) = admin_socket {
         let admin = Admin::new(&options, token, &started, looked, inventory.clone(), apply.clone(), drain_time);
-        let address = socket.serve(admin);
-        tracing::info!(%address, "admin interface");
-        if let Some(path) = &options.admin_address_path {
-            let written = std::fs::write(path, address.to_string());
-            written.map_err(|source| StartError::AdminAddress { path: path.clone(), source })?;
-        }
+        serve_admin(socket, admin, &options)?;
     }
     put_in_force(&mut applier, &started.bootstrap, &state).await.map_err(StartError::Bind)?;
     announce(&overview, &started.bootstrap, workers);
@@ -200,6 +195,14 @@ fn start_workers(count: usize, process: &Arc<Process>) -> Result<Workers<OnWorke
         OnWorker { hosting: TunnelHosting::new(std::rc::Rc::clone(&worker)), worker }
     })?;
     Ok(workers)
+}
+
+fn serve_admin(socket: AdminSocket, admin: Arc<Admin>, options: &Options) -> Result<(), StartError> {
+    let address = socket.serve(admin);
+    tracing::info!(%address, "admin interface");
+    let Some(path) = &options.admin_address_path else { return Ok(()) };
+    let written = std::fs::write(path, address.to_string());
+    written.map_err(|source| StartError::AdminAddress { path: path.clone(), source })
 }
 
 /// Every address of the bootstrap, before anything serves.

@@ -148,7 +148,7 @@ fn client_certificates_are_forwarded_as_configured() {
         cipher: String::new(),
         alpn: None,
         peer: Some(Box::new(peer)),
-        chain: vec![vec![0xfb, 0xff].into()],
+        chain: [vec![0xfb, 0xff].into()].into(),
         local_uri: Some("spiffe://x/gw".into()),
     };
     let mutual = Downstream { tls: Some(Box::new(tls)), ..downstream() };
