@@ -21,6 +21,8 @@ const TO_EDGE: &str = "[{match: {prefix: /}, route: {cluster: edge}}]";
 const TO_A: &str = "[{match: {prefix: /}, route: {cluster: a}}]";
 /// Dials again soon after a failure, so that nothing here waits for a back-off.
 const SOON: &str = ", reconnect_base_interval: 0.05s, reconnect_max_interval: 0.2s";
+/// The same, in Envoy's dialect.
+const SOON_AS_ENVOY: &str = ", reconnect_base_interval: 0.05s, reconnect_max_interval: 0.2s, envoy: {tenant_id: t}";
 /// The longest wait before the first dial after a loss.
 const AT_ONCE: Duration = Duration::from_millis(100);
 /// How soon both ends know that the other one is silently gone.
@@ -143,6 +145,54 @@ async fn a_stopped_process_is_noticed_by_the_other_end_over_http2() -> Result {
     cloud.stop().await
 }
 
+/// In Envoy's dialect, before a tunnel is used and after: at first the server asks (`RPING`), and the agent knows by its rhythm;
+/// from the first request on both ask (HTTP/2's PING).
+#[tokio::test]
+async fn a_stopped_process_is_noticed_by_the_other_end_in_envoys_dialect() -> Result {
+    let backend = Backend::start("behind").await?;
+    let cloud = cloud(TO_EDGE, "", "", "", 2).await?;
+    let clusters = cluster("a", &[backend.address], "");
+    let site = edge(cloud.listener("tunnel")?, "site", (TO_A, ""), &clusters, SOON_AS_ENVOY).await?;
+    for used in [false, true] {
+        for (stopped, other, stat) in
+            [(&site, &cloud, "tunnel_server.t.active"), (&cloud, &site, "tunnel_agent.agent.active")]
+        {
+            joined(&cloud, 1).await?;
+            if used {
+                ensure!(get(cloud.listener("in")?, "/").await?.status == 200, "the tunnel was expected to serve");
+            } else {
+                pinged(&cloud).await?;
+            }
+            stopped.daemon.signal(Signal::STOP)?;
+            let outcome = noticed(other, stat, Instant::now()).await;
+            stopped.daemon.signal(Signal::CONT)?;
+            outcome.with_context(|| format!("used: {used}"))?;
+            // What went wrong with the old one is over before the new one is looked at.
+            eventually("another tunnel stands at both ends", async || {
+                let (at_cloud, at_site) =
+                    (cloud.stat("tunnel_server.t.active").await?, site.stat("tunnel_agent.agent.active").await?);
+                ensure!((at_cloud, at_site) == (1, 1), "{at_cloud} at the cloud, {at_site} at the site");
+                Ok(())
+            })
+            .await?;
+        }
+    }
+    site.stop().await?;
+    cloud.stop().await
+}
+
+/// Waits until an unused tunnel in Envoy's dialect was pinged so often that its agent knows the rhythm.
+async fn pinged(cloud: &Gateway) -> Result {
+    const ECHOES: u64 = 3 * "RPING".len() as u64;
+    eventually("the tunnel was pinged three times", async || {
+        let tunnels = connections(cloud).await?;
+        let echoed = tunnels.first().and_then(|tunnel| tunnel["received_bytes"].as_u64());
+        ensure!(echoed >= Some(ECHOES) && tunnels.len() == 1, "saw {tunnels:#?}");
+        Ok(())
+    })
+    .await
+}
+
 /// A plain tunnel has no pings, and TCP answers for a process that is stopped: the request that meets it waits for its timeout,
 /// and takes the tunnel with it. Whoever asks next is served by another agent.
 #[tokio::test]
@@ -224,9 +274,24 @@ fn a_silent_loss_is_noticed_by_both_ends_and_costs_no_idempotent_request() -> Re
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(silent_loss())
 }
 
+/// What a tunnel speaks: a name, the server's fields, the agent's.
+type Spoken = (&'static str, &'static str, &'static str);
+const PLAIN: Spoken = ("HTTP/1", "protocol: HTTP1", SOON);
+const STREAMS: Spoken = ("HTTP/2", "protocol: HTTP2", SOON);
+const ENVOYS: Spoken = ("Envoy's dialect", "", SOON_AS_ENVOY);
+
+/// How a tunnel is in use when it breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// Not yet: of Envoy's dialect only, where that is a phase of its own.
+    Unused,
+    Idle,
+    Busy,
+}
+
 /// The cloud, whose tunnels come through the cable.
-async fn cloud_on_cable(protocol: &str) -> Result<Gateway> {
-    let tunnel = tunnel_listener("tunnel", &format!("protocol: {protocol}")).replace("127.0.0.1", Cable::ADDRESS);
+async fn cloud_on_cable(fields: &str) -> Result<Gateway> {
+    let tunnel = tunnel_listener("tunnel", fields).replace("127.0.0.1", Cable::ADDRESS);
     let listeners = http_listener("in", TO_EDGE, "", "") + &tunnel;
     let folder = TempDir::with_prefix("culvert-")?;
     Gateway::start_in(folder, &listeners, &cluster("edge", &[], ""), "", 2).await
@@ -235,15 +300,21 @@ async fn cloud_on_cable(protocol: &str) -> Result<Gateway> {
 async fn silent_loss() -> Result {
     let cable = Cable::plugged()?;
     let backend = Backend::start("behind").await?;
-    for protocol in ["HTTP1", "HTTP2"] {
-        let cloud = cloud_on_cable(protocol).await?;
+    for spoken @ (what, fields, agent) in [PLAIN, STREAMS, ENVOYS] {
+        let cloud = cloud_on_cable(fields).await?;
         let site =
-            edge(cloud.listener("tunnel")?, "site", (TO_A, ""), &cluster("a", &[backend.address], ""), SOON).await?;
+            edge(cloud.listener("tunnel")?, "site", (TO_A, ""), &cluster("a", &[backend.address], ""), agent).await?;
         let address = cloud.listener("in")?;
-        for busy in [false, true] {
+        for used in [Use::Unused, Use::Idle, Use::Busy] {
             joined(&cloud, 1).await?;
-            ensure!(get(address, "/").await?.status == 200, "the tunnel was expected to serve");
-            let load = busy.then(|| Load::new(address, "/").start());
+            match used {
+                Use::Unused if spoken == ENVOYS => pinged(&cloud).await?,
+                Use::Unused => continue,
+                Use::Idle | Use::Busy => {
+                    ensure!(get(address, "/").await?.status == 200, "the tunnel was expected to serve");
+                }
+            }
+            let load = (used == Use::Busy).then(|| Load::new(address, "/").start());
             if let Some(load) = &load {
                 eventually("the load runs", async || {
                     ensure!(load.counts().ok() > 20, "{} answers", load.counts().ok());
@@ -257,7 +328,7 @@ async fn silent_loss() -> Result {
                 noticed(&site, "tunnel_agent.agent.active", cut),
             );
             cable.plug()?;
-            at_cloud.and(at_edge).with_context(|| format!("{protocol}, busy: {busy}"))?;
+            at_cloud.and(at_edge).with_context(|| format!("{what}, {used:?}"))?;
             joined(&cloud, 1).await?;
             if let Some(load) = load {
                 let before = load.counts().ok();
@@ -266,7 +337,7 @@ async fn silent_loss() -> Result {
                     Ok(())
                 })
                 .await?;
-                load.finish(40).await.with_context(|| format!("{protocol}: requests during the loss"))?;
+                load.finish(40).await.with_context(|| format!("{what}: requests during the loss"))?;
             }
         }
         site.stop().await?;
@@ -289,11 +360,11 @@ async fn nat_rebinding() -> Result {
     const OUTSIDE: [&str; 2] = ["10.9.0.50", "10.9.0.51"];
     let cable = Cable::plugged()?;
     let backend = Backend::start("behind").await?;
-    for protocol in ["HTTP1", "HTTP2"] {
-        let cloud = cloud_on_cable(protocol).await?;
+    for (what, fields, agent) in [PLAIN, STREAMS, ENVOYS] {
+        let cloud = cloud_on_cable(fields).await?;
         cable.outside(None, OUTSIDE[0])?;
         let site =
-            edge(cloud.listener("tunnel")?, "site", (TO_A, ""), &cluster("a", &[backend.address], ""), SOON).await?;
+            edge(cloud.listener("tunnel")?, "site", (TO_A, ""), &cluster("a", &[backend.address], ""), agent).await?;
         joined(&cloud, 1).await?;
         let load = Load::new(cloud.listener("in")?, "/").start();
         load.more(20).await?;
@@ -310,10 +381,10 @@ async fn nat_rebinding() -> Result {
         })
         .await?;
         let took = rebound.elapsed();
-        eprintln!("{protocol}: both ends have nothing but the new tunnel after {took:?}");
-        ensure!(took <= NOTICED, "{protocol}: expected both ends to notice within {NOTICED:?}, it took {took:?}");
+        eprintln!("{what}: both ends have nothing but the new tunnel after {took:?}");
+        ensure!(took <= NOTICED, "{what}: expected both ends to notice within {NOTICED:?}, it took {took:?}");
         load.more(20).await?;
-        load.finish(40).await.with_context(|| format!("{protocol}: requests during the change"))?;
+        load.finish(40).await.with_context(|| format!("{what}: requests during the change"))?;
         site.stop().await?;
         cloud.stop().await?;
         cable.inside(OUTSIDE[1])?;

@@ -21,10 +21,10 @@ pub struct Pings {
 }
 
 impl Pings {
-    /// When a tunnel is dead of which nothing was `heard` since, and which was `asked` then. However small the threshold, a ping
-    /// has one interval to be answered.
+    /// When a tunnel is dead of which nothing was `heard` since, and which was `asked` then: so early that whoever looks after so
+    /// many intervals sees it. However small the threshold, a ping has one interval to be answered.
     fn deadline(&self, heard: Instant, asked: Instant) -> Instant {
-        (heard + self.interval * self.threshold).max(asked + self.interval)
+        (heard + self.interval * self.threshold - self.interval / 10).max(asked + self.interval)
     }
 }
 
@@ -142,7 +142,7 @@ pub async fn idle(
 /// and is looked at before anything is read.
 ///
 /// # Errors
-/// The tunnel is dead. Once pings have come regularly, three of their intervals without one (at least [`LEAST_SILENCE`])
+/// The tunnel is dead. Once pings have come regularly, 2.4 of their longest intervals without one (at least [`LEAST_SILENCE`])
 /// tell that the server is gone; until then nobody knows how often this one pings.
 pub async fn echo(io: &mut Io, first: Bytes) -> Result<Bytes, IdleError> {
     let mut buffer = BytesMut::from(&*first);
@@ -192,7 +192,8 @@ impl Rhythm {
     }
 
     fn patience(&self) -> Duration {
-        self.longest.map_or(FIRST_SILENCE, |longest| (longest * 3).max(LEAST_SILENCE))
+        // An Envoy pings every 2.05 to 2.45 s where 2 s were configured: the third one is due by then, and two were missed.
+        self.longest.map_or(FIRST_SILENCE, |longest| (longest * 12 / 5).max(LEAST_SILENCE))
     }
 }
 

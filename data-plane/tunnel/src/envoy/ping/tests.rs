@@ -101,8 +101,8 @@ async fn a_silent_agent_is_dead_after_the_threshold() {
             assert!(matches!(result, Err(IdleError::Silent(_))), "saw {result:?}");
             let after = heard.elapsed();
             // One ping has its interval to be answered, also where one interval of silence is too much.
-            let (least, most) = (PINGS.interval * threshold, PINGS.interval * threshold.max(2));
-            let limits = least..=most + Duration::from_millis(2);
+            let (least, most) = (PINGS.interval * threshold - PINGS.interval / 10, PINGS.interval * threshold.max(2));
+            let limits = least..=most;
             assert!(limits.contains(&after), "threshold {threshold}, {answers} answers: after {after:?}");
         }
     }
@@ -185,7 +185,7 @@ async fn an_agent_notices_that_pings_stay_away() {
     let start = Instant::now();
     let result = echo.await.unwrap();
     assert!(matches!(result, Err(IdleError::Missed(_))), "saw {result:?}");
-    assert_eq!(start.elapsed().as_secs(), 6, "three intervals");
+    assert_eq!(start.elapsed().as_secs(), 5, "2.4 intervals, and at least as long");
 }
 
 #[tokio::test(start_paused = true)]
