@@ -10,7 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use culvert_tests::Result;
 use culvert_tests::backend::Backend;
-use culvert_tests::client::{read_head, send};
+use culvert_tests::client::send;
 use culvert_tests::envoy::Envoy;
 use culvert_tests::gateway::{Gateway, cluster, hosted_agent, http_listener};
 use culvert_tests::peer::Peer;
@@ -19,11 +19,9 @@ use culvert_tests::reverse::{
     BY_NODE, agents, ask, initiator, initiator_extension, our_cloud, our_edge, real_cloud, real_edge, served, tls,
     tunnel_listener,
 };
-use culvert_tests::wait::{eventually, in_time};
+use culvert_tests::wait::eventually;
 use http_body_util::Full;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
 
 #[tokio::test]
 async fn a_real_initiator_serves_through_our_server_in_both_modes() -> Result {
@@ -326,48 +324,6 @@ async fn until_served(gateway: SocketAddr) -> Result<Duration> {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     anyhow::bail!("never served")
-}
-
-/// A scripted responder that does what trips a real initiator: everything in one segment.
-#[tokio::test]
-async fn our_agent_takes_pings_and_http2_beside_the_answer() -> Result {
-    const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
-    /// The client's preface with empty SETTINGS (RFC 9113 §3.4).
-    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    let backend = Backend::start("behind").await?;
-    let server = TcpListener::bind("127.0.0.1:0").await?;
-    let edge = hosted_agent(server.local_addr()?, backend.address, "envoy: {tenant_id: a}").await?;
-    for (first, echoes) in [(&b""[..], 0), (b"RPING", 1), (b"RPINGRPING", 2)] {
-        let (mut socket, _) = in_time("a dial", server.accept()).await??;
-        let head = in_time("a request", read_head(&mut socket)).await??;
-        ensure!(head.starts_with("GET /reverse_connections/request HTTP/1.1\r\nhost: "), "saw {head:?}");
-        ensure!(head.contains("x-envoy-reverse-tunnel-node-id: edge-1\r\n"), "saw {head:?}");
-        socket.write_all(&[OK, first].concat()).await?;
-        let mut echoed = vec![0; 5 * echoes];
-        in_time("echoes", socket.read_exact(&mut echoed)).await??;
-        ensure!(echoed == b"RPING".repeat(echoes), "saw {echoed:?}");
-        if echoes == 0 {
-            // Nothing was said before: the first request's bytes alone.
-            socket.write_all(PREFACE).await?;
-        } else {
-            socket.write_all(b"RPI").await?;
-            socket.write_all(b"NG").await?;
-            let mut echoed = [0; 5];
-            in_time("an echo of a ping in pieces", socket.read_exact(&mut echoed)).await??;
-            socket.write_all(PREFACE).await?;
-        }
-        let mut frame = [0; 9];
-        in_time("SETTINGS", socket.read_exact(&mut frame)).await??;
-        ensure!(frame[3] == 4, "expected a SETTINGS frame, saw {frame:?}");
-    }
-    let (mut socket, _) = in_time("a dial", server.accept()).await??;
-    in_time("a request", read_head(&mut socket)).await??;
-    socket.write_all(&[OK, PREFACE].concat()).await?;
-    let mut frame = [0; 9];
-    in_time("SETTINGS", socket.read_exact(&mut frame)).await??;
-    ensure!(frame[3] == 4, "expected a SETTINGS frame to what came with the answer, saw {frame:?}");
-    drop(socket);
-    edge.stop().await
 }
 
 /// Ids that nobody has open no socket and leave nothing behind.
