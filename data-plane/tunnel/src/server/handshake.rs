@@ -38,7 +38,7 @@ pub(super) enum Opening {
     Silent(Accepting),
 }
 
-/// Why an accepted connection is closed without an answer.
+/// Why an accepted connection is closed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OpeningError {
     #[error("no whole handshake within the deadline")]
@@ -68,7 +68,10 @@ impl Accepting {
             let frame = match Dialect::sniff(self.decoder.buffered()) {
                 Sniff::NeedMore => None,
                 Sniff::Unknown => return Err(OpeningError::UnknownDialect),
-                Sniff::Is(Dialect::Mosn | Dialect::Culvert) if self.mosn => self.decoder.next_frame()?,
+                Sniff::Is(Dialect::Mosn | Dialect::Culvert) if self.mosn => match self.decoder.next_frame() {
+                    Ok(frame) => frame,
+                    Err(error) => return Err(self.garbled(error, deadline).await),
+                },
                 Sniff::Is(Dialect::Mosn | Dialect::Culvert) => return Err(OpeningError::UnknownDialect),
                 Sniff::Is(Dialect::Envoy) => {
                     let first = std::mem::take(self.decoder.buffer());
@@ -95,6 +98,18 @@ impl Accepting {
                 return Err(OpeningError::Left);
             }
         }
+    }
+
+    /// An init frame whose payload says nothing is answered before the connection is closed; what is no frame is not.
+    async fn garbled(mut self, error: DecodeError, deadline: Instant) -> OpeningError {
+        if matches!(error, DecodeError::Json { kind: Kind::Init, .. } | DecodeError::TooDeep) {
+            match timeout_at(deadline, refuse(&mut self.io, Response::default())).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "the refusal was not written"),
+                Err(_) => tracing::debug!("the refusal was not taken within the deadline"),
+            }
+        }
+        error.into()
     }
 
     pub(super) async fn write(&mut self, frame: &[u8]) -> std::io::Result<()> {
@@ -127,13 +142,8 @@ impl Claimed {
         }
     }
 
-    /// Answers, flushes, closes; takes back what the peer still sends for a moment, for a reset would overtake the
-    /// answer.
     pub(super) async fn refuse(mut self, response: Response) -> Result<(), OpeningError> {
-        write_response(&mut self.io, response).await?;
-        self.io.shutdown().await?;
-        linger(&mut self.io).await;
-        Ok(())
+        Ok(refuse(&mut self.io, response).await?)
     }
 
     /// Writes the reply of success, alone. To be called when the host is published.
@@ -141,6 +151,14 @@ impl Claimed {
         write_response(&mut self.io, response).await?;
         Ok(self.io.with_prefix(self.surplus))
     }
+}
+
+/// Answers, flushes, closes; takes back what the peer still sends for a moment, for a reset would overtake the answer.
+async fn refuse(io: &mut Io, response: Response) -> std::io::Result<()> {
+    write_response(io, response).await?;
+    io.shutdown().await?;
+    linger(io).await;
+    Ok(())
 }
 
 /// Takes back what a refused peer still sends for a moment.
