@@ -1,13 +1,15 @@
 //! Our own dialect, between two real processes: what the handshake agrees on, and what one tunnel carries.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use culvert_tests::Result;
 use culvert_tests::backend::{Backend, scripted};
-use culvert_tests::client::{get, post, send_h2};
+use culvert_tests::client::{get, post, read_head, send_h2};
 use culvert_tests::gateway::{Gateway, cluster, http_listener};
+use culvert_tests::relay::{BOTH, Relay, Shape, Strike, Way};
 use culvert_tests::reverse::tls;
 use culvert_tests::tunnel::{agent, cloud, connections, edge, hosting, joined, tcp_edge};
 use culvert_tests::wait::{PATIENCE, eventually, in_time};
@@ -16,7 +18,7 @@ use http_body_util::Full;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 /// Ends its direction first when the first byte is `m`; else says how much came until the other end ended its own.
@@ -233,6 +235,50 @@ async fn a_hosting_listener_with_tls_serves_no_stream_without_it() -> Result {
     ensure!(answer.status == 503, "expected 503 of a chain that wants TLS, saw {}: {}", answer.status, answer.text());
     let unmatched = edge.stat("listener.hosted.no_filter_chain_match").await?;
     ensure!(unmatched >= 1, "the edge counts the request as one without a chain, saw {unmatched}");
+    edge.stop().await?;
+    cloud.stop().await
+}
+
+/// Behind a path of 60 ms a stream has the window of that path, and not the one that it began with (256 KiB): so much of a body
+/// passes while nothing that the reader says comes back.
+#[tokio::test]
+async fn a_streams_window_is_sized_to_the_path() -> Result {
+    const BODY: usize = 16 << 20;
+    const GROWN: usize = 1 << 20;
+    let backend = TcpListener::bind("127.0.0.1:0").await?;
+    let cloud = cloud("protocol: HTTP2, reconnect_window: 0s", 1).await?;
+    let relay = Relay::start(cloud.listener("tunnel")?).await?;
+    let delay = Shape { delay: Duration::from_millis(30), ..Shape::default() };
+    BOTH.iter().for_each(|way| relay.shape(*way, delay));
+    let edge = edge(&[relay.address], backend.local_addr()?, "").await?;
+    joined(&cloud, 1).await?;
+    eventually("the round trip is that of the path", async || {
+        let tunnels = connections(&cloud).await?;
+        let measured = tunnels.first().and_then(|tunnel| tunnel["round_trip_us"].as_u64());
+        ensure!(measured >= Some(60_000), "saw {measured:?}");
+        Ok(())
+    })
+    .await?;
+    let mut client = TcpStream::connect(cloud.listener("in")?).await?;
+    client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await?;
+    let (mut behind, _) = in_time("the request", backend.accept()).await??;
+    read_head(&mut behind).await?;
+    // From here on the agent hears nothing more of what is read.
+    relay.shape(Way::Up, Shape::default());
+    relay.strike(Way::Down, Strike::Stall);
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {BODY}\r\n\r\n");
+    let body = tokio::spawn(async move {
+        behind.write_all(head.as_bytes()).await?;
+        behind.write_all(&vec![b'x'; BODY]).await
+    });
+    let (mut buffer, mut came) = (vec![0; 64 << 10], 0);
+    while came < GROWN {
+        let read = in_time("more of the body", client.read(&mut buffer)).await??;
+        ensure!(read > 0, "expected {GROWN} bytes to pass at least, the tunnel ended after {came}");
+        came += read;
+    }
+    body.abort();
+    drop((client, relay));
     edge.stop().await?;
     cloud.stop().await
 }
