@@ -267,10 +267,11 @@ impl Stage {
         self.slots.get(key).is_some_and(|slot| slot.wanted.is_some() || slot.active.is_some())
     }
 
-    /// Whether what is not named in a batch is not there.
+    /// Whether what was refused and is not named in a batch is not shown any more. Of agents and policies a response may be
+    /// partial: that one is left out says nothing of what is in force, but nobody would ever say that a refused one is gone.
     pub(crate) fn is_all(&self, batch: &Batch) -> bool {
-        let full_state = [Kind::Listener, Kind::Cluster, Kind::Scope].contains(&batch.kind);
-        batch.whole && full_state && self.is_whole(batch.kind)
+        let listed = [Kind::Listener, Kind::Cluster, Kind::Scope, Kind::Agent, Kind::Policy].contains(&batch.kind);
+        batch.whole && listed && self.is_whole(batch.kind)
     }
 
     /// Resources in force that go with a batch: what it removes, what a live response does not have of what the cache had,

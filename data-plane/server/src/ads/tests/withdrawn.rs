@@ -1,20 +1,70 @@
 //! What the control plane takes back before it was ever in force: nobody is told of it any more.
 
 use culvert_api::Any;
-use culvert_api::type_url::CLUSTER_LOAD_ASSIGNMENT;
+use culvert_api::type_url::{
+    CLUSTER_LOAD_ASSIGNMENT, LISTENER, SCOPED_ROUTE_CONFIGURATION, TUNNEL_AGENT, TUNNEL_POLICY,
+};
 use culvert_xds::client::Failure;
 
 use super::*;
 
-/// A cluster that waits for its assignment.
-fn eds(name: &str) -> Any {
-    let text = format!(
-        "'@type': {CLUSTER}\nname: {name}\nconnect_timeout: 1s\ntype: EDS\n\
-         eds_cluster_config: {{eds_config: {{ads: {{}}, resource_api_version: V3}}}}"
-    );
+fn any(text: &str) -> Any {
     let tree = document::parse(text.as_bytes(), Syntax::Yaml, &document::Limits::default()).unwrap().remove(0);
     document::load_any(&tree).unwrap()
 }
+
+/// A cluster that waits for its assignment.
+fn eds(name: &str) -> Any {
+    any(&format!(
+        "'@type': {CLUSTER}\nname: {name}\nconnect_timeout: 1s\ntype: EDS\n\
+         eds_cluster_config: {{eds_config: {{ads: {{}}, resource_api_version: V3}}}}"
+    ))
+}
+
+/// A listener that takes its scopes over ADS.
+fn scoped(name: &str) -> Any {
+    any(&format!(
+        "'@type': {LISTENER}\nname: {name}\naddress: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}\n\
+         filter_chains:\n\
+         - filters:\n\
+         \x20 - name: envoy.filters.network.http_connection_manager\n\
+         \x20   typed_config:\n\
+         \x20     '@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager\n\
+         \x20     stat_prefix: x\n\
+         \x20     scoped_routes:\n\
+         \x20       name: s\n\
+         \x20       scope_key_builder: {{fragments: [{{header_value_extractor: {{name: x, index: 0}}}}]}}\n\
+         \x20       rds_config_source: {{ads: {{}}, resource_api_version: V3}}\n\
+         \x20       scoped_rds: {{scoped_rds_config_source: {{ads: {{}}, resource_api_version: V3}}}}\n\
+         \x20     http_filters:\n\
+         \x20     - name: envoy.filters.http.router\n\
+         \x20       typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}"
+    ))
+}
+
+/// Takes everything over ADS that can be taken as a whole. Nobody listens on port 1.
+const ALL_BY_ADS: &str = "node: {id: n, cluster: c}
+dynamic_resources:
+  ads_config: {api_type: GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: xds}}]}
+  cds_config: {ads: {}, resource_api_version: V3}
+  lds_config: {ads: {}, resource_api_version: V3}
+static_resources:
+  clusters:
+  - name: xds
+    connect_timeout: 1s
+    type: STATIC
+    load_assignment: {cluster_name: xds, endpoints: [{lb_endpoints: [{endpoint: {address:
+      {socket_address: {address: 127.0.0.1, port_value: 1}}}}]}]}
+bootstrap_extensions:
+- name: culvert.tunnel_agents
+  typed_config:
+    '@type': type.googleapis.com/culvert.tunnel.v1.TunnelAgents
+    agents_config: {ads: {}, resource_api_version: V3}
+- name: culvert.tunnel_policies
+  typed_config:
+    '@type': type.googleapis.com/culvert.tunnel.v1.TunnelPolicies
+    policies_config: {ads: {}, resource_api_version: V3}
+";
 
 fn nonsense(type_url: &str) -> Any {
     Any { type_url: type_url.to_owned(), value: vec![0xff].into() }
@@ -64,6 +114,22 @@ async fn what_was_refused_or_waited_and_is_withdrawn_is_forgotten() {
         eventually(vec![], || data.inventory.waiting()).await;
         eventually(vec![], || data.known(CLUSTER_LOAD_ASSIGNMENT)).await;
         assert_eq!(data.applied(), "", "nothing of it was ever in force");
+    }
+}
+
+#[tokio::test]
+async fn what_was_refused_of_our_own_types_and_of_scopes_and_is_left_out_is_forgotten() {
+    let data = DataPlane::booted(ALL_BY_ADS, None).await;
+    assert_eq!(data.receive(Kind::Listener, &[("l", scoped("l"))], &[], true).await, 0, "scopes are asked for");
+    let kinds = [(Kind::Agent, TUNNEL_AGENT), (Kind::Policy, TUNNEL_POLICY), (Kind::Scope, SCOPED_ROUTE_CONFIGURATION)];
+    for (kind, type_url) in kinds {
+        let wrong = |name: &'static str| (name, nonsense(type_url));
+        assert_eq!(data.receive(kind, &[wrong("a"), wrong("b")], &[], true).await, 2, "{type_url}");
+        assert_eq!(data.known(type_url), ["a", "b"], "refused");
+        assert_eq!(data.receive(kind, &[wrong("b")], &[], true).await, 1, "{type_url}");
+        assert_eq!(data.known(type_url), ["b"], "what is still there is still refused");
+        assert_eq!(data.receive(kind, &[], &[], true).await, 0);
+        assert_eq!(data.known(type_url), [] as [&str; 0], "nothing is left");
     }
 }
 
