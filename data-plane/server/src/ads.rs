@@ -136,7 +136,7 @@ impl Sources {
             .resources()
             .iter()
             .map(|received| {
-                let before = self.configuration.accepted_routes(kind, &received.name);
+                let before = self.configuration.accepted_last(kind, &received.name);
                 judge(type_url, &received.name, &received.version, &received.body, before.as_ref())
             })
             .collect();

@@ -277,9 +277,9 @@ impl Configuration {
         }
     }
 
-    /// See [`Stage::accepted_routes`].
-    pub(crate) fn accepted_routes(&self, kind: Kind, name: &Name) -> Option<(Given, Resource)> {
-        self.shared.stage.lock().accepted_routes(kind, name)
+    /// See [`Stage::accepted_last`].
+    pub(crate) fn accepted_last(&self, kind: Kind, name: &Name) -> Option<(Given, Resource)> {
+        self.shared.stage.lock().accepted_last(kind, name)
     }
 
     /// See [`Stage::held_deletions`].

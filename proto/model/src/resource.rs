@@ -22,7 +22,7 @@ use crate::secret::{self, Secret};
 use crate::tunnel::policy::{self, TunnelPolicy};
 
 /// A parsed resource of one of the types that culvert-proxy subscribes to.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub enum Resource {
     Listener(Arc<Listener>),
     Routes(Arc<RouteConfiguration>),
@@ -36,6 +36,29 @@ pub enum Resource {
     Scope(Arc<Scope>),
     /// Of the route configuration whose name stands before the last `/` of its own.
     VirtualHost(Arc<VirtualHost>),
+}
+
+impl PartialEq for Resource {
+    /// What is shared is not looked into: it may be ten thousand routes.
+    fn eq(&self, other: &Self) -> bool {
+        fn same<T: PartialEq>(one: &Arc<T>, other: &Arc<T>) -> bool {
+            Arc::ptr_eq(one, other) || one == other
+        }
+        match (self, other) {
+            (Self::Listener(one), Self::Listener(other)) => same(one, other),
+            (Self::Routes(one), Self::Routes(other)) => same(one, other),
+            (Self::Cluster(one), Self::Cluster(other)) => same(one, other),
+            (Self::Endpoints(one), Self::Endpoints(other)) => same(one, other),
+            (Self::Secret(one), Self::Secret(other)) => same(one, other),
+            (Self::Agent(one), Self::Agent(other)) => same(one, other),
+            (Self::Policy(one), Self::Policy(other)) => same(one, other),
+            (Self::Extension(one), Self::Extension(other)) => same(one, other),
+            (Self::Runtime(one), Self::Runtime(other)) => same(one, other),
+            (Self::Scope(one), Self::Scope(other)) => same(one, other),
+            (Self::VirtualHost(one), Self::VirtualHost(other)) => same(one, other),
+            _ => false,
+        }
+    }
 }
 
 /// Parses the resource that stands in `bytes`. Bytes that do not decode, and types that are not served by

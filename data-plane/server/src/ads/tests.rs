@@ -2,6 +2,7 @@
 
 mod files;
 mod life;
+mod repeated;
 mod servers;
 mod talker;
 mod withdrawn;

@@ -317,11 +317,8 @@ impl Stage {
         kept.collect()
     }
 
-    /// Routes that were accepted last, as they came and as they were parsed: of those that come next most are the same.
-    pub(crate) fn accepted_routes(&self, kind: Kind, name: &Name) -> Option<(Given, Resource)> {
-        if kind != Kind::Routes {
-            return None;
-        }
+    /// What was accepted last under a name, as it came and as it was parsed: what comes next is mostly the same.
+    pub(crate) fn accepted_last(&self, kind: Kind, name: &Name) -> Option<(Given, Resource)> {
         let wanted = self.slots.get(&(kind, Arc::clone(name)))?.wanted.as_ref()?;
         Some((wanted.given.clone()?, wanted.resource.clone()))
     }

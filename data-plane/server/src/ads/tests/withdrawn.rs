@@ -8,13 +8,13 @@ use culvert_xds::client::Failure;
 
 use super::*;
 
-fn any(text: &str) -> Any {
+pub(super) fn any(text: &str) -> Any {
     let tree = document::parse(text.as_bytes(), Syntax::Yaml, &document::Limits::default()).unwrap().remove(0);
     document::load_any(&tree).unwrap()
 }
 
 /// A cluster that waits for its assignment.
-fn eds(name: &str) -> Any {
+pub(super) fn eds(name: &str) -> Any {
     any(&format!(
         "'@type': {CLUSTER}\nname: {name}\nconnect_timeout: 1s\ntype: EDS\n\
          eds_cluster_config: {{eds_config: {{ads: {{}}, resource_api_version: V3}}}}"
@@ -72,8 +72,24 @@ fn nonsense(type_url: &str) -> Any {
 
 impl DataPlane {
     /// A response, and what of it is refused.
-    async fn receive(&self, kind: Kind, resources: &[(&str, Any)], removed: &[&str], whole: bool) -> usize {
-        let of_kind = |(name, any): &(&str, Any)| judge(&any.type_url, &Name::from(*name), "v", any, None);
+    pub(super) async fn receive(&self, kind: Kind, resources: &[(&str, Any)], removed: &[&str], whole: bool) -> usize {
+        self.receive_at("v", kind, resources, removed, whole).await
+    }
+
+    /// The same, under a version.
+    pub(super) async fn receive_at(
+        &self,
+        version: &str,
+        kind: Kind,
+        resources: &[(&str, Any)],
+        removed: &[&str],
+        whole: bool,
+    ) -> usize {
+        let of_kind = |(name, any): &(&str, Any)| {
+            let name = Name::from(*name);
+            let before = self.configuration.accepted_last(kind, &name);
+            judge(&any.type_url, &name, version, any, before.as_ref())
+        };
         let batch = Batch {
             kind,
             resources: resources.iter().map(of_kind).collect(),
