@@ -27,7 +27,7 @@ use tonic::transport::Channel;
 
 pub(crate) use self::metrics::{Metrics, Outcome};
 use crate::apply::Kind;
-use crate::config::{Batch, ClientTls, Configuration, judge, kind_of};
+use crate::config::{Batch, ClientTls, Configuration, DataErrors, judge, kind_of};
 use crate::overview::TunnelView;
 
 /// Where resources come from, as a task sees it.
@@ -50,8 +50,7 @@ pub(crate) struct Sources {
     pub(crate) client_tls: ClientTls,
     /// What the control plane is told of.
     pub(crate) tunnels: TunnelView,
-    /// gRFC A88.
-    pub(crate) fail_on_data_errors: bool,
+    pub(crate) data_errors: DataErrors,
     /// The connection of the ADS stream while that is open.
     pub(crate) connection: watch::Sender<Option<Channel>>,
 }

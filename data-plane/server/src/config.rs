@@ -7,6 +7,7 @@
 //! for a change to be applied**. One task publishes: it takes from the stage what may come into force, has it applied,
 //! and says in the inventory and in the log how that went. Another one saves what was accepted.
 
+mod data_errors;
 mod judge;
 mod persist;
 mod publisher;
@@ -35,6 +36,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+pub(crate) use self::data_errors::DataErrors;
 use self::judge::Judged;
 pub(crate) use self::judge::judge;
 use self::persist::StateDir;
@@ -54,8 +56,7 @@ pub(crate) struct Settings {
     /// Where accepted configuration is kept. `None`: nowhere, with a warning.
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) deletion_guard: DeletionGuard,
-    /// gRFC A88.
-    pub(crate) fail_on_data_errors: bool,
+    pub(crate) data_errors: DataErrors,
     pub(crate) apply: ApplyHandle,
     pub(crate) inventory: Inventory,
     pub(crate) registry: Registry,
@@ -91,6 +92,9 @@ pub(crate) async fn begin(settings: Settings) -> Configuration {
     let dynamic = !stage.interests().is_empty();
     let state = if dynamic { open_state(&settings) } else { None };
     let confirmed = state.as_ref().and_then(|state| load(state, &mut stage));
+    for cluster in settings.data_errors.unknown(&settings.bootstrap) {
+        tracing::warn!(cluster, "--resource-timer-is-transient-error names no static cluster");
+    }
     let (wanted, _) = watch::channel(0);
     let shared = Arc::new(Shared {
         stage: Mutex::new(stage),
@@ -101,6 +105,7 @@ pub(crate) async fn begin(settings: Settings) -> Configuration {
         apply: settings.apply.clone(),
         inventory: settings.inventory.clone(),
         demands: settings.demand.demands,
+        gives_up_refused: settings.data_errors.fail,
         failed_once: watch::channel(false).0,
         ending: watch::channel(false).0,
         saver: Mutex::default(),
@@ -124,7 +129,7 @@ pub(crate) async fn begin(settings: Settings) -> Configuration {
             watcher: settings.watcher,
             client_tls: settings.client_tls,
             tunnels: settings.tunnels,
-            fail_on_data_errors: settings.fail_on_data_errors,
+            data_errors: settings.data_errors,
             connection: watch::channel(None).0,
         };
         tokio::spawn(sources.run());
@@ -153,6 +158,8 @@ struct Shared {
     apply: ApplyHandle,
     inventory: Inventory,
     demands: Arc<Demands>,
+    /// [`DataErrors::fail`].
+    gives_up_refused: bool,
     /// A control plane could not be reached.
     failed_once: watch::Sender<bool>,
     /// What was accepted is saved a last time.
@@ -180,26 +187,35 @@ impl Configuration {
             }
         }
         let kind = batch.kind;
+        let withdrawn = batch.removed.clone();
+        if self.shared.gives_up_refused {
+            // One whose address somebody else holds is not refused for what it is: it is tried again.
+            let refused = batch.resources.iter().filter(|judged| judged.verdict.is_err());
+            batch.removed.extend(refused.map(|judged| Arc::clone(&judged.name)));
+        }
         let withdrawn = {
             let mut stage = self.shared.stage.lock();
             let named = batch.resources.iter().map(|judged| &judged.name).chain(&batch.malformed);
             let present: Option<BTreeSet<Name>> = stage.is_all(&batch).then(|| named.cloned().collect());
-            let removed = batch.removed.clone();
             stage.receive(batch, self.now());
-            Withdrawn { removed, present }
+            Withdrawn { removed: withdrawn, present }
         };
         self.forget(kind, &withdrawn);
         self.shared.changed();
         rejections
     }
 
-    /// What was withdrawn without ever having been in force is not shown any more.
+    /// What was withdrawn without ever having been in force is not shown any more, and of the others that they were refused.
     fn forget(&self, kind: Kind, Withdrawn { removed, present }: &Withdrawn) {
         let stage = self.shared.stage.lock();
         let inventory = &self.shared.inventory;
         let type_url = type_url_of(kind);
-        for name in removed.iter().filter(|name| !stage.knows(&(kind, Name::clone(name)))) {
-            inventory.removed(type_url, name);
+        for name in removed {
+            if stage.knows(&(kind, Name::clone(name))) {
+                inventory.withdrawn(type_url, name);
+            } else {
+                inventory.removed(type_url, name);
+            }
         }
         if let Some(present) = present {
             inventory.retain(type_url, |name, entry| {
@@ -254,6 +270,12 @@ impl Configuration {
             Absence::Unanswered => {
                 tracing::warn!("{short}/{}: the control plane did not deliver it in time", missing.name);
                 self.shared.stage.lock().unanswered(key, self.now());
+            }
+            Absence::Unavailable => {
+                let message = "the control plane did not deliver it in time";
+                tracing::warn!("{short}/{}: {message}", missing.name);
+                self.shared.inventory.failed(&missing.type_url, &missing.name, Failure::UNAVAILABLE, message);
+                self.shared.stage.lock().unavailable(&key);
             }
             Absence::Expired => {
                 tracing::warn!("{short}/{}: its TTL is over, and it did not come again", missing.name);

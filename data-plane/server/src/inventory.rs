@@ -83,6 +83,25 @@ impl Inventory {
         }
     }
 
+    /// The control plane has no such resource any more; it may be in force for a while.
+    pub(crate) fn withdrawn(&self, type_url: &str, name: &str) {
+        if let Some(entry) = self.types.lock().get_mut(type_url).and_then(|entries| entries.get_mut(name)) {
+            entry.refused = None;
+        }
+    }
+
+    /// The resource is no longer in force. Why another content of it is refused is still worth knowing.
+    pub(crate) fn out_of_force(&self, type_url: &str, name: &str) {
+        if let Some(entries) = self.types.lock().get_mut(type_url)
+            && let Some(entry) = entries.get_mut(name)
+        {
+            (entry.active, entry.warming) = (None, None);
+            if entry.refused.is_none() {
+                entries.remove(name);
+            }
+        }
+    }
+
     /// The resource is gone.
     pub(crate) fn removed(&self, type_url: &str, name: &str) {
         if let Some(entries) = self.types.lock().get_mut(type_url) {

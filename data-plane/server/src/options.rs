@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use culvert_runtime::log::Level;
 
-use crate::config::DeletionGuard;
+use crate::config::{DataErrors, DeletionGuard};
 
 /// The data plane of Culvert: an L4/L7 proxy that takes its configuration over xDS, and both ends of its reverse tunnels.
 #[derive(Debug, Clone, Parser)]
@@ -68,10 +68,15 @@ pub(crate) struct Options {
     #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
     pub deletion_guard_percent: u8,
 
-    /// What the control plane says not to exist, or that this node may not have it, is given up; without this what is in force
-    /// stays (gRFC A88)
+    /// What the control plane says not to exist, or that this node may not have it, is given up, and so is what is refused in its
+    /// new content; without this what is in force stays (gRFC A88)
     #[arg(long)]
     pub fail_on_data_errors: bool,
+
+    /// Clusters of grpc_services whose control plane says what does not exist (resource_errors, or delta): what it does not
+    /// deliver within 30 s is unavailable, where others have 15 s and it does not exist (gRFC A88)
+    #[arg(long, value_name = "CLUSTER", value_delimiter = ',')]
+    pub resource_timer_is_transient_error: Vec<String>,
 
     /// How long requests in flight may take to finish after SIGTERM, and connections of replaced listeners
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
@@ -130,6 +135,10 @@ pub(crate) enum Mode {
 impl Options {
     pub(crate) fn deletion_guard(&self) -> DeletionGuard {
         DeletionGuard { hold: Duration::from_secs(self.deletion_guard_s.into()), percent: self.deletion_guard_percent }
+    }
+
+    pub(crate) fn data_errors(&self) -> DataErrors {
+        DataErrors { fail: self.fail_on_data_errors, transient_timer: self.resource_timer_is_transient_error.clone() }
     }
 
     /// Worker threads: as asked for, else one for each core that the process may use.

@@ -269,14 +269,14 @@ fn dynamic(
         Err(error) => Err(error.to_string()),
     };
     let (bootstrap, state_dir) = (Arc::new(started.bootstrap.clone()), options.state_dir.clone());
-    let (deletion_guard, fail_on_data_errors) = (options.deletion_guard(), options.fail_on_data_errors);
+    let (deletion_guard, data_errors) = (options.deletion_guard(), options.data_errors());
     let message = Arc::clone(&started.message);
     move |apply, ready, (orders, process)| config::Settings {
         bootstrap,
         message,
         state_dir,
         deletion_guard,
-        fail_on_data_errors,
+        data_errors,
         apply,
         inventory,
         registry,

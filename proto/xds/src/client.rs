@@ -29,11 +29,39 @@ pub struct ClientConfig {
     pub node: Node,
     /// `set_node_on_first_message_only`. Delta streams carry it once in any case.
     pub node_on_first_message_only: bool,
-    /// How long a named resource may stay unanswered on a connected stream before it is said not to exist. gRFC A53,
-    /// Envoy: 15 s.
-    pub resource_timeout: Duration,
-    /// gRFC A88: what the control plane says not to exist, or to be denied, is given up also if it is held. Otherwise it stays.
+    pub resource_timer: ResourceTimer,
+    /// gRFC A88: what the control plane says not to exist, or to be denied, is given up also if it is held, and so is what is
+    /// refused in its new content. Otherwise it stays.
     pub fail_on_data_errors: bool,
+}
+
+/// What it means that a named resource stays unanswered on a connected stream, and after which time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ResourceTimer {
+    /// It does not exist: gRFC A53, Envoy.
+    #[default]
+    DoesNotExist,
+    /// The control plane is slow: it says what does not exist, and this it did not say. gRFC A88
+    /// (`resource_timer_is_transient_error`).
+    TransientError,
+}
+
+impl ResourceTimer {
+    /// For how long it runs.
+    #[must_use]
+    pub fn time(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::DoesNotExist => 15,
+            Self::TransientError => 30,
+        })
+    }
+
+    fn end(self) -> Absence {
+        match self {
+            Self::DoesNotExist => Absence::Unanswered,
+            Self::TransientError => Absence::Unavailable,
+        }
+    }
 }
 
 /// What of a type is wanted.
@@ -74,7 +102,7 @@ pub enum Request {
     Delta(DeltaDiscoveryRequest),
 }
 
-/// A resource whose time is up: it does not exist until it is delivered.
+/// A resource whose time is up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
     pub type_url: TypeUrl,
@@ -85,8 +113,10 @@ pub struct Missing {
 /// Why a resource is [`Missing`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Absence {
-    /// It is named, and the control plane did not deliver it in time.
+    /// It is named, and the control plane did not deliver it in time: it does not exist until it does.
     Unanswered,
+    /// The same, and whether it exists is not known.
+    Unavailable,
     /// Its TTL is over, and neither it nor its heartbeat came.
     Expired,
 }
@@ -173,6 +203,11 @@ impl Client {
         }
     }
 
+    /// Of the server to which the next streams go.
+    pub fn set_resource_timer(&mut self, timer: ResourceTimer) {
+        self.config.resource_timer = timer;
+    }
+
     /// The next stream goes to another server, to which versions of this one say nothing. What is held stays held, and is
     /// named without its versions, so that the other server can say what of it does not exist.
     pub fn forget_versions(&mut self) {
@@ -197,7 +232,7 @@ impl Client {
         }
         let variant = self.config.variant;
         self.subscriptions.iter_mut().for_each(|subscription| subscription.look_at_clock(now));
-        let deadline = now + self.config.resource_timeout;
+        let deadline = now + self.config.resource_timer.time();
         let request = self.subscriptions.iter_mut().find_map(|subscription| subscription.next(variant, deadline))?;
         Some(self.with_node(request))
     }
@@ -270,12 +305,13 @@ impl Client {
 
     /// The next resource whose time is up.
     pub fn poll_timeout(&mut self, now: Duration) -> Option<Missing> {
+        let late = self.config.resource_timer.end();
         self.subscriptions.iter_mut().find_map(|subscription| {
             subscription.look_at_clock(now);
             let unanswered = subscription.timers.iter().find(|(_, deadline)| **deadline <= now);
             let expired = subscription.lives.iter().find(|(_, (_, until))| until.is_some_and(|until| until <= now));
             let (name, why) = match (unanswered, expired) {
-                (Some((name, _)), _) => (Name::clone(name), Absence::Unanswered),
+                (Some((name, _)), _) => (Name::clone(name), late),
                 (None, Some((name, _))) => (Name::clone(name), Absence::Expired),
                 (None, None) => return None,
             };
@@ -284,6 +320,7 @@ impl Client {
                     subscription.timers.remove(&name);
                     subscription.absent.insert(Name::clone(&name));
                 }
+                Absence::Unavailable => _ = subscription.timers.remove(&name),
                 Absence::Expired => {
                     subscription.lives.remove(&name);
                     // Should it be sent again unchanged, it is news.

@@ -16,7 +16,8 @@ mod wire;
 pub mod xdstp;
 
 pub use client::{
-    Absence, Client, ClientConfig, Interest, Missing, Received, Rejection, Request, ResponseError, Update,
+    Absence, Client, ClientConfig, Interest, Missing, Received, Rejection, Request, ResourceTimer, ResponseError,
+    Update,
 };
 pub use resource::{Resource, TypeUrl, Version};
 pub use server::{Heard, NodeIdentity, Occupied, RequestError, Response, Session, SessionConfig, StreamId, StreamKind};

@@ -10,7 +10,7 @@ use culvert_api::envoy::config::route::v3::RouteConfiguration;
 use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse, Resource as Wrapper};
 use culvert_api::type_url;
 use culvert_xds::client::Received;
-use culvert_xds::{Client, ClientConfig, Interest, Name, Rejection, Request, Update, Variant};
+use culvert_xds::{Client, ClientConfig, Interest, Name, Rejection, Request, ResourceTimer, Update, Variant};
 use prost::Message;
 
 const TYPES: [&str; 7] = [
@@ -34,7 +34,7 @@ pub(crate) fn responses(data: &[u8]) {
         variant,
         node: Node { id: "n".into(), ..Node::default() },
         node_on_first_message_only: true,
-        resource_timeout: Duration::from_secs(15),
+        resource_timer: ResourceTimer::DoesNotExist,
         fail_on_data_errors: false,
     });
     for of in TYPES {

@@ -16,7 +16,7 @@ use culvert_api::envoy::extensions::transport_sockets::tls::v3::Secret;
 use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse, Resource};
 use culvert_api::{Any, type_url};
 use culvert_xds::Variant;
-use culvert_xds::client::{Client, ClientConfig, Interest, Request, Update};
+use culvert_xds::client::{Client, ClientConfig, Interest, Request, ResourceTimer, Update};
 use prost::Message;
 use serde_json::Value;
 
@@ -64,7 +64,7 @@ fn outcome(variant: Variant, of: &str, name: &str, bad: Any) -> (Vec<String>, St
         variant,
         node: Node::default(),
         node_on_first_message_only: true,
-        resource_timeout: Duration::from_secs(15),
+        resource_timer: ResourceTimer::DoesNotExist,
         fail_on_data_errors: false,
     });
     client.watch(of, Interest { wildcard: true, names: ["good".into(), name.into()].into() });

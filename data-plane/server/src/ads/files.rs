@@ -10,7 +10,7 @@ use culvert_api::document::{self, Syntax};
 use culvert_api::envoy::config::core::v3::Node;
 use culvert_api::envoy::service::discovery::v3::DiscoveryResponse;
 use culvert_xds::Variant;
-use culvert_xds::client::{Client, ClientConfig};
+use culvert_xds::client::{Client, ClientConfig, ResourceTimer};
 use prost::Message;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -40,7 +40,7 @@ pub(super) async fn run(sources: &Sources, source: &Source, kind: Kind, path: &P
         variant: Variant::Sotw,
         node: Node::default(),
         node_on_first_message_only: true,
-        resource_timeout: Duration::from_secs(15),
+        resource_timer: ResourceTimer::DoesNotExist,
         fail_on_data_errors: false,
     });
     client.on_connected();

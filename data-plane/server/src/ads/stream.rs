@@ -129,6 +129,7 @@ impl<'s> Driver<'s> {
         if self.server != server {
             self.server = server;
             self.client.forget_versions();
+            self.client.set_resource_timer(self.sources.data_errors.timer_of(self.grpc.clusters.get(server)));
             tracing::info!(control_plane = self.control_plane(), "this server is asked now");
         }
     }
@@ -263,7 +264,7 @@ impl<'s> Driver<'s> {
     fn report_missing(&mut self) {
         let now = self.sources.configuration.now();
         while let Some(missing) = self.client.poll_timeout(now) {
-            if let Some(kind) = kind_of(&missing.type_url).filter(|_| missing.why == Absence::Unanswered) {
+            if let Some(kind) = kind_of(&missing.type_url).filter(|_| missing.why != Absence::Expired) {
                 self.sources.metrics.count(kind, Outcome::InitFetchTimeout);
                 self.sources.metrics.count_for(kind, &missing.name, Outcome::InitFetchTimeout);
             }
@@ -325,8 +326,8 @@ fn client(sources: &Sources, grpc: &GrpcSource) -> Client {
         variant: if grpc.delta { Variant::Delta } else { Variant::Sotw },
         node: node_of(sources),
         node_on_first_message_only: grpc.set_node_on_first_message_only,
-        resource_timeout: RESOURCE_TIME,
-        fail_on_data_errors: sources.fail_on_data_errors,
+        resource_timer: sources.data_errors.timer_of(grpc.clusters.first()),
+        fail_on_data_errors: sources.data_errors.fail,
     })
 }
 
@@ -382,8 +383,6 @@ const KINDS: [Kind; 11] = [
 ];
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 const GREATEST_DELAY: Duration = Duration::from_secs(30);
-/// gRFC A53, Envoy's `initial_fetch_timeout`.
-const RESOURCE_TIME: Duration = Duration::from_secs(15);
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// Requests that tonic may hold: the first ones of all types fit.
 const IN_FLIGHT: usize = 16;

@@ -232,6 +232,10 @@ impl DataPlane {
 
     /// With this bootstrap.
     async fn booted(text: &str, state_dir: Option<std::path::PathBuf>) -> Self {
+        Self::with(text, state_dir, DataErrors::default()).await
+    }
+
+    async fn with(text: &str, state_dir: Option<std::path::PathBuf>, data_errors: DataErrors) -> Self {
         let loaded = document::load::<bootstrap_api::Bootstrap>(text.as_bytes(), Syntax::Yaml).unwrap();
         let bootstrap = Arc::new(culvert_model::bootstrap::parse(&loaded.message).value.unwrap());
         let (queue, mut commands) = mpsc::channel(4);
@@ -264,7 +268,7 @@ impl DataPlane {
             message: Arc::default(),
             state_dir,
             deletion_guard: config::DeletionGuard::default(),
-            fail_on_data_errors: false,
+            data_errors,
             apply: ApplyHandle::new(queue),
             inventory: inventory.clone(),
             registry: registry.clone(),

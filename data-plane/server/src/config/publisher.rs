@@ -77,7 +77,7 @@ impl Publisher {
 
     fn announce(&self, publication: &Publication) {
         for (kind, name) in &publication.swept {
-            self.shared.inventory.removed(type_url_of(*kind), name);
+            self.shared.inventory.out_of_force(type_url_of(*kind), name);
         }
         for ((kind, name), given) in &publication.confirmed {
             self.shared.inventory.active(type_url_of(*kind), name, given.clone());
@@ -108,7 +108,7 @@ impl Publisher {
             }
             (Ok(_), None) => {
                 tracing::debug!("{short}/{name}: removed");
-                inventory.removed(type_url, name);
+                inventory.out_of_force(type_url, name);
             }
             (Err(error), Some(given)) => {
                 let more = if error.may_pass() { "; it is tried again" } else { "" };

@@ -208,6 +208,12 @@ impl Stage {
         }
     }
 
+    /// A control plane was asked for a name for long, and whether there is such a thing is not known: whoever waits for it does so
+    /// for its own time.
+    pub(crate) fn unavailable(&mut self, key: &Key) {
+        self.refuse_demand(key);
+    }
+
     /// A resource's TTL is over. What is referred to by name keeps serving until another one comes, as in Envoy.
     pub(crate) fn expire(&mut self, key: Key, now: Duration) {
         if !self.is_whole(key.0) {

@@ -1,5 +1,6 @@
 //! The client half, one test per rule.
 
+mod data_errors;
 mod named;
 mod timers;
 mod versions;
@@ -18,7 +19,7 @@ fn client(variant: Variant) -> Client {
         variant,
         node: Node { id: "n".into(), ..Node::default() },
         node_on_first_message_only: true,
-        resource_timeout: Duration::from_secs(15),
+        resource_timer: ResourceTimer::DoesNotExist,
         fail_on_data_errors: false,
     });
     client.on_connected();

@@ -34,6 +34,8 @@ pub struct Failure {
 impl Failure {
     pub const NOT_FOUND: i32 = 5;
     pub const PERMISSION_DENIED: i32 = 7;
+    /// Of a control plane that does not deliver what it should.
+    pub const UNAVAILABLE: i32 = 14;
 
     /// gRFC A88: an error of the data. Others are of the control plane, and pass.
     fn is_of_data(&self) -> bool {
@@ -189,7 +191,7 @@ impl<'c> Update<'c> {
     }
 
     fn answer(mut self, judged: Vec<Rejection>) -> Request {
-        let variant = self.client.config.variant;
+        let (variant, fail_on_data_errors) = (self.client.config.variant, self.client.config.fail_on_data_errors);
         let Some(subscription) = self.client.subscriptions.get_mut(self.index) else {
             // Subscriptions are never taken away; an empty request of this type changes nothing.
             return self.client.with_node(Subscription::new(self.type_url, Interest::default()).answer(variant));
@@ -212,6 +214,10 @@ impl<'c> Update<'c> {
                 subscription.held.insert(received.name, received.version);
                 changed = true;
             }
+        }
+        for rejection in judged.iter().filter(|_| fail_on_data_errors) {
+            subscription.held.remove(&*rejection.name);
+            subscription.lives.remove(&*rejection.name);
         }
         self.rejections.extend(judged);
         let error = if self.rejections.is_empty() {

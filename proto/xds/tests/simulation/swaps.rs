@@ -14,8 +14,8 @@ use culvert_api::envoy::service::discovery::v3 as discovery;
 use culvert_api::type_url::{CLUSTER, CLUSTER_LOAD_ASSIGNMENT, ROUTE_CONFIGURATION};
 use culvert_xds::server::{Progress, StagingLimits};
 use culvert_xds::{
-    Client, ClientConfig, Interest, Name, NodeIdentity, PARTIAL_ACK, Rejection, Request, Resource, Session,
-    SessionConfig, Snapshot, SnapshotBuilder, StreamId, StreamKind, Variant,
+    Client, ClientConfig, Interest, Name, NodeIdentity, PARTIAL_ACK, Rejection, Request, Resource, ResourceTimer,
+    Session, SessionConfig, Snapshot, SnapshotBuilder, StreamId, StreamKind, Variant,
 };
 use prost::Message;
 
@@ -103,7 +103,7 @@ impl Swaps {
             variant,
             node: Node { id: "n".into(), ..Node::default() },
             node_on_first_message_only: true,
-            resource_timeout: Duration::from_secs(15),
+            resource_timer: ResourceTimer::DoesNotExist,
             fail_on_data_errors: false,
         };
         let peers: Vec<_> = if choices.percent(40) {

@@ -10,8 +10,8 @@ use culvert_api::envoy::service::discovery::v3 as discovery;
 use culvert_api::type_url::{CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, ROUTE_CONFIGURATION};
 use culvert_xds::server::StagingLimits;
 use culvert_xds::{
-    Client, ClientConfig, Interest, Name, NodeIdentity, Request, Resource, Session, SessionConfig, Snapshot, StreamId,
-    StreamKind, Variant,
+    Client, ClientConfig, Interest, Name, NodeIdentity, Request, Resource, ResourceTimer, Session, SessionConfig,
+    Snapshot, StreamId, StreamKind, Variant,
 };
 use prost::Message;
 
@@ -82,7 +82,7 @@ impl World {
             variant,
             node: Node { id: "n".into(), ..Node::default() },
             node_on_first_message_only: choices.percent(50),
-            resource_timeout: Duration::from_secs(15),
+            resource_timer: ResourceTimer::DoesNotExist,
             fail_on_data_errors: false,
         };
         let peer = |only| Peer { client: Client::new(config.clone()), only, connection: None };

@@ -4,7 +4,7 @@ use culvert_api::Any;
 use culvert_api::type_url::{
     CLUSTER_LOAD_ASSIGNMENT, LISTENER, SCOPED_ROUTE_CONFIGURATION, TUNNEL_AGENT, TUNNEL_POLICY,
 };
-use culvert_xds::client::Failure;
+use culvert_xds::client::{Absence, Failure, Missing};
 
 use super::*;
 
@@ -131,6 +131,45 @@ async fn what_was_refused_or_waited_and_is_withdrawn_is_forgotten() {
         eventually(vec![], || data.known(CLUSTER_LOAD_ASSIGNMENT)).await;
         assert_eq!(data.applied(), "", "nothing of it was ever in force");
     }
+}
+
+/// `--fail-on-data-errors` (gRFC A88).
+#[tokio::test]
+async fn what_is_refused_is_kept_or_given_up_as_it_was_asked_for_and_shown_as_refused_until_it_is_withdrawn() {
+    let good = any(&format!("'@type': {CLUSTER}\nname: c\nconnect_timeout: 1s\ntype: STATIC"));
+    for (fail, expected) in [(false, "+c"), (true, "+c -c")] {
+        let data_errors = DataErrors { fail, ..DataErrors::default() };
+        let data = DataPlane::with(ALL_BY_ADS, None, data_errors).await;
+        assert_eq!(data.receive(Kind::Cluster, &[("c", good.clone())], &[], true).await, 0);
+        let shown = || {
+            let entries = data.inventory.entries(CLUSTER);
+            entries.into_iter().map(|(_, entry)| (entry.active.is_some(), entry.refused.is_some())).collect::<Vec<_>>()
+        };
+        eventually(vec![(true, false)], shown).await;
+        assert_eq!(data.receive(Kind::Cluster, &[("c", nonsense(CLUSTER))], &[], true).await, 1, "refused");
+        eventually(expected.to_owned(), || data.applied()).await;
+        eventually(vec![(!fail, true)], shown).await;
+        data.receive(Kind::Cluster, &[], if fail { &[] } else { &["c"] }, true).await;
+        eventually(vec![], shown).await;
+    }
+}
+
+/// gRFC A88, `resource_timer_is_transient_error`.
+#[tokio::test]
+async fn what_is_late_is_shown_as_unavailable_and_not_as_missing() {
+    let data = DataPlane::booted(ALL_BY_ADS, None).await;
+    data.receive(Kind::Cluster, &[("c", eds("c"))], &[], true).await;
+    let type_url = CLUSTER_LOAD_ASSIGNMENT.into();
+    let late = Missing { type_url, name: "c".into(), why: Absence::Unavailable };
+    data.configuration.not_found(&late);
+    let entries = data.inventory.entries(CLUSTER_LOAD_ASSIGNMENT);
+    let codes: Vec<_> = entries.iter().map(|(name, entry)| (&**name, entry.failed.as_ref().unwrap().0)).collect();
+    assert_eq!(codes, [("c", Failure::UNAVAILABLE)]);
+    eventually(vec!["Cluster c".to_owned()], || {
+        data.inventory.waiting().into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+    })
+    .await;
+    assert_eq!(data.applied(), "", "whoever waits does so for its own time");
 }
 
 #[tokio::test]

@@ -18,6 +18,31 @@ fn a_named_resource_that_does_not_come_in_time_is_missing() {
     assert_eq!((client.poll_timeout(deadline), client.next_timeout()), (None, None));
 }
 
+/// gRFC A88, `resource_timer_is_transient_error`: who says what does not exist is slow if it says nothing.
+#[test]
+fn where_absence_is_said_a_named_resource_has_thirty_seconds_and_is_then_unavailable_and_not_missing() {
+    for variant in [Variant::Sotw, Variant::Delta] {
+        let mut client = client(variant);
+        client.set_resource_timer(ResourceTimer::TransientError);
+        client.watch(RDS, names(&["r"]));
+        assert!(client.poll_request(NOW).is_some(), "the first request");
+        let after = |seconds: u64| NOW + Duration::from_secs(seconds);
+        assert_eq!(client.next_timeout(), Some(after(30)), "{variant:?}");
+        assert_eq!(client.poll_timeout(after(30) - Duration::from_millis(1)), None, "{variant:?}");
+        let late = Missing { type_url: RDS.into(), name: "r".into(), why: Absence::Unavailable };
+        assert_eq!(client.poll_timeout(after(30)), Some(late), "{variant:?}");
+        assert_eq!((client.poll_timeout(after(300)), client.next_timeout()), (None, None), "{variant:?}: said once");
+        assert!(client.lacks_anything(), "{variant:?}: nobody said that it does not exist");
+        // Another server that does not say so.
+        client.set_resource_timer(ResourceTimer::DoesNotExist);
+        client.on_connected();
+        assert!(client.poll_request(NOW).is_some(), "the first request of another stream");
+        let missing = Missing { type_url: RDS.into(), name: "r".into(), why: Absence::Unanswered };
+        assert_eq!(client.poll_timeout(after(15)), Some(missing), "{variant:?}");
+        assert!(!client.lacks_anything(), "{variant:?}: it does not exist");
+    }
+}
+
 #[test]
 fn no_timer_runs_without_a_stream_and_a_new_one_begins_with_the_next() {
     let mut client = client(Variant::Delta);
