@@ -127,6 +127,11 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub canary_timeout: u64,
 
+    /// Nodes (as `selector` in a file; `{}`: all) of which a first request without names asks for nothing, where of others it asks
+    /// for everything. Of gRPC's clients it never does.
+    #[arg(long, value_name = "SELECTOR", value_parser = Selector::from_text)]
+    pub no_legacy_wildcard: Option<Selector>,
+
     /// Seconds between the load reports that nodes are asked for (LRS).
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub load_report_interval: u64,

@@ -19,6 +19,7 @@ use crate::loads::Loads;
 use crate::metrics::Metrics;
 use crate::nodes::{NodeStatus, Nodes};
 use crate::polling::PollingNodes;
+use crate::wildcards::NamedOnly;
 
 /// Former contents that are remembered.
 const MAX_HISTORY: usize = 20;
@@ -51,6 +52,7 @@ pub(crate) struct Control {
     /// Which certificate may be which node.
     pub(crate) identities: Identities,
     pub(crate) access: Access,
+    pub(crate) named_only: NamedOnly,
     /// Nodes that are sent their first response at once.
     pub(crate) first_pushes: Arc<Semaphore>,
     /// For how long a node may wait to be one of them.
@@ -111,6 +113,7 @@ impl Control {
             in_force_since: now,
             rolled_back_to: None,
         };
+        let named_only = NamedOnly(args.no_legacy_wildcard.clone());
         let control = Self {
             folder: args.config.clone(),
             options: args.options(),
@@ -123,13 +126,14 @@ impl Control {
             latest: Mutex::new(Arc::new(none)),
             history: Mutex::default(),
             nodes: Nodes::new(SystemTime::now()),
-            polling: PollingNodes::new(Duration::from_secs(args.rest_refresh)),
+            polling: PollingNodes::new(Duration::from_secs(args.rest_refresh), named_only.clone()),
             metrics: Metrics::default(),
             inventory: Arc::default(),
             loads: Loads::default(),
             secured: args.tls_cert.is_some(),
             identities: Identities::new(&args.client_identity),
             access,
+            named_only,
             first_pushes: Arc::new(Semaphore::new(first_pushes())),
             admission_wait: Duration::from_secs(args.admission_wait),
             send_timeout: Duration::from_secs(args.send_timeout),

@@ -8,7 +8,7 @@ use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Discover
 use culvert_api::type_url;
 use culvert_runtime::drain::Watch;
 use culvert_xds::server::Poll;
-use culvert_xds::{NodeIdentity, Session, SessionConfig, Snapshot, StreamId, StreamKind, Variant};
+use culvert_xds::{NodeIdentity, Session, Snapshot, StreamId, StreamKind, Variant};
 use http::header;
 use hyper::body::Incoming;
 use tonic::body::Body;
@@ -223,7 +223,8 @@ fn first_response(
 ) -> Result<DiscoveryResponse, Status> {
     const ONLY: StreamId = StreamId(0);
     control.metrics.fetches.add();
-    let mut session = Session::new(SessionConfig::default(), Arc::new(identity), snapshot);
+    let config = control.named_only.config_for(&identity);
+    let mut session = Session::new(config, Arc::new(identity), snapshot);
     let kind = StreamKind { variant: Variant::Sotw, type_url: Some(type_url.into()) };
     session.open(ONLY, kind).map_err(|occupied| Status::internal(occupied.to_string()))?;
     // The whole content, whatever the client has.

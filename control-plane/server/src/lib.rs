@@ -36,6 +36,7 @@ mod slow;
 mod stream;
 mod tls;
 mod tokens;
+mod wildcards;
 
 use std::io::Write;
 use std::process::ExitCode;

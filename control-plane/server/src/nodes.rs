@@ -8,8 +8,7 @@ use std::time::{Duration, SystemTime};
 use culvert_store::Conflict;
 use culvert_xds::server::{Progress, ResourceState, TypeStatus};
 use culvert_xds::{
-    Heard, NodeIdentity, RequestError, Resource, Response, Session, SessionConfig, Snapshot, StreamId, StreamKind,
-    Version,
+    Heard, NodeIdentity, RequestError, Resource, Response, Session, Snapshot, StreamId, StreamKind, Version,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -281,7 +280,8 @@ impl NodeSession {
     fn new(control: &Arc<Control>, key: NodeKey, identity: NodeIdentity, peer: &Arc<str>) -> Self {
         let generation = control.generation();
         let placement = control.place(&identity, &Snapshot::default());
-        let session = Session::new(SessionConfig::default(), Arc::new(identity), Arc::clone(&placement.snapshot));
+        let config = control.named_only.config_for(&identity);
+        let session = Session::new(config, Arc::new(identity), Arc::clone(&placement.snapshot));
         log_conflicts(&key, &placement.conflicts);
         let conflicts = placement.conflicts.clone();
         let steps = session.steps();

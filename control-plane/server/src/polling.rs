@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::control::Control;
 use crate::nodes::{NodeKey, NodeStatus};
+use crate::wildcards::NamedOnly;
 
 /// Nodes that are remembered at most; others get every change at once.
 const MAX_NODES: usize = 10_000;
@@ -36,6 +37,7 @@ pub(crate) struct PollingNodes {
     nodes: Mutex<Nodes>,
     /// Of a change; zero: there are none.
     step: Duration,
+    named_only: NamedOnly,
     begun: Instant,
     begun_at: SystemTime,
 }
@@ -59,9 +61,10 @@ struct Polling {
 
 impl PollingNodes {
     /// `refresh`: the longest time between two polls of a node.
-    pub(crate) fn new(refresh: Duration) -> Self {
+    pub(crate) fn new(refresh: Duration, named_only: NamedOnly) -> Self {
         // Twice: what a poll brought just before a change has clusters that are asked about with the next one.
-        Self { nodes: Mutex::default(), step: 2 * refresh, begun: Instant::now(), begun_at: SystemTime::now() }
+        let step = 2 * refresh;
+        Self { nodes: Mutex::default(), step, named_only, begun: Instant::now(), begun_at: SystemTime::now() }
     }
 
     /// What a node that polls for a type is served now.
@@ -143,7 +146,7 @@ impl PollingNodes {
         let mut all: Vec<_> = all
             .into_iter()
             .map(|(status, (asked, identity, present, is_held))| {
-                let types = replay(asked, identity, present);
+                let types = replay(asked, self.named_only.config_for(&identity), identity, present);
                 let halted = if is_held { halted(&types) } else { None };
                 NodeStatus { progress: halted.unwrap_or(status.progress), types, ..status }
             })
@@ -177,11 +180,12 @@ pub(crate) fn subscription(of: &'static str, names: &[String]) -> u64 {
 /// What a node's requests say that it holds of what it would be served now: what a stream with these requests and answers would.
 fn replay(
     asked: BTreeMap<&'static str, (DiscoveryRequest, Duration)>,
+    config: SessionConfig,
     identity: Arc<NodeIdentity>,
     present: Arc<Snapshot>,
 ) -> Vec<TypeStatus> {
     const ONLY: StreamId = StreamId(0);
-    let mut session = Session::new(SessionConfig::default(), identity, present);
+    let mut session = Session::new(config, identity, present);
     let opened = session.open(ONLY, StreamKind { variant: Variant::Sotw, type_url: None });
     debug_assert!(opened.is_ok(), "the first stream of a session");
     for (of, (request, at)) in asked {

@@ -6,6 +6,7 @@ use culvert_api::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use culvert_api::pool::pool;
+use culvert_api::type_url::CLUSTER;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -18,7 +19,7 @@ use tonic::Request;
 use tonic::client::Grpc;
 use tonic_prost::ProstCodec;
 
-use crate::harness::{Certificates, Daemon, Folder, Stream, asks, cluster, delta_asks, names, node};
+use crate::harness::{Certificates, Daemon, Folder, Stream, asks, cluster, cluster_names, delta_asks, names, node};
 
 /// A resource of each type that has a service, all of them named `r/x`.
 const RESOURCES: &str = "selector: {node_id: n}
@@ -262,4 +263,28 @@ async fn a_type_that_nobody_knows_is_served_by_its_bytes_in_both_variants() {
     assert_eq!((changed, removed), (vec![b"bye.".to_vec()], vec!["b".to_owned()]), "changes of it are followed");
     daemon.eventually("/push", |text| text.contains("\"pending\": 0")).await;
     daemon.terminate().await;
+}
+
+/// `--no-legacy-wildcard`: as gRPC's clients do, some nodes mean nothing by an empty list.
+#[tokio::test]
+async fn an_empty_list_of_nodes_that_go_by_names_asks_for_nothing() {
+    let folder = Folder::new(&[("clusters.yaml", &cluster("a", 1))]);
+    let daemon = Daemon::start(&folder, &["--no-legacy-wildcard", "{node_id: named}"]).await;
+    for (id, expected) in [("named", &[][..]), ("other", &["a"])] {
+        let page = "/v3/discovery:clusters";
+        let body = format!("{{\"node\": {{\"id\": {id:?}}}}}");
+        let (status, polled) = daemon.post(page, "", &body).await;
+        let has_it = polled.contains("\"name\":\"a\"");
+        assert_eq!((status, has_it), (200, !expected.is_empty()), "{id} polls without names: {polled}");
+        let mut delta = daemon.delta().await;
+        delta.send(delta_asks(id, CLUSTER)).await;
+        assert_eq!(names(&delta.next().await), expected, "{id} asks for nothing by name, in delta");
+        let mut sotw = daemon.sotw().await;
+        sotw.send(asks(id, CLUSTER)).await;
+        if expected.is_empty() {
+            assert!(sotw.is_quiet().await, "{id} asks for nothing by name");
+            sotw.send(DiscoveryRequest { resource_names: vec!["*".to_owned()], ..asks(id, CLUSTER) }).await;
+        }
+        assert_eq!(cluster_names(&sotw.next().await.resources), ["a"], "{id} asks for everything");
+    }
 }
