@@ -229,3 +229,30 @@ fn what_came_while_the_wildcard_was_given_up_and_taken_again_is_removed_once_it_
     peer.delta_answer(CLUSTER, &nonce, None);
     peer.expect_silence();
 }
+
+/// xDS: a server cannot know what of a refused response a client has applied (Envoy applies the good part), and a client ignores
+/// the removal of what it does not have.
+#[test]
+fn what_was_refused_and_never_held_is_removed_by_name_once_it_is_gone() {
+    for features in [&[][..], &[crate::PARTIAL_ACK]] {
+        for subscribe in [&[][..], &["a", "b"]] {
+            let mut peer = Peer::with_features(Variant::Delta, clusters(&["a=bad", "b=1"]), features);
+            peer.delta(CLUSTER, subscribe, &[]);
+            let nonce = peer.expect("Cluster a=bad b=1");
+            assert_eq!(peer.delta_answer(CLUSTER, &nonce, Some("Cluster/a: type: wrong")), Heard::Nack);
+            peer.expect_silence();
+            peer.publish(clusters(&["b=1"]));
+            let mut seen = Vec::new();
+            while let Some((response, nonce)) = peer.poll() {
+                peer.delta_answer(CLUSTER, &nonce, None);
+                seen.push(response);
+            }
+            assert!(seen.join(" ").contains("-a"), "{features:?}, {subscribe:?}: expected -a, saw {seen:?}");
+            assert_eq!(peer.status(CLUSTER), "b=Synced", "{features:?}, {subscribe:?}: nothing is left of the refusal");
+            // Who comes back without it is not told that it is gone, unless it asks for the name.
+            peer.reconnect(Variant::Delta);
+            peer.delta_with(CLUSTER, subscribe, &[("b", &version_of(CLUSTER, "b=1"))]);
+            peer.expect(if subscribe.is_empty() { "Cluster" } else { "Cluster -a" });
+        }
+    }
+}
