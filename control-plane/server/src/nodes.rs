@@ -386,7 +386,9 @@ impl Attached {
     ) -> Result<Heard, RequestError> {
         let mut state = self.node.state.lock();
         state.session.tell_time(self.node.begun.elapsed());
+        let unknown = state.session.unknown_types();
         let heard = on_request(&mut state.session, self.stream);
+        self.control.metrics.unknown_types.add_many(state.session.unknown_types() - unknown);
         drop(state);
         self.control.nodes.moved(&self.node);
         heard

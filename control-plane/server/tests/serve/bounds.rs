@@ -256,3 +256,26 @@ async fn a_stream_that_is_not_read_is_reset_and_others_of_its_connection_go_on()
     assert_eq!(count(&daemon, "slow_readers_total").await, 1);
     daemon.terminate().await;
 }
+
+#[tokio::test]
+async fn types_that_nobody_knows_are_counted_and_others_of_which_there_is_nothing_are_not() {
+    let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
+    let daemon = Daemon::start(&folder, &[]).await;
+    let mut stream = daemon.delta().await;
+    for (asked, (type_url, expected)) in
+        [("no.such.Type", 1), ("no.other.Type", 2), ("no.such.Type", 2)].into_iter().enumerate()
+    {
+        stream.send(delta_asks("n", &format!("type.googleapis.com/{type_url}"))).await;
+        if asked < 2 {
+            stream.next().await;
+        }
+        stream.send(delta_asks("n", CLUSTER_LOAD_ASSIGNMENT)).await;
+        stream.send(delta_asks("n", CLUSTER)).await;
+        if asked == 0 {
+            stream.next().await;
+            stream.next().await;
+        }
+        let metric = format!("culvert_control_unknown_types_total {expected}\n");
+        daemon.eventually("/metrics", |text| text.contains(&metric)).await;
+    }
+}

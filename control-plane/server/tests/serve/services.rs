@@ -153,7 +153,7 @@ async fn every_discovery_method_and_path_of_the_api_is_answered_with_its_type() 
     let counts = (count(Kind::Stream), count(Kind::Delta), count(Kind::Fetch), polled);
     assert_eq!(counts, (9, 11, 8, 8), "streams, deltas, fetches and paths: {}", shown.join("\n"));
     for method in &methods {
-        let asked = method.of.as_deref().unwrap_or(culvert_api::type_url::CLUSTER);
+        let asked = method.of.as_deref().unwrap_or(CLUSTER);
         assert_eq!(types(&daemon, method, asked).await, [asked], "{method:?}");
         let Some(path) = &method.rest else { continue };
         let request = json!({ "node": { "id": "n" }, "resource_names": [NAME] });

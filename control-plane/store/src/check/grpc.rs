@@ -223,9 +223,11 @@ impl Found {
             }
             for (index, endpoint) in group.lb_endpoints.iter().enumerate() {
                 let Some(HostIdentifier::Endpoint(endpoint)) = &endpoint.host_identifier else { continue };
-                let address = endpoint.address.as_ref().and_then(shown);
-                if address.is_some_and(|address| !addresses.insert(address)) {
-                    self.add(format!("{path}.lb_endpoints[{index}]"), "its address stands here twice (gRFC A27)");
+                let others = endpoint.additional_addresses.iter().filter_map(|other| other.address.as_ref());
+                let mut all = endpoint.address.iter().chain(others).filter_map(shown);
+                if let Some(address) = all.find(|address| !addresses.insert(address.clone())) {
+                    let path = format!("{path}.lb_endpoints[{index}]");
+                    self.add(path, format!("its address {address} stands here twice (gRFCs A27, A61)"));
                 }
             }
         }

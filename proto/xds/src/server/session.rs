@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use culvert_api::envoy::config::core::v3::Node;
 use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
-use culvert_api::type_url;
+use culvert_api::{pool, type_url};
 
 use super::memory::Memory;
 use super::response::Nonce;
@@ -53,6 +53,8 @@ pub struct Session {
     staging: Staging,
     /// Counts changes of what is served that nobody told the session: other streams have to look again.
     steps: u64,
+    /// Subscriptions to types that nobody here knows.
+    unknown_types: usize,
     /// The time that the caller said last.
     now: Duration,
     /// What ended a change is forgotten: the node starts anew, and gets it once more.
@@ -92,6 +94,7 @@ impl Session {
             node,
             staging: Staging::new(snapshot),
             steps: 0,
+            unknown_types: 0,
             now: Duration::ZERO,
             retry: false,
             streams: BTreeMap::new(),
@@ -121,6 +124,13 @@ impl Session {
     #[must_use]
     pub fn steps(&self) -> u64 {
         self.steps
+    }
+
+    /// How often a stream began to ask for a type that is neither served nor one of the API: somebody's mistake, or a client of
+    /// another control plane.
+    #[must_use]
+    pub fn unknown_types(&self) -> usize {
+        self.unknown_types
     }
 
     /// Attaches a stream.
@@ -366,6 +376,7 @@ impl Session {
             }
             None => {
                 if self.staging.target().of_type(type_url).is_none() {
+                    self.unknown_types += usize::from(pool::message(type_url).is_none());
                     tracing::info!(node = self.node.id, type_url, "asked for a type of which there is nothing");
                 }
                 let parked = self.parked.remove_entry(type_url).map(|(url, parked)| (url, parked.memory));

@@ -136,6 +136,12 @@ fn what_grpc_refuses_is_an_error_for_its_nodes() {
     let inspector = format!(
         ", listener_filters: [{{name: i, typed_config: {{{AT}.extensions.filters.listener.tls_inspector.v3.TlsInspector}}}}]"
     );
+    let dual = |other: &str, of: &str, port: u16| {
+        locality(of, 0, port).replace(
+            &format!("port_value: {port}}}}}"),
+            &format!("port_value: {port}}}}}, additional_addresses: [{{address: {{socket_address: {{address: \"{other}\", port_value: 1}}}}}}]"),
+        )
+    };
     let two = |a: String, b: String| assignment(&format!("{a}, {b}"));
     let weightless = locality("a", 0, 1).replace(" load_balancing_weight: 1,", "");
     for (resource, expected) in [
@@ -167,7 +173,13 @@ fn what_grpc_refuses_is_an_error_for_its_nodes() {
         (two(locality("a", 0, 1), locality("a", 0, 2)), "endpoints[1].locality: stands here twice".to_owned()),
         (
             two(locality("a", 0, 1), locality("b", 0, 1)),
-            "endpoints[1].lb_endpoints[0]: its address stands here twice".to_owned(),
+            "endpoints[1].lb_endpoints[0]: its address 127.0.0.1:1 stands here twice".to_owned(),
+        ),
+        // Other addresses of an endpoint (A61) count as its own.
+        (assignment(&dual("127.0.0.1", "a", 1)), "endpoints[0].lb_endpoints[0]: its address 127.0.0.1:1".to_owned()),
+        (
+            two(dual("::1", "a", 1), dual("::1", "b", 2)),
+            "endpoints[1].lb_endpoints[0]: its address [::1]:1 stands here twice".to_owned(),
         ),
         (two(locality("a", 0, 1), locality("a", 2, 2)), "endpoints: there is no locality of priority 1".to_owned()),
     ] {

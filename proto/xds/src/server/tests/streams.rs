@@ -68,6 +68,7 @@ fn an_unknown_type_keeps_the_stream() {
     assert_eq!(response.removed().iter().map(|name| &**name).collect::<Vec<_>>(), ["x"]);
     session.on_delta_request(StreamId(1), &delta(CLUSTER, &[], &[])).unwrap();
     assert!(session.poll_response(Duration::ZERO).is_some(), "the stream still serves clusters");
+    assert_eq!(session.unknown_types(), 1, "that there are no clusters is no mistake of who asks for them");
 }
 
 #[test]
