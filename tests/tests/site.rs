@@ -1,12 +1,14 @@
 //! The main job: the site of configs/ under load while parts of it change, die and come back.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, ensure};
 use culvert_tests::Result;
 use culvert_tests::client::get;
 use culvert_tests::load::Load;
 use culvert_tests::process::Daemon;
 use culvert_tests::site::{Port, Running, Site};
-use culvert_tests::wait::{PATIENCE, eventually};
+use culvert_tests::wait::{PATIENCE, eventually, within};
 
 /// Runs a scenario on a site; a failure comes with the logs of all daemons.
 async fn on_site(scenario: impl AsyncFnOnce(&mut Running) -> Result) -> Result {
@@ -205,7 +207,42 @@ async fn without_a_control_plane_at_start_the_static_resources_serve_at_once() -
     let path = site.folder().join("cloud.yaml");
     let with_fallback = fallback(site.address(Port::Gateway).port(), backend.address.port());
     std::fs::write(&path, std::fs::read_to_string(&path)?.replace("  clusters:\n", &with_fallback))?;
+    let began = Instant::now();
     let mut cloud = site.start_proxy("cloud")?;
     site.answered_by(Port::Gateway, "backend-1").await.with_context(|| cloud.output())?;
+    site.ready(&mut cloud, Port::CloudAdmin).await?;
+    let after = began.elapsed();
+    ensure!(after < INITIAL_FETCH, "what can serve is not held back: expected /ready sooner, saw it after {after:?}");
+    cloud.terminate(PATIENCE).await
+}
+
+/// For so long a control plane is waited for by who has nothing to serve.
+const INITIAL_FETCH: Duration = Duration::from_secs(15);
+
+#[tokio::test]
+async fn without_a_control_plane_and_without_a_listener_the_proxy_says_what_it_waits_for_until_it_waited_long_enough()
+-> Result {
+    let site = Site::lay_out()?;
+    let began = Instant::now();
+    let mut cloud = site.start_proxy("cloud")?;
+    eventually("it is not ready", async || {
+        let answer = get(site.address(Port::CloudAdmin), "/ready").await?;
+        let text = answer.text();
+        ensure!(answer.status == 503 && text.contains("waits for dynamic configuration"), "{} {text}", answer.status);
+        Ok(())
+    })
+    .await
+    .with_context(|| cloud.output())?;
+    within(2 * INITIAL_FETCH, "it is ready", async || {
+        let answer = get(site.address(Port::CloudAdmin), "/ready").await?;
+        ensure!(answer.status == 200, "{} {}", answer.status, answer.text());
+        Ok(())
+    })
+    .await?;
+    let after = began.elapsed();
+    ensure!(
+        after >= INITIAL_FETCH,
+        "nothing could serve: expected /ready after {INITIAL_FETCH:?}, saw it after {after:?}"
+    );
     cloud.terminate(PATIENCE).await
 }

@@ -1,5 +1,7 @@
 //! How long a resource is waited for, and how long it lives.
 
+use culvert_api::type_url::{EXTENSION_CONFIG, SCOPED_ROUTE_CONFIGURATION, TUNNEL_AGENT, TUNNEL_POLICY};
+
 use super::*;
 
 #[test]
@@ -65,15 +67,38 @@ fn with_ttl(name: &str, ttl: Option<i64>, body: Option<Any>) -> Wrapper {
     Wrapper { name: name.into(), version: "1".into(), ttl, resource: body, ..Wrapper::default() }
 }
 
+#[test]
+fn a_ttl_is_one_whatever_the_type() {
+    for of in [TUNNEL_AGENT, TUNNEL_POLICY, SCOPED_ROUTE_CONFIGURATION, EXTENSION_CONFIG] {
+        for variant in [Variant::Sotw, Variant::Delta] {
+            let mut client = client(variant);
+            client.watch(of, Interest { wildcard: of != EXTENSION_CONFIG, ..names(&["a", "b"]) });
+            assert!(client.poll_request(NOW).is_some(), "the first request");
+            let both = [with_ttl("a", Some(10), Some(any(of, "a"))), with_ttl("b", None, Some(any(of, "b")))];
+            accept_of(of, &mut client, variant, "1", both.into());
+            assert_eq!(client.poll_timeout(NOW), None, "{of}, {variant:?}: nothing has expired");
+            let expired = Missing { type_url: of.into(), name: "a".into(), why: Absence::Expired };
+            assert_eq!(client.poll_timeout(NOW + Duration::from_secs(10)), Some(expired), "{of}, {variant:?}");
+            let held: Vec<&str> = client.held(of).map(|(name, _)| &**name).collect();
+            assert_eq!(held, ["b"], "{of}, {variant:?}: what has expired is not held");
+        }
+    }
+}
+
 /// Takes wrapped resources as a response of the client's variant, and accepts them.
 fn accept(client: &mut Client, variant: Variant, nonce: &str, wrappers: Vec<Wrapper>) {
+    accept_of(EDS, client, variant, nonce, wrappers);
+}
+
+/// The same, of another type.
+fn accept_of(of: &str, client: &mut Client, variant: Variant, nonce: &str, wrappers: Vec<Wrapper>) {
     let _ack = match variant {
         Variant::Sotw => {
             let wrap = |wrapper: Wrapper| Any { type_url: RESOURCE.into(), value: wrapper.encode_to_vec().into() };
-            client.on_response(sotw(EDS, "v", nonce, wrappers.into_iter().map(wrap).collect())).unwrap().ack()
+            client.on_response(sotw(of, "v", nonce, wrappers.into_iter().map(wrap).collect())).unwrap().ack()
         }
         Variant::Delta => {
-            let response = DeltaDiscoveryResponse { resources: wrappers, ..delta(EDS, nonce, &[], &[]) };
+            let response = DeltaDiscoveryResponse { resources: wrappers, ..delta(of, nonce, &[], &[]) };
             client.on_delta_response(response).unwrap().ack()
         }
     };

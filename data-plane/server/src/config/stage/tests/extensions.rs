@@ -7,7 +7,7 @@ const HCM: &str =
     "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 
 /// A listener whose filter `f` comes by name; `more` are further fields of the source.
-fn asking(name: &str, more: &str) -> String {
+pub(super) fn asking(name: &str, more: &str) -> String {
     format!(
         "name: {name}\naddress: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}\nfilter_chains:\n\
          - filters:\n\
@@ -19,7 +19,7 @@ fn asking(name: &str, more: &str) -> String {
     )
 }
 
-fn tcp(name: &str, cluster: &str) -> String {
+pub(super) fn tcp(name: &str, cluster: &str) -> String {
     format!("name: {name}\ntyped_config: {{'@type': {TCP}, stat_prefix: t, cluster: {cluster}}}")
 }
 

@@ -13,7 +13,7 @@ fn world() -> World {
 }
 
 /// A listener that goes by scopes.
-fn scoped(name: &str, more: &str) -> String {
+pub(super) fn scoped(name: &str, more: &str) -> String {
     let ads = "{ads: {}, resource_api_version: V3}";
     listener(name, "r").replace(
         &format!("rds: {{route_config_name: r, config_source: {ads}}}"),
@@ -25,7 +25,7 @@ fn scoped(name: &str, more: &str) -> String {
     )
 }
 
-fn scope(name: &str, key: &str, more: &str) -> String {
+pub(super) fn scope(name: &str, key: &str, more: &str) -> String {
     format!("name: {name}\nroute_configuration_name: r-{name}\nkey: {{fragments: [{{string_key: '{key}'}}]}}{more}")
 }
 
