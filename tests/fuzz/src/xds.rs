@@ -1,4 +1,5 @@
-//! Responses of a control plane, until they are values.
+//! Responses of a control plane, until they are values. How they go on from there is no library's: it is judged with seeds, in
+//! the tests of the proxy's stage (`config/stage/tests/hostile.rs`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -48,6 +48,8 @@ impl Publisher {
             let publication = self.shared.stage.lock().publish(self.shared.started.elapsed());
             self.announce(&publication);
             if publication.steps.is_empty() {
+                // What was given up before it came into force may have referred to something.
+                self.shared.tell_what_is_wanted();
                 let answers = self.shared.stage.lock().take_answers();
                 for (wanted, name) in answers {
                     self.shared.demands.answer(wanted, &name);

@@ -274,30 +274,43 @@ impl Stage {
     /// Removes what nobody refers to any more. Not at once: what is referred to again before the control plane was told
     /// that it is no longer wanted would not be sent again. Returns what was never in force and is to be forgotten.
     fn sweep(&mut self, now: Duration) -> Vec<Key> {
-        let referred = self.take_referred();
-        self.missing.retain(|key| referred.contains(key));
-        let Self { slots, busy, .. } = self;
-        let gone = |key: &Key| slots.get(key).is_none_or(|slot| slot.wanted.is_none() && slot.active.is_none());
-        let empty: Vec<Key> = busy.iter().filter(|key| gone(key)).cloned().collect();
-        for key in &empty {
-            slots.remove(key);
-            busy.remove(key);
+        let mut gone = Vec::new();
+        // What is given up may have been all that refers to something else.
+        while self.sweep_once(now, &mut gone) {
+            self.referred += 1;
         }
-        for key in busy.iter().filter(|key| is_by_reference(key.0)) {
-            let Some(slot) = slots.get_mut(key) else { continue };
-            if slot.fixed || slot.wanted.is_none() || is_referred(&referred, key) {
-                slot.unreferenced = None;
-            } else if now >= *slot.unreferenced.get_or_insert(now) + LINGER {
-                (slot.wanted, slot.gone, slot.unreferenced) = (None, now, None);
-            }
-        }
-        self.known.1 = referred;
         if !self.unannounced.is_empty() {
             let candidates = self.slots.values().filter_map(|slot| slot.wanted.as_ref());
             let named: BTreeSet<Name> = candidates.flat_map(|one| references::clusters(&one.resource)).collect();
             self.unannounced.retain(|name, _| named.contains(name));
         }
-        empty
+        gone
+    }
+
+    /// True: what is referred to is no longer what it was.
+    fn sweep_once(&mut self, now: Duration, gone: &mut Vec<Key>) -> bool {
+        let referred = self.take_referred();
+        self.missing.retain(|key| referred.contains(key));
+        let Self { slots, busy, .. } = self;
+        let is_gone = |key: &Key| slots.get(key).is_none_or(|slot| slot.wanted.is_none() && slot.active.is_none());
+        let empty: Vec<Key> = busy.iter().filter(|key| is_gone(key)).cloned().collect();
+        for key in &empty {
+            slots.remove(key);
+            busy.remove(key);
+        }
+        gone.extend(empty);
+        let mut changes = false;
+        for key in busy.iter().filter(|key| is_by_reference(key.0)) {
+            let Some(slot) = slots.get_mut(key) else { continue };
+            if slot.fixed || slot.wanted.is_none() || is_referred(&referred, key) {
+                slot.unreferenced = None;
+            } else if now >= *slot.unreferenced.get_or_insert(now) + LINGER {
+                changes |= references_of(slot.wanted.as_ref()) != references_of(slot.active.as_ref());
+                (slot.wanted, slot.gone, slot.unreferenced) = (None, now, None);
+            }
+        }
+        self.known.1 = referred;
+        changes
     }
 
     /// What is referred to now. Whoever takes it puts it back.

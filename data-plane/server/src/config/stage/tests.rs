@@ -4,6 +4,7 @@ mod deletions;
 mod expiry;
 mod extensions;
 mod floods;
+mod hostile;
 mod on_demand;
 mod swaps;
 
