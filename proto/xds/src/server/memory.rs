@@ -1,6 +1,6 @@
 //! What a node accepted and refused of one type. Outlives the stream on which it did.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +23,8 @@ pub(crate) struct Memory {
     pub(crate) now: Duration,
     /// What it accepted before it came back without saying so: it may still refer to it.
     doubtful: BTreeMap<Name, Arc<Resource>>,
+    /// What it said to hold in contents that are not known here.
+    foreign: BTreeSet<Name>,
     refused: BTreeMap<Name, Refusal>,
     /// Refusals of whole responses.
     together: u64,
@@ -75,6 +77,16 @@ impl Memory {
         self.accepted.get(name).or_else(|| self.doubtful.get(name))
     }
 
+    /// Whether the node came with a content of its own under this name.
+    pub(crate) fn is_foreign(&self, name: &str) -> bool {
+        self.foreign.contains(name)
+    }
+
+    /// The node says what it holds: of these it has contents of its own.
+    pub(crate) fn set_foreign(&mut self, names: BTreeSet<Name>) {
+        self.foreign = names;
+    }
+
     pub(crate) fn accepted_at(&self, name: &str) -> Option<Duration> {
         self.accepted.get(name).map(|_| self.accepted_at.get(name).copied().unwrap_or(self.since))
     }
@@ -98,6 +110,7 @@ impl Memory {
         self.refused.remove(&name);
         self.released.remove(&name);
         self.doubtful.remove(&name);
+        self.foreign.remove(&name);
         if let Some(resource) = resource {
             if self.accepted.iter().next().is_none() {
                 self.since = self.now;
@@ -120,6 +133,7 @@ impl Memory {
         self.since = self.now;
         self.accepted_at.clear();
         self.doubtful.clear();
+        self.foreign.clear();
         self.forget_refusals();
     }
 
@@ -211,6 +225,7 @@ impl Memory {
         self.accepted.remove(name);
         self.accepted_at.remove(name);
         self.doubtful.remove(name);
+        self.foreign.remove(name);
         self.refused.remove(name);
         self.released.remove(name);
     }
@@ -247,6 +262,7 @@ impl Memory {
         self.accepted.retain(|name, _| keep(name));
         self.accepted_at.retain(|name, _| keep(name));
         self.doubtful.retain(|name, _| keep(name));
+        self.foreign.retain(|name| keep(name));
         self.refused.retain(|name, _| keep(name));
         self.released.retain(|name, _| keep(name));
     }

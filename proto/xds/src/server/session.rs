@@ -202,15 +202,19 @@ impl Session {
         self.check_node(request.node.as_ref())?;
         let settings = self.settings();
         let is_stranger = !request.initial_resource_versions.is_empty() && self.held().next().is_none();
+        if is_stranger {
+            self.meet();
+        }
+        let meeting = self.staging.is_meeting();
         let (subscription, set) = self.subscription(stream, Variant::Delta, &request.type_url)?;
         let withheld = subscription.withholds_any();
+        let brings_clusters = meeting && &*subscription.type_url == type_url::CLUSTER && !subscription.is_started();
         let heard = subscription.on_delta_request(request, &set, settings)?;
+        let assignments = if brings_clusters { subscription.referred_of_news(&set) } else { Vec::new() };
         let refused = subscription.refused();
         let (holds_back, refuses_nothing) = (!withheld && subscription.withholds_any(), subscription.refuses_nothing());
         self.retry |= refuses_nothing && self.halted_by(&refused.0);
-        if is_stranger {
-            self.await_what_refers();
-        }
+        self.staging.add_assignments(assignments);
         if holds_back {
             self.hold_back();
         }
@@ -270,6 +274,9 @@ impl Session {
     fn next(&mut self, stream: StreamId) -> Option<Response> {
         let Stream { subscriptions, nonce, .. } = self.streams.get_mut(&stream)?;
         let response = subscriptions.iter_mut().find_map(|subscription| {
+            if self.staging.withholds(&subscription.type_url) {
+                return None;
+            }
             let set = self.staging.served().of_type(&subscription.type_url).unwrap_or(&self.nothing);
             subscription.memory.now = self.now;
             subscription.next(set, || nonce.advance(), &self.config.control_plane)

@@ -8,7 +8,7 @@ use culvert_api::type_url;
 
 use crate::Name;
 use crate::resource::TypeUrl;
-use crate::snapshot::{Bridge, Snapshot};
+use crate::snapshot::{Bridge, Snapshot, is_referred_to};
 
 /// How far a node is on the way to what it should hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub(crate) struct Staging {
     stage: Stage,
     /// Assignments of clusters that earlier changes brought, which were not over when the present one began.
     carried: BTreeSet<Name>,
+    /// The node came with contents of its own, and was not sent yet what refers to others.
+    meeting: bool,
 }
 
 #[derive(Debug)]
@@ -67,7 +69,7 @@ pub(crate) enum Answers {
 
 impl Staging {
     pub(crate) fn new(target: Arc<Snapshot>) -> Self {
-        Self { served: Arc::clone(&target), target, stage: Stage::Settled, carried: BTreeSet::new() }
+        Self { served: Arc::clone(&target), target, stage: Stage::Settled, carried: BTreeSet::new(), meeting: false }
     }
 
     /// What the node should hold.
@@ -127,6 +129,34 @@ impl Staging {
         self.carried.retain(|name| has_assignment(served, name));
     }
 
+    /// A node came that this session does not know, with contents of its own: it is led from those as in any change. What is
+    /// referred to comes first, and what refers to it when the former was answered.
+    pub(crate) fn meet(&mut self, now: Duration) {
+        let mut types = self.target.types();
+        let may_lack = types.any(|(type_url, set)| is_referred_to(type_url) && !set.is_empty());
+        if may_lack && !self.meeting {
+            // Wherever a change was: nobody has got anything of it.
+            let bridge = Arc::new(Bridge::over(&self.target));
+            self.served = Arc::clone(&self.target);
+            self.stage = Stage::Adding(Step { bridge, since: now, quiet_since: None });
+            self.meeting = true;
+        }
+    }
+
+    pub(crate) fn is_meeting(&self) -> bool {
+        self.meeting
+    }
+
+    /// Whether nothing of this type is sent yet.
+    pub(crate) fn withholds(&self, type_url: &str) -> bool {
+        self.meeting && !is_referred_to(type_url)
+    }
+
+    /// Clusters that the node did not come with need these.
+    pub(crate) fn add_assignments(&mut self, names: Vec<Name>) {
+        self.carried.extend(names);
+    }
+
     /// The node came with something that is gone since, of which this session knew nothing: that is taken away as in any
     /// change, after what refers to it was answered. Waits no longer than any other step, also if that step's time ran out
     /// while the node was away.
@@ -181,8 +211,8 @@ impl Staging {
         }
     }
 
-    /// Ends the step if it is over. True: what is served changed.
-    pub(crate) fn advance(&mut self, answers: &Answers, limits: &Limits, now: Duration) -> bool {
+    /// Ends the step if it is over. True: what is served changed. `keeps`: something that the node came with waits to be removed.
+    pub(crate) fn advance(&mut self, answers: &Answers, keeps: bool, limits: &Limits, now: Duration) -> bool {
         let late = self.is_late(limits, now);
         match (&mut self.stage, answers) {
             (Stage::Settled | Stage::Halted { .. }, _) => false,
@@ -194,7 +224,9 @@ impl Staging {
             (Stage::Adding(step), _) => {
                 let bridge = Arc::clone(&step.bridge);
                 self.served = Arc::clone(&bridge.switched);
-                self.stage = Stage::Switching(Step { bridge, since: now, quiet_since: None });
+                let is_over = std::mem::take(&mut self.meeting) && !keeps && bridge.leads_nowhere();
+                let switching = Stage::Switching(Step { bridge, since: now, quiet_since: None });
+                self.stage = if is_over { Stage::Settled } else { switching };
                 true
             }
             (Stage::Switching(step), Answers::Awaited) if !late => {
@@ -217,7 +249,7 @@ impl Staging {
     /// True: it does end it.
     pub(crate) fn on_refusal(&mut self, type_url: &TypeUrl, reason: &Arc<str>) -> bool {
         let counts = match &self.stage {
-            Stage::Adding(_) => crate::snapshot::is_referred_to(type_url),
+            Stage::Adding(_) => is_referred_to(type_url),
             Stage::Switching(_) => true,
             Stage::Settled | Stage::Halted { .. } => false,
         };

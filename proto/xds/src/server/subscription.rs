@@ -132,8 +132,8 @@ impl Subscription {
     /// Why the node refused a resource as it is in `set`, of one that it has as `held` says.
     pub(crate) fn refused_and(&self, set: &TypeSet, held: Held) -> Option<Arc<str>> {
         let is_held_so = |name: &Name| match held {
-            Held::Never => self.memory.accepted(name).is_none(),
-            Held::Older => self.memory.accepted_once(name).is_some(),
+            Held::Never => self.memory.accepted(name).is_none() && !self.memory.is_foreign(name),
+            Held::Older => self.memory.accepted_once(name).is_some() || self.memory.is_foreign(name),
         };
         self.memory.refused_names().find_map(|name| {
             let refusal = self.memory.refusal(name, self.lookup(set, name)?)?;
@@ -149,6 +149,17 @@ impl Subscription {
                 self.due.insert(name);
             }
         }
+    }
+
+    /// Whether a request began it.
+    pub(crate) fn is_started(&self) -> bool {
+        self.started
+    }
+
+    /// What those resources of `set` refer to that the node does not have as they are.
+    pub(crate) fn referred_of_news(&self, set: &TypeSet) -> Vec<Name> {
+        let is_news = |resource: &&Arc<Resource>| self.sent.get(resource.name()) != Some(&resource.version());
+        set.resources().filter(is_news).filter_map(|resource| resource.referred()).cloned().collect()
     }
 
     /// Whether removals wait for what refers to them.
@@ -275,6 +286,7 @@ impl Subscription {
         }
         self.memory.confirm(|name, version| held.get(name).is_some_and(|held| Version::parse(held) == version));
         change.added.retain(|name| !held.contains_key(&**name));
+        let mut foreign = BTreeSet::new();
         for (name, version) in held {
             if !self.interest.covers(name) {
                 continue;
@@ -285,8 +297,11 @@ impl Subscription {
             self.sent.insert(Arc::clone(&name), version);
             if let Some(resource) = self.lookup(set, &name).filter(|resource| resource.version() == version) {
                 self.memory.accept((name, Some(Arc::clone(resource))));
+            } else {
+                foreign.insert(name);
             }
         }
+        self.memory.set_foreign(foreign);
         self.sent.rebase(set, held.len());
         self.memory.rebase(set, held.len());
     }

@@ -95,6 +95,11 @@ impl Bridge {
         }
     }
 
+    /// See [`Bridge::over`].
+    pub(crate) fn leads_nowhere(&self) -> bool {
+        Arc::ptr_eq(&self.added, &self.reached)
+    }
+
     /// `added` and `switched` for who answers nothing: without marks of what is new to it and what it only keeps.
     pub(crate) fn unmarked(&self) -> &[Arc<Snapshot>; 2] {
         self.unmarked.get_or_init(|| [self.added.unmarked(), self.switched.unmarked()])

@@ -1,7 +1,6 @@
 //! Clusters and routes that change together, again and again, to a node that answers when it likes, refuses some and
 //! loses its connections: at no time does a route that it has lead to a cluster, or a cluster to an assignment, that it
-//! does not have. A server that forgets everything and serves something else takes nothing from a node (of delta) that its
-//! routes lead to; what is new comes as the node asks for it.
+//! does not have. The same holds of a node (of delta) that comes to a server which forgot everything and serves something else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,10 +25,6 @@ const SWAPPED: [&str; 3] = [CLUSTER, CLUSTER_LOAD_ASSIGNMENT, ROUTE_CONFIGURATIO
 const CLUSTERS: usize = 6;
 const ROUTES: [&str; 3] = ["r0", "r1", "r2"];
 const STEPS: usize = 600;
-/// From a restart of the server on, until everything is to be in order again.
-const RECOVERY: usize = 300;
-/// So many steps after one stream of a type its next may come, then.
-const ONE_BY_ONE: usize = 80;
 
 /// Contents by type and name.
 type Contents = BTreeMap<(&'static str, Name), Bytes>;
@@ -46,8 +41,6 @@ struct Swaps {
     held: Contents,
     /// Everything was there once: from then on it must stay so.
     complete: bool,
-    /// For so many steps more the node may have routes to what has not come yet: it came to a server that does not know it.
-    recovering: usize,
     messages: u64,
     refused: u64,
 }
@@ -123,7 +116,6 @@ impl Swaps {
             peers,
             held: BTreeMap::new(),
             complete: false,
-            recovering: 0,
             messages: 0,
             refused: 0,
         };
@@ -142,20 +134,14 @@ impl Swaps {
         self.now += Duration::from_millis(10);
         let peer = self.choices.below(self.peers.len());
         match self.choices.below(100) {
-            // What it refuses now it may lack for long: its routes did not wait for it.
-            0..6 => self.publish(if self.recovering > 0 { 0 } else { 15 }),
+            0..6 => self.publish(15),
             6..8 => self.disconnect(peer),
             8 if self.choices.percent(25) => self.restart_server(),
-            8..16 if self.recovering <= RECOVERY - peer * ONE_BY_ONE => self.connect(peer),
+            8..16 => self.connect(peer),
             16..36 => self.send_requests(peer),
             36..56 => self.send_responses(peer),
             56..78 => self.deliver_request(peer),
             _ => self.deliver_response(peer),
-        }
-        self.recovering = self.recovering.saturating_sub(1);
-        if self.recovering == 0 && !self.complete {
-            self.settle();
-            self.complete = true;
         }
     }
 
@@ -190,10 +176,8 @@ impl Swaps {
         for peer in 0..self.peers.len() {
             self.disconnect(peer);
         }
-        let snapshot = self.fill(Snapshot::builder(), 0);
+        let snapshot = self.fill(Snapshot::builder(), 15);
         self.session = session(Arc::clone(self.session.node()), Arc::new(snapshot));
-        self.complete = false;
-        self.recovering = RECOVERY;
     }
 
     /// Every route leads to a cluster; there are no other clusters. Of 100 new contents so many are refused.

@@ -25,7 +25,8 @@ impl Session {
             tracing::warn!(node = self.node.id, progress = ?self.progress(), "a change goes on without the node's answer");
             self.parked.values_mut().for_each(|parked| parked.awaited = false);
         }
-        let advanced = self.staging.advance(&answers, &limits, now);
+        let keeps = self.subscriptions().any(Subscription::withholds_any);
+        let advanced = self.staging.advance(&answers, keeps, &limits, now);
         self.steps += u64::from(advanced);
         if advanced && self.progress() == Progress::Settled {
             let all = self.streams.values_mut().flat_map(|stream| &mut stream.subscriptions);
@@ -48,7 +49,11 @@ impl Session {
 
     /// A node comes of which nothing is known but that it holds something. Nobody knows what it will ask for: whatever refers
     /// to something else and is served is waited for, as of a node that was here before.
-    pub(super) fn await_what_refers(&mut self) {
+    pub(super) fn meet(&mut self) {
+        if self.config.staging.is_some() {
+            self.staging.meet(self.now);
+            self.steps += 1;
+        }
         const REFERRING: [&str; 4] = [
             type_url::CLUSTER,
             type_url::LISTENER,

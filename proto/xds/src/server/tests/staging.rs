@@ -293,6 +293,18 @@ fn a_stranger_that_refuses_its_new_routes_keeps_what_the_old_ones_lead_to() {
 }
 
 #[test]
+fn a_stranger_keeps_what_its_own_routes_lead_to_also_when_others_come_between_those_that_it_refuses() {
+    let mut peer = stranger();
+    let nonce = peer.ask_for_what_refers(Duration::ZERO);
+    peer.delta_answer(ROUTE_CONFIGURATION, &nonce, Some("no"));
+    for routes in ["r=newer", "r=new"] {
+        peer.publish_next(&[(CLUSTER, "new=1"), (LISTENER, "l=1"), (ROUTE_CONFIGURATION, routes)]);
+    }
+    peer.expect_silence_at(10 * LATE);
+    assert!(matches!(peer.session.progress(), Progress::Halted { .. }), "{:?}", peer.session.progress());
+}
+
+#[test]
 fn a_change_while_a_stranger_is_waited_for_goes_through_and_takes_the_old_with_it() {
     let mut peer = stranger();
     let nonce = peer.ask_for_what_refers(Duration::ZERO);
@@ -306,11 +318,88 @@ fn a_change_while_a_stranger_is_waited_for_goes_through_and_takes_the_old_with_i
     peer.expect_at(REMOVAL, "Cluster -new -old");
 }
 
+/// All that a stranger asks for at once, what refers to others first.
+fn ask_for_all(peer: &mut Peer, clusters: &str, routes: &str) {
+    peer.delta_with(ROUTE_CONFIGURATION, &["r"], &[("r", &version_of(ROUTE_CONFIGURATION, routes))]);
+    peer.delta_with(LISTENER, &["*"], &[("l", &version_of(LISTENER, "l=1"))]);
+    let name = clusters.split_once('=').unwrap().0;
+    peer.delta_with(CLUSTER, &["*"], &[(name, &version_of(CLUSTER, clusters))]);
+}
+
 #[test]
-fn a_stranger_that_holds_nothing_that_is_gone_is_not_waited_for() {
-    let mut peer = Peer::new(Variant::Delta, snapshot(&[(CLUSTER, "a=2"), (CLUSTER, "b=1"), (LISTENER, "l=1")]));
-    peer.delta_with(CLUSTER, &["*"], &[("a", &version_of(CLUSTER, "a=1"))]);
-    peer.expect("Cluster a=2 b=1");
+fn what_is_new_to_a_stranger_comes_before_what_refers_to_it() {
+    let mut peer =
+        Peer::new(Variant::Delta, snapshot(&[(CLUSTER, "new=1"), (LISTENER, "l=1"), (ROUTE_CONFIGURATION, "r=new")]));
+    ask_for_all(&mut peer, "old=1", "r=old");
+    let clusters = peer.expect("Cluster new=1");
+    peer.expect_silence();
+    peer.delta_answer(CLUSTER, &clusters, None);
+    let listeners = peer.expect("Listener");
+    let routes = peer.expect("RouteConfiguration r=new");
+    peer.delta_answer(LISTENER, &listeners, None);
+    peer.delta_answer(ROUTE_CONFIGURATION, &routes, None);
+    peer.expect_silence();
+    peer.expect_at(REMOVAL, "Cluster -old");
+}
+
+#[test]
+fn a_stranger_asks_for_the_assignments_of_new_clusters_before_its_routes_lead_there() {
+    let mut builder = Snapshot::builder();
+    builder.insert(eds_cluster("new"));
+    builder.insert(resource(CLUSTER_LOAD_ASSIGNMENT, "new=1"));
+    builder.insert(resource(ROUTE_CONFIGURATION, "r=new"));
+    let mut peer = Peer::new(Variant::Delta, builder.build());
+    ask_for_all(&mut peer, "old=1", "r=old");
+    let clusters = peer.expect("Cluster new=");
+    // On a stream of its own the request for the assignments may come later.
+    peer.delta_answer(CLUSTER, &clusters, None);
+    peer.expect_silence();
+    peer.delta(CLUSTER_LOAD_ASSIGNMENT, &["new"], &[]);
+    let assignments = peer.expect("ClusterLoadAssignment new=1");
+    peer.expect_silence();
+    peer.delta_answer(CLUSTER_LOAD_ASSIGNMENT, &assignments, None);
+    peer.expect("Listener -l");
+    peer.expect("RouteConfiguration r=new");
+}
+
+#[test]
+fn a_stranger_that_refuses_a_new_cluster_keeps_its_routes() {
+    let mut peer =
+        Peer::new(Variant::Delta, snapshot(&[(CLUSTER, "new=1"), (LISTENER, "l=1"), (ROUTE_CONFIGURATION, "r=new")]));
+    ask_for_all(&mut peer, "old=1", "r=old");
+    let clusters = peer.expect("Cluster new=1");
+    peer.delta_answer(CLUSTER, &clusters, Some("no"));
+    peer.expect_silence_at(10 * LATE);
+    assert!(matches!(peer.session.progress(), Progress::Halted { .. }), "{:?}", peer.session.progress());
+    peer.publish_next(&[(CLUSTER, "newer=1"), (LISTENER, "l=1"), (ROUTE_CONFIGURATION, "r=newer")]);
+    let clusters = peer.expect("Cluster newer=1");
+    peer.expect_silence();
+    peer.delta_answer(CLUSTER, &clusters, None);
+    peer.expect("Listener");
+    peer.expect("RouteConfiguration r=newer");
+}
+
+#[test]
+fn a_stranger_that_does_not_answer_for_clusters_is_waited_for_so_long() {
+    let mut peer =
+        Peer::new(Variant::Delta, snapshot(&[(CLUSTER, "new=1"), (LISTENER, "l=1"), (ROUTE_CONFIGURATION, "r=new")]));
+    peer.delta_with(ROUTE_CONFIGURATION, &["r"], &[("r", &version_of(ROUTE_CONFIGURATION, "r=old"))]);
+    peer.expect_silence_at(LATE - REMOVAL);
+    assert_eq!(peer.session.poll_timeout(peer.stream), Some(LATE));
+    peer.expect_at(LATE, "RouteConfiguration r=new");
+}
+
+#[test]
+fn a_stranger_that_holds_what_there_is_waits_for_its_own_answers_and_for_nothing_else() {
+    let same = [(CLUSTER, "c=1"), (LISTENER, "l=1"), (ROUTE_CONFIGURATION, "r=c")];
+    let mut peer = Peer::new(Variant::Delta, snapshot(&same));
+    ask_for_all(&mut peer, "c=1", "r=c");
+    for (of, seen) in [(CLUSTER, "Cluster"), (LISTENER, "Listener"), (ROUTE_CONFIGURATION, "RouteConfiguration")] {
+        let nonce = peer.expect(seen);
+        peer.delta_answer(of, &nonce, None);
+    }
+    peer.expect_silence();
+    peer.expect_silence_at(REMOVAL);
     assert_eq!(peer.session.progress(), Progress::Settled);
     assert_eq!(peer.session.poll_timeout(peer.stream), None);
 }
