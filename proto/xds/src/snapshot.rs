@@ -16,7 +16,7 @@ use crate::resource::{Resource, TypeUrl, Version, put_field};
 use crate::{Name, xdstp};
 
 use bridge::Bridges;
-pub(crate) use bridge::{Bridge, is_referred_to, is_removed_last};
+pub(crate) use bridge::{Bridge, is_referred_to, is_removed_last, refers};
 
 /// Everything that is served to a node, by type. Immutable; nodes with equal sets share one.
 #[derive(Debug, Clone, Default)]

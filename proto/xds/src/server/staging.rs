@@ -8,7 +8,7 @@ use culvert_api::type_url;
 
 use crate::Name;
 use crate::resource::TypeUrl;
-use crate::snapshot::{Bridge, Snapshot, is_referred_to};
+use crate::snapshot::{Bridge, Snapshot, is_referred_to, refers};
 
 /// How far a node is on the way to what it should hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,9 +147,10 @@ impl Staging {
         self.meeting
     }
 
-    /// Whether nothing of this type is sent yet.
+    /// Whether nothing of this type is sent yet. (Types of which nobody knows here that they refer to anything never wait: a
+    /// client of theirs may not even ask for clusters.)
     pub(crate) fn withholds(&self, type_url: &str) -> bool {
-        self.meeting && !is_referred_to(type_url)
+        self.meeting && refers(type_url)
     }
 
     /// Clusters that the node did not come with need these.

@@ -17,6 +17,18 @@ pub(crate) fn is_referred_to(type_url: &str) -> bool {
     )
 }
 
+/// What leads requests to clusters, and decides over them by what it refers to.
+pub(crate) fn refers(type_url: &str) -> bool {
+    matches!(
+        type_url,
+        type_url::LISTENER
+            | type_url::SCOPED_ROUTE_CONFIGURATION
+            | type_url::ROUTE_CONFIGURATION
+            | type_url::VIRTUAL_HOST
+            | type_url::EXTENSION_CONFIG
+    )
+}
+
 /// What a change takes away only in its last step.
 pub(crate) fn is_removed_last(type_url: &str) -> bool {
     is_referred_to(type_url) || type_url == type_url::ROUTE_CONFIGURATION

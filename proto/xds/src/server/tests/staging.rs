@@ -390,6 +390,14 @@ fn a_stranger_that_does_not_answer_for_clusters_is_waited_for_so_long() {
 }
 
 #[test]
+fn types_that_refer_to_nothing_known_do_not_wait_for_a_strangers_clusters() {
+    const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
+    let mut peer = Peer::new(Variant::Delta, snapshot(&[(CLUSTER, "new=1"), (ADDRESS, "a=2")]));
+    peer.delta_with(ADDRESS, &["*"], &[("a", &version_of(ADDRESS, "a=1"))]);
+    peer.expect("Address a=2");
+}
+
+#[test]
 fn a_stranger_that_holds_what_there_is_waits_for_its_own_answers_and_for_nothing_else() {
     let same = [(CLUSTER, "c=1"), (LISTENER, "l=1"), (ROUTE_CONFIGURATION, "r=c")];
     let mut peer = Peer::new(Variant::Delta, snapshot(&same));
