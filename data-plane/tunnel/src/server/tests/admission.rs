@@ -30,13 +30,10 @@ fn init_frame(payload: &str) -> Vec<u8> {
     [&[0x20, 0x88, 1, 1, 1, 0, length[0], length[1]], payload.as_bytes()].concat()
 }
 
-/// Closed within the deadline, with the answer that the table of MOSN's server has, or none; nothing is registered.
-#[tokio::test(start_paused = true)]
-async fn what_is_no_tunnel_is_answered_and_closed() {
-    let policies = || TunnelServer { policies: vec![policy("token", &["edge"])], ..config() };
+/// What is no tunnel, whatever the listener demands.
+fn malformed() -> Vec<Case> {
     let none = Vec::new;
-    let encoded = |init| Frame::Init(init).encode().unwrap();
-    let cases = [
+    vec![
         case("http", "GET / HTTP/1.1\r\n\r\n", crate::envoy::wire::Answer::NotFound.encode(), ServerMetric::Malformed),
         case("tls", b"\x16\x03\x01\x02\x00\x01", none(), ServerMetric::Malformed),
         case("one wrong byte", b"\x21", none(), ServerMetric::Malformed),
@@ -65,6 +62,13 @@ async fn what_is_no_tunnel_is_answered_and_closed() {
         case("silence", b"", none(), ServerMetric::Timeout),
         case("half a header", b"\x20\x88\x01\x01", none(), ServerMetric::Timeout),
         case("header alone", b"\x20\x88\x01\x01\x01\x00\x00\x66", none(), ServerMetric::Timeout),
+    ]
+}
+
+/// What the policy `token` refuses.
+fn forbidden() -> Vec<Case> {
+    let encoded = |init| Frame::Init(init).encode().unwrap();
+    vec![
         case("no policy named", encoded(init("edge")), response(2), ServerMetric::RefusedAuth),
         case("{}", init_frame("{}"), response(2), ServerMetric::RefusedAuth),
         case(
@@ -93,10 +97,16 @@ async fn what_is_no_tunnel_is_answered_and_closed() {
             response(2),
             ServerMetric::RefusedCluster,
         ),
-    ];
+    ]
+}
+
+/// Closed within the deadline, with the answer that the table of MOSN's server has, or none; nothing is registered.
+#[tokio::test(start_paused = true)]
+async fn what_is_no_tunnel_is_answered_and_closed() {
+    let policies = || TunnelServer { policies: vec![policy("token", &["edge"])], ..config() };
     LocalSet::new()
         .run_until(async {
-            for case in cases {
+            for case in malformed().into_iter().chain(forbidden()) {
                 let fixture = Fixture::new(policies(), vec![vec![token("s3cret\n"), token("")]]);
                 let mut connected = fixture.connect(AGENT);
                 let started = Instant::now();
