@@ -293,6 +293,31 @@ fn delta(type_url: &str, nonce: &str, resources: &[(&str, Value, Option<i64>)], 
     Ok(format!("{type_url} {bytes}"))
 }
 
+/// A cluster that gets a TTL serves until that is over, and no longer.
+async fn lives_as_long_as_its_ttl(plane: &Plane, server: &mut Running, backend: &Backend) -> Result {
+    let brief_at = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let brief = json!({ "@type": envoy("config.cluster.v3.Cluster"), "name": "brief", "type": "STATIC",
+        "connect_timeout": "5s", "load_assignment": bare(assignment("brief", &[backend.address])) });
+    let mut to_brief = listener("brief", brief_at, "", json!({}));
+    let manager = &mut to_brief["filter_chains"][0]["filters"][0]["typed_config"];
+    manager["route_config"]["virtual_hosts"][0]["routes"] =
+        json!([{ "match": { "prefix": "/" }, "route": { "cluster": "brief" } }]);
+    server.tell(&delta(CLUSTER, "n8", &[("brief", brief.clone(), None)], &[])?).await?;
+    server.tell(&delta(LISTENER, "n8l", &[("brief", to_brief, None)], &[])?).await?;
+    answers(plane, server, brief_at, "backend\n").await?;
+    server.tell(&delta(CLUSTER, "n9", &[("brief", brief, Some(1))], &[])?).await?;
+    server.says("REQUEST", &format!("{CLUSTER} n9")).await?;
+    eventually("its TTL is over", async || {
+        let answer = get(brief_at, "/").await?;
+        ensure!(answer.status == 503, "saw {} {:?}", answer.status, answer.text());
+        let dump = plane.page("/config_dump?resource=dynamic_active_clusters").await?.to_string();
+        ensure!(!dump.contains("\"brief\""), "it is still shown: {dump}");
+        Ok(())
+    })
+    .await
+    .with_context(|| plane.proxy_log())
+}
+
 #[tokio::test]
 async fn a_plain_python_server_is_enough_and_what_it_takes_away_is_not_believed_at_once() -> Result {
     let Some(python) = Peer::Grpcio.find()? else { return Ok(()) };
@@ -325,28 +350,7 @@ async fn a_plain_python_server_is_enough_and_what_it_takes_away_is_not_believed_
     let twice = [("d", eds_cluster("d"), None), ("d", eds_cluster("d"), None)];
     server.tell(&delta(CLUSTER, "n7", &twice, &[])?).await?;
     server.says(&format!("REQUEST {CLUSTER} n7"), "Cluster/d: occurs more than once").await?;
-    // A cluster that gets a TTL serves until that is over, and no longer.
-    let brief_at = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    let brief = json!({ "@type": envoy("config.cluster.v3.Cluster"), "name": "brief", "type": "STATIC",
-        "connect_timeout": "5s", "load_assignment": bare(assignment("brief", &[backend.address])) });
-    let mut to_brief = listener("brief", brief_at, "", json!({}));
-    let manager = &mut to_brief["filter_chains"][0]["filters"][0]["typed_config"];
-    manager["route_config"]["virtual_hosts"][0]["routes"] =
-        json!([{ "match": { "prefix": "/" }, "route": { "cluster": "brief" } }]);
-    server.tell(&delta(CLUSTER, "n8", &[("brief", brief.clone(), None)], &[])?).await?;
-    server.tell(&delta(LISTENER, "n8l", &[("brief", to_brief, None)], &[])?).await?;
-    answers(&plane, &server, brief_at, "backend\n").await?;
-    server.tell(&delta(CLUSTER, "n9", &[("brief", brief, Some(1))], &[])?).await?;
-    server.says("REQUEST", &format!("{CLUSTER} n9")).await?;
-    eventually("its TTL is over", async || {
-        let answer = get(brief_at, "/").await?;
-        ensure!(answer.status == 503, "saw {} {:?}", answer.status, answer.text());
-        let dump = plane.page("/config_dump?resource=dynamic_active_clusters").await?.to_string();
-        ensure!(!dump.contains("\"brief\""), "it is still shown: {dump}");
-        Ok(())
-    })
-    .await
-    .with_context(|| plane.proxy_log())?;
+    lives_as_long_as_its_ttl(&plane, &mut server, &backend).await?;
     for _ in 0..20 {
         let answer = get(address, "/").await?;
         ensure!(answer.text() == "backend\n", "saw {} {:?}\n{}", answer.status, answer.text(), server.log());

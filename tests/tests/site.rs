@@ -1,6 +1,6 @@
 //! The main job: the site of configs/ under load while parts of it change, die and come back.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use culvert_tests::Result;
@@ -9,6 +9,7 @@ use culvert_tests::load::Load;
 use culvert_tests::process::Daemon;
 use culvert_tests::site::{Port, Running, Site};
 use culvert_tests::wait::{PATIENCE, eventually, within};
+use tokio::time::Instant;
 
 /// Runs a scenario on a site; a failure comes with the logs of all daemons.
 async fn on_site(scenario: impl AsyncFnOnce(&mut Running) -> Result) -> Result {
