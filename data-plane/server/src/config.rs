@@ -12,6 +12,7 @@ mod judge;
 mod persist;
 mod publisher;
 mod references;
+mod saving;
 mod stage;
 
 use std::collections::BTreeSet;
@@ -31,7 +32,6 @@ use culvert_runtime::readiness::ReadinessBlocker;
 use culvert_runtime::telemetry::{Registry, ScopePath};
 use culvert_xds::client::{Absence, Failure, Interest, Missing, Rejection};
 use parking_lot::Mutex;
-use prost::Message;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -39,7 +39,6 @@ use tokio::time::Instant;
 pub(crate) use self::data_errors::DataErrors;
 use self::judge::Judged;
 pub(crate) use self::judge::judge;
-use self::persist::StateDir;
 pub(crate) use self::references::{kind_of, type_url_of};
 pub(crate) use self::stage::{Batch, DeletionGuard};
 use self::stage::{Key, Stage};
@@ -90,8 +89,8 @@ pub(crate) struct Configuration {
 pub(crate) async fn begin(settings: Settings) -> Configuration {
     let mut stage = Stage::new(&settings.bootstrap, settings.deletion_guard);
     let dynamic = !stage.interests().is_empty();
-    let state = if dynamic { open_state(&settings) } else { None };
-    let confirmed = state.as_ref().and_then(|state| load(state, &mut stage));
+    let state = if dynamic { saving::open(&settings) } else { None };
+    let confirmed = state.as_ref().and_then(|state| saving::load(state, &mut stage));
     for cluster in settings.data_errors.unknown(&settings.bootstrap) {
         tracing::warn!(cluster, "--resource-timer-is-transient-error names no static cluster");
     }
@@ -117,7 +116,7 @@ pub(crate) async fn begin(settings: Settings) -> Configuration {
         tokio::spawn(release_when_ready(Arc::clone(&shared), settings.ready));
         let (saves, saving) = watch::channel(0);
         if let Some(state) = state {
-            let saver = tokio::spawn(save(Arc::clone(&shared), state, saving));
+            let saver = tokio::spawn(saving::save(Arc::clone(&shared), state, saving));
             *shared.saver.lock() = Some(saver);
         }
         tokio::spawn(publisher.run(saves));
@@ -413,74 +412,6 @@ async fn take_orders(shared: Arc<Shared>, mut orders: mpsc::Receiver<Order>) {
     }
 }
 
-fn open_state(settings: &Settings) -> Option<StateDir> {
-    let Some(path) = &settings.state_dir else {
-        tracing::warn!("no --state-dir and no $STATE_DIRECTORY: accepted configuration does not survive this process");
-        return None;
-    };
-    let hash = xxhash_rust::xxh3::xxh3_64(&settings.message.encode_to_vec());
-    StateDir::open(path, &settings.bootstrap.node.id, hash)
-        .inspect_err(|error| tracing::warn!(%error, "accepted configuration is not kept"))
-        .ok()
-}
-
-/// Stages what was kept. Returns when a control plane confirmed it.
-fn load(state: &StateDir, stage: &mut Stage) -> Option<SystemTime> {
-    match state.load() {
-        Ok(last) => {
-            let age = last.confirmed.elapsed().unwrap_or_default().as_secs();
-            let resources = last.resources.len();
-            tracing::info!(resources, age, "starting with the configuration that was accepted last");
-            let judged = last.resources.into_iter().map(|kept| {
-                let name = Name::from(kept.name);
-                judge(&kept.body.type_url, &name, &kept.version, &kept.body, None)
-            });
-            stage.load_cached(judged.collect());
-            return Some(last.confirmed);
-        }
-        Err(persist::Unusable::Absent) => tracing::debug!("no accepted configuration was kept"),
-        Err(reason) => {
-            let file = state.file();
-            tracing::warn!(file = %file.display(), %reason, "the accepted configuration that was kept is ignored");
-        }
-    }
-    None
-}
-
-/// Saves what is accepted, at most once a second.
-async fn save(shared: Arc<Shared>, mut state: StateDir, mut saving: watch::Receiver<u64>) {
-    let mut ending = shared.ending.subscribe();
-    loop {
-        let ended = tokio::select! {
-            biased;
-            changed = saving.changed() => changed.is_err(),
-            _ = ending.wait_for(|ending| *ending) => true,
-        };
-        if ended {
-            return;
-        }
-        let (accepted, (_, cached)) = {
-            let stage = shared.stage.lock();
-            (stage.accepted(), stage.origins())
-        };
-        // As long as some of it is what the cache had, none of it is younger than that.
-        let confirmed = shared.confirmed.filter(|_| cached > 0).unwrap_or_else(SystemTime::now);
-        let written = tokio::task::spawn_blocking(move || {
-            state.save(&accepted, confirmed);
-            state
-        });
-        match written.await {
-            Ok(returned) => state = returned,
-            Err(error) => {
-                tracing::error!(%error, "saving accepted configuration panicked; it is not kept any more");
-                return;
-            }
-        }
-        // Cut short by the end of the process: what changed meanwhile is saved at once, then nothing more.
-        drop(tokio::time::timeout(SAVE_INTERVAL, ending.wait_for(|ending| *ending)).await);
-    }
-}
-
 /// Ready when the control plane has said what there is and that is in force, when it cannot be reached and there is
 /// something to serve without it, or after the time that Envoy gives it.
 async fn release_when_ready(shared: Arc<Shared>, ready: ReadinessBlocker) {
@@ -512,6 +443,5 @@ async fn release_when_ready(shared: Arc<Shared>, ready: ReadinessBlocker) {
 /// Envoy: `initial_fetch_timeout`.
 const READY_TIME: Duration = Duration::from_secs(15);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 /// For the last save; a disk that hangs must not hold the end back.
 const SAVE_DEADLINE: Duration = Duration::from_secs(5);
