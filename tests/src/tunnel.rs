@@ -94,9 +94,16 @@ pub async fn joined(cloud: &Gateway, count: usize) -> Result<Vec<Value>> {
     eventually(&format!("{count} tunnels"), async || {
         let json = get(cloud.admin, "/tunnels").await?.json()?;
         let connections = json["connections"].as_array().cloned().unwrap_or_default();
-        let serves = |host: &&Value| ["idle", "borrowed", "open"].iter().any(|state| host["state"] == *state);
+        let envoys = connections.iter().all(|connection| connection["dialect"] == "envoy");
+        // In Envoy's dialect a tunnel rests until it is used.
+        let states = if envoys { &["pending", "open"][..] } else { &["idle", "borrowed", "open"] };
+        let serves = |host: &&Value| states.iter().any(|state| host["state"] == *state);
         let serving = json["hosts"].as_array().into_iter().flatten().filter(serves).count();
-        ensure!(connections.len() == count && serving == count, "{serving} serve, saw {connections:#?}");
+        let stands = |connection: &&Value| {
+            connection["events"].as_array().into_iter().flatten().any(|event| event["kind"] == "established")
+        };
+        let stand = connections.iter().filter(stands).count();
+        ensure!((connections.len(), stand, serving) == (count, count, count), "{serving} serve, saw {connections:#?}");
         Ok(connections)
     })
     .await

@@ -16,6 +16,8 @@ use culvert_tests::wait::eventually;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
+/// Fields of an agent that speaks Envoy's dialect: it is told by GOAWAY, and tells by it, and has no other word.
+const AS_ENVOY: &str = "envoy: {tenant_id: t}";
 /// Fields of a server: a request that finds no tunnel fails at once.
 const NOBODY_WAITS: &str = "reconnect_window: 0s";
 
@@ -45,11 +47,11 @@ enum Way {
 }
 
 /// The agent leaves for another server first, and the one that goes sends its last requests through the old tunnel.
-async fn a_server_goes(way: Way) -> Result {
+async fn a_server_goes(way: Way, fields: &str) -> Result {
     let backend = Backend::start("behind").await?;
     let clouds = [cloud("", 1).await?, cloud("", 1).await?, cloud("", 1).await?];
     let servers = clouds.iter().map(|cloud| cloud.listener("tunnel")).collect::<Result<Vec<_>>>()?;
-    let edge = edge(&servers, backend.address, "").await?;
+    let edge = edge(&servers, backend.address, fields).await?;
     let mut chosen = Vec::new();
     eventually("the agent has joined two of three", async || {
         chosen.clear();
@@ -94,12 +96,22 @@ async fn a_server_goes(way: Way) -> Result {
 
 #[tokio::test]
 async fn sigterm_of_a_server_fails_no_request_and_its_agents_are_elsewhere_before() -> Result {
-    a_server_goes(Way::Sigterm).await
+    a_server_goes(Way::Sigterm, "").await
 }
 
 #[tokio::test]
 async fn drain_of_a_servers_listeners_fails_no_request() -> Result {
-    a_server_goes(Way::DrainListeners).await
+    a_server_goes(Way::DrainListeners, "").await
+}
+
+#[tokio::test]
+async fn sigterm_of_a_server_fails_no_request_in_envoys_dialect_either() -> Result {
+    a_server_goes(Way::Sigterm, AS_ENVOY).await
+}
+
+#[tokio::test]
+async fn drain_of_a_servers_listeners_fails_no_request_in_envoys_dialect_either() -> Result {
+    a_server_goes(Way::DrainListeners, AS_ENVOY).await
 }
 
 /// There is one server address. The process that takes it over shares it, has requests wait for agents that are still with
@@ -139,7 +151,7 @@ async fn sigterm_of_the_only_server_fails_no_request_once_its_successor_is_ready
 #[tokio::test]
 async fn sigterm_of_an_agent_fails_no_request_once_its_successor_has_joined() -> Result {
     let backend = Backend::start("behind").await?;
-    for (count, connections) in [(1, "connection_num: 1"), (3, "connection_num: 3")] {
+    for (count, connections) in [(1, "connection_num: 1"), (3, "connection_num: 3"), (1, AS_ENVOY)] {
         let cloud = cloud("", 1).await?;
         let servers = [cloud.listener("tunnel")?];
         let first = edge(&servers, backend.address, connections).await?;
@@ -162,10 +174,15 @@ async fn sigterm_of_an_agent_fails_no_request_once_its_successor_has_joined() ->
 /// without a tunnel.
 #[tokio::test]
 async fn connections_of_a_certain_age_are_replaced_and_no_request_fails() -> Result {
+    replaced_by_age("connection_num: 1").await?;
+    replaced_by_age(AS_ENVOY).await.context("in Envoy's dialect")
+}
+
+async fn replaced_by_age(fields: &str) -> Result {
     let backend = Backend::start("behind").await?;
     let clouds = [cloud(NOBODY_WAITS, 1).await?, cloud(NOBODY_WAITS, 1).await?];
     let servers = [clouds[0].listener("tunnel")?, clouds[1].listener("tunnel")?];
-    let edge = edge(&servers, backend.address, "connection_num: 1, max_connection_age: 1s").await?;
+    let edge = edge(&servers, backend.address, &format!("{fields}, max_connection_age: 1s")).await?;
     let mut loads = Vec::new();
     for cloud in &clouds {
         joined(cloud, 1).await?;

@@ -90,6 +90,10 @@ pub struct ServerOptions {
     pub connections: bool,
     /// HTTP/2: RFC 8441.
     pub extended_connect: bool,
+    /// HTTP/2: a client's GOAWAY does not end the connection, not even one without streams; its end does. RFC 9113, 6.8: it
+    /// says that the client takes no streams of ours, and it may go on to open its own. For tunnels, of which the client says so
+    /// before its last requests.
+    pub client_ends: bool,
     /// HTTP/2: frames that are of no use.
     pub flood_limits: FloodLimits,
     /// `http` or `https`.
@@ -143,6 +147,7 @@ impl Default for ServerOptions {
             round_trip: None,
             connections: false,
             extended_connect: false,
+            client_ends: false,
             flood_limits: FloodLimits::default(),
             scheme: "http",
         }

@@ -117,7 +117,7 @@ fn options(config: &HttpConnectionManager, tls: bool) -> ServerOptions {
 
 /// A tunnel is open as long as both ends want it, used or not, and its server is pinged.
 fn hosted(options: &ServerOptions, ping_interval: Duration) -> ServerOptions {
-    let mut hosted = ServerOptions { idle_timeout: None, ..options.clone() };
+    let mut hosted = ServerOptions { idle_timeout: None, client_ends: true, ..options.clone() };
     if hosted.keepalive_interval.is_none() {
         hosted.keepalive_interval = Some(ping_interval);
         // An interval until the next PING, and most of two for its answer: three in all.

@@ -90,6 +90,8 @@ struct Config {
     head: HeadLimits,
     max_streams: usize,
     max_frame: usize,
+    /// See [`ServerOptions::client_ends`](crate::ServerOptions::client_ends).
+    client_ends: bool,
 }
 
 /// What the peer takes.
@@ -174,7 +176,8 @@ impl Core {
 
     /// Whether nothing more will happen but an end.
     pub(super) fn is_done(&self) -> bool {
-        let ends = matches!(self.phase, Phase::Ended(_)) || self.peer.goaway.is_some() || self.abandoned;
+        let leaves = self.peer.goaway.is_some() && !self.config.client_ends;
+        let ends = matches!(self.phase, Phase::Ended(_)) || leaves || self.abandoned;
         ends && self.streams.listed() == 0 && self.arrivals.is_empty()
     }
 

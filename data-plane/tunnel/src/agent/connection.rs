@@ -148,12 +148,18 @@ impl<H: Hosting> Connection<H> {
     /// Establishes another tunnel, which is to take the place of one that serves. Whatever fails, the old one goes on.
     async fn replacement(&self, reason: Reason, backoff: &mut Backoff) -> Established {
         let _renewing = Under::way(&self.renewing);
+        let mut failures = 0_u32;
         loop {
             let error = match self.attempt().await {
                 Ok(tunnel) => return tunnel,
                 Err(error) => error,
             };
             self.count(&error);
+            failures += 1;
+            if reason == Reason::Listener && failures.is_multiple_of(UNREACHABLE) && error.is_unreachable() {
+                // Envoy's dialect has one word for a server that drains and for a listener that changes.
+                self.agent.avoid(self.peer.address);
+            }
             let delay = self.delay(&error, backoff);
             let (agent, server) = (&self.agent.config.name, self.peer.address);
             tracing::info!(%agent, %server, connection = self.index, ?reason, %error, ?delay, "not replaced yet");

@@ -79,6 +79,7 @@ impl Core {
             head,
             max_streams: options.max_concurrent_streams as usize,
             max_frame: (options.max_frame_size as usize).clamp(DEFAULT_FRAME, MAX_FRAME),
+            client_ends: options.client_ends,
         };
         let floods = Floods::new(options.flood_limits, options.connections);
         let windows = (options.initial_stream_window, options.initial_connection_window);
@@ -110,6 +111,7 @@ impl Core {
             head,
             max_streams: options.max_concurrent_streams as usize,
             max_frame: (options.max_frame_size as usize).clamp(DEFAULT_FRAME, MAX_FRAME),
+            client_ends: false,
         };
         let windows = (options.initial_stream_window, options.initial_connection_window);
         let mut core = Self::new(config, windows, None);
