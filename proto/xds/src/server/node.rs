@@ -65,21 +65,6 @@ impl NodeIdentity {
         })
     }
 
-    /// The field in which `node` is another one, of those that decide what it is served. What it leaves out is as it was.
-    pub(crate) fn differs_from(&self, node: &Node) -> Option<&'static str> {
-        if !node.id.is_empty() && node.id != self.id {
-            Some("id")
-        } else if !node.cluster.is_empty() && node.cluster != self.cluster {
-            Some("cluster")
-        } else if node.metadata.is_some() && node.metadata != self.metadata {
-            Some("metadata")
-        } else if node.locality.is_some() && node.locality != self.locality {
-            Some("locality")
-        } else {
-            None
-        }
-    }
-
     /// Whether a response that holds nothing but errors is of use to it: gRPC's clients fail a request at once then and not
     /// after 15 s. Envoy 1.40 does not look at them.
     pub(crate) fn hears_of_absence(&self) -> bool {

@@ -7,8 +7,8 @@ pub enum RequestError {
     MissingTypeUrl,
     #[error("this stream serves {expected}, and the request asks for {found}")]
     WrongType { expected: String, found: String },
-    #[error("node.{field} of a later request is not what the first request of {id:?} said")]
-    NodeChanged { id: String, field: &'static str },
+    #[error("the node of a later request is {found:?}, and the stream belongs to {expected:?}")]
+    NodeChanged { expected: String, found: String },
     #[error("more than {limit} resource names of {type_url} on one stream")]
     TooManyNames { type_url: String, limit: usize },
     #[error("more than {limit} collections of {type_url} on one stream")]

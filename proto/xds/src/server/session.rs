@@ -350,9 +350,11 @@ impl Session {
 
     /// xDS: only the first message of a stream must carry the node; a later one may not be another's.
     fn check_node(&self, node: Option<&Node>) -> Result<(), RequestError> {
-        match node.and_then(|node| self.node.differs_from(node)) {
-            Some(field) => Err(RequestError::NodeChanged { id: self.node.id.clone(), field }),
-            None => Ok(()),
+        match node {
+            Some(node) if !node.id.is_empty() && node.id != self.node.id => {
+                Err(RequestError::NodeChanged { expected: self.node.id.clone(), found: node.id.clone() })
+            }
+            _ => Ok(()),
         }
     }
 
