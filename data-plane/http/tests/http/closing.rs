@@ -7,7 +7,7 @@ use culvert_http::ServerOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
-use crate::http2_wire::{GOAWAY, begin, frames};
+use crate::http2_wire::{END_HEADERS, END_STREAM, GOAWAY, HEADERS, begin, frame, frames, request};
 use crate::peers::{Echo, on_worker, read_quiet, serving, serving_until};
 
 /// `delayed_close_timeout`: a client that goes on sending may read our last answer for so long.
@@ -52,6 +52,25 @@ fn draining_waits_as_long_as_it_may() {
             let took = u64::try_from(begun.elapsed().as_millis()).unwrap();
             assert!((most + 80..=most + 120).contains(&took), "closed after {took} ms of {most}");
             assert_eq!(frames(&answer).iter().any(|(kind, ..)| *kind == GOAWAY), !http1, "announced");
+        });
+    }
+}
+
+/// A client's GOAWAY ends a connection without streams, unless its end is the client's to say.
+#[test]
+fn a_client_that_says_goodbye_ends_the_connection_or_goes_on() {
+    for client_ends in [false, true] {
+        on_worker(async {
+            let mut client = serving(&Rc::new(Echo), ServerOptions { client_ends, ..ServerOptions::default() });
+            begin(&mut client).await;
+            client.write_all(&frame(GOAWAY, 0, 0, &[0; 8])).await.unwrap();
+            let (_, ended) = read_quiet(&mut client, Duration::from_secs(10)).await;
+            assert_eq!(ended, !client_ends, "whether it has ended");
+            if client_ends {
+                client.write_all(&frame(HEADERS, END_STREAM | END_HEADERS, 1, &request(&[]))).await.unwrap();
+                let (answer, ended) = read_quiet(&mut client, Duration::from_secs(10)).await;
+                assert!(!ended && frames(&answer).iter().any(|(kind, ..)| *kind == HEADERS), "{answer:?}");
+            }
         });
     }
 }
