@@ -186,13 +186,18 @@ async fn events_tell_how_a_tunnel_came_to_stand_and_why_it_ended() -> Result {
         })
         .await
     };
-    let serving = ["tls", "handshake", "established", "first_ping"];
+    let serving = ["tls", "handshake", "established", "first_byte", "first_ping"];
     find(cloud.admin, "/connections/0/events", &serving).await?;
-    let dialled = ["dialing", "connected", "tls", "established"];
-    find(edge.admin, "/agents/0/peers/0/connections/0/events", &dialled).await?;
+    let (at_the_edge, dialled) =
+        ("/agents/0/peers/0/connections/0/events", ["dialing", "connected", "tls", "established", "ended"]);
+    find(edge.admin, at_the_edge, &dialled[..4]).await?;
     edge.stop().await?;
-    find(cloud.admin, "/ended/0/events", &["tls", "handshake", "established", "ended"]).await?;
-    cloud.stop().await
+    find(cloud.admin, "/ended/0/events", &["tls", "handshake", "established", "first_byte", "ended"]).await?;
+    let edge = tunnel::edge(&[cloud.listener("tunnel")?], backend.address, &tls.cluster).await?;
+    tunnel::joined(&cloud, 1).await?;
+    cloud.stop().await?;
+    find(edge.admin, at_the_edge, &dialled).await?;
+    edge.stop().await
 }
 
 /// What dashboards and alarms need: a series for each agent on the server, and for each server on the agent.

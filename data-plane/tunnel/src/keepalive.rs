@@ -4,6 +4,7 @@
 //! whose peer answers every probe that its window is still closed. So it is long here, and [`lost`] looks at when the
 //! peer's TCP last acknowledged anything.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -55,8 +56,8 @@ impl Cord {
     }
 }
 
-/// Resolves when the peer is silently gone: within three intervals, idle or with bytes on their way. Never resolves for
-/// a connection that the kernel cannot be asked about: there [`USER_TIMEOUT`] ends it. `stalled` is called when bytes of ours
+/// Resolves when the peer is silently gone: within three intervals, idle or with bytes on their way. Never resolves
+/// where the kernel cannot be asked: there [`USER_TIMEOUT`] ends it. `stalled` is called when bytes of ours
 /// have not been acknowledged for too long.
 #[expect(clippy::manual_async_fn, reason = "an async function has each argument twice, and every idle tunnel has this")]
 pub(crate) fn lost(
@@ -73,7 +74,7 @@ pub(crate) fn lost(
             match look((*local, *peer), interval, suspected, &stalled) {
                 Look::Alive { silent, next } => (suspected, pause) = (silent, next),
                 Look::Gone => return,
-                Look::Unknown => return std::future::pending().await,
+                Look::Ended => return std::future::pending().await,
             }
         }
     }
@@ -87,8 +88,8 @@ enum Look {
         next: Duration,
     },
     Gone,
-    /// Whoever reads the connection hears of its end.
-    Unknown,
+    /// The kernel has no such connection any more: whoever reads it hears of its end.
+    Ended,
 }
 
 fn look((local, peer): (SocketAddr, SocketAddr), interval: Duration, suspected: bool, stalled: &impl Fn()) -> Look {
@@ -109,9 +110,14 @@ fn look((local, peer): (SocketAddr, SocketAddr), interval: Duration, suspected: 
             // No sooner than it can have been silent for too long.
             Look::Alive { silent, next: patience.saturating_sub(diagnosis.silence).max(interval / 4) }
         }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            tracing::trace!(%peer, "a tunnel's connection is over");
+            Look::Ended
+        }
+        // Of descriptors or memory there may be enough the next time.
         Err(error) => {
-            tracing::trace!(%peer, %error, "a tunnel's socket cannot be looked at");
-            Look::Unknown
+            tracing::debug!(%peer, %error, "a tunnel's socket cannot be looked at now; the next look is in an interval");
+            Look::Alive { silent: suspected, next: interval }
         }
     }
 }

@@ -83,6 +83,30 @@ fn a_peer_that_is_silently_gone_is_lost() {
     });
 }
 
+/// While the first look falls into a time without descriptors, the peer goes.
+#[test]
+fn a_look_that_fails_is_repeated() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    if !entered_namespace("keepalive::tests::a_look_that_fails_is_repeated") {
+        return;
+    }
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+        let (idle, _reader) = pair().await;
+        assert!(Command::new("ip").args(["link", "set", "lo", "down"]).status().unwrap().success());
+        let before = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..before }).unwrap();
+        let mut lost = std::pin::pin!(lost(ends(&idle), INTERVAL, || {}));
+        let (local, peer) = ends(&idle).unwrap();
+        assert!(timeout(patience(INTERVAL) + INTERVAL / 4, &mut lost).await.is_err(), "lost, and nobody could look");
+        let refused = diagnose(local, peer).expect_err("a look without descriptors");
+        assert_ne!(refused.kind(), ErrorKind::NotFound, "{refused}");
+        setrlimit(Resource::Nofile, before).unwrap();
+        assert!(timeout(Duration::from_secs(20), lost).await.is_ok(), "not looked at again");
+    });
+}
+
 /// Runs the test of that name once more, in a network namespace of its own, and says whether this is that run. Where
 /// namespaces cannot be made the test says so and is skipped; in CI it fails.
 fn entered_namespace(test: &str) -> bool {

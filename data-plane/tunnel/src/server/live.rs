@@ -100,7 +100,8 @@ impl Live {
         if let Some(first) = self.meter.as_ref().and_then(|meter| meter.first_read()) {
             let at_ms =
                 u64::try_from(first.saturating_duration_since(self.history.began()).as_millis()).unwrap_or(u64::MAX);
-            let place = events.partition_point(|event| event.at_ms <= at_ms);
+            // Before the first PING of the same millisecond, whose answer it may have been.
+            let place = events.partition_point(|event| (event.at_ms, event.kind == EventKind::FirstPing) <= (at_ms, false));
             events.insert(place, Event { at_ms, kind: EventKind::FirstByte, detail: None });
         }
         events
