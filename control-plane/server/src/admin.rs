@@ -170,7 +170,7 @@ fn metrics(control: &Control) -> String {
         (
             "nodes_polling_held",
             "Nodes that poll on and do not take what a step gave them.",
-            control.polling.held() as u64,
+            control.polling.waiting() as u64,
         ),
         ("nodes_known", "Nodes that are connected or remembered.", known as u64),
         ("snapshots", "Sets of resources that differ, of the nodes placed.", control.snapshots() as u64),

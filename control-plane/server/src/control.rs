@@ -337,7 +337,7 @@ impl Control {
     pub(crate) fn status_of(&self, ids: &BTreeSet<String>) -> Vec<NodeStatus> {
         let sessions = self.nodes.all().into_iter().filter(|session| ids.contains(session.id()));
         let streams = sessions.map(|session| session.status());
-        streams.chain(self.polling.status_of(|id| ids.contains(id))).collect()
+        streams.chain(self.polling.status_of(|key| ids.contains(&key.id))).collect()
     }
 
     pub(crate) fn latest(&self) -> Arc<Latest> {

@@ -210,7 +210,7 @@ pub(crate) fn polled(
     let subscription = subscription(type_url, &request.resource_names);
     let (had, refuses) = (request.version_info.clone(), request.error_detail.is_some());
     let response = first_response(control, identity, snapshot, type_url, request)?;
-    control.polling.answered(&key, Poll { subscription, had: &had, refuses, given: &response.version_info });
+    control.polling.answered(&key, type_url, Poll { subscription, had: &had, refuses, given: &response.version_info });
     Ok(response)
 }
 

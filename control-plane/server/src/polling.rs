@@ -1,17 +1,19 @@
 //! The nodes that poll, and how far each of them is on its way to what is in force.
 
-use std::collections::{BTreeMap, HashMap};
+mod asked;
+
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use culvert_api::envoy::service::discovery::v3::DiscoveryRequest;
-use culvert_api::google::rpc;
 use culvert_xds::server::{Poll, Polled, Progress, ResourceState, TypeStatus};
-use culvert_xds::{NodeIdentity, Session, SessionConfig, Snapshot, StreamId, StreamKind, Variant};
+use culvert_xds::{NodeIdentity, Resource, Snapshot};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use self::asked::Asked;
 use crate::control::Control;
 use crate::nodes::{NodeKey, NodeStatus};
 use crate::wildcards::NamedOnly;
@@ -24,14 +26,6 @@ const REMEMBERED: Duration = Duration::from_secs(600);
 const SWEEP: Duration = Duration::from_secs(10);
 /// Who did not poll for so long, or for a step, is not shown as connected.
 const ABSENT: Duration = Duration::from_secs(60);
-/// Bytes that all names take in a request that is remembered for the node's status; one with more is answered, and shown as nothing that
-/// it asked for.
-const MAX_NAMES: usize = 64 << 10;
-/// Of what a node says of a response that it refuses, in characters.
-const MAX_REASON: usize = 1024;
-/// Of a version, in characters: more than ours have.
-const MAX_VERSION: usize = 64;
-
 #[derive(Debug)]
 pub(crate) struct PollingNodes {
     nodes: Mutex<Nodes>,
@@ -55,8 +49,7 @@ struct Polling {
     last: Instant,
     /// Of what the target was made.
     generation: u64,
-    /// Its latest request of each type, and when it came.
-    asked: BTreeMap<&'static str, (DiscoveryRequest, Duration)>,
+    asked: Asked,
 }
 
 impl PollingNodes {
@@ -83,28 +76,30 @@ impl PollingNodes {
         if let Some(node) = nodes.by_key.get_mut(key).filter(|node| node.identity == *identity) {
             let target = Arc::clone(&control.place(identity, node.polled.target()).snapshot);
             (node.last, node.generation) = (now, generation);
-            node.note(of, request, now - self.begun);
-            return node.polled.serve(&target, self.step, now - self.begun);
+            let served = node.polled.serve(&target, self.step, now - self.begun);
+            node.asked.note(of, request, &served, now - self.begun);
+            return served;
         }
         let target = Arc::clone(&control.place(identity, &Snapshot::default()).snapshot);
         if nodes.by_key.len() < MAX_NODES {
             let (polled, identity) = (Polled::new(Arc::clone(&target)), identity.clone());
-            let mut node = Polling { identity, polled, last: now, generation, asked: BTreeMap::new() };
-            node.note(of, request, now - self.begun);
+            let mut node = Polling { identity, polled, last: now, generation, asked: Asked::default() };
+            node.asked.note(of, request, &target, now - self.begun);
             nodes.by_key.insert(key.clone(), node);
         }
         target
     }
 
     /// The node has its answer.
-    pub(crate) fn answered(&self, key: &NodeKey, poll: Poll<'_>) {
+    pub(crate) fn answered(&self, key: &NodeKey, of: &'static str, poll: Poll<'_>) {
         if let Some(node) = self.nodes.lock().by_key.get_mut(key) {
+            node.asked.answered(of, poll.given);
             node.polled.answered(poll, self.begun.elapsed());
         }
     }
 
     /// Nodes that poll on and have not accepted within a step what it gave them.
-    pub(crate) fn held(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         let now = self.begun.elapsed();
         self.nodes.lock().by_key.values().filter(|node| node.polled.is_held(self.step, now)).count()
     }
@@ -114,11 +109,26 @@ impl PollingNodes {
         self.status_of(|_| true)
     }
 
-    /// Of the nodes with such ids.
-    pub(crate) fn status_of(&self, wanted: impl Fn(&str) -> bool) -> Vec<NodeStatus> {
+    /// Who is shown as connected.
+    pub(crate) fn present(&self) -> Vec<NodeKey> {
+        let now = Instant::now();
+        let nodes = self.nodes.lock();
+        let present = nodes.by_key.iter().filter(|(_, node)| now - node.last < self.step.max(ABSENT));
+        present.map(|(key, _)| key.clone()).collect()
+    }
+
+    /// What a node holds, as far as its latest request of each type says; nothing of a node that is not known.
+    pub(crate) fn held(&self, key: &NodeKey) -> Vec<Arc<Resource>> {
+        let known = self.nodes.lock().by_key.get(key).map(|node| (node.asked.clone(), node.identity.clone()));
+        let Some((asked, identity)) = known else { return Vec::new() };
+        asked.held(&self.named_only.config_for(&identity), &Arc::new(identity))
+    }
+
+    /// Of the nodes that are wanted.
+    pub(crate) fn status_of(&self, wanted: impl Fn(&NodeKey) -> bool) -> Vec<NodeStatus> {
         let now = Instant::now();
         let mut nodes = self.nodes.lock();
-        let all = nodes.by_key.iter_mut().filter(|(key, _)| wanted(&key.id)).map(|(key, node)| {
+        let all = nodes.by_key.iter_mut().filter(|(key, _)| wanted(key)).map(|(key, node)| {
             let present = node.polled.serve(&Arc::clone(node.polled.target()), self.step, now - self.begun);
             let is_held = node.polled.is_held(self.step, now - self.begun);
             let target = Arc::clone(node.polled.target());
@@ -146,7 +156,7 @@ impl PollingNodes {
         let mut all: Vec<_> = all
             .into_iter()
             .map(|(status, (asked, identity, present, is_held))| {
-                let types = replay(asked, self.named_only.config_for(&identity), identity, present);
+                let types = asked.status(self.named_only.config_for(&identity), identity, present);
                 let halted = if is_held { halted(&types) } else { None };
                 NodeStatus { progress: halted.unwrap_or(status.progress), types, ..status }
             })
@@ -175,65 +185,6 @@ pub(crate) fn subscription(of: &'static str, names: &[String]) -> u64 {
     let mut hasher = DefaultHasher::new();
     (of, names).hash(&mut hasher);
     hasher.finish()
-}
-
-/// What a node's requests say that it holds of what it would be served now: what a stream with these requests and answers would.
-fn replay(
-    asked: BTreeMap<&'static str, (DiscoveryRequest, Duration)>,
-    config: SessionConfig,
-    identity: Arc<NodeIdentity>,
-    present: Arc<Snapshot>,
-) -> Vec<TypeStatus> {
-    const ONLY: StreamId = StreamId(0);
-    let mut session = Session::new(config, identity, present);
-    let opened = session.open(ONLY, StreamKind { variant: Variant::Sotw, type_url: None });
-    debug_assert!(opened.is_ok(), "the first stream of a session");
-    for (of, (request, at)) in asked {
-        session.tell_time(at);
-        let first = DiscoveryRequest { version_info: String::new(), error_detail: None, ..request.clone() };
-        if let Err(error) = session.on_request(ONLY, &first) {
-            // The node was told so when it asked.
-            tracing::trace!(%error, type_url = of, "a node that polls has asked for what cannot be answered");
-            continue;
-        }
-        let mut responses = std::iter::from_fn(|| session.poll_stream(ONLY, at)).map(|response| response.to_sotw());
-        let Some(response) = responses.find(|response| response.type_url == of) else { continue };
-        let holds = request.version_info == response.version_info;
-        if holds || request.error_detail.is_some() {
-            let error_detail = request.error_detail.clone().filter(|_| !holds);
-            let answer = DiscoveryRequest { response_nonce: response.nonce, error_detail, ..request };
-            if let Err(error) = session.on_request(ONLY, &answer) {
-                tracing::debug!(%error, type_url = of, "what a node that polls has said is no answer");
-            }
-        }
-    }
-    session.status()
-}
-
-impl Polling {
-    fn note(&mut self, of: &'static str, request: &DiscoveryRequest, at: Duration) {
-        // Empty ones take memory too.
-        let taken = request.resource_names.iter().map(|name| name.len() + size_of::<String>());
-        if taken.sum::<usize>() > MAX_NAMES {
-            self.asked.remove(of);
-            return;
-        }
-        let error_detail = request.error_detail.as_ref().map(|error| {
-            let message = error.message.chars().take(MAX_REASON).collect();
-            rpc::Status { code: error.code, message, details: Vec::new() }
-        });
-        // A version that is none of ours is none that could be held.
-        let version_info = request.version_info.chars().take(MAX_VERSION).collect();
-        let resource_names = request.resource_names.clone();
-        let request = DiscoveryRequest {
-            type_url: of.to_owned(),
-            resource_names,
-            version_info,
-            error_detail,
-            ..DiscoveryRequest::default()
-        };
-        self.asked.insert(of, (request, at));
-    }
 }
 
 impl Nodes {

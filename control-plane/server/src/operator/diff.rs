@@ -13,7 +13,7 @@ use tonic::Status;
 
 use super::view::{Filter, content};
 use crate::control::Control;
-use crate::nodes::{NodeSession, NodeStatus};
+use crate::nodes::{NodeKey, NodeSession, NodeStatus};
 
 /// Nodes that one request may name.
 const MAX_NODES: usize = 10_000;
@@ -22,6 +22,7 @@ const MAX_NODES: usize = 10_000;
 #[derive(Debug)]
 pub(super) enum Compared {
     Known(Arc<NodeSession>),
+    Polling(NodeKey),
     Described(api::NodeSelector),
 }
 
@@ -31,7 +32,7 @@ fn is_by_id_alone(node: &api::NodeSelector) -> bool {
 
 /// A node that is named by id alone, and has, or had lately, a stream, or polls.
 pub(super) fn status(control: &Control, node: &api::NodeSelector) -> Option<NodeStatus> {
-    let polls = || control.polling.status_of(|id| is_by_id_alone(node) && id == node.id).pop();
+    let polls = || control.polling.status_of(|key| is_by_id_alone(node) && key.id == node.id).pop();
     known(control, node).map(|session| session.status()).or_else(polls)
 }
 
@@ -50,14 +51,19 @@ pub(super) fn nodes(control: &Control, named: &[api::NodeSelector]) -> Result<Ve
     if named.len() > MAX_NODES {
         return Err(Status::invalid_argument(format!("{} nodes; at most {MAX_NODES}", named.len())));
     }
+    let polling = control.polling.present();
     if named.is_empty() {
         let connected = control.nodes.all().into_iter().filter(|session| session.is_connected());
-        return Ok(connected.map(Compared::Known).collect());
+        return Ok(connected.map(Compared::Known).chain(polling.into_iter().map(Compared::Polling)).collect());
     }
     let compared = named.iter().map(|node| {
         // What is described wrongly is said at once, not in the middle of a stream.
         super::identity(node)?;
-        Ok(known(control, node).map_or_else(|| Compared::Described(node.clone()), Compared::Known))
+        let polls = || polling.iter().find(|key| is_by_id_alone(node) && key.id == node.id);
+        Ok(match known(control, node) {
+            Some(session) => Compared::Known(session),
+            None => polls().map_or_else(|| Compared::Described(node.clone()), |key| Compared::Polling(key.clone())),
+        })
     });
     compared.collect()
 }
@@ -75,19 +81,12 @@ type Resources = BTreeMap<(TypeUrl, Name), Arc<Resource>>;
 impl Diff {
     pub(super) fn of(&mut self, node: &Compared) -> api::NodeDiff {
         match node {
-            Compared::Known(session) => {
-                let (status, held) = (session.status(), session.held());
-                let wanted = match &mut self.catalog {
-                    Some(catalog) => Arc::clone(&catalog.place(&status.identity, &status.snapshot).snapshot),
-                    None => Arc::clone(&self.control.place(&status.identity, &status.snapshot).snapshot),
-                };
-                api::NodeDiff {
-                    node_id: status.key.id.clone(),
-                    node_cluster: status.identity.cluster.clone(),
-                    connected: status.connected,
-                    resources: self.resources(&by_name(held), &wanted, Some(&status)),
-                }
-            }
+            Compared::Known(session) => self.of_node(&session.status(), session.held()),
+            Compared::Polling(key) => match self.control.polling.status_of(|one| one == key).pop() {
+                Some(status) => self.of_node(&status, self.control.polling.held(key)),
+                // It was forgotten in the meantime.
+                None => api::NodeDiff { node_id: key.id.clone(), ..api::NodeDiff::default() },
+            },
             Compared::Described(node) => {
                 // It was looked at when the request came.
                 let identity = super::identity(node).unwrap_or_default();
@@ -103,6 +102,19 @@ impl Diff {
                     resources: self.resources(&Resources::new(), &wanted.snapshot, None),
                 }
             }
+        }
+    }
+
+    fn of_node(&mut self, status: &NodeStatus, held: Vec<Arc<Resource>>) -> api::NodeDiff {
+        let wanted = match &mut self.catalog {
+            Some(catalog) => Arc::clone(&catalog.place(&status.identity, &status.snapshot).snapshot),
+            None => Arc::clone(&self.control.place(&status.identity, &status.snapshot).snapshot),
+        };
+        api::NodeDiff {
+            node_id: status.key.id.clone(),
+            node_cluster: status.identity.cluster.clone(),
+            connected: status.connected,
+            resources: self.resources(&by_name(held), &wanted, Some(status)),
         }
     }
 

@@ -153,7 +153,7 @@ impl Watcher {
         }
         self.polled = Some((generation, now + POLLS));
         let mut before = std::mem::take(&mut self.polling);
-        let nodes = self.control.polling.status_of(|id| self.ids.is_empty() || self.ids.contains(id));
+        let nodes = self.control.polling.status_of(|key| self.ids.is_empty() || self.ids.contains(&key.id));
         for node in nodes.into_iter().filter(|node| node.connected) {
             let push = of_node(&node, generation);
             count(status, &push);

@@ -144,6 +144,41 @@ async fn files_are_validated_and_compared_without_being_served() {
     daemon.terminate().await;
 }
 
+/// It has what it said last that it has, however much newer what it would be served now is.
+#[tokio::test]
+async fn a_node_that_polls_is_compared_by_what_it_said_last() {
+    let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
+    let (daemon, mut client, _stream) = settled(&folder, &[]).await;
+    let poll = async |version: &str| {
+        let request = format!("{{\"node\": {{\"id\": \"p\"}}, \"version_info\": \"{version}\"}}");
+        let (_, body) = daemon.post("/v3/discovery:clusters", "", &request).await;
+        let answer: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
+        answer["version_info"].as_str().unwrap_or(version).to_owned()
+    };
+    let mut changes = async |nodes: &[&str]| {
+        let nodes = nodes.iter().map(|id| selected(id).unwrap()).collect();
+        let diff = all(client.diff(api::DiffRequest { nodes, ..Default::default() }).await).await;
+        let of_p: Vec<_> = diff.iter().filter(|node| node.node_id == "p").collect();
+        assert_eq!(of_p.len(), 1, "{diff:?}");
+        assert!(of_p[0].connected, "{diff:?}");
+        of_p[0].resources.iter().map(|one| (one.name.clone(), one.change())).collect::<Vec<_>>()
+    };
+    let first = poll("").await;
+    assert_eq!(changes(&[]).await, [("a".to_owned(), Change::Added)], "it has not said that it took it");
+    assert_eq!(poll(&first).await, first);
+    assert_eq!(changes(&["p"]).await, [], "it has all of it");
+    folder.write("a.yaml", &(cluster("a", 2) + "---\n" + &cluster("b", 1)));
+    daemon.eventually("/config", |text| text.contains("\"generation\": 2")).await;
+    let behind = [("a".to_owned(), Change::Changed), ("b".to_owned(), Change::Added)];
+    assert_eq!(changes(&[]).await, behind, "it did not poll since");
+    let second = poll(&first).await;
+    assert_ne!(second, first);
+    assert_eq!(changes(&["p"]).await, behind, "it was given it, and said nothing yet");
+    poll(&second).await;
+    assert_eq!(changes(&[]).await, [], "it says that it has it");
+    daemon.terminate().await;
+}
+
 #[tokio::test]
 async fn a_push_is_told_until_every_node_has_answered() {
     let folder = Folder::new(&[("a.yaml", &cluster("a", 1))]);
