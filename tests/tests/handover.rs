@@ -233,13 +233,16 @@ async fn a_change_of_the_hosting_listener_fails_no_request() -> Result {
         hosting(&http_listener("hosted", &routes, "", ""))
             .replace("stat_prefix: hosted", &format!("stat_prefix: {prefix}"))
     };
-    for (connection_num, plain) in [(1, 0), (3, 2)] {
+    let as_envoy = format!("connection_num: 3, {AS_ENVOY}");
+    for (fields, connection_num, plain) in
+        [("connection_num: 1", 1, 0), ("connection_num: 3", 3, 2), (AS_ENVOY, 1, 1), (&as_envoy, 3, 3)]
+    {
         let clouds = [cloud(NOBODY_WAITS, 1).await?, cloud(NOBODY_WAITS, 1).await?];
         let folder = TempDir::with_prefix("culvert-")?;
         publish(folder.path(), &hosted("old", "first"), 1)?;
         let clusters = cluster("old", &[old.address], "") + &cluster("new", &[new.address], "");
         let servers = [clouds[0].listener("tunnel")?, clouds[1].listener("tunnel")?];
-        let bootstrap = FROM_FILE.to_owned() + &agent(&servers, &format!("connection_num: {connection_num}"));
+        let bootstrap = FROM_FILE.to_owned() + &agent(&servers, fields);
         let edge = Gateway::start_in(folder, "    []", &clusters, &bootstrap, 1).await?;
         let (mut loads, before) = (Vec::new(), old.requests() + new.requests());
         for cloud in &clouds {
@@ -256,7 +259,7 @@ async fn a_change_of_the_hosting_listener_fails_no_request() -> Result {
             })
             .await?;
         }
-        served_once(loads, 50, &[&old, &new], before).await.with_context(|| format!("{connection_num} connections"))?;
+        served_once(loads, 50, &[&old, &new], before).await.with_context(|| fields.to_owned())?;
         edge.stat_reaches("tunnel_agent.agent.replaced", 2 * plain).await?;
         ensure!(edge.stat("tunnel_agent.agent.lost").await? == 0, "a tunnel was lost: {}", edge.daemon.output());
         edge.stop().await?;
@@ -270,6 +273,11 @@ async fn a_change_of_the_hosting_listener_fails_no_request() -> Result {
 /// The agents are asked for another connection, and close the old one when they have it.
 #[tokio::test]
 async fn a_change_of_the_tunnel_listener_fails_no_request() -> Result {
+    tunnel_listener_changes("connection_num: 1").await?;
+    tunnel_listener_changes(AS_ENVOY).await.context("in Envoy's dialect")
+}
+
+async fn tunnel_listener_changes(fields: &str) -> Result {
     let backend = Backend::start("behind").await?;
     let folder = TempDir::with_prefix("culvert-")?;
     let tunnels = |prefix: &str, port: u16| {
@@ -284,7 +292,7 @@ async fn a_change_of_the_tunnel_listener_fails_no_request() -> Result {
     // Whose tunnel is nobody's concern here.
     let beside = culvert_tests::tunnel::cloud(NOBODY_WAITS, 1).await?;
     let servers = [SocketAddr::from(([127, 0, 0, 1], port)), beside.listener("tunnel")?];
-    let edge = edge(&servers, backend.address, "connection_num: 1").await?;
+    let edge = edge(&servers, backend.address, fields).await?;
     let kept = joined(&beside, 1).await?;
     joined(&cloud, 1).await?;
     let load = Load::new(cloud.listener("in")?, "/delay/5").start();

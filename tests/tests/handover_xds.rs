@@ -46,6 +46,12 @@ fn agent(fields: Value) -> Value {
     agent
 }
 
+/// Fields of an agent that speaks Envoy's dialect.
+fn as_envoy(mut fields: Value) -> Value {
+    fields["envoy"] = json!({ "tenant_id": "t" });
+    fields
+}
+
 /// The agent's servers, each with its health.
 fn servers(list: &[(SocketAddr, &str)]) -> Value {
     let endpoint = |(address, health): &(SocketAddr, &str)| {
@@ -64,8 +70,11 @@ async fn finish(load: Running, backend: &Backend) -> Result {
     Ok(())
 }
 
-/// What a test asks of a cloud's connections: id, host name, protocol and weight of each that is not leaving.
-async fn tunnels(cloud: &Gateway) -> Result<Vec<(String, String, String, u64)>> {
+/// What a test asks of a connection: id, host name, protocol and weight.
+type Seen = (String, String, String, u64);
+
+/// The connections of a cloud that are not leaving.
+async fn tunnels(cloud: &Gateway) -> Result<Vec<Seen>> {
     let text = |connection: &Value, field: &str| connection[field].as_str().unwrap_or_default().to_owned();
     let all = connections(cloud).await?;
     Ok(all
@@ -77,42 +86,61 @@ async fn tunnels(cloud: &Gateway) -> Result<Vec<(String, String, String, u64)>> 
         .collect())
 }
 
+/// The agent's fields, and what stands then at each cloud: name, protocol ("any": of either), weight, connections, and
+/// whether these are others.
+type Step<'a> = (Value, (&'a str, &'a str, u64, usize), bool);
+
+/// Where nobody listens: nothing takes the place of the tunnels that stand.
+fn nowhere() -> Value {
+    json!([{ "address": "127.0.0.1:1" }])
+}
+
 #[tokio::test]
 async fn another_configuration_of_the_agent_fails_no_request() -> Result {
+    agent_changes(&[
+        (json!({}), ("proxy", "http2", 10, 1), true),
+        (json!({ "connection_num": 3 }), ("proxy", "any", 10, 3), true),
+        (json!({ "connection_num": 3, "host_name": "renamed" }), ("renamed", "any", 10, 3), true),
+        (json!({ "connection_num": 3, "host_name": "renamed", "weight": 20 }), ("renamed", "any", 20, 3), false),
+        (json!({ "connection_num": 3, "host_name": "lost", "servers": nowhere() }), ("renamed", "any", 20, 3), false),
+        (json!({ "connection_num": 2, "host_name": "lost", "servers": nowhere() }), ("renamed", "any", 20, 3), false),
+        (json!({ "protocol": "HTTP1", "connection_num": 4 }), ("proxy", "http1", 10, 4), true),
+        (json!({ "protocol": "HTTP2", "connection_num": 2 }), ("proxy", "http2", 10, 2), true),
+        (json!({ "ping_interval": "1s", "max_connection_age": "3600s" }), ("proxy", "http2", 10, 1), true),
+    ])
+    .await
+}
+
+/// In which a tunnel has no weight that could change, and its protocol is the server's.
+#[tokio::test]
+async fn another_configuration_of_the_agent_fails_no_request_in_envoys_dialect_either() -> Result {
+    let of = |fields: Value| as_envoy(fields);
+    agent_changes(&[
+        (of(json!({})), ("proxy", "any", 1, 1), true),
+        (of(json!({ "connection_num": 3 })), ("proxy", "any", 1, 3), true),
+        (of(json!({ "connection_num": 3, "host_name": "renamed" })), ("renamed", "any", 1, 3), true),
+        (of(json!({ "connection_num": 2, "host_name": "lost", "servers": nowhere() })), ("renamed", "any", 1, 3), false),
+        (of(json!({ "ping_interval": "1s" })), ("proxy", "any", 1, 1), true),
+        (json!({}), ("proxy", "http2", 10, 1), true),
+        (of(json!({})), ("proxy", "any", 1, 1), true),
+    ])
+    .await
+}
+
+/// The first step is where the agent begins.
+async fn agent_changes(steps: &[Step<'_>]) -> Result {
     let backend = Backend::start("behind").await?;
     // Each has a load of its own: no other server stands in for one whose tunnel is gone before the next one is there.
     let clouds = [cloud(NOBODY_WAITS, 1).await?, cloud(NOBODY_WAITS, 1).await?];
     let list = servers(&[(clouds[0].listener("tunnel")?, "HEALTHY"), (clouds[1].listener("tunnel")?, "HEALTHY")]);
-    let mut plane = edge(&agent(json!({})), &list, &backend).await?;
-    let is = |seen: &[(String, String, String, u64)], name: &str, protocol: &str, weight: u64, count: usize| {
+    let mut plane = edge(&agent(steps[0].0.clone()), &list, &backend).await?;
+    let is = |seen: &[Seen], name: &str, protocol: &str, weight: u64, count: usize| {
         seen.len() == count
             && seen.iter().all(|(_, n, p, w)| n == name && (p == protocol || protocol == "any") && *w == weight)
     };
     let mut loads = Vec::new();
-    let mut before = Vec::new();
-    for cloud in &clouds {
-        let seen = eventually("the agent has joined", async || {
-            let seen = tunnels(cloud).await?;
-            ensure!(is(&seen, "proxy", "http2", 10, 1), "saw {seen:?}");
-            Ok(seen)
-        });
-        before.push(seen.await.with_context(|| plane.proxy_log())?);
-        loads.push(Load::new(cloud.listener("in")?, "/delay/5").start());
-    }
-    // Where nobody listens: nothing takes the place of the tunnels that stand.
-    let nowhere = json!([{ "address": "127.0.0.1:1" }]);
-    // Fields, and what stands then: name, protocol, weight, connections, and whether these are others.
-    let steps = [
-        (json!({ "connection_num": 3 }), ("proxy", "any", 10, 3), true),
-        (json!({ "connection_num": 3, "host_name": "renamed" }), ("renamed", "any", 10, 3), true),
-        (json!({ "connection_num": 3, "host_name": "renamed", "weight": 20 }), ("renamed", "any", 20, 3), false),
-        (json!({ "connection_num": 3, "host_name": "lost", "servers": nowhere }), ("renamed", "any", 20, 3), false),
-        (json!({ "connection_num": 2, "host_name": "lost", "servers": nowhere }), ("renamed", "any", 20, 3), false),
-        (json!({ "protocol": "HTTP1", "connection_num": 4 }), ("proxy", "http1", 10, 4), true),
-        (json!({ "protocol": "HTTP2", "connection_num": 2 }), ("proxy", "http2", 10, 2), true),
-        (json!({ "ping_interval": "1s", "max_connection_age": "3600s" }), ("proxy", "http2", 10, 1), true),
-    ];
-    for (fields, (name, protocol, weight, count), anew) in steps {
+    let mut before: [Vec<Seen>; 2] = Default::default();
+    for &(ref fields, (name, protocol, weight, count), anew) in steps {
         plane.put("agent.json", &[agent(fields.clone())])?;
         if fields["host_name"] == "lost" {
             let shown = || plane.page("/tunnels");
@@ -133,6 +161,11 @@ async fn another_configuration_of_the_agent_fails_no_request() -> Result {
                 Ok(seen)
             });
             *before = now.await.with_context(|| plane.proxy_log())?;
+        }
+        if loads.is_empty() {
+            for cloud in &clouds {
+                loads.push(Load::new(cloud.listener("in")?, "/delay/5").start());
+            }
         }
         for load in &loads {
             load.more(50).await.with_context(|| format!("{fields}\n{}", plane.proxy_log()))?;
@@ -173,6 +206,15 @@ async fn placed(clouds: &[Gateway]) -> Result<Vec<usize>> {
 
 #[tokio::test]
 async fn servers_that_come_drain_and_go_fail_no_request() -> Result {
+    servers_change(json!({})).await
+}
+
+#[tokio::test]
+async fn servers_that_come_drain_and_go_fail_no_request_in_envoys_dialect_either() -> Result {
+    servers_change(as_envoy(json!({}))).await
+}
+
+async fn servers_change(fields: Value) -> Result {
     let backend = Backend::start("behind").await?;
     let mut clouds = Vec::new();
     for _ in 0..4 {
@@ -183,7 +225,7 @@ async fn servers_that_come_drain_and_go_fail_no_request() -> Result {
         servers(&members.iter().map(|(index, health)| (addresses[*index], *health)).collect::<Vec<_>>())
     };
     let [up, drains] = ["HEALTHY", "DRAINING"];
-    let mut plane = edge(&agent(json!({})), &list(&[(0, up), (1, up), (2, up)]), &backend).await?;
+    let mut plane = edge(&agent(fields), &list(&[(0, up), (1, up), (2, up)]), &backend).await?;
     let chosen = eventually("the agent has joined two of three", async || {
         let placed = placed(&clouds).await?;
         ensure!(placed.len() == 2, "joined {placed:?}");
