@@ -115,7 +115,7 @@ impl Case {
             return Gateway::start_in(folder, &listeners, &clusters, "", self.workers).await;
         }
         let listeners =
-            http_listener("in", &routes, UPGRADES, "") + &udp + &reverse::tunnel_listener("ping_interval: 1s", "");
+            http_listener("in", &routes, UPGRADES, "") + &udp + &reverse::tunnel_listener("ping_interval: 5s", "");
         let clusters: String =
             (0..self.clusters).map(|index| reverse::agents(&name(index), "host_id_format: edge-7")).collect();
         Gateway::start_in(folder, &listeners, &clusters, &reverse::responder_extension(""), self.workers).await
