@@ -182,7 +182,7 @@ async fn http1_takes_the_plain_connections_first_and_never_waits_for_one() -> Re
             let hosts = json["hosts"].as_array().into_iter().flatten();
             hosts.filter(|host| host["protocol"] == protocol).filter_map(|host| host["requests"].as_u64()).sum::<u64>()
         };
-        anyhow::Ok((of("Http1"), of("Http2")))
+        anyhow::Ok((of("http1"), of("http2")))
     };
     for _ in 0..30 {
         ensure!(get(gateway, "/").await?.status == 200);

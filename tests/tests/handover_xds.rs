@@ -119,7 +119,11 @@ async fn another_configuration_of_the_agent_fails_no_request_in_envoys_dialect_e
         (of(json!({})), ("proxy", "any", 1, 1), true),
         (of(json!({ "connection_num": 3 })), ("proxy", "any", 1, 3), true),
         (of(json!({ "connection_num": 3, "host_name": "renamed" })), ("renamed", "any", 1, 3), true),
-        (of(json!({ "connection_num": 2, "host_name": "lost", "servers": nowhere() })), ("renamed", "any", 1, 3), false),
+        (
+            of(json!({ "connection_num": 2, "host_name": "lost", "servers": nowhere() })),
+            ("renamed", "any", 1, 3),
+            false,
+        ),
         (of(json!({ "ping_interval": "1s" })), ("proxy", "any", 1, 1), true),
         (json!({}), ("proxy", "http2", 10, 1), true),
         (of(json!({})), ("proxy", "any", 1, 1), true),

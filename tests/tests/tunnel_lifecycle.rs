@@ -188,15 +188,20 @@ async fn events_tell_how_a_tunnel_came_to_stand_and_why_it_ended() -> Result {
     };
     let serving = ["tls", "handshake", "established", "first_byte", "first_ping"];
     find(cloud.admin, "/connections/0/events", &serving).await?;
-    let (at_the_edge, dialled) =
-        ("/agents/0/peers/0/connections/0/events", ["dialing", "connected", "tls", "established", "ended"]);
-    find(edge.admin, at_the_edge, &dialled[..4]).await?;
+    let at_the_edge = "/agents/0/peers/0/connections/0/events";
+    let dialled = ["dialing", "connected", "tls", "established", "first_byte"];
+    find(edge.admin, at_the_edge, &[&dialled[..], &["first_ping"]].concat()).await?;
+    let page = get(edge.admin, "/tunnels").await?.json()?;
+    let standing = &page["agents"][0]["peers"][0]["connections"][0];
+    ensure!(standing["dialect"] == "culvert" && standing["protocol"] == "http2", "saw {standing:#}");
     edge.stop().await?;
     find(cloud.admin, "/ended/0/events", &["tls", "handshake", "established", "first_byte", "ended"]).await?;
+    let page = get(cloud.admin, "/tunnels").await?.json()?;
+    ensure!(page["ended"][0]["requests"] == 1, "expected what it has carried, saw {:#}", page["ended"][0]);
     let edge = tunnel::edge(&[cloud.listener("tunnel")?], backend.address, &tls.cluster).await?;
     tunnel::joined(&cloud, 1).await?;
     cloud.stop().await?;
-    find(edge.admin, at_the_edge, &dialled).await?;
+    find(edge.admin, at_the_edge, &[&dialled[..], &["ended"]].concat()).await?;
     edge.stop().await
 }
 

@@ -150,6 +150,10 @@ impl HostLease for Lease {
         self.0.is_idle()
     }
 
+    fn carried(&self) -> u64 {
+        self.0.carried()
+    }
+
     fn say_goodbye(&self) {
         self.0.say_goodbye();
     }

@@ -45,6 +45,7 @@ mod pace;
 mod peer;
 mod placement;
 mod servers;
+mod slot;
 mod tenure;
 
 use connection::Connection;

@@ -97,13 +97,29 @@ impl History {
         if self.events.len() < 5 {
             self.events.reserve_exact(1);
         }
-        let at_ms = u64::try_from(at.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX);
+        let at_ms = self.millis(at);
         self.events.push_back(Event { at_ms, kind, detail: detail.map(String::into_boxed_str) });
     }
 
-    /// When it began.
-    pub(crate) fn began(&self) -> Instant {
-        self.began
+    /// That the first byte came at a time that nobody watched for.
+    pub(crate) fn note_first_byte(&mut self, at: Instant) {
+        if self.events.len() >= MOST_EVENTS {
+            self.events.pop_front();
+        }
+        let (place, event) = self.first_byte(at);
+        self.events.insert(place, event);
+    }
+
+    /// The event, and where it belongs: before the first PING of the same millisecond, whose answer it may have been.
+    fn first_byte(&self, at: Instant) -> (usize, Event) {
+        let at_ms = self.millis(at);
+        let is_later = |event: &Event| (event.at_ms, event.kind == EventKind::FirstPing) > (at_ms, false);
+        let place = self.events.iter().position(is_later).unwrap_or(self.events.len());
+        (place, Event { at_ms, kind: EventKind::FirstByte, detail: None })
+    }
+
+    fn millis(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Whether that has happened, as far as is remembered.
@@ -116,9 +132,14 @@ impl History {
         self.events.iter().rev().find(|event| event.kind == kind)?.detail.as_deref()
     }
 
-    /// Oldest first.
-    pub(crate) fn events(&self) -> Vec<Event> {
-        self.events.iter().cloned().collect()
+    /// Oldest first; with when the first byte came, of which nobody takes note as it comes.
+    pub(crate) fn events(&self, first_byte: Option<Instant>) -> Vec<Event> {
+        let mut events: Vec<Event> = self.events.iter().cloned().collect();
+        if let Some(at) = first_byte {
+            let (place, event) = self.first_byte(at);
+            events.insert(place, event);
+        }
+        events
     }
 }
 
@@ -140,7 +161,7 @@ mod tests {
             history.note(at, EventKind::Dialing, None);
             history.note(at + Duration::from_millis(5), EventKind::Failed, Some(format!("failure {round}")));
         }
-        let events = history.events();
+        let events = history.events(None);
         assert_eq!(events.len(), MOST_EVENTS, "bounded");
         assert_eq!((events[0].at_ms, events[0].kind), (840, EventKind::Dialing), "the oldest that is left");
         assert_eq!(history.last(EventKind::Failed), Some("failure 99"), "the latest");
@@ -149,5 +170,24 @@ mod tests {
             let written = serde_json::to_value(event.kind).unwrap();
             assert_eq!(written, event.kind.name(), "one name everywhere");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_byte_stands_where_it_came() {
+        let began = Instant::now();
+        let at = |millis| began + Duration::from_millis(millis);
+        let mut history = History::new(began);
+        for (millis, kind) in
+            [(1, EventKind::Established), (5, EventKind::FirstPing), (5, EventKind::Draining), (9, EventKind::Ended)]
+        {
+            history.note(at(millis), kind, None);
+        }
+        let places = [0, 1, 4, 5, 9].map(|millis| history.first_byte(at(millis)).0);
+        assert_eq!(places, [0, 1, 1, 1, 4]);
+        let shown: Vec<_> = history.events(Some(at(3))).iter().map(|event| event.kind).collect();
+        history.note_first_byte(at(3));
+        let noted: Vec<_> = history.events(None).iter().map(|event| event.kind).collect();
+        assert_eq!(shown, noted, "as it is shown while it stands, it is remembered");
+        assert_eq!(noted[1], EventKind::FirstByte);
     }
 }

@@ -85,6 +85,9 @@ pub trait HostLease {
     /// Whether nothing is in flight on it at this moment.
     fn is_idle(&self) -> bool;
 
+    /// Requests and connections that it has carried.
+    fn carried(&self) -> u64;
+
     /// Tells the agent, in a dialect that has no other word for it, that the connection will end (HTTP/2's GOAWAY).
     fn say_goodbye(&self) {}
 

@@ -98,7 +98,9 @@ pub struct ConnectionStatus {
     pub local: Option<SocketAddr>,
     /// The server's id for the connection, if it gave one.
     pub id: Option<String>,
-    /// `http2` where that was agreed on in the handshake.
+    /// Of the tunnel that stands.
+    pub dialect: Option<Dialect>,
+    /// `http1` or `http2`, as agreed on in the handshake. Envoy's dialect does not: there the first request tells.
     pub protocol: Option<&'static str>,
     /// As in [`TunnelStatus`].
     pub round_trip_us: Option<u64>,

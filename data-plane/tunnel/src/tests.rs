@@ -75,6 +75,10 @@ impl HostLease for Lease {
         CloseReason::Closed
     }
 
+    fn carried(&self) -> u64 {
+        0
+    }
+
     fn is_idle(&self) -> bool {
         true
     }

@@ -211,6 +211,12 @@ impl TunnelLease {
         }
     }
 
+    /// Requests and connections that it has carried.
+    #[must_use]
+    pub fn carried(&self) -> u64 {
+        self.connection.requests()
+    }
+
     /// Takes the host out of every later choice; what is in flight goes on, then [`Self::attach`] ends.
     pub fn drain(&self) {
         self.connection.drain(TunnelEnd::Drained);

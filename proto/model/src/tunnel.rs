@@ -101,6 +101,17 @@ pub enum TunnelProtocol {
     Http2,
 }
 
+impl TunnelProtocol {
+    /// As it is shown.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Http1 => "http1",
+            Self::Http2 => "http2",
+        }
+    }
+}
+
 /// Who says what connections carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProtocolChoice {

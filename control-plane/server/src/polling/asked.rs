@@ -17,7 +17,6 @@ const MAX_REASON: usize = 1024;
 /// Of a version, in characters: more than ours have.
 const MAX_VERSION: usize = 64;
 
-
 /// The latest request of each type.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Asked(BTreeMap<&'static str, Latest>);

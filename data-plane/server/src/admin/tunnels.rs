@@ -19,7 +19,7 @@ pub(super) fn json(looked: &Looked) -> Value {
                 "agent": &*tunnel.agent,
                 "peer": tunnel.peer.map(|peer| peer.to_string()),
                 "weight": tunnel.weight,
-                "protocol": format!("{:?}", tunnel.protocol),
+                "protocol": tunnel.protocol.name(),
                 "state": tunnel.state,
                 "requests": tunnel.requests,
                 "active": tunnel.active,

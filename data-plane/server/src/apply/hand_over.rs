@@ -116,6 +116,7 @@ mod tests {
                 since_seconds: 0,
                 local: None,
                 id: None,
+                dialect: None,
                 protocol: None,
                 round_trip_us: None,
                 last_error: None,

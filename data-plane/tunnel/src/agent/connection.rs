@@ -87,7 +87,7 @@ impl<H: Hosting> Connection<H> {
                 event = "connection_closed", %agent, %server, connection = this.index, reason = %served.end,
                 lived = ?served.lived, used = served.used, ?delay, "tunnel ended"
             );
-            this.peer.note_error(this.index, EventKind::Ended, served.end.into_owned());
+            this.peer.with_slot(this.index, |slot| slot.failed(EventKind::Ended, served.end.into_owned()));
             this.pause(delay).await;
         }
         while retired.join_next().await.is_some() {}
@@ -104,12 +104,14 @@ impl<H: Hosting> Connection<H> {
     ) -> Served {
         let mut pace = Pace::default();
         loop {
-            let (established, meter, http2) = (Instant::now(), tunnel.io.meter(), tunnel.http2);
+            let (established, meter, protocol) = (Instant::now(), tunnel.io.meter(), tunnel.protocol());
             let (tenure, mut orders) = (Tenure::new(&tunnel), self.peer.orders());
-            self.peer.note_meter(self.index, Arc::clone(&meter));
             let served = || Served {
                 lived: established.elapsed(),
-                used: if http2 { tenure.is_used() } else { meter.read() >= USED },
+                used: match protocol {
+                    TunnelProtocol::Http1 => meter.read() >= USED,
+                    TunnelProtocol::Http2 => tenure.is_used(),
+                },
                 end: tenure.end(),
             };
             let mut hosted = Box::pin(Rc::clone(self).host(tunnel, Rc::clone(&tenure)));
@@ -236,7 +238,7 @@ impl<H: Hosting> Connection<H> {
                 "no tunnel"
             );
             self.tell("handshake_failure", &error.to_string(), None);
-            self.peer.note_error(self.index, EventKind::Failed, error.to_string());
+            self.peer.with_slot(self.index, |slot| slot.failed(EventKind::Failed, error.to_string()));
             if failures.is_multiple_of(UNREACHABLE) && error.is_unreachable() && self.peer.live() == 0 {
                 // Another one of the list takes its place, if there is any.
                 self.agent.avoid(self.peer.address);
@@ -282,7 +284,7 @@ impl<H: Hosting> Connection<H> {
 
     async fn dial(&self, target: &Target) -> Result<Established, DialError> {
         let config = &self.agent.config;
-        let told = |kind, detail| self.peer.note_step(self.index, kind, detail);
+        let told = |kind, detail| self.peer.with_slot(self.index, |slot| slot.step(kind, detail));
         if let Some(envoy) = &config.envoy {
             let token = match &config.credential {
                 Some(configured) => Some(credential::read(&configured.value).await?),

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_http::Io;
+use culvert_http::{Io, RoundTrip};
+use culvert_model::tunnel::TunnelProtocol;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -42,10 +43,17 @@ pub(super) struct Established {
     pub(super) id: Option<String>,
     /// Whether the server is one of ours.
     pub(super) capable: bool,
-    /// HTTP/2 was agreed on, as our two ends speak it.
-    pub(super) http2: bool,
+    /// HTTP/2 was agreed on, as our two ends speak it: what its PINGs take.
+    pub(super) round_trip: Option<RoundTrip>,
     /// What it was dialled with.
     pub(super) tls: Option<Arc<rustls::ClientConfig>>,
+}
+
+impl Established {
+    /// As it was agreed on.
+    pub(super) fn protocol(&self) -> TunnelProtocol {
+        if self.round_trip.is_some() { TunnelProtocol::Http2 } else { TunnelProtocol::Http1 }
+    }
 }
 
 /// Why an attempt failed. Whatever it was, the next one begins from nothing.
@@ -205,7 +213,7 @@ pub(super) async fn handshake(mut io: Io, init: &[u8], local: SocketAddr) -> Res
         local,
         id: response.connection_id,
         capable: response.caps.iter().any(|cap| cap == CAPABILITY),
-        http2: response.protocol == Some(Carried::Http2),
+        round_trip: (response.protocol == Some(Carried::Http2)).then(RoundTrip::default),
         tls: None,
     })
 }

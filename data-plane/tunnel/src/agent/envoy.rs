@@ -42,11 +42,18 @@ pub(super) async fn establish(
             local,
             id: None,
             capable: false,
-            http2: false,
+            round_trip: None,
             tls: target.tls.clone(),
         });
     }
-    Ok(Established { io: io.as_one_stream(), local, id: None, capable: false, http2: false, tls: target.tls.clone() })
+    Ok(Established {
+        io: io.as_one_stream(),
+        local,
+        id: None,
+        capable: false,
+        round_trip: None,
+        tls: target.tls.clone(),
+    })
 }
 
 /// Sends the request and reads the answer; whether the server keeps TLS.

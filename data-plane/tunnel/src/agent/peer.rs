@@ -5,15 +5,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_http::{Meter, RoundTrip};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::Worker;
 use super::control::Close;
-use crate::history::{EventKind, History};
-use crate::status::{AsideState, ConnectionState, ConnectionStatus, PeerStatus};
+use super::slot::Slot;
+use crate::status::{AsideState, ConnectionState, PeerStatus};
 
 /// A server, its connections, and how far its closing has come.
 #[derive(Debug)]
@@ -63,26 +62,6 @@ pub(super) enum Order {
     Reconnect(Duration),
     /// To dial elsewhere: it ends within that time.
     Leave(Duration),
-}
-
-/// One of the `connection_num` connections.
-#[derive(Debug)]
-struct Slot {
-    worker: usize,
-    state: ConnectionState,
-    since: Instant,
-    local: Option<SocketAddr>,
-    id: Option<String>,
-    /// Of a tunnel that carries HTTP/2.
-    http2: Option<RoundTrip>,
-    last_error: Option<String>,
-    last_end: Option<String>,
-    attempts: u64,
-    /// Of the tunnel that stands.
-    meter: Option<Arc<Meter>>,
-    /// It has answered a PING.
-    pinged: bool,
-    history: History,
 }
 
 /// What a graceful close names.
@@ -242,90 +221,25 @@ impl Peer {
         *self.aside.lock() = state;
     }
 
-    /// Notes a connection's state; `since` moves only when the state does.
+    /// Notes a connection's state.
     pub(super) fn note(&self, index: u32, worker: usize, state: ConnectionState) {
-        let mut slots = self.slots.lock();
-        let slot = slots.entry(index).or_insert_with(|| Slot {
-            worker,
-            state,
-            since: Instant::now(),
-            local: None,
-            id: None,
-            http2: None,
-            last_error: None,
-            last_end: None,
-            attempts: 0,
-            meter: None,
-            pinged: false,
-            history: History::new(Instant::now()),
-        });
-        if slot.state != state || slot.attempts == 0 {
-            slot.state = state;
-            slot.since = Instant::now();
-            if let Some(kind) = event_of(state) {
-                slot.history.note(slot.since, kind, None);
-            }
-        }
-        slot.attempts += u64::from(state == ConnectionState::Dialing);
-        if !matches!(state, ConnectionState::Established | ConnectionState::Draining) {
-            (slot.local, slot.id, slot.http2, slot.meter) = (None, None, None, None);
-            slot.pinged = false;
-        }
+        self.slots.lock().entry(index).or_insert_with(|| Slot::new(worker, state)).enter(state);
     }
 
-    pub(super) fn note_names(&self, index: u32, local: SocketAddr, id: Option<String>) {
+    /// Of a connection that has a state.
+    pub(super) fn with_slot(&self, index: u32, note: impl FnOnce(&mut Slot)) {
         if let Some(slot) = self.slots.lock().get_mut(&index) {
-            (slot.local, slot.id, slot.last_error) = (Some(local), id, None);
-        }
-    }
-
-    pub(super) fn note_http2(&self, index: u32, round_trip: RoundTrip) {
-        if let Some(slot) = self.slots.lock().get_mut(&index) {
-            slot.http2 = Some(round_trip);
-        }
-    }
-
-    /// Why an attempt failed, or a tunnel ended.
-    pub(super) fn note_error(&self, index: u32, kind: EventKind, error: String) {
-        if let Some(slot) = self.slots.lock().get_mut(&index) {
-            slot.history.note(Instant::now(), kind, Some(error.clone()));
-            if kind == EventKind::Ended {
-                slot.last_end = Some(error.clone());
-            }
-            slot.last_error = Some(error);
-        }
-    }
-
-    /// How far an attempt has come.
-    pub(super) fn note_step(&self, index: u32, kind: EventKind, detail: String) {
-        if let Some(slot) = self.slots.lock().get_mut(&index) {
-            slot.history.note(Instant::now(), kind, Some(detail));
-        }
-    }
-
-    pub(super) fn note_meter(&self, index: u32, meter: Arc<Meter>) {
-        if let Some(slot) = self.slots.lock().get_mut(&index) {
-            slot.meter = Some(meter);
-        }
-    }
-
-    pub(super) fn note_ping(&self, index: u32, time: Duration) {
-        if let Some(slot) = self.slots.lock().get_mut(&index)
-            && !slot.pinged
-        {
-            slot.pinged = true;
-            slot.history.note(Instant::now(), EventKind::FirstPing, Some(format!("{time:?}")));
+            note(slot);
         }
     }
 
     /// Established connections: by the server's id, else by our address.
     pub(super) fn names(&self) -> Names {
         let mut names = Names::default();
-        for slot in self.slots.lock().values() {
-            match (&slot.id, slot.local) {
-                (Some(id), _) => names.ids.push(id.clone()),
-                (None, Some(local)) => names.addresses.push(local.to_string()),
-                (None, None) => {}
+        for tunnel in self.slots.lock().values().filter_map(Slot::tunnel) {
+            match &tunnel.id {
+                Some(id) => names.ids.push(id.clone()),
+                None => names.addresses.push(tunnel.local.to_string()),
             }
         }
         names
@@ -341,44 +255,6 @@ impl Peer {
             aside: *self.aside.lock(),
             connections,
         }
-    }
-}
-
-impl Slot {
-    fn status(&self, index: u32, now: Instant) -> ConnectionStatus {
-        ConnectionStatus {
-            index,
-            worker: self.worker,
-            state: self.state,
-            since_seconds: now.duration_since(self.since).as_secs(),
-            local: self.local,
-            id: self.id.clone(),
-            protocol: self.http2.as_ref().map(|_| "http2"),
-            round_trip_us: self
-                .http2
-                .as_ref()
-                .and_then(RoundTrip::last)
-                .and_then(|time| u64::try_from(time.as_micros()).ok()),
-            last_error: self.last_error.clone(),
-            last_end: self.last_end.clone(),
-            received_bytes: self.meter.as_ref().map_or(0, |meter| meter.read()),
-            sent_bytes: self.meter.as_ref().map_or(0, |meter| meter.written()),
-            events: self.history.events(),
-            reconnects: self.attempts.saturating_sub(1),
-        }
-    }
-}
-
-/// What a change of state is in the history. (Failures and ends are noted with their reasons.)
-fn event_of(state: ConnectionState) -> Option<EventKind> {
-    match state {
-        ConnectionState::WaitingForListener => Some(EventKind::Waiting),
-        ConnectionState::Dialing => Some(EventKind::Dialing),
-        ConnectionState::Established => Some(EventKind::Established),
-        ConnectionState::BackingOff => Some(EventKind::BackingOff),
-        ConnectionState::Draining => Some(EventKind::Draining),
-        ConnectionState::GivenUp => Some(EventKind::GivenUp),
-        ConnectionState::WaitingForSecret | ConnectionState::Closed => None,
     }
 }
 

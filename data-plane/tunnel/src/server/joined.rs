@@ -111,7 +111,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
         if let Some(chronicle) = &joined.chronicle {
             chronicle.closed(reason);
         }
-        joined.place.note(EventKind::Ended, Some(reason.to_string()));
+        joined.place.note_end(reason, joined.lease.carried());
         tracing::info!(
             event = "tunnel_closed", id = %claim.id, cluster = shown(&claim.cluster),
             host_name = shown(&claim.host_name), close_reason = %reason, "tunnel ended"

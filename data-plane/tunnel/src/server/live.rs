@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use culvert_http::Meter;
-use culvert_model::tunnel::TunnelProtocol;
 use culvert_runtime::drain::Trigger;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -13,7 +12,7 @@ use tokio::time::Instant;
 
 use super::control::Notices;
 use super::{Claim, ConnectionId};
-use crate::history::{Event, EventKind, History};
+use crate::history::{EventKind, History};
 use crate::status::TunnelStatus;
 
 /// What is remembered of a connection as long as it is registered.
@@ -30,6 +29,8 @@ pub(super) struct Live {
     /// From the reply on.
     pub(super) meter: Option<Arc<Meter>>,
     pub(super) history: History,
+    /// Requests and connections, once it has ended.
+    pub(super) carried: u64,
     pub(super) created: SystemTime,
     pub(super) listener: Arc<str>,
 }
@@ -85,6 +86,7 @@ impl Live {
             notices: None,
             meter: None,
             history,
+            carried: 0,
             created: SystemTime::now(),
             listener: Arc::clone(listener),
         }
@@ -94,27 +96,11 @@ impl Live {
         self.claim.http2.as_ref()?.round_trip.as_ref()?.last()
     }
 
-    /// With when the first byte came, which nobody notes.
-    fn events(&self) -> Vec<Event> {
-        let mut events = self.history.events();
-        if let Some(first) = self.meter.as_ref().and_then(|meter| meter.first_read()) {
-            let at_ms =
-                u64::try_from(first.saturating_duration_since(self.history.began()).as_millis()).unwrap_or(u64::MAX);
-            // Before the first PING of the same millisecond, whose answer it may have been.
-            let place = events.partition_point(|event| (event.at_ms, event.kind == EventKind::FirstPing) <= (at_ms, false));
-            events.insert(place, Event { at_ms, kind: EventKind::FirstByte, detail: None });
-        }
-        events
-    }
-
     pub(super) fn status(&self, id: ConnectionId, now: Instant) -> TunnelStatus {
         TunnelStatus {
             id: id.to_string(),
             dialect: self.claim.dialect,
-            protocol: match self.claim.protocol {
-                TunnelProtocol::Http1 => "http1",
-                TunnelProtocol::Http2 => "http2",
-            },
+            protocol: self.claim.protocol.name(),
             round_trip_us: self.round_trip().and_then(|time| u64::try_from(time.as_micros()).ok()),
             cluster: self.claim.cluster.to_string(),
             further_clusters: Vec::new(),
@@ -133,9 +119,9 @@ impl Live {
             created_at: self.created,
             received_bytes: self.meter.as_ref().map_or(0, |meter| meter.read()),
             sent_bytes: self.meter.as_ref().map_or(0, |meter| meter.written()),
-            requests: 0,
+            requests: self.carried,
             active: 0,
-            events: self.events(),
+            events: self.history.events(self.meter.as_ref().and_then(|meter| meter.first_read())),
         }
     }
 }

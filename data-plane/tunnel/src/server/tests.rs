@@ -115,6 +115,10 @@ impl HostLease for Lease {
         }
     }
 
+    fn carried(&self) -> u64 {
+        0
+    }
+
     fn is_idle(&self) -> bool {
         !self.state.busy.get()
     }

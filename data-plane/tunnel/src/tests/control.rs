@@ -43,6 +43,10 @@ impl HostLease for StreamLease {
         CloseReason::Closed
     }
 
+    fn carried(&self) -> u64 {
+        0
+    }
+
     fn is_idle(&self) -> bool {
         true
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use culvert_http::{Io, RoundTrip};
+use culvert_http::Io;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
@@ -14,9 +14,11 @@ use tokio_util::task::AbortOnDropHandle;
 use super::super::chronicle::Stood;
 use super::super::dial::Established;
 use super::super::peer::Phase;
+use super::super::slot::Tunnel;
 use super::super::tenure::Tenure;
 use super::super::{Hosted, Hosting, mux};
 use super::{Connection, SETTLE};
+use crate::dialect::Dialect;
 use crate::envoy::ping;
 use crate::http2::recorded;
 use crate::keepalive;
@@ -73,21 +75,25 @@ impl<H: Hosting> Connection<H> {
         }
     }
 
+    fn dialect(&self, capable: bool) -> Dialect {
+        match (&self.agent.config.envoy, capable) {
+            (Some(_), _) => Dialect::Envoy,
+            (None, true) => Dialect::Culvert,
+            (None, false) => Dialect::Mosn,
+        }
+    }
+
     /// As what was agreed on.
     async fn serve(&self, tunnel: Established, hosted: Hosted, tenure: &Rc<Tenure>) {
         if self.agent.config.envoy.is_some() {
             return self.serve_envoy(tunnel.io, hosted, tenure).await;
         }
-        if !tunnel.http2 {
-            return self.hosting.serve(tunnel.io, hosted).await;
-        }
-        let round_trip = RoundTrip::default();
-        self.peer.note_http2(self.index, round_trip.clone());
+        let Some(round_trip) = tunnel.round_trip else { return self.hosting.serve(tunnel.io, hosted).await };
         self.metrics.inc(AgentMetric::ActiveHttp2);
         let (agent, peer) = (Arc::clone(&self.agent), Arc::clone(&self.peer));
         let link = mux::Link { agent, peer, tenure: Rc::clone(tenure) };
         let serving = pin!(mux::serve(&self.hosting, tunnel.io, hosted, link, round_trip.clone()));
-        let measured = |time: Duration| self.peer.note_ping(self.index, time);
+        let measured = |time: Duration| self.peer.with_slot(self.index, |slot| slot.pinged(time));
         recorded(&round_trip, &self.metrics, || AgentMetric::RoundTripMs, measured, serving).await;
         self.metrics.dec(AgentMetric::ActiveHttp2);
     }
@@ -122,7 +128,19 @@ impl<'a, H: Hosting> Live<'a, H> {
         metrics.inc(AgentMetric::Established);
         metrics.inc(AgentMetric::Active);
         connection.note(ConnectionState::Established);
-        peer.note_names(connection.index, tunnel.local, tunnel.id.clone());
+        let meter = tunnel.io.meter();
+        let dialect = connection.dialect(tunnel.capable);
+        peer.with_slot(connection.index, |slot| {
+            slot.stands(Tunnel {
+                local: tunnel.local,
+                id: tunnel.id.clone(),
+                dialect,
+                protocol: (dialect != Dialect::Envoy).then(|| tunnel.protocol().name()),
+                round_trip: tunnel.round_trip.clone(),
+                meter: Arc::clone(&meter),
+                pinged: false,
+            });
+        });
         peer.learn(tunnel.capable);
         peer.count_live(true);
         tracing::info!(
@@ -130,7 +148,7 @@ impl<'a, H: Hosting> Live<'a, H> {
             agent = %connection.agent.config.name, server = %peer.address, connection = connection.index,
             local = %tunnel.local, id = tunnel.id, "tunnel established"
         );
-        let stood = Stood { local: tunnel.local, began: Instant::now(), meter: tunnel.io.meter() };
+        let stood = Stood { local: tunnel.local, began: Instant::now(), meter };
         connection.tell("handshake_success", "", Some(&stood));
         Self { connection, stood }
     }

@@ -12,7 +12,7 @@ use super::admission::{AgentKey, source};
 use super::{Tunnels, canonical};
 use crate::history::EventKind;
 use crate::server::live::Weight;
-use crate::server::{ConnectionId, Origin, duplicates};
+use crate::server::{CloseReason, ConnectionId, Origin, duplicates};
 use crate::status::EndedTunnel;
 
 /// A place among the live connections; dropping it gives it up.
@@ -43,6 +43,14 @@ impl Place {
         }
         if matches!(kind, EventKind::Draining | EventKind::GracefulClose) {
             self.tunnels.changed();
+        }
+    }
+
+    /// Remembers why the connection has ended, and how many requests and connections it has carried.
+    pub(in crate::server) fn note_end(&self, reason: &CloseReason, carried: u64) {
+        if let Some(live) = self.tunnels.inner.lock().live.get_mut(&self.id) {
+            live.carried = carried;
+            live.history.note(Instant::now(), EventKind::Ended, Some(reason.to_string()));
         }
     }
 
