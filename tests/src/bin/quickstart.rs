@@ -10,6 +10,7 @@ use culvert_tests::client::get;
 use culvert_tests::load::Load;
 use culvert_tests::site::{Port, Running};
 use culvert_tests::wait::{PATIENCE, eventually};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 /// Runs a control plane, a cloud and an edge on loopback and verifies what they promise.
@@ -48,10 +49,20 @@ async fn run(options: &Options) -> Result {
     println!("\nAll checks held ({:.1} s).", began.elapsed().as_secs_f32());
     if !options.once {
         invite(&site);
-        tokio::signal::ctrl_c().await?;
+        asked_to_end().await?;
         println!("\nStopping.");
     }
     site.stop().await
+}
+
+/// By Ctrl-C, or by SIGTERM: what it runs is not left behind.
+async fn asked_to_end() -> Result {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        asked = tokio::signal::ctrl_c() => asked?,
+        _ = terminate.recv() => {}
+    }
+    Ok(())
 }
 
 /// Edits the route file under load.
