@@ -20,7 +20,7 @@ use self::receive::Content;
 use self::subscription::Subscription;
 pub use self::update::{Failure, Received, Rejection, Update};
 use crate::resource::TypeUrl;
-use crate::{Name, PARTIAL_ACK, Variant};
+use crate::{Name, PARTIAL_ACK, RESOURCE_ERRORS, RESOURCE_IN_SOTW, Variant};
 
 /// Settings of a [`Client`].
 #[derive(Debug, Clone)]
@@ -151,11 +151,14 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client without a stream and without subscriptions. It announces [`PARTIAL_ACK`], since it does so.
+    /// A client without a stream and without subscriptions. It announces what it does and others may not.
     #[must_use]
     pub fn new(mut config: ClientConfig) -> Self {
-        if !config.node.client_features.iter().any(|feature| feature == PARTIAL_ACK) {
-            config.node.client_features.push(PARTIAL_ACK.to_owned());
+        let announced = &mut config.node.client_features;
+        for feature in [PARTIAL_ACK, RESOURCE_ERRORS, RESOURCE_IN_SOTW] {
+            if !announced.iter().any(|known| known == feature) {
+                announced.push(feature.to_owned());
+            }
         }
         Self {
             config,

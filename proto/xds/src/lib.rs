@@ -39,3 +39,11 @@ pub enum Variant {
 /// that it refuses, and names the refused ones line by line as `Type/name: reason`. Such a refusal blames only the
 /// resources that it names.
 pub const PARTIAL_ACK: &str = "culvert.xds.partial_ack";
+
+/// The client feature by which a client says that it looks at `resource_errors` (xDS TP3): it is told what does not exist, or
+/// what it may not have, also where a response would hold nothing else.
+pub const RESOURCE_ERRORS: &str = "culvert.xds.resource_errors";
+
+/// The client feature, as gRPC's clients send it, by which a client says that it takes resources within a `Resource` in
+/// state-of-the-world responses, and with them TTLs.
+pub const RESOURCE_IN_SOTW: &str = "xds.config.resource-in-sotw";

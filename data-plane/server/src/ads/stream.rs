@@ -117,7 +117,21 @@ impl<'s> Driver<'s> {
             }
             self.turn_to(0);
             self.sources.configuration.unreachable();
-            tokio::time::sleep(self.backoff.next_delay()).await;
+            let delay = self.backoff.next_delay();
+            self.meanwhile(tokio::time::sleep(delay)).await;
+        }
+    }
+
+    /// Waits without a stream. TTLs go on: they are for the time when nobody says any more what there is.
+    async fn meanwhile<T>(&mut self, what: impl Future<Output = T>) -> T {
+        let mut what = std::pin::pin!(what);
+        loop {
+            self.report_missing();
+            let (timeout, now) = (self.client.next_timeout(), self.sources.configuration.now());
+            tokio::select! {
+                done = &mut what => return done,
+                () = tokio::time::sleep(timeout.unwrap_or(FOREVER).saturating_sub(now)), if timeout.is_some() => {}
+            }
         }
     }
 
@@ -143,6 +157,17 @@ impl<'s> Driver<'s> {
         }
     }
 
+    /// Connects to the server whose turn it is.
+    async fn connect(&mut self) -> Result<(Channel, Cause), ConnectError> {
+        self.want_what_is_referred_to();
+        let Sources { bootstrap, client_tls, .. } = self.sources;
+        let connecting = connect(bootstrap, self.grpc, self.server, client_tls, self.backoff.attempts());
+        let connected = Box::pin(self.meanwhile(connecting)).await;
+        // What is over is not said to be held.
+        self.report_missing();
+        connected
+    }
+
     /// One stream from its first request to its end.
     async fn speak<Q, R>(
         &mut self,
@@ -154,10 +179,7 @@ impl<'s> Driver<'s> {
         Q: Message + Default + Send + Sync + 'static,
         R: Message + Default + Send + Sync + 'static,
     {
-        self.want_what_is_referred_to();
-        let Sources { bootstrap, client_tls, .. } = self.sources;
-        let attempts = self.backoff.attempts();
-        let (channel, cause) = match connect(bootstrap, self.grpc, self.server, client_tls, attempts).await {
+        let (channel, cause) = match self.connect().await {
             Ok(connected) => connected,
             Err(error) => return error.into(),
         };
@@ -173,7 +195,8 @@ impl<'s> Driver<'s> {
                 break;
             }
         }
-        let mut stream = match open::<Q, R>(self.source, self.grpc, channel.clone(), sending).await {
+        let opening = open::<Q, R>(self.source, self.grpc, channel.clone(), sending);
+        let mut stream = match Box::pin(self.meanwhile(opening)).await {
             Ok(stream) => stream,
             Err(status) => return Ended::Status { status, cause },
         };

@@ -4,7 +4,7 @@ use culvert_api::envoy::config::core::v3::{Locality, Node};
 use culvert_api::type_url;
 use prost::Message;
 
-use crate::PARTIAL_ACK;
+use crate::{PARTIAL_ACK, RESOURCE_ERRORS, RESOURCE_IN_SOTW};
 
 /// What is kept of `envoy.config.core.v3.Node`. Envoy's is 61 KB, nearly all of it `extensions`, which are dropped.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -65,10 +65,10 @@ impl NodeIdentity {
         })
     }
 
-    /// Whether a response that holds nothing but errors is of use to it: gRPC's clients fail a request at once then and not
-    /// after 15 s. Envoy 1.40 does not look at them.
+    /// Whether a response that holds nothing but errors is of use to it: gRPC's clients and ours then do at once what they would
+    /// do after 15 s. Envoy 1.40 does not look at them.
     pub(crate) fn hears_of_absence(&self) -> bool {
-        self.is_grpc()
+        self.is_grpc() || self.announces(RESOURCE_ERRORS)
     }
 
     /// A client or server of gRPC: it asks for what it uses, by name, and an empty list of its is one without names.
@@ -79,14 +79,18 @@ impl NodeIdentity {
     /// Whether it takes resources with a TTL in state of the world, wrapped: the feature as the specification has it, and as
     /// gRPC's clients send it. Never of an Envoy for assignments and routes: one crashes when those expire.
     pub(crate) fn takes_ttl(&self, type_url: &str) -> bool {
-        let said = ["xds.config.supports-resource-in-sotw", "xds.config.resource-in-sotw"];
+        let takes = self.announces("xds.config.supports-resource-in-sotw") || self.announces(RESOURCE_IN_SOTW);
         let crashes = matches!(type_url, type_url::CLUSTER_LOAD_ASSIGNMENT | type_url::ROUTE_CONFIGURATION)
             && self.user_agent.to_ascii_lowercase().contains("envoy");
-        !crashes && self.client_features.iter().any(|feature| said.contains(&feature.as_str()))
+        takes && !crashes
     }
 
     pub(crate) fn acknowledges_in_part(&self) -> bool {
-        self.client_features.iter().any(|feature| feature == PARTIAL_ACK)
+        self.announces(PARTIAL_ACK)
+    }
+
+    fn announces(&self, feature: &str) -> bool {
+        self.client_features.iter().any(|known| known == feature)
     }
 }
 

@@ -45,6 +45,8 @@ pub(crate) struct Subscription {
     pub(crate) takes_ttl: bool,
     /// When to say again that resources with a TTL are as they were.
     beat_at: Option<Duration>,
+    /// When that was said last on this stream.
+    beaten_at: Option<Duration>,
     /// A response is owed even if it is empty.
     owed: bool,
     pub(crate) outstanding: Option<Outstanding>,
@@ -89,6 +91,7 @@ impl Subscription {
             tells_absence: false,
             takes_ttl: false,
             beat_at: None,
+            beaten_at: None,
             owed: false,
             outstanding: None,
             nonce: Nonce::default(),
@@ -269,6 +272,7 @@ impl Subscription {
             self.memory.accept_all(set);
             self.memory.accepted_version = Some(set.version());
             self.seen = Some(Arc::clone(set));
+            self.beat_at_once(set);
             return true;
         } else if self.memory.accepted_version != Some(Version::parse(version)) {
             self.holds_unknown = true;
@@ -300,6 +304,9 @@ impl Subscription {
             } else {
                 foreign.insert(name);
             }
+        }
+        if !held.is_empty() {
+            self.beat_at_once(set);
         }
         self.memory.set_foreign(foreign);
         self.sent.rebase(set, held.len());

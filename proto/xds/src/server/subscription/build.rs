@@ -88,12 +88,20 @@ impl Subscription {
 
     /// What the node has and keeps only if it hears of it again, once it is time for that and there is nothing else to say.
     fn alive(&mut self, set: &TypeSet) -> Vec<Arc<Resource>> {
-        let Some(ttl) = set.shortest_ttl().filter(|_| self.beat_at.is_some_and(|at| self.memory.now >= at)) else {
+        let now = self.memory.now;
+        let Some(ttl) = set.shortest_ttl() else {
+            self.beat_at = None;
             return Vec::new();
         };
+        if self.beat_at.is_none_or(|at| now < at) {
+            return Vec::new();
+        }
         // Whatever comes of it: not due again at once, or the stream's driver would not rest.
-        self.beat_at = Some(self.memory.now + ttl / 12);
-        if !self.due.is_empty() || self.owed {
+        self.beat_at = Some(now + ttl / 12);
+        // In delta a heartbeat has no body. One that is late may find the node without what it is about, and brings it back.
+        let is_late = self.beaten_at.is_none_or(|at| now.saturating_sub(at) >= ttl * 2 / 3);
+        let revives = is_late && self.variant == Variant::Delta;
+        if !revives && (!self.due.is_empty() || self.owed) {
             return Vec::new();
         }
         let has = |resource: &Arc<Resource>| {
@@ -105,8 +113,21 @@ impl Subscription {
         let alive: Vec<_> = set.resources().filter(|resource| has(resource)).cloned().collect();
         if alive.is_empty() {
             self.beat_at = None;
+        } else if revives {
+            (self.beat_at, self.beaten_at) = (Some(now + ttl / 3), Some(now));
+            let names = alive.iter().map(|resource| resource.name());
+            self.forced.extend(names.clone().cloned());
+            self.due.extend(names.cloned());
+            return Vec::new();
         }
         alive
+    }
+
+    /// What the node came with may be about to be over: nobody knows since when it has that.
+    pub(super) fn beat_at_once(&mut self, set: &TypeSet) {
+        if self.tells_ttl() && set.shortest_ttl().is_some() {
+            self.beat_at = Some(self.memory.now);
+        }
     }
 
     /// Three times in the shortest TTL: two may come late. Other responses do not put it off: what they do not carry lives
@@ -115,6 +136,9 @@ impl Subscription {
         let ttl = set.shortest_ttl().filter(|_| self.tells_ttl());
         let next = ttl.map(|ttl| self.memory.now + ttl / 3);
         let before = self.beat_at.filter(|_| !beats);
+        if before.is_none() {
+            self.beaten_at = Some(self.memory.now);
+        }
         self.beat_at = next.map(|next| before.map_or(next, |before| before.min(next)));
     }
 

@@ -211,6 +211,60 @@ fn a_ttl_goes_with_its_resource_and_begins_anew_three_times() {
     assert!(at(&mut peer, 100).is_none(), "who no longer asks hears no more");
 }
 
+/// A client that was slow to answer, or a control plane that stood still: by then the resources may be gone at the client, to
+/// which a heartbeat without a body means nothing.
+#[test]
+fn a_heartbeat_that_is_late_says_again_what_it_keeps_alive() {
+    let mut peer = Peer::new(Variant::Delta, brief(CLUSTER));
+    peer.delta(CLUSTER, &[], &[]);
+    let mut nonce = at(&mut peer, 0).unwrap().nonce().to_string();
+    for (seconds, has_body) in [(19, false), (30, false), (50, true), (60, false), (99, true)] {
+        assert!(at(&mut peer, seconds).is_none(), "nothing more before the one before is answered");
+        peer.delta_answer(CLUSTER, &nonce, None);
+        let beat = at(&mut peer, seconds).unwrap_or_else(|| panic!("nothing was sent at {seconds} s")).to_delta();
+        let said: Vec<_> = beat.resources.iter().map(|one| (one.name.as_str(), one.resource.is_some())).collect();
+        assert_eq!(said, [("brief", has_body)], "at {seconds} s");
+        nonce = beat.nonce;
+    }
+}
+
+/// Nobody knows for how long a client that comes back may still use what it has.
+#[test]
+fn what_a_client_comes_back_with_begins_anew_at_once() {
+    let version = |name: &str| brief(CLUSTER).of_type(CLUSTER).unwrap().get(name).unwrap().version().to_string();
+    let mut peer = Peer::new(Variant::Delta, brief(CLUSTER));
+    peer.session.tell_time(Duration::from_secs(100));
+    peer.delta_with(CLUSTER, &[], &[("brief", &version("brief")), ("lasting", &version("lasting"))]);
+    let first = at(&mut peer, 100).unwrap().to_delta();
+    let said: Vec<_> = first.resources.iter().map(|one| (one.name.as_str(), one.resource.is_some())).collect();
+    assert_eq!(said, [("brief", true)]);
+    peer.delta_answer(CLUSTER, &first.nonce, None);
+    assert!(at(&mut peer, 109).is_none() && at(&mut peer, 110).is_some(), "and so on");
+
+    let mut peer = Peer::with_features(Variant::Sotw, brief(CLUSTER), &["xds.config.resource-in-sotw"]);
+    peer.session.tell_time(Duration::from_secs(100));
+    peer.sotw(CLUSTER, &[], &brief(CLUSTER).of_type(CLUSTER).unwrap().version().to_string(), "");
+    let first = at(&mut peer, 100).expect("it has the version, and what it has of it may be about to be over");
+    assert_eq!(first.resources().len(), 2, "a full state");
+    peer.sotw(CLUSTER, &[], "", &first.nonce().to_string());
+    assert!(at(&mut peer, 109).is_none() && at(&mut peer, 110).is_some(), "and so on");
+}
+
+/// What has a TTL loses it, and who asks for something else has nothing to do for that.
+#[test]
+fn without_a_ttl_nothing_is_to_be_said_at_a_time() {
+    let mut peer = Peer::new(Variant::Delta, brief(CLUSTER));
+    peer.delta(CLUSTER, &["lasting"], &[]);
+    let nonce = at(&mut peer, 0).unwrap().nonce().to_string();
+    peer.delta_answer(CLUSTER, &nonce, None);
+    let mut builder = Snapshot::builder();
+    builder.insert(Arc::new(Resource::new(&CLUSTER.into(), "brief", b"\x0a\x05brief")));
+    builder.insert(Arc::new(Resource::new(&CLUSTER.into(), "lasting", b"\x0a\x07lasting")));
+    peer.session.on_snapshot(Arc::new(builder.build()), Duration::from_secs(1));
+    assert!(at(&mut peer, 60).is_none());
+    assert_eq!(peer.session.poll_timeout(peer.stream), None, "the stream's driver would be woken without end");
+}
+
 /// Neither other changes nor a client that is slow to answer may let a resource expire, or keep the driver from resting.
 #[test]
 fn changes_do_not_put_off_what_keeps_a_resource_alive() {

@@ -5,7 +5,7 @@ use culvert_api::type_url::{CLUSTER, CLUSTER_LOAD_ASSIGNMENT as EDS, LISTENER, R
 use culvert_api::envoy::service::discovery::v3::{DiscoveryResponse, ResourceError};
 
 use super::*;
-use crate::PARTIAL_ACK;
+use crate::{PARTIAL_ACK, RESOURCE_ERRORS};
 
 fn clusters(entries: &[&str]) -> Snapshot {
     snapshot(&entries.iter().map(|entry| (CLUSTER, *entry)).collect::<Vec<_>>())
@@ -310,7 +310,11 @@ fn an_unknown_name_is_remembered_and_sent_when_it_comes_to_be() {
 
 #[test]
 fn a_grpc_client_is_told_once_what_does_not_exist_or_is_denied() {
-    let node = NodeIdentity { user_agent: "gRPC C-core linux".into(), ..NodeIdentity::default() };
+    is_told_once(NodeIdentity { user_agent: "gRPC C-core linux".into(), ..NodeIdentity::default() });
+    is_told_once(NodeIdentity { client_features: vec![RESOURCE_ERRORS.to_owned()], ..NodeIdentity::default() });
+}
+
+fn is_told_once(node: NodeIdentity) {
     let denied = |entries: &[(&str, &str)]| {
         let mut builder = Snapshot::builder();
         for (of, entry) in entries {
