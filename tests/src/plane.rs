@@ -40,6 +40,8 @@ pub struct Way<'a> {
     pub flags: &'a [&'a str],
     /// No clusters but those that something asks for by name.
     pub no_cds: bool,
+    /// The same of listeners.
+    pub no_lds: bool,
     /// Further top-level YAML of its bootstrap.
     pub more: &'a str,
     /// `http2_protocol_options` of the control plane's cluster, in flow style.
@@ -113,14 +115,14 @@ impl Plane {
             false => (format!("\x20 ads_config: {all}\n"), "{ads: {}, resource_api_version: V3}".to_owned()),
         };
         let cds = if way.no_cds { String::new() } else { format!("\x20 cds_config: {source}\n") };
+        let lds = if way.no_lds { String::new() } else { format!("\x20 lds_config: {source}\n") };
         let tls = way.tls.map(|tls| format!(", transport_socket: {tls}")).unwrap_or_default();
         let bootstrap = format!(
             "node: {{id: proxy, cluster: test}}\n\
              admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}}\n\
              dynamic_resources:\n\
              {ads}\
-             {cds}\
-             \x20 lds_config: {source}\n\
+             {cds}{lds}\
              static_resources:\n\
              \x20 clusters:\n\
              \x20 - {{name: xds, type: STATIC, connect_timeout: 2s, {http2}, load_assignment: {{cluster_name: xds, endpoints: [{{lb_endpoints: [{{endpoint: {{address: \

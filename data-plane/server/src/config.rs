@@ -112,27 +112,28 @@ pub(crate) async fn begin(settings: Settings) -> Configuration {
     let metrics = Metrics::new(&settings.registry, Configuration { shared: Arc::clone(&shared) });
     let publisher = publisher::Publisher::new(Arc::clone(&shared));
     publisher.publish().await;
+    let (saves, saving) = watch::channel(0);
     if dynamic {
         tokio::spawn(release_when_ready(Arc::clone(&shared), settings.ready));
-        let (saves, saving) = watch::channel(0);
         if let Some(state) = state {
             let saver = tokio::spawn(saving::save(Arc::clone(&shared), state, saving));
             *shared.saver.lock() = Some(saver);
         }
-        tokio::spawn(publisher.run(saves));
-        tokio::spawn(take_orders(Arc::clone(&shared), settings.demand.orders));
-        let sources = crate::ads::Sources {
-            bootstrap: settings.bootstrap,
-            configuration: Configuration { shared: Arc::clone(&shared) },
-            metrics,
-            watcher: settings.watcher,
-            client_tls: settings.client_tls,
-            tunnels: settings.tunnels,
-            data_errors: settings.data_errors,
-            connection: watch::channel(None).0,
-        };
-        tokio::spawn(sources.run());
     }
+    // Also where nothing is subscribed to yet: requests may ask for clusters.
+    tokio::spawn(publisher.run(saves));
+    tokio::spawn(take_orders(Arc::clone(&shared), settings.demand.orders));
+    let sources = crate::ads::Sources {
+        bootstrap: settings.bootstrap,
+        configuration: Configuration { shared: Arc::clone(&shared) },
+        metrics,
+        watcher: settings.watcher,
+        client_tls: settings.client_tls,
+        tunnels: settings.tunnels,
+        data_errors: settings.data_errors,
+        connection: watch::channel(None).0,
+    };
+    tokio::spawn(sources.run());
     Configuration { shared }
 }
 

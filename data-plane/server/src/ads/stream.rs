@@ -24,7 +24,7 @@ use prost::Message;
 use tokio::sync::{mpsc, watch};
 use tonic::transport::Channel;
 
-use self::open::open;
+use self::open::{Event, Incoming};
 use super::connect::{Cause, ConnectError, connect, with_causes};
 use super::{Outcome, Source, Sources, kind_of_update};
 use crate::apply::Kind;
@@ -187,21 +187,8 @@ impl<'s> Driver<'s> {
         let mut outbox: VecDeque<Q> = VecDeque::new();
         self.fill(&mut outbox, pack);
         let (requests, sending) = mpsc::channel(IN_FLIGHT);
-        // Before the stream is open: some servers say nothing, not even headers, until they were asked.
-        while requests.capacity() > 0
-            && let Some(request) = outbox.pop_front()
-        {
-            if requests.try_send(request).is_err() {
-                break;
-            }
-        }
-        let opening = open::<Q, R>(self.source, self.grpc, channel.clone(), sending);
-        let mut stream = match Box::pin(self.meanwhile(opening)).await {
-            Ok(stream) => stream,
-            Err(status) => return Ended::Status { status, cause },
-        };
-        tracing::info!(control_plane = self.control_plane(), delta = self.grpc.delta, "a stream is open");
-        let _connected = Connected::new(self.sources, self.source, self.server, channel);
+        let mut incoming = Incoming::<R>::new(self.source, self.grpc, channel.clone(), sending);
+        let mut connected: Option<Connected<'_>> = None;
         let preferred = preferred::answers::<Q, R>(self.sources, self.source, self.grpc, self.server, pack);
         let mut preferred = Box::pin(preferred);
         // The kinds of which there was a response on this stream.
@@ -210,14 +197,23 @@ impl<'s> Driver<'s> {
             let timeout = self.client.next_timeout();
             let now = self.sources.configuration.now();
             tokio::select! {
-                permit = requests.reserve(), if !outbox.is_empty() => {
-                    let Ok(permit) = permit else { return Ended::Closed };
+                // Why it could not be opened is what comes in its place.
+                permit = requests.reserve(), if !outbox.is_empty() && (incoming.is_open() || !requests.is_closed()) => {
+                    let Ok(permit) = permit else {
+                        if incoming.is_open() {
+                            return Ended::Closed;
+                        }
+                        continue;
+                    };
                     if let Some(request) = outbox.pop_front() {
                         permit.send(request);
                     }
                 }
-                received = stream.message(), if outbox.len() <= KINDS.len() => match received {
-                    Ok(Some(response)) => {
+                received = incoming.next(), if !incoming.is_open() || outbox.len() <= KINDS.len() => match received {
+                    Ok(Event::Opened) => {
+                        connected.get_or_insert_with(|| self.connected(&channel));
+                    }
+                    Ok(Event::Response(response)) => {
                         *answered = true;
                         match take(&mut self.client, response) {
                             Ok(update) => {
@@ -232,7 +228,7 @@ impl<'s> Driver<'s> {
                             Err(error) => return error.into(),
                         }
                     }
-                    Ok(None) => return Ended::Closed,
+                    Ok(Event::Closed) => return Ended::Closed,
                     Err(status) => return Ended::Status { status, cause },
                 },
                 changed = self.interests.changed() => {
@@ -248,6 +244,11 @@ impl<'s> Driver<'s> {
                 server = &mut preferred, if self.server > 0 => return Ended::Preferred(server),
             }
         }
+    }
+
+    fn connected(&self, channel: &Channel) -> Connected<'s> {
+        tracing::info!(control_plane = self.control_plane(), delta = self.grpc.delta, "a stream is open");
+        Connected::new(self.sources, self.source, self.server, channel.clone())
     }
 
     /// Moves what the client has to say into the outbox.

@@ -1,5 +1,7 @@
 //! A stream on a connection: its method, its metadata, its limit.
 
+use std::pin::Pin;
+
 use culvert_model::source::GrpcSource;
 use http::uri::PathAndQuery;
 use prost::Message;
@@ -13,7 +15,50 @@ use super::super::Source;
 use super::super::connect::with_causes;
 use crate::apply::Kind;
 
-/// Opens the stream of a source on a connection.
+/// What comes on a stream. Many servers say nothing, not even headers, before they have a response; until then there may be more
+/// to ask, and time goes on.
+pub(super) enum Incoming<'s, R> {
+    Opening(Pin<Box<dyn Future<Output = Result<tonic::Streaming<R>, tonic::Status>> + Send + 's>>),
+    Open(Box<tonic::Streaming<R>>),
+}
+
+/// The next thing that comes.
+pub(super) enum Event<R> {
+    /// The server has said its first word.
+    Opened,
+    Response(R),
+    Closed,
+}
+
+impl<'s, R> Incoming<'s, R>
+where
+    R: Message + Default + Send + Sync + 'static,
+{
+    /// Of the stream of a source on a connection, to which requests come from `sending`.
+    pub(super) fn new<Q>(source: &'s Source, grpc: &'s GrpcSource, channel: Channel, sending: mpsc::Receiver<Q>) -> Self
+    where
+        Q: Message + Default + Send + Sync + 'static,
+    {
+        Self::Opening(Box::pin(open::<Q, R>(source, grpc, channel, sending)))
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self, Self::Open(_))
+    }
+
+    /// May be dropped and called again.
+    pub(super) async fn next(&mut self) -> Result<Event<R>, tonic::Status> {
+        match self {
+            Self::Opening(opening) => {
+                *self = Self::Open(Box::new(opening.await?));
+                Ok(Event::Opened)
+            }
+            Self::Open(stream) => Ok(stream.message().await?.map_or(Event::Closed, Event::Response)),
+        }
+    }
+}
+
+/// Opens the stream of a source on a connection: done when the server has said its first word.
 pub(super) async fn open<Q, R>(
     source: &Source,
     grpc: &GrpcSource,
