@@ -208,7 +208,15 @@ async fn virtual_hosts_and_clusters_that_requests_ask_for_come_or_are_said_not_t
             ensure!(seen == (expected.0, expected.1.to_owned()), "{field:?}: expected {expected:?}, saw {seen:?}");
             ensure!(began.elapsed() < Duration::from_secs(10), "{field:?} took {:?}", began.elapsed());
         }
-        Ok(())
+        let host = ASKED_FOR.find("- \"@type\": type.googleapis.com/envoy.config.route.v3.VirtualHost");
+        let without_host = ASKED_FOR.get(..host.unwrap_or_default()).unwrap_or_default();
+        site.edit("envoy/routes.yaml", |_| without_host.to_owned())?;
+        eventually("a virtual host that is taken away is gone", async || {
+            let seen = ask(site, ("host", "more.test")).await?;
+            ensure!(seen == (404, String::new()), "saw {seen:?}");
+            Ok(())
+        })
+        .await
     })
     .await
 }

@@ -241,13 +241,24 @@ impl Subscription {
                     if !self.interest.covers(&name) || !(known || forced) {
                         continue;
                     }
-                    // An on-demand virtual host that is merely removed leaves Envoy's request hanging.
-                    let list = if &*self.type_url == type_url::VIRTUAL_HOST { &mut hollow } else { &mut removed };
-                    list.push(Arc::clone(&name));
+                    // By which name the node has it, which may have asked by another.
+                    let own = self.memory.accepted(&name).map(|held| Arc::clone(held.name()));
+                    let own = own.filter(|own| known && set.get(own).is_none());
+                    // An on-demand virtual host that is merely removed leaves Envoy's request hanging. One that Envoy has goes by
+                    // its own name alone.
+                    if &*self.type_url == type_url::VIRTUAL_HOST && own.as_ref() != Some(&name) {
+                        hollow.push(Arc::clone(&name));
+                    } else {
+                        removed.push(Arc::clone(&name));
+                    }
+                    removed.extend(own);
                     items.push((name, None));
                 }
             }
         }
+        // By more than one of its names, maybe.
+        removed.sort_unstable();
+        removed.dedup();
         if resources.is_empty() && removed.is_empty() && hollow.is_empty() && !self.owed {
             return None;
         }

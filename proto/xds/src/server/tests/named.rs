@@ -169,6 +169,32 @@ fn a_resource_is_found_by_its_aliases_and_says_them() {
     assert_eq!(seen, [("r/host", true), ("r/b", false)], "an alias that is gone is gone");
 }
 
+/// What is asked for by another name goes by its own, too: that is the one that the client has it by.
+#[test]
+fn a_virtual_host_that_is_gone_is_removed_by_its_own_name() {
+    for (asked, removed, hollow) in [
+        (&["r/a"][..], &["r/host"][..], &["r/a"][..]),
+        (&["r/host"], &["r/host"], &[]),
+        (&["r/a", "r/b", "r/host"], &["r/host"], &["r/a", "r/b"]),
+    ] {
+        let mut peer = Peer::new(Variant::Delta, with(host(&["r/a", "r/b"], "\n\x06r/host")));
+        peer.delta(VIRTUAL_HOST, asked, &[]);
+        let nonce = expect(&mut peer, &["r/host"]);
+        peer.delta_answer(VIRTUAL_HOST, &nonce, None);
+        peer.publish(Snapshot::default());
+        let gone = peer.session.poll_stream(peer.stream, Duration::ZERO).unwrap().to_delta();
+        assert_eq!(gone.removed_resources, removed, "asked for as {asked:?}");
+        assert!(gone.resources.iter().all(|one| one.resource.is_none()));
+        let bodyless: Vec<_> = gone.resources.iter().map(|one| one.name.as_str()).collect();
+        assert_eq!(bodyless, hollow, "asked for as {asked:?}");
+        // Who asks for it now is told as ever.
+        peer.delta_answer(VIRTUAL_HOST, &gone.nonce, None);
+        peer.delta(VIRTUAL_HOST, &["r/host"], &[]);
+        let again = peer.session.poll_stream(peer.stream, Duration::ZERO).unwrap().to_delta();
+        assert_eq!((again.removed_resources.len(), again.resources.len()), (0, 1), "asked for as {asked:?}");
+    }
+}
+
 fn brief(type_url: &str) -> Snapshot {
     let extras = Extras { aliases: Arc::default(), ttl: Some(Duration::from_secs(30)) };
     let mut builder = Snapshot::builder();
