@@ -26,6 +26,7 @@ const REMEMBERED: Duration = Duration::from_secs(600);
 const SWEEP: Duration = Duration::from_secs(10);
 /// Who did not poll for so long, or for a step, is not shown as connected.
 const ABSENT: Duration = Duration::from_secs(60);
+
 #[derive(Debug)]
 pub(crate) struct PollingNodes {
     nodes: Mutex<Nodes>,
@@ -109,12 +110,11 @@ impl PollingNodes {
         self.status_of(|_| true)
     }
 
-    /// Who is shown as connected.
-    pub(crate) fn present(&self) -> Vec<NodeKey> {
+    /// Who is remembered, and whether it is shown as connected.
+    pub(crate) fn keys(&self) -> Vec<(NodeKey, bool)> {
         let now = Instant::now();
         let nodes = self.nodes.lock();
-        let present = nodes.by_key.iter().filter(|(_, node)| now - node.last < self.step.max(ABSENT));
-        present.map(|(key, _)| key.clone()).collect()
+        nodes.by_key.iter().map(|(key, node)| (key.clone(), now - node.last < self.step.max(ABSENT))).collect()
     }
 
     /// What a node holds, as far as its latest request of each type says; nothing of a node that is not known.

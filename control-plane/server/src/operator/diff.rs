@@ -1,6 +1,6 @@
 //! What nodes have, beside what they should have.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use culvert_api::culvert::control::v1 as api;
@@ -51,18 +51,22 @@ pub(super) fn nodes(control: &Control, named: &[api::NodeSelector]) -> Result<Ve
     if named.len() > MAX_NODES {
         return Err(Status::invalid_argument(format!("{} nodes; at most {MAX_NODES}", named.len())));
     }
-    let polling = control.polling.present();
+    let polling = control.polling.keys();
     if named.is_empty() {
         let connected = control.nodes.all().into_iter().filter(|session| session.is_connected());
-        return Ok(connected.map(Compared::Known).chain(polling.into_iter().map(Compared::Polling)).collect());
+        let polling = polling.into_iter().filter_map(|(key, connected)| connected.then_some(Compared::Polling(key)));
+        return Ok(connected.map(Compared::Known).chain(polling).collect());
     }
+    let polling: HashMap<&str, &NodeKey> = polling.iter().map(|(key, _)| (key.id.as_str(), key)).collect();
     let compared = named.iter().map(|node| {
         // What is described wrongly is said at once, not in the middle of a stream.
         super::identity(node)?;
-        let polls = || polling.iter().find(|key| is_by_id_alone(node) && key.id == node.id);
+        let polls = || polling.get(node.id.as_str()).filter(|_| is_by_id_alone(node));
         Ok(match known(control, node) {
             Some(session) => Compared::Known(session),
-            None => polls().map_or_else(|| Compared::Described(node.clone()), |key| Compared::Polling(key.clone())),
+            None => {
+                polls().map_or_else(|| Compared::Described(node.clone()), |key| Compared::Polling(NodeKey::clone(key)))
+            }
         })
     });
     compared.collect()
