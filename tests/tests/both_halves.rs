@@ -9,6 +9,7 @@ use culvert_tests::client::get;
 use culvert_tests::plane::{Plane, Way, by_rds, envoy};
 use culvert_tests::wait::eventually;
 use serde_json::json;
+use tempfile::TempDir;
 use tokio::time::Instant;
 
 async fn responses(plane: &Plane) -> Result<u64> {
@@ -79,4 +80,31 @@ async fn what_has_a_ttl_lives_as_long_as_its_control_plane() -> Result {
         plane.stop_proxy().await?;
     }
     Ok(())
+}
+
+/// A process that starts without its control plane begins with what it had, and not with what it had for some time only.
+#[tokio::test]
+async fn what_has_a_ttl_is_not_there_after_a_cold_start() -> Result {
+    let mut plane = Plane::start(&[]).await?;
+    let state = TempDir::with_prefix("culvert-")?;
+    let flags = ["--state-dir", state.path().to_str().context("a path")?];
+    let way = || Way { flags: &flags, ..Way::default() };
+    let cluster = |name: &str| json!({ "@type": envoy("config.cluster.v3.Cluster"), "name": name, "type": "STATIC" });
+    let brief = json!({ "@type": envoy("service.discovery.v3.Resource"), "name": "brief",
+        "resource": cluster("brief"), "ttl": "300s" });
+    plane.put("clusters.json", &[brief, cluster("lasting")])?;
+    plane.start_proxy(way()).await?;
+    eventually("both are there", async || has_brief(&plane, true).await).await.with_context(|| plane.proxy_log())?;
+    plane.stop_proxy().await?;
+    plane.kill_control().await?;
+    plane.start_proxy(way()).await?;
+    eventually("what lasts is there", async || {
+        let dump = plane.page("/config_dump").await?.to_string();
+        ensure!(dump.contains("\"lasting\""), "saw {dump}");
+        Ok(())
+    })
+    .await
+    .with_context(|| plane.proxy_log())?;
+    has_brief(&plane, false).await?;
+    plane.stop_proxy().await
 }

@@ -160,22 +160,48 @@ impl Control {
         for error in &load.errors {
             tracing::error!("{error}");
         }
-        let now = SystemTime::now();
-        let (in_force_since, rolled_back_to) =
-            if accepted { (now, None) } else { (self.latest().in_force_since, self.latest().rolled_back_to) };
         let Load { directory, errors, warnings, files } = load;
+        let now = SystemTime::now();
+        let before = self.latest();
+        let in_force_since = match &directory {
+            Some(directory) if !self.is_in_force(directory) => now,
+            _ => before.in_force_since,
+        };
+        let rolled_back_to = if accepted { None } else { before.rolled_back_to };
         // Before it is in force: who sees the new content finds what came of reading it.
         *self.latest.lock() =
             Arc::new(Latest { at: now, accepted, errors, warnings, files, in_force_since, rolled_back_to });
         if let Some(directory) = directory {
             self.metrics.resources.set(directory.len());
-            if !self.try_on_canary(&directory) {
-                tracing::info!(resources = directory.len(), files, "{} is in force", self.folder.display());
-                self.put_in_force(directory, None, None);
-            }
+            self.take(directory);
         } else {
             tracing::error!("{} is refused; what was good last stays", self.folder.display());
         }
+    }
+
+    /// Puts a directory in force, or gives it to some nodes first, if it says anything new.
+    fn take(&self, directory: Arc<Directory>) {
+        if let Some(canary) = self.canary.lock().as_mut()
+            && canary.catalog.directory().gives_the_same_as(&directory)
+        {
+            tracing::info!(
+                generation = canary.generation,
+                "nothing in the directory differs from what some nodes have first"
+            );
+            return canary.catalog.restate(directory);
+        }
+        if self.is_in_force(&directory) {
+            tracing::info!("nothing in {} differs from what is in force", self.folder.display());
+            self.catalog.lock().restate(directory);
+            self.take_back(None, "the directory says again what is in force");
+        } else if !self.try_on_canary(&directory) {
+            tracing::info!(resources = directory.len(), "{} is in force", self.folder.display());
+            self.put_in_force(directory, None, None);
+        }
+    }
+
+    fn is_in_force(&self, directory: &Directory) -> bool {
+        self.generation() > 0 && self.directory().gives_the_same_as(directory)
     }
 
     fn put_in_force(&self, directory: Arc<Directory>, again: Option<u64>, reason: Option<String>) {
@@ -272,17 +298,26 @@ impl Control {
     /// False: there is no such thing.
     pub(crate) fn end_canary(&self, of: Option<u64>, taken_back: Option<&str>) -> bool {
         let _one_at_a_time = self.changing.lock();
-        let canary = self.canary.lock().take_if(|canary| of.is_none_or(|of| of == canary.generation));
-        let Some(canary) = canary else { return false };
-        let Some(reason) = taken_back else {
-            tracing::info!(generation = canary.generation, "some nodes accepted the change: it goes to all");
-            self.put_in_force(Arc::clone(canary.catalog.directory()), None, None);
-            return true;
-        };
+        if let Some(reason) = taken_back {
+            return self.take_back(of, reason);
+        }
+        let Some(canary) = self.take_canary(of) else { return false };
+        tracing::info!(generation = canary.generation, "some nodes accepted the change: it goes to all");
+        self.put_in_force(Arc::clone(canary.catalog.directory()), None, None);
+        true
+    }
+
+    /// Has some nodes go back to what all others have. False: there is no such thing.
+    fn take_back(&self, of: Option<u64>, reason: &str) -> bool {
+        let Some(canary) = self.take_canary(of) else { return false };
         self.metrics.canaries_taken_back.add();
         self.remember_canary(&canary, reason.to_owned());
         self.begin(self.generation() + 1);
         true
+    }
+
+    fn take_canary(&self, of: Option<u64>) -> Option<Canary> {
+        self.canary.lock().take_if(|canary| of.is_none_or(|of| of == canary.generation))
     }
 
     /// What was in force, the present last.
@@ -302,8 +337,7 @@ impl Control {
             warnings: before.warnings.clone(),
             ..*before
         });
-        let canary = self.canary.lock().take();
-        if let Some(canary) = canary {
+        if let Some(canary) = self.take_canary(None) {
             self.metrics.canaries_taken_back.add();
             let by = reason.as_deref().unwrap_or("an operator");
             self.remember_canary(&canary, format!("{by} went back to generation {to}"));

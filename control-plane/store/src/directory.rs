@@ -100,6 +100,27 @@ impl Directory {
         self.endpoint_files.contains(file)
     }
 
+    /// Whether every node gets the same of both, from whatever places in whatever files.
+    #[must_use]
+    pub fn gives_the_same_as(&self, other: &Self) -> bool {
+        let same = |ours: &[usize], theirs: &[usize]| {
+            ours.len() == theirs.len()
+                && ours.iter().zip(theirs).all(|(our, their)| match (self.at(*our), other.at(*their)) {
+                    (Some((one, for_one, _)), Some((another, for_another, _))) => {
+                        one.version() == another.version() && for_one == for_another
+                    }
+                    _ => false,
+                })
+        };
+        self.grants == other.grants
+            && self.candidates.len() == other.candidates.len()
+            && self
+                .candidates
+                .iter()
+                .zip(&other.candidates)
+                .all(|(ours, theirs)| ours.0 == theirs.0 && same(ours.1, theirs.1))
+    }
+
     /// Each resource with the nodes that it is for and where it stands.
     pub fn resources(&self) -> impl Iterator<Item = (&Arc<Resource>, &Selector, &str)> {
         self.placed

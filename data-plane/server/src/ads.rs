@@ -136,7 +136,9 @@ impl Sources {
             .iter()
             .map(|received| {
                 let before = self.configuration.accepted_last(kind, &received.name);
-                judge(type_url, &received.name, &received.version, &received.body, before.as_ref())
+                let mut judged = judge(type_url, &received.name, &received.version, &received.body, before.as_ref());
+                judged.given.temporary = update.is_temporary(&received.name);
+                judged
             })
             .collect();
         for rejection in update.rejections() {

@@ -42,13 +42,15 @@ pub(crate) struct Given {
     pub version: Arc<str>,
     pub resource: Any,
     pub at: SystemTime,
+    /// It came with a TTL.
+    pub temporary: bool,
 }
 
 impl Given {
     /// A resource that came just now.
     #[must_use]
     pub(crate) fn now(version: impl Into<Arc<str>>, resource: Any) -> Self {
-        Self { version: version.into(), resource, at: SystemTime::now() }
+        Self { version: version.into(), resource, at: SystemTime::now(), temporary: false }
     }
 }
 

@@ -119,7 +119,7 @@ pub struct Resource {
     /// Where in `wire` the message itself stands.
     value: Range<usize>,
     /// Found when first needed.
-    referred: OnceLock<Option<Name>>,
+    referred: OnceLock<Option<Referred>>,
 }
 
 impl Resource {
@@ -212,12 +212,21 @@ impl Resource {
 
     /// The resource of another type that a client takes anew when it takes this one: a cluster's assignment, a scope's routes.
     pub(crate) fn referred(&self) -> Option<&Name> {
+        Some(&self.find_referred()?.name)
+    }
+
+    /// Whether a client may have that from another control plane.
+    pub(crate) fn may_refer_elsewhere(&self) -> bool {
+        self.find_referred().is_some_and(|referred| referred.elsewhere)
+    }
+
+    fn find_referred(&self) -> Option<&Referred> {
         let find = || match &*self.type_url {
-            type_url::CLUSTER => assignment_name(self),
-            type_url::SCOPED_ROUTE_CONFIGURATION => routes_name(self),
+            type_url::CLUSTER => assignment_of(self),
+            type_url::SCOPED_ROUTE_CONFIGURATION => routes_of(self),
             _ => None,
         };
-        self.referred.get_or_init(|| find().map(Name::from)).as_ref()
+        self.referred.get_or_init(find).as_ref()
     }
 
     /// The encoded `Any`.
@@ -255,8 +264,16 @@ impl fmt::Debug for Resource {
     }
 }
 
+/// A resource of another type.
+#[derive(Debug, Clone)]
+struct Referred {
+    name: Name,
+    /// By a source of its own: this control plane, or another one.
+    elsewhere: bool,
+}
+
 /// The assignment that a cluster of type EDS refers to, unless it is read from a file.
-fn assignment_name(resource: &Resource) -> Option<String> {
+fn assignment_of(resource: &Resource) -> Option<Referred> {
     // A cluster that does not decode refers to nothing; whoever validates resources has said so before.
     let cluster = Cluster::decode(resource.value()).ok()?;
     let eds = cluster::DiscoveryType::Eds as i32;
@@ -264,18 +281,22 @@ fn assignment_name(resource: &Resource) -> Option<String> {
         return None;
     }
     let config = cluster.eds_cluster_config.unwrap_or_default();
-    let source = config.eds_config.and_then(|source| source.config_source_specifier);
-    if matches!(source, Some(ConfigSourceSpecifier::PathConfigSource(_))) {
-        return None;
-    }
+    let elsewhere = match config.eds_config.and_then(|source| source.config_source_specifier) {
+        Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) | None => false,
+        Some(ConfigSourceSpecifier::ApiConfigSource(_)) => true,
+        // `path_config_source`, and `path` as it was spelled before.
+        Some(_) => return None,
+    };
     let service = config.service_name;
-    Some(if service.is_empty() { cluster.name } else { service })
+    let name = if service.is_empty() { cluster.name } else { service };
+    Some(Referred { name: name.into(), elsewhere })
 }
 
 /// The routes that a scope refers to by name.
-fn routes_name(resource: &Resource) -> Option<String> {
+fn routes_of(resource: &Resource) -> Option<Referred> {
     let scope = ScopedRouteConfiguration::decode(resource.value()).ok()?;
-    Some(scope.route_configuration_name).filter(|name| !name.is_empty())
+    let name = Some(scope.route_configuration_name).filter(|name| !name.is_empty())?;
+    Some(Referred { name: name.into(), elsewhere: false })
 }
 
 /// How many bytes a length-delimited field with a payload of `len` bytes takes.

@@ -204,3 +204,38 @@ async fn history_says_what_became_of_what_only_some_nodes_had() {
     pass(60).await;
     assert_eq!(server.control.generation(), 4, "what was taken back stays where it is");
 }
+
+/// Read again, or written in another way, it is no change: nothing new comes to be, and what goes on does.
+#[tokio::test(start_paused = true)]
+async fn what_says_nothing_new_is_no_change() {
+    let server = Server::start();
+    let stream = server.settled("n1");
+    let restate = |timeout: u32, comment: &str| {
+        write(&server.folder, timeout);
+        let text = std::fs::read_to_string(server.folder.path().join("a.yaml")).unwrap();
+        std::fs::write(server.folder.path().join("a.yaml"), format!("# {comment}\n{text}")).unwrap();
+        server.control.reload();
+    };
+    let since = server.control.latest().in_force_since;
+    restate(1, "the same");
+    assert_eq!((server.canaries(), server.history()), (Vec::new(), vec![(1, None)]));
+    assert_eq!(server.control.latest().in_force_since, since);
+    let origins: Vec<_> = server.control.directory().resources().map(|(_, _, origin)| origin.to_owned()).collect();
+    assert!(origins.iter().all(|origin| origin.ends_with("a.yaml:2:1")), "it is known where it is now: {origins:?}");
+
+    server.publish(2);
+    answer(&stream, None);
+    pass(6).await;
+    restate(2, "the same as some nodes have");
+    pass(6).await;
+    let went_on = vec![(1, None), (3, None)];
+    assert_eq!((server.canaries(), server.history()), (Vec::new(), went_on), "its quiet time did not begin anew");
+    assert!(!matches!(stream.next(), Next::Send(_)), "it has what goes to all");
+
+    server.publish(4);
+    assert_eq!(server.canaries(), ["n1"]);
+    restate(2, "back to what is in force");
+    assert_eq!(server.canaries(), [""; 0]);
+    let (_, taken_back) = server.history().pop().unwrap();
+    assert_eq!(taken_back.as_deref(), Some("the directory says again what is in force"));
+}

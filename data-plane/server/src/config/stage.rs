@@ -311,14 +311,16 @@ impl Stage {
         !self.roots.contains_key(&kind) || self.answered.contains(&kind)
     }
 
-    /// Accepted dynamic resources, without secrets: what the next cold start may begin with.
+    /// Accepted dynamic resources, without secrets: what the next cold start may begin with. Nor what has a TTL: without its
+    /// control plane it is not to be.
     pub(crate) fn accepted(&self) -> Vec<(String, Given)> {
         let slots = self.slots.iter().filter(|((kind, _), slot)| *kind != Kind::Secret && !slot.fixed);
         let kept = slots.filter_map(|((_, name), slot)| {
             let wanted = slot.wanted.as_ref()?;
             // What could not be applied here and now would not serve a cold start either.
             let good = if slot.failed || slot.retry.is_some() { slot.active.as_ref()? } else { wanted };
-            Some((name.to_string(), good.given.clone()?))
+            let given = good.given.as_ref().filter(|given| !given.temporary)?;
+            Some((name.to_string(), given.clone()))
         });
         kept.collect()
     }

@@ -162,6 +162,12 @@ impl<'c> Update<'c> {
         &self.aliases
     }
 
+    /// Whether the response gives a resource for some time only (TTL).
+    #[must_use]
+    pub fn is_temporary(&self, name: &str) -> bool {
+        self.ttls.contains_key(name)
+    }
+
     /// What the response itself got wrong: duplicates, other types, bytes without a name. Refused in any case.
     #[must_use]
     pub fn rejections(&self) -> &[Rejection] {

@@ -44,12 +44,15 @@ impl Interest {
     const MAX_NAME: usize = 16 * 1024;
 
     pub(crate) fn covers(&self, name: &str) -> bool {
-        self.wildcard || self.names.contains(name) || self.collects(name)
+        self.wildcard || self.names.contains(name) || self.collection(name).is_some()
     }
 
-    /// Whether the name is in a collection that is asked for.
-    pub(crate) fn collects(&self, name: &str) -> bool {
-        self.globs > 0 && xdstp::collection_of(name).is_some_and(|glob| self.names.contains(glob.as_str()))
+    /// The collection that is asked for and has the name.
+    pub(crate) fn collection(&self, name: &str) -> Option<&Name> {
+        if self.globs == 0 {
+            return None;
+        }
+        self.names.get(xdstp::collection_of(name)?.as_str())
     }
 
     /// The collections that are asked for.

@@ -205,12 +205,14 @@ impl Session {
         if is_stranger {
             self.meet();
         }
-        let meeting = self.staging.is_meeting();
+        let met = self.staging.is_meeting().then(|| Arc::clone(self.staging.target()));
         let (subscription, set) = self.subscription(stream, Variant::Delta, &request.type_url)?;
         let withheld = subscription.withholds_any();
-        let brings_clusters = meeting && &*subscription.type_url == type_url::CLUSTER && !subscription.is_started();
+        let met = met.filter(|_| &*subscription.type_url == type_url::CLUSTER && !subscription.is_started());
         let heard = subscription.on_delta_request(request, &set, settings)?;
-        let assignments = if brings_clusters { subscription.referred_of_news(&set) } else { Vec::new() };
+        let clusters = met.iter().flat_map(|target| subscription.news(&set).map(move |cluster| (target, cluster)));
+        let assignments =
+            clusters.filter_map(|(target, cluster)| target.assignment_to_come(cluster)).cloned().collect();
         let refused = subscription.refused();
         let (holds_back, refuses_nothing) = (!withheld && subscription.withholds_any(), subscription.refuses_nothing());
         self.retry |= refuses_nothing && self.halted_by(&refused.0);

@@ -114,7 +114,7 @@ impl Subscription {
         if self.interest.names.contains(name) {
             // xDS: in state of the world a resource has no other name than its own.
             set.get(name).filter(|resource| self.variant == Variant::Delta || &**resource.name() == name)
-        } else if self.interest.wildcard || self.interest.collects(name) {
+        } else if self.interest.wildcard || self.interest.collection(name).is_some() {
             set.get_listed(name)
         } else {
             None
@@ -159,10 +159,9 @@ impl Subscription {
         self.started
     }
 
-    /// What those resources of `set` refer to that the node does not have as they are.
-    pub(crate) fn referred_of_news(&self, set: &TypeSet) -> Vec<Name> {
-        let is_news = |resource: &&Arc<Resource>| self.sent.get(resource.name()) != Some(&resource.version());
-        set.resources().filter(is_news).filter_map(|resource| resource.referred()).cloned().collect()
+    /// The resources of `set` that the node does not have as they are.
+    pub(crate) fn news<'a>(&self, set: &'a TypeSet) -> impl Iterator<Item = &'a Arc<Resource>> {
+        set.resources().filter(|resource| self.sent.get(resource.name()) != Some(&resource.version()))
     }
 
     /// Whether removals wait for what refers to them.

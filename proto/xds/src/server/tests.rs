@@ -11,6 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_api::envoy::config::cluster::v3::{Cluster, cluster};
+use culvert_api::envoy::config::core::v3::{
+    AggregatedConfigSource, ApiConfigSource, ConfigSource, PathConfigSource, config_source::ConfigSourceSpecifier,
+};
 use culvert_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use culvert_api::google::rpc;
 use culvert_api::type_url;
@@ -154,8 +157,20 @@ fn version_of(of: &str, entry: &str) -> String {
 }
 
 fn eds_cluster(name: &str) -> Arc<Resource> {
+    eds_cluster_by(name, None)
+}
+
+/// By a source of assignments of its own.
+fn eds_cluster_by(name: &str, source: Option<ConfigSourceSpecifier>) -> Arc<Resource> {
     let eds = cluster::ClusterDiscoveryType::Type(cluster::DiscoveryType::Eds as i32);
-    let cluster = Cluster { name: name.into(), cluster_discovery_type: Some(eds), ..Cluster::default() };
+    let source = ConfigSource { config_source_specifier: source, ..ConfigSource::default() };
+    let config = cluster::EdsClusterConfig { eds_config: Some(source), ..cluster::EdsClusterConfig::default() };
+    let cluster = Cluster {
+        name: name.into(),
+        cluster_discovery_type: Some(eds),
+        eds_cluster_config: Some(config),
+        ..Cluster::default()
+    };
     Arc::new(Resource::new(&type_url::CLUSTER.into(), name, &cluster.encode_to_vec()))
 }
 

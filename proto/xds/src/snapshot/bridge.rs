@@ -7,7 +7,7 @@ use culvert_api::type_url;
 
 use super::{Snapshot, TypeSet};
 use crate::Name;
-use crate::resource::{TypeUrl, Version};
+use crate::resource::{Resource, TypeUrl, Version};
 
 /// What is referred to by other types: added before them and removed after them.
 pub(crate) fn is_referred_to(type_url: &str) -> bool {
@@ -124,7 +124,8 @@ impl Bridge {
 
 /// The assignments of the clusters that `from` does not have.
 fn new_assignments(from: &Snapshot, to: &Snapshot) -> BTreeSet<Name> {
-    let Some(to) = to.of_type(type_url::CLUSTER) else { return BTreeSet::new() };
+    let target = to;
+    let Some(to) = target.of_type(type_url::CLUSTER) else { return BTreeSet::new() };
     let from = from.of_type(type_url::CLUSTER);
     let changed = from.and_then(|from| to.changed_since(from));
     let is_new = |name: &str| from.is_none_or(|from| from.get_listed(name).is_none());
@@ -133,7 +134,7 @@ fn new_assignments(from: &Snapshot, to: &Snapshot) -> BTreeSet<Name> {
         None => to.resources().collect(),
     };
     let new = names.into_iter().filter(|resource| is_new(resource.name()));
-    new.filter_map(|resource| resource.referred()).cloned().collect()
+    new.filter_map(|cluster| target.assignment_to_come(cluster)).cloned().collect()
 }
 
 impl TypeSet {
@@ -169,6 +170,15 @@ impl TypeSet {
 }
 
 impl Snapshot {
+    /// The assignment that a node which takes this cluster has to ask for here. (Where the cluster names a source of its own, and
+    /// there is none here, it is another control plane's.)
+    pub(crate) fn assignment_to_come<'a>(&self, cluster: &'a Resource) -> Option<&'a Name> {
+        let name = cluster.referred()?;
+        let is_here =
+            || self.of_type(type_url::CLUSTER_LOAD_ASSIGNMENT).is_some_and(|set| set.get_listed(name).is_some());
+        (!cluster.may_refer_elsewhere() || is_here()).then_some(name)
+    }
+
     fn unmarked(&self) -> Arc<Self> {
         let unmarked = |set: &Arc<TypeSet>| {
             let marked = set.frozen || !set.retained.is_empty();

@@ -178,6 +178,8 @@ impl Subscription {
         let changed = self.seen.as_ref().and_then(|seen| set.changed_since(seen));
         if let Some(changed) = changed {
             self.due.extend(changed.iter().filter(|name| self.interest.covers(name)).cloned());
+            // Of which there may be no member any more.
+            self.due.extend(changed.iter().filter_map(|name| self.interest.collection(name)).cloned());
         } else {
             if self.interest.wildcard {
                 self.due.extend(set.resources().map(|resource| Arc::clone(resource.name())));

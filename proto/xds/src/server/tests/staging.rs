@@ -125,6 +125,48 @@ fn on_streams_of_one_type_each_a_new_cluster_waits_for_its_assignment() {
     peer.expect("RouteConfiguration r=e");
 }
 
+/// From a file, or from another control plane as far as can be seen: then nothing is waited for but the answer for the cluster.
+#[test]
+#[expect(deprecated, reason = "path is still used")]
+fn an_assignment_that_comes_from_elsewhere_is_not_waited_for() {
+    let by_api = || ConfigSourceSpecifier::ApiConfigSource(ApiConfigSource::default());
+    for (source, assigned, waits) in [
+        (ConfigSourceSpecifier::Path("/eds.json".to_owned()), false, false),
+        (ConfigSourceSpecifier::PathConfigSource(PathConfigSource::default()), false, false),
+        (by_api(), false, false),
+        (by_api(), true, true),
+        (ConfigSourceSpecifier::Ads(AggregatedConfigSource::default()), false, true),
+    ] {
+        let mut peer = synced(&[(CLUSTER, "old=1"), (ROUTE_CONFIGURATION, "r=old")]);
+        let mut builder = peer.session.snapshot().successor();
+        builder.insert(eds_cluster_by("e", Some(source.clone())));
+        builder.insert(resource(ROUTE_CONFIGURATION, "r=e"));
+        if assigned {
+            builder.insert(resource(CLUSTER_LOAD_ASSIGNMENT, "e=1"));
+        }
+        peer.publish(builder.build());
+        let clusters = peer.poll().expect("the cluster").1;
+        peer.delta_answer(CLUSTER, &clusters, None);
+        let waited = peer.session.poll_stream(peer.stream, Duration::ZERO).is_none();
+        assert_eq!(waited, waits, "{source:?}, and the assignment is here: {assigned}");
+    }
+}
+
+/// Envoy would hold back its answer for the cluster for as long as it hears nothing.
+#[test]
+fn of_a_denied_assignment_a_cluster_gets_an_empty_one() {
+    let mut builder = Snapshot::builder();
+    builder.insert(eds_cluster("e"));
+    builder.deny(CLUSTER_LOAD_ASSIGNMENT.into(), "e".into());
+    let mut peer = Peer::new(Variant::Delta, builder.build());
+    peer.delta(CLUSTER_LOAD_ASSIGNMENT, &["e"], &[]);
+    // `cluster_name`, and nothing else.
+    let empty = vec![10, 1, b'e'];
+    let response = peer.session.poll_stream(peer.stream, Duration::ZERO).expect("an answer");
+    let seen: Vec<_> = response.resources().iter().map(|resource| resource.value()).collect();
+    assert_eq!((seen, response.removed().len()), (vec![empty.into()], 0));
+}
+
 #[test]
 fn a_new_cluster_that_goes_and_comes_back_during_the_change_still_waits_for_its_assignment() {
     let mut peer = synced(&[(CLUSTER, "old=1"), (ROUTE_CONFIGURATION, "r=old")]);
