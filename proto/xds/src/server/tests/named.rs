@@ -132,15 +132,20 @@ fn a_grpc_client_is_told_each_time_that_a_collection_has_become_empty() {
     let node = NodeIdentity { user_agent: "gRPC C-core linux".into(), ..NodeIdentity::default() };
     let mut session = Session::new(SessionConfig::default(), Arc::new(node), Arc::new(of(RDS, &[A])));
     session.open(StreamId(1), StreamKind { variant: Variant::Sotw, type_url: None }).unwrap();
-    let mut nonce = String::new();
+    let (mut nonce, mut now) = (String::new(), Duration::ZERO);
     for (members, told) in [(&[A][..], vec![]), (&[], vec![GLOB]), (&[B], vec![]), (&[], vec![GLOB])] {
         let mut next = session.snapshot().successor();
         for name in members {
             next.insert(Arc::new(Resource::new(&RDS.into(), *name, b"")));
         }
-        session.on_snapshot(Arc::new(next.build()), Duration::ZERO);
+        session.on_snapshot(Arc::new(next.build()), now);
         session.on_request(StreamId(1), &sotw(RDS, &[GLOB], "", &nonce)).unwrap();
-        let response = session.poll_stream(StreamId(1), Duration::ZERO).expect("a response").to_sotw();
+        // What is removed goes in the last step.
+        let response = (0..10).find_map(|_| {
+            now += Duration::from_millis(100);
+            session.poll_stream(StreamId(1), now)
+        });
+        let response = response.expect("a response").to_sotw();
         assert_eq!(response.resources.len(), members.len());
         nonce = response.nonce;
         let names = response.resource_errors.into_iter().map(|error| error.resource_name.unwrap().name);
