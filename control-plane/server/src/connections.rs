@@ -26,6 +26,7 @@ use tower::ServiceExt;
 
 use crate::control::Control;
 use crate::discovery::Call;
+use crate::gathered::Gathered;
 use crate::identity::Peer;
 use crate::messages::Unfinished;
 use crate::rest;
@@ -163,7 +164,7 @@ impl Shared {
                     .keep_alive_interval(Some(KEEPALIVE_INTERVAL))
                     .keep_alive_timeout(KEEPALIVE_TIMEOUT)
                     .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
-                    .serve_connection(TokioIo::new(io), service);
+                    .serve_connection(TokioIo::new(Gathered::new(io)), service);
                 let stop = http2::Connection::graceful_shutdown;
                 self.until_ended(std::pin::pin!(connection), stop, &address, &retire, &drain).await;
             }

@@ -17,6 +17,7 @@ mod control;
 mod csds;
 mod discovery;
 mod export;
+mod gathered;
 mod grpc_bootstrap;
 mod history;
 mod identity;
