@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use culvert_api::document::{self, Syntax};
+use culvert_api::document;
 use culvert_api::envoy::service::discovery::v3::DiscoveryRequest;
 use culvert_api::json::{Secrets, to_json};
 use culvert_api::type_url;
@@ -73,8 +73,8 @@ pub(crate) async fn discovery(
         Ok(body) => body,
         Err((status, reason)) => return text(status, reason),
     };
-    let message = match document::load::<DiscoveryRequest>(&body, Syntax::Json) {
-        Ok(loaded) => loaded.message,
+    let message = match document::load_of_peer::<DiscoveryRequest>(&body) {
+        Ok(message) => message,
         Err(problems) => {
             let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
             return text(StatusCode::BAD_REQUEST, format!("{}\n", problems.join("\n")));

@@ -15,6 +15,7 @@ use std::fmt;
 use std::path::Path;
 
 use prost::Name;
+use prost_reflect::MessageDescriptor;
 
 use crate::{Any, json, pool};
 pub use node::{Node, Position, Value};
@@ -142,6 +143,16 @@ pub fn load<M: Name + Default>(text: &[u8], syntax: Syntax) -> Result<Loaded<M>,
     if problems.is_empty() { Ok(loaded) } else { Err(problems) }
 }
 
+/// [`load`] for what a peer sends in JSON: **fields that are not known here are skipped**, as when they come encoded. A newer peer has
+/// some.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_of_peer<M: Name + Default>(text: &[u8]) -> Result<M, Vec<Problem>> {
+    let (loaded, problems) = load_with::<M>(text, Syntax::Json, json::read::message_of_peer)?;
+    if problems.is_empty() { Ok(loaded.message) } else { Err(problems) }
+}
+
 /// [`load`] that gives the message without what is broken in it, so that later checks can name their findings in the same
 /// run. Where there are problems the message is for nothing else.
 ///
@@ -150,6 +161,14 @@ pub fn load<M: Name + Default>(text: &[u8], syntax: Syntax) -> Result<Loaded<M>,
 pub fn load_in_spite<M: Name + Default>(
     text: &[u8],
     syntax: Syntax,
+) -> Result<(Loaded<M>, Vec<Problem>), Vec<Problem>> {
+    load_with(text, syntax, json::read::message)
+}
+
+fn load_with<M: Name + Default>(
+    text: &[u8],
+    syntax: Syntax,
+    read: fn(&Node, &MessageDescriptor) -> (Vec<u8>, Vec<Problem>),
 ) -> Result<(Loaded<M>, Vec<Problem>), Vec<Problem>> {
     let mut documents = parse(text, syntax, &Limits::default())?.into_iter();
     let tree = match (documents.next(), documents.next()) {
@@ -160,7 +179,7 @@ pub fn load_in_spite<M: Name + Default>(
     let Some(descriptor) = pool::message(&M::type_url()) else {
         return Err(whole(tree.at, &format!("type {} is not in the descriptor set", M::full_name())));
     };
-    let (bytes, problems) = json::read::message(&tree, &descriptor);
+    let (bytes, problems) = read(&tree, &descriptor);
     match M::decode(bytes.as_slice()) {
         Ok(message) => Ok((Loaded { message, tree }, problems)),
         Err(_) if !problems.is_empty() => Err(problems),

@@ -187,6 +187,18 @@ static_resources:
     assert_eq!(found, expected, "found: {found:#?}");
 }
 
+/// At any depth; a wrong value of a field that is known is wrong all the same.
+#[test]
+fn of_a_peer_what_is_not_known_is_skipped() {
+    let cluster = load_of_peer::<Cluster>(
+        br#"{"name": "a", "new": {"x": [1]}, "load_assignment": {"cluster_name": "b", "newer": null}}"#,
+    );
+    let cluster = cluster.unwrap();
+    assert_eq!((&*cluster.name, &*cluster.load_assignment.unwrap().cluster_name), ("a", "b"));
+    let found = load_of_peer::<Cluster>(br#"{"new": 1, "name": 7}"#).unwrap_err();
+    assert_eq!(found.iter().map(|one| one.path.as_str()).collect::<Vec<_>>(), ["name"], "{found:?}");
+}
+
 #[test]
 fn load_takes_one_document() {
     let found = load::<Cluster>(b"name: a\n---\nname: b\n", Syntax::Yaml).unwrap_err();

@@ -28,6 +28,13 @@ pub(crate) fn message(node: &Node, descriptor: &MessageDescriptor) -> (Vec<u8>, 
     finish(reader, node, &message)
 }
 
+/// The same of what somebody says who may know more fields: those are skipped, as when they come encoded.
+pub(crate) fn message_of_peer(node: &Node, descriptor: &MessageDescriptor) -> (Vec<u8>, Vec<Problem>) {
+    let mut reader = Reader { skips_unknown: true, ..Reader::default() };
+    let message = reader.message(node, descriptor);
+    finish(reader, node, &message)
+}
+
 /// The `Any` that a tree with `@type` spells, valid.
 pub(crate) fn any(node: &Node) -> Result<Any, Vec<Problem>> {
     let mut reader = Reader::default();
@@ -85,6 +92,8 @@ pub(crate) fn encloses(outer: &str, inner: &str) -> bool {
 struct Reader {
     path: String,
     problems: Vec<Problem>,
+    /// Fields that are not known are no mistakes.
+    skips_unknown: bool,
 }
 
 /// What an `Any` holds.
@@ -153,6 +162,9 @@ impl Reader {
             let field =
                 descriptor.get_field_by_name(&entry.key).or_else(|| descriptor.get_field_by_json_name(&entry.key));
             let Some(field) = field else {
+                if self.skips_unknown {
+                    continue;
+                }
                 let reason = suggest::unknown_field(&descriptor, &entry.key);
                 self.within(&entry.key, |reader| reader.problem(entry.at, reason));
                 continue;

@@ -95,11 +95,12 @@ async fn mute() -> u16 {
     port
 }
 
-/// The clock jumps to the next timer whenever nobody runs, also while bytes are on their way: they take a hundredth of a second.
+/// The clock jumps to the next timer whenever nobody runs, also while bytes are on their way. In steps as small as this ten seconds
+/// take the kernel's time for several round trips, also when it is late.
 pub(super) fn in_small_steps() {
     tokio::spawn(async {
         loop {
-            sleep(Duration::from_millis(10)).await;
+            sleep(Duration::from_millis(2)).await;
         }
     });
 }
