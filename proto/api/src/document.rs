@@ -15,8 +15,8 @@ use std::fmt;
 use std::path::Path;
 
 use prost::Name;
-use prost_reflect::MessageDescriptor;
 
+use crate::json::read::Unknown;
 use crate::{Any, json, pool};
 pub use node::{Node, Position, Value};
 
@@ -149,7 +149,7 @@ pub fn load<M: Name + Default>(text: &[u8], syntax: Syntax) -> Result<Loaded<M>,
 /// # Errors
 /// As [`load`].
 pub fn load_of_peer<M: Name + Default>(text: &[u8]) -> Result<M, Vec<Problem>> {
-    let (loaded, problems) = load_with::<M>(text, Syntax::Json, json::read::message_of_peer)?;
+    let (loaded, problems) = load_with::<M>(text, Syntax::Json, Unknown::Skipped)?;
     if problems.is_empty() { Ok(loaded.message) } else { Err(problems) }
 }
 
@@ -162,13 +162,13 @@ pub fn load_in_spite<M: Name + Default>(
     text: &[u8],
     syntax: Syntax,
 ) -> Result<(Loaded<M>, Vec<Problem>), Vec<Problem>> {
-    load_with(text, syntax, json::read::message)
+    load_with(text, syntax, Unknown::Refused)
 }
 
 fn load_with<M: Name + Default>(
     text: &[u8],
     syntax: Syntax,
-    read: fn(&Node, &MessageDescriptor) -> (Vec<u8>, Vec<Problem>),
+    unknown: Unknown,
 ) -> Result<(Loaded<M>, Vec<Problem>), Vec<Problem>> {
     let mut documents = parse(text, syntax, &Limits::default())?.into_iter();
     let tree = match (documents.next(), documents.next()) {
@@ -179,7 +179,7 @@ fn load_with<M: Name + Default>(
     let Some(descriptor) = pool::message(&M::type_url()) else {
         return Err(whole(tree.at, &format!("type {} is not in the descriptor set", M::full_name())));
     };
-    let (bytes, problems) = read(&tree, &descriptor);
+    let (bytes, problems) = json::read::message(&tree, &descriptor, unknown);
     match M::decode(bytes.as_slice()) {
         Ok(message) => Ok((Loaded { message, tree }, problems)),
         Err(_) if !problems.is_empty() => Err(problems),

@@ -221,7 +221,7 @@ impl DataPlane {
             let _written = write!(
                 text,
                 "\x20 - name: xds-{port}\n\
-                 \x20   connect_timeout: 1s\n\
+                 \x20   connect_timeout: 5s\n\
                  \x20   type: STATIC\n\
                  \x20   load_assignment: {{cluster_name: xds-{port}, endpoints: [{{lb_endpoints: [{{endpoint: {{address: \
                  {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}\n"

@@ -22,15 +22,8 @@ use crate::{Any, pool, type_url, validate};
 const MAX_PROBLEMS: usize = 500;
 
 /// The message that a tree spells, encoded, and every mistake in it. What is broken is missing in the message.
-pub(crate) fn message(node: &Node, descriptor: &MessageDescriptor) -> (Vec<u8>, Vec<Problem>) {
-    let mut reader = Reader::default();
-    let message = reader.message(node, descriptor);
-    finish(reader, node, &message)
-}
-
-/// The same of what somebody says who may know more fields: those are skipped, as when they come encoded.
-pub(crate) fn message_of_peer(node: &Node, descriptor: &MessageDescriptor) -> (Vec<u8>, Vec<Problem>) {
-    let mut reader = Reader { skips_unknown: true, ..Reader::default() };
+pub(crate) fn message(node: &Node, descriptor: &MessageDescriptor, unknown: Unknown) -> (Vec<u8>, Vec<Problem>) {
+    let mut reader = Reader { skips_unknown: unknown == Unknown::Skipped, ..Reader::default() };
     let message = reader.message(node, descriptor);
     finish(reader, node, &message)
 }
@@ -88,11 +81,19 @@ pub(crate) fn encloses(outer: &str, inner: &str) -> bool {
     inner.strip_prefix(outer).is_some_and(|rest| outer.is_empty() || rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
+/// What becomes of fields that are not known here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unknown {
+    /// They are mistakes.
+    Refused,
+    /// Whoever wrote them knows more, as may be when they come encoded.
+    Skipped,
+}
+
 #[derive(Default)]
 struct Reader {
     path: String,
     problems: Vec<Problem>,
-    /// Fields that are not known are no mistakes.
     skips_unknown: bool,
 }
 

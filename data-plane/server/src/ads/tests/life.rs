@@ -95,12 +95,13 @@ async fn mute() -> u16 {
     port
 }
 
-/// The clock jumps to the next timer whenever nobody runs, also while bytes are on their way. In steps as small as this ten seconds
-/// take the kernel's time for several round trips, also when it is late.
+/// The clock jumps to the next timer whenever nobody runs, also while bytes are on their way. In steps as small as this, each of
+/// which leaves the kernel some time of its own, a second is several milliseconds of that: more than its round trips take.
 pub(super) fn in_small_steps() {
     tokio::spawn(async {
         loop {
-            sleep(Duration::from_millis(2)).await;
+            sleep(Duration::from_millis(20)).await;
+            std::thread::sleep(Duration::from_micros(100));
         }
     });
 }
