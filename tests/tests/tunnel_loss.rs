@@ -145,28 +145,38 @@ async fn a_stopped_process_is_noticed_by_the_other_end_over_http2() -> Result {
     cloud.stop().await
 }
 
-/// In Envoy's dialect, before a tunnel is used and after: at first the server asks (`RPING`), and the agent knows by its rhythm;
-/// from the first request on both ask (HTTP/2's PING).
+/// How far a tunnel in Envoy's dialect has come.
+#[derive(Debug, Clone, Copy)]
+enum InEnvoys {
+    New,
+    Pinged,
+    Used,
+}
+
+/// In Envoy's dialect, before a tunnel is used and after: at first the server asks (`RPING`), and the agent knows by its rhythm, or
+/// guesses; from the first request on both ask (HTTP/2's PING).
 #[tokio::test]
 async fn a_stopped_process_is_noticed_by_the_other_end_in_envoys_dialect() -> Result {
     let backend = Backend::start("behind").await?;
     let cloud = cloud(TO_EDGE, "", "", "", 2).await?;
     let clusters = cluster("a", &[backend.address], "");
     let site = edge(cloud.listener("tunnel")?, "site", (TO_A, ""), &clusters, SOON_AS_ENVOY).await?;
-    for used in [false, true] {
+    for state in [InEnvoys::New, InEnvoys::Pinged, InEnvoys::Used] {
         for (stopped, other, stat) in
             [(&site, &cloud, "tunnel_server.t.active"), (&cloud, &site, "tunnel_agent.agent.active")]
         {
             joined(&cloud, 1).await?;
-            if used {
-                ensure!(get(cloud.listener("in")?, "/").await?.status == 200, "the tunnel was expected to serve");
-            } else {
-                pinged(&cloud).await?;
+            match state {
+                InEnvoys::New => {}
+                InEnvoys::Pinged => pinged(&cloud).await?,
+                InEnvoys::Used => {
+                    ensure!(get(cloud.listener("in")?, "/").await?.status == 200, "the tunnel was expected to serve");
+                }
             }
             stopped.daemon.signal(Signal::STOP)?;
             let outcome = noticed(other, stat, Instant::now()).await;
             stopped.daemon.signal(Signal::CONT)?;
-            outcome.with_context(|| format!("used: {used}"))?;
+            outcome.with_context(|| format!("the tunnel was: {state:?}"))?;
             // What went wrong with the old one is over before the new one is looked at.
             eventually("another tunnel stands at both ends", async || {
                 let (at_cloud, at_site) =

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::Worker;
 use super::control::Close;
 use super::slot::Slot;
+use crate::envoy::ping::Patience;
 use crate::status::{AsideState, ConnectionState, PeerStatus};
 
 /// A server, its connections, and how far its closing has come.
@@ -34,6 +35,8 @@ pub(super) struct Peer {
     orders: watch::Sender<Order>,
     /// The server said that it ends, within that time, and no other answers at its address yet.
     ends: Mutex<Option<Duration>>,
+    /// How long it may leave its unused tunnels without a ping, in Envoy's dialect.
+    pub(super) patience: Patience,
     /// Those that came when this one left the list.
     replacements: Mutex<Vec<Arc<Self>>>,
     /// Attempts under way at once, over all workers.
@@ -85,6 +88,7 @@ impl Peer {
             control: Mutex::default(),
             orders: watch::Sender::new(Order::Reconnect(Duration::ZERO)),
             ends: Mutex::default(),
+            patience: Patience::default(),
             replacements: Mutex::default(),
             dials: Semaphore::new(DIALS),
         })

@@ -23,6 +23,8 @@ pub(super) enum Reason {
     Certificate,
     /// The hosting listener serves otherwise now, and this connection belongs to what it was.
     Listener,
+    /// It has not been pinged for so long that its server may be gone, or ping less often than was guessed.
+    Unpinged,
     /// The server asked for it.
     Asked,
     /// The server ends within that time. What answers at its address now is its successor.
@@ -43,6 +45,7 @@ pub(super) struct Tenure {
     pub(super) names: Names,
     /// Told by the listener.
     pub(super) outdated: Arc<Notify>,
+    unpinged: Notify,
     tls: Option<Arc<rustls::ClientConfig>>,
     trigger: Trigger,
     retired: Cell<bool>,
@@ -61,6 +64,7 @@ impl Tenure {
         Rc::new(Self {
             names,
             outdated,
+            unpinged: Notify::new(),
             tls,
             trigger: drain::channel().0,
             retired: Cell::new(false),
@@ -86,6 +90,11 @@ impl Tenure {
     /// Why it has ended; what is said as long as nobody knows better.
     pub(super) fn end(&self) -> Cow<'static, str> {
         self.end.borrow().clone()
+    }
+
+    /// No ping came for long.
+    pub(super) fn note_unpinged(&self) {
+        self.unpinged.notify_one();
     }
 
     /// Another one has its place.
@@ -127,6 +136,7 @@ impl Tenure {
                 }
             }
             () = self.outdated.notified() => Reason::Listener,
+            () = self.unpinged.notified() => Reason::Unpinged,
             () = self.tls_changed(agent) => Reason::Certificate,
             () = age => Reason::Age,
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use culvert_http::Io;
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -143,8 +144,9 @@ pub async fn idle(
 ///
 /// # Errors
 /// The tunnel is dead. Once pings have come regularly, 2.4 of their longest intervals without one (at least [`LEAST_SILENCE`])
-/// tell that the server is gone; until then nobody knows how often this one pings.
-pub async fn echo(io: &mut Io, first: Bytes) -> Result<Bytes, IdleError> {
+/// tell that the server is gone. Until then `patience` is all there is: after three fifths of it, without a ping, `doubt` is called, **so that
+/// another tunnel can take the place of this one before it ends**.
+pub async fn echo(io: &mut Io, first: Bytes, patience: &Patience, doubt: impl Fn()) -> Result<Bytes, IdleError> {
     let mut buffer = BytesMut::from(&*first);
     let mut rhythm = Rhythm::default();
     loop {
@@ -155,15 +157,73 @@ pub async fn echo(io: &mut Io, first: Bytes) -> Result<Bytes, IdleError> {
         }
         if pings > 0 {
             rhythm.heard(pings)?;
+            rhythm.silence().into_iter().for_each(|silence| patience.learn(silence));
             let count = usize::try_from(pings).unwrap_or(0);
             write(io, &RPING.repeat(count), ECHO_TIMEOUT).await?;
         }
         buffer.reserve(READ);
-        let patience = rhythm.patience();
-        let read = timeout(patience, io.read_buf(&mut buffer)).await.map_err(|_| IdleError::Missed(patience))?;
+        let read = match rhythm.silence() {
+            Some(silence) => came_within(silence, io, &mut buffer).await.ok_or(IdleError::Missed(silence))?,
+            None => {
+                let silence = patience.get();
+                let doubted = silence * 3 / 5;
+                match came_within(doubted, io, &mut buffer).await {
+                    Some(read) => read,
+                    None => {
+                        patience.doubt(silence);
+                        doubt();
+                        let read = came_within(silence - doubted, io, &mut buffer).await;
+                        read.ok_or_else(|| patience.missed(silence))?
+                    }
+                }
+            }
+        };
         if read? == 0 {
             return Err(IdleError::Closed);
         }
+    }
+}
+
+/// What is read within that time. When a process that was stopped goes on, its timers are over before it knows what has come meanwhile: so
+/// the last of the time is another look.
+async fn came_within(limit: Duration, io: &mut Io, buffer: &mut BytesMut) -> Option<std::io::Result<usize>> {
+    if let Ok(read) = timeout(limit.saturating_sub(ANOTHER_LOOK), io.read_buf(buffer)).await {
+        return Some(read);
+    }
+    timeout(ANOTHER_LOOK, io.read_buf(buffer)).await.ok()
+}
+
+/// How long a server may leave its tunnels without a ping, from one of its tunnels to the next: **a guess, as no word of the dialect says
+/// it**, until one of them has been pinged twice. In the guess a server that is stopped right after its answer is noticed as any other; one
+/// that pings less often sees a few tunnels replaced, each after twice the time, until its interval is known.
+#[derive(Debug)]
+pub struct Patience(Mutex<Duration>);
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self(Mutex::new(FIRST_SILENCE))
+    }
+}
+
+impl Patience {
+    fn get(&self) -> Duration {
+        *self.0.lock()
+    }
+
+    fn learn(&self, silence: Duration) {
+        *self.0.lock() = silence;
+    }
+
+    /// Nothing came for most of that time: the next tunnel waits for longer. Several tunnels that doubt at once count once.
+    fn doubt(&self, silence: Duration) {
+        let mut current = self.0.lock();
+        *current = (silence * 2).min(GREATEST_SILENCE).max(*current);
+    }
+
+    /// And no tunnel has taken the place of that one: it was right to doubt.
+    fn missed(&self, silence: Duration) -> IdleError {
+        self.learn(silence);
+        IdleError::Missed(silence)
     }
 }
 
@@ -191,9 +251,10 @@ impl Rhythm {
         if count > MAX_PINGS { Err(IdleError::Flood) } else { Ok(()) }
     }
 
-    fn patience(&self) -> Duration {
+    /// After which the server is gone, once that is known.
+    fn silence(&self) -> Option<Duration> {
         // An Envoy pings every 2.05 to 2.45 s where 2 s were configured: the third one is due by then, and two were missed.
-        self.longest.map_or(FIRST_SILENCE, |longest| (longest * 12 / 5).max(LEAST_SILENCE))
+        self.longest.map(|longest| (longest * 12 / 5).max(LEAST_SILENCE))
     }
 }
 
@@ -213,8 +274,11 @@ fn jittered(interval: Duration) -> Duration {
 
 /// Less silence than this tells an agent nothing.
 pub const LEAST_SILENCE: Duration = Duration::from_secs(5);
+/// Three of an Envoy's intervals where none is configured.
+const FIRST_SILENCE: Duration = Duration::from_secs(6);
 /// Three times the longest interval that an Envoy can be given.
-const FIRST_SILENCE: Duration = Duration::from_secs(900);
+const GREATEST_SILENCE: Duration = Duration::from_secs(900);
+const ANOTHER_LOOK: Duration = Duration::from_millis(10);
 /// Bytes that are asked for at once.
 const READ: usize = 1024;
 const ECHO_TIMEOUT: Duration = Duration::from_secs(5);

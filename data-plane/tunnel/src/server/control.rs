@@ -42,7 +42,7 @@ impl Notices {
     }
 
     /// The next one. For one waiter.
-    async fn next(&self) -> ServerNotice {
+    pub(super) async fn next(&self) -> ServerNotice {
         loop {
             let next = self.0.notices.lock().pop_front();
             match next {

@@ -7,11 +7,13 @@
 
 mod checks;
 
+use std::cell::Cell;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_http::{Http2ClientOptions, Io, RoundTrip};
+use culvert_model::control::ServerNotice;
 use culvert_model::tunnel::TunnelProtocol;
 use culvert_runtime::drain::{Trigger, Watch};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -20,6 +22,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use self::checks::Admitted;
 use super::acceptor::{Accepted, Came, Ended, shown};
 use super::chronicle::Chronicle;
+use super::control::Notices;
 use super::failure::Failure;
 use super::handshake::{OpeningError, linger};
 use super::identity::Denial;
@@ -87,11 +90,15 @@ impl<R: HostRegistry> Accepted<'_, R> {
         &self,
         lease: &R::Lease,
         mut io: Io,
-        closed: &Watch,
+        (closed, place): (&Watch, &Place),
         pings: Pings,
         chronicle: Option<&Chronicle>,
     ) -> CloseReason {
         let ping_interval = self.acceptor.config.ping_interval;
+        // What has left TLS has no session that another certificate would concern.
+        let notices = io.is_tls().then(Notices::default);
+        notices.iter().for_each(|notices| place.told_by(notices.clone()));
+        let (mut renewed, asked) = (pin!(renewed(notices.as_ref())), Cell::new(false));
         let stalled = || self.metrics.inc(ServerMetric::StalledWrites);
         {
             let mut lost = pin!(keepalive::lost(keepalive::ends(&io), ping_interval, stalled));
@@ -100,6 +107,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
                 tokio::select! {
                     () = lease.wanted() => {}
                     () = self.drain.draining() => {}
+                    () = &mut renewed => asked.set(true),
                 }
             };
             let idle = tokio::select! {
@@ -119,10 +127,15 @@ impl<R: HostRegistry> Accepted<'_, R> {
         if let Some(chronicle) = chronicle {
             chronicle.handed_off();
         }
+        let renewed = async {
+            if !asked.get() {
+                renewed.await;
+            }
+        };
         let leaving = async {
             tokio::select! {
                 () = self.singled_out(closed) => {}
-                () = self.replaced_envoy(lease) => {}
+                () = self.replaced_envoy(lease, renewed) => {}
             }
         };
         Box::pin(run(lease, io, leaving, closed, (ping_interval, stalled))).await
@@ -137,12 +150,17 @@ impl<R: HostRegistry> Accepted<'_, R> {
     }
 
     /// **Make before break**: when the listener or the process drains, the agent is told by GOAWAY, upon which a drain-aware
-    /// Envoy dials anew, and has its time.
-    async fn replaced_envoy(&self, lease: &R::Lease) {
-        self.drain.draining().await;
-        // Until HTTP/2 is open.
-        drop(lease.exchange().await);
-        lease.say_goodbye();
+    /// Envoy dials anew, and has its time. So is one whose TLS session began with a certificate that was `renewed`; it closes this tunnel
+    /// itself when it has another one.
+    async fn replaced_envoy(&self, lease: &R::Lease, renewed: impl Future<Output = ()>) {
+        tokio::select! {
+            biased;
+            () = self.drain.draining() => goodbye(lease).await,
+            () = renewed => {
+                goodbye(lease).await;
+                self.drain.draining().await;
+            }
+        }
         let tunnels = &self.acceptor.tunnels;
         if tunnels.is_ending() {
             return tunnels.finishing().await;
@@ -313,6 +331,22 @@ impl EnvoyJoining {
         self.io.flush().await?;
         let stays = matches!(answer, Answer::Accepted { tls_kept: true, .. });
         Ok(if self.io.is_tls() && !stays { self.io.leave_tls() } else { self.io })
+    }
+}
+
+/// Opens HTTP/2 where it is not open yet: GOAWAY is all that the dialect has to say that another connection is wanted.
+async fn goodbye<L: HostLease>(lease: &L) {
+    drop(lease.exchange().await);
+    lease.say_goodbye();
+}
+
+/// Resolves when the agent is to dial anew, at a time of its own, since the listener presents another certificate.
+async fn renewed(notices: Option<&Notices>) {
+    let Some(notices) = notices else { return std::future::pending().await };
+    loop {
+        if let ServerNotice::Reconnect { delay, .. } = notices.next().await {
+            return sleep(delay).await;
+        }
     }
 }
 

@@ -72,7 +72,7 @@ impl<R: HostRegistry> Accepted<'_, R> {
                 Box::pin(async {
                     tokio::select! {
                         biased;
-                        reason = self.host(lease, unboxed(io), closed, pings, chronicle) => reason,
+                        reason = self.host(lease, unboxed(io), (closed, place), pings, chronicle) => reason,
                         () = self.follow_envoy((standing, claim), lease, trigger) => CloseReason::Forbidden,
                     }
                 })

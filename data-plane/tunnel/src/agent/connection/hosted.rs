@@ -103,7 +103,7 @@ impl<H: Hosting> Connection<H> {
         let first = tokio::select! {
             biased;
             () = hosted.drain.draining() => return,
-            first = ping::echo(&mut io, Bytes::new()) => first,
+            first = ping::echo(&mut io, Bytes::new(), &self.peer.patience, || tenure.note_unpinged()) => first,
         };
         match first {
             Ok(first) => self.hosting.serve(io.with_prefix(first), hosted).await,

@@ -1,11 +1,16 @@
 use std::future::pending;
 
 use tokio::io::DuplexStream;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::*;
 
 const PINGS: Pings = Pings { interval: Duration::from_secs(2), threshold: 3 };
+
+/// Of an agent's only tunnel.
+async fn echo(io: &mut Io, first: Bytes) -> Result<Bytes, IdleError> {
+    super::echo(io, first, &Patience::default(), || ()).await
+}
 
 fn pair() -> (Io, DuplexStream) {
     let (ours, theirs) = tokio::io::duplex(256 * 1024);
@@ -188,22 +193,66 @@ async fn an_agent_notices_that_pings_stay_away() {
     assert_eq!(start.elapsed().as_secs(), 5, "2.4 intervals, and at least as long");
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_agent_that_never_was_pinged_is_patient() {
-    let (mut io, mut peer) = pair();
-    let start = Instant::now();
-    let result = echo(&mut io, Bytes::new()).await;
-    assert!(matches!(result, Err(IdleError::Missed(_))), "saw {result:?}");
-    assert_eq!(start.elapsed(), FIRST_SILENCE, "three times the longest interval that an Envoy can be given");
-    // An Envoy that pings every five minutes.
-    let echo = tokio::spawn(async move { echo(&mut io, Bytes::new()).await });
-    for _ in 0..5 {
-        tokio::time::sleep(Duration::from_secs(300)).await;
-        peer.write_all(RPING).await.unwrap();
-        let mut answer = [0; 5];
-        peer.read_exact(&mut answer).await.unwrap();
+/// How long, in ms, each tunnel is kept by an agent that replaces what is doubted, at a server that pings so often, until one was
+/// pinged three times.
+async fn kept(interval: Duration, patience: &Patience) -> Vec<u128> {
+    let mut kept = Vec::new();
+    while kept.len() < 10 {
+        let (mut io, mut peer) = pair();
+        let start = Instant::now();
+        let pinged = async {
+            for _ in 0..3 {
+                tokio::time::sleep(interval).await;
+                peer.write_all(RPING).await.unwrap();
+                read(&mut peer, 5).await;
+            }
+        };
+        let doubted = Notify::new();
+        let replaced = tokio::select! {
+            result = super::echo(&mut io, Bytes::new(), patience, || doubted.notify_one()) => panic!("saw {result:?}"),
+            () = doubted.notified() => true,
+            () = pinged => false,
+        };
+        kept.push(start.elapsed().as_millis());
+        if !replaced {
+            break;
+        }
     }
-    assert!(!echo.is_finished(), "gave up");
+    kept
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_never_was_pinged_doubts_in_time_for_another_tunnel_which_waits_twice_as_long() {
+    let kept = kept(Duration::from_secs(1_000_000), &Patience::default()).await;
+    let expected = [6, 12, 24, 48, 96, 192, 384, 768, 900, 900].map(|silence| silence * 600);
+    assert_eq!(kept, expected, "three fifths of the silence, in ms");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_never_was_pinged_and_has_no_other_tunnel_knows_that_the_server_is_gone() {
+    let (mut io, _peer) = pair();
+    let patience = Patience::default();
+    for _ in 0..3 {
+        let start = Instant::now();
+        let result = super::echo(&mut io, Bytes::new(), &patience, || ()).await;
+        assert!(matches!(result, Err(IdleError::Missed(_))), "saw {result:?}");
+        assert_eq!(start.elapsed(), FIRST_SILENCE, "as soon each time");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn how_often_a_server_pings_is_known_to_its_next_tunnel() {
+    let patience = Patience::default();
+    // As every Envoy does where nothing is configured: nothing is doubted.
+    assert_eq!(kept(Duration::from_millis(2450), &patience).await, [7350]);
+    assert_eq!(patience.get(), Duration::from_millis(5880));
+    // The longest interval that an Envoy can be given, as if the server were configured anew.
+    let doubted = [1, 2, 4, 8, 16, 32, 64].map(|times| times * 5880 * 3 / 5);
+    let (last, before) = (900_000, doubted.as_slice());
+    let seen = kept(Duration::from_secs(300), &patience).await;
+    assert_eq!(seen.split_last(), Some((&last, before)));
+    assert_eq!(patience.get(), Duration::from_secs(720));
+    assert_eq!(kept(Duration::from_secs(300), &patience).await, [900_000]);
 }
 
 #[tokio::test(start_paused = true)]
