@@ -93,6 +93,24 @@ async fn our_agent_serves_through_a_real_responder_in_both_modes() -> Result {
     Ok(())
 }
 
+/// No word of the dialect says how often an Envoy pings: where that is seldom, the agent replaces a tunnel rather than end it.
+#[tokio::test]
+async fn our_agent_has_a_tunnel_all_the_time_at_a_real_responder_that_pings_seldom() -> Result {
+    let backend = Backend::start("behind").await?;
+    let Some(cloud) = real_cloud(TempDir::with_prefix("culvert-")?, "ping_interval: 60s", "").await? else {
+        return Ok(());
+    };
+    let tunnel = cloud.listener("tunnel")?;
+    let edge = hosted_agent(tunnel, backend.address, "envoy: {tenant_id: tenant-a}").await?;
+    edge.stat_reaches("tunnel_agent.agent.active", 1).await?;
+    edge.stat_reaches("tunnel_agent.agent.replaced", 1).await?;
+    // The old one is closed.
+    edge.stat_reaches("tunnel_agent.agent.active", 1).await?;
+    ensure!(edge.stat("tunnel_agent.agent.lost").await? == 0, "a tunnel was lost:\n{}", edge.daemon.output());
+    served(cloud.listener("in")?, "edge-1", "behind").await?;
+    edge.stop().await
+}
+
 const BOUND: &str = "ping_interval: 1s, validation: {node_id_format: \"%DOWNSTREAM_PEER_DNS_SAN%\"}";
 
 /// In both modes: the handshake is answered with 200, or with 101.
