@@ -104,8 +104,12 @@ async fn our_agent_has_a_tunnel_all_the_time_at_a_real_responder_that_pings_seld
     let edge = hosted_agent(tunnel, backend.address, "envoy: {tenant_id: tenant-a}").await?;
     edge.stat_reaches("tunnel_agent.agent.active", 1).await?;
     edge.stat_reaches("tunnel_agent.agent.replaced", 1).await?;
-    // The old one is closed.
-    edge.stat_reaches("tunnel_agent.agent.active", 1).await?;
+    eventually("the old one is closed", async || {
+        let active = edge.stat("tunnel_agent.agent.active").await?;
+        ensure!(active == 1, "{active} tunnels");
+        Ok(())
+    })
+    .await?;
     ensure!(edge.stat("tunnel_agent.agent.lost").await? == 0, "a tunnel was lost:\n{}", edge.daemon.output());
     served(cloud.listener("in")?, "edge-1", "behind").await?;
     edge.stop().await

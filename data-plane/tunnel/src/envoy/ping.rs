@@ -157,31 +157,38 @@ pub async fn echo(io: &mut Io, first: Bytes, patience: &Patience, doubt: impl Fn
         }
         if pings > 0 {
             rhythm.heard(pings)?;
-            rhythm.silence().into_iter().for_each(|silence| patience.learn(silence));
+            if let Some(silence) = rhythm.silence() {
+                patience.learn(silence);
+            }
             let count = usize::try_from(pings).unwrap_or(0);
             write(io, &RPING.repeat(count), ECHO_TIMEOUT).await?;
         }
         buffer.reserve(READ);
         let read = match rhythm.silence() {
             Some(silence) => came_within(silence, io, &mut buffer).await.ok_or(IdleError::Missed(silence))?,
-            None => {
-                let silence = patience.get();
-                let doubted = silence * 3 / 5;
-                match came_within(doubted, io, &mut buffer).await {
-                    Some(read) => read,
-                    None => {
-                        patience.doubt(silence);
-                        doubt();
-                        let read = came_within(silence - doubted, io, &mut buffer).await;
-                        read.ok_or_else(|| patience.missed(silence))?
-                    }
-                }
-            }
+            None => came_in_patience(patience, &doubt, io, &mut buffer).await?,
         };
         if read? == 0 {
             return Err(IdleError::Closed);
         }
     }
+}
+
+/// What is read before the server counts as gone, as long as nobody knows how often it pings.
+async fn came_in_patience(
+    patience: &Patience,
+    doubt: impl Fn(),
+    io: &mut Io,
+    buffer: &mut BytesMut,
+) -> Result<std::io::Result<usize>, IdleError> {
+    let silence = patience.get();
+    let doubted = silence * 3 / 5;
+    if let Some(read) = came_within(doubted, io, buffer).await {
+        return Ok(read);
+    }
+    patience.doubt(silence);
+    doubt();
+    came_within(silence - doubted, io, buffer).await.ok_or_else(|| patience.missed(silence))
 }
 
 /// What is read within that time. When a process that was stopped goes on, its timers are over before it knows what has come meanwhile: so
@@ -274,8 +281,9 @@ fn jittered(interval: Duration) -> Duration {
 
 /// Less silence than this tells an agent nothing.
 pub const LEAST_SILENCE: Duration = Duration::from_secs(5);
-/// Three of an Envoy's intervals where none is configured.
-const FIRST_SILENCE: Duration = Duration::from_secs(6);
+/// As if 2 s were known to be the interval, which it is where an Envoy is configured with none: doubted after 3 s, when one ping has had to
+/// come, and over before three intervals are.
+const FIRST_SILENCE: Duration = LEAST_SILENCE;
 /// Three times the longest interval that an Envoy can be given.
 const GREATEST_SILENCE: Duration = Duration::from_secs(900);
 const ANOTHER_LOOK: Duration = Duration::from_millis(10);
